@@ -1,0 +1,135 @@
+"""One HTTP request: connect, send, read the answer, close.
+
+A connection a request: the pod's requests are seconds or a minute apart, where servers and
+middleboxes have long dropped an idle connection, and "dropped" would have to be told from "refused".
+"""
+
+import socket
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from urllib.parse import SplitResult, urlsplit
+
+import h11
+import trio
+
+from pidone import __version__
+from pidone.errors import ConnectError, ProtocolError, TransferTimeout
+from pidone.http.message import Response
+
+USER_AGENT = f"pidone/{__version__}"
+CONNECT_TIMEOUT = 5.0  # seconds; the Java Eureka client's, and enough for one lost SYN on a pod network
+
+
+async def request(
+    method: str,
+    url: str,
+    *,
+    timeout: float,
+    headers: Mapping[str, str] | None = None,
+    body: bytes = b"",
+    source: str | None = None,
+    limit: int = 1 << 20,
+) -> Response:
+    """Send one request and read the whole answer; redirects are answers like any other.
+
+    ``timeout`` is seconds for everything together, of which connecting may take ``CONNECT_TIMEOUT``.
+    ``source`` is the local address to connect from. An answer's body of more than ``limit`` bytes is a
+    ``ProtocolError``. Raises a ``TransferError``. On cancel the connection is closed at once, and whether
+    the server has acted on the request is not known.
+    """
+    where = urlsplit(url)
+    if where.scheme not in {"http", "https"} or not where.hostname:
+        raise ConnectError(f"{redacted(url)} is not an http:// or https:// URL with a host")
+    shown = f"{method} {redacted(url)}"
+    try:
+        with trio.fail_after(timeout):
+            async with AsyncExitStack() as closing:
+                stream = await closing.enter_async_context(await _connect(where, source))
+                return await _exchange(stream, method, where, dict(headers or {}), body, limit)
+    except trio.TooSlowError:
+        raise TransferTimeout(f"{shown}: no answer within {timeout:g} s") from None
+    except (h11.RemoteProtocolError, h11.LocalProtocolError) as error:
+        raise ProtocolError(f"{shown}: {error}") from error
+    except (OSError, trio.BrokenResourceError) as error:
+        raise ConnectError(f"{shown}: {_reason(error)}") from error
+
+
+def redacted(url: str) -> str:
+    """The URL without the user and password that may stand in it, for messages."""
+    scheme, separator, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"
+
+
+async def _connect(where: SplitResult, source: str | None) -> trio.abc.Stream:
+    assert where.hostname is not None
+    secure = where.scheme == "https"
+    with trio.move_on_after(CONNECT_TIMEOUT):
+        stream: trio.abc.Stream = await trio.open_tcp_stream(
+            where.hostname, where.port or (443 if secure else 80), local_address=source
+        )
+        if secure:
+            import ssl  # 1 MiB: only pods that speak https pay for it
+
+            stream = trio.SSLStream(
+                stream, ssl.create_default_context(), server_hostname=where.hostname, https_compatible=True
+            )
+            await stream.do_handshake()
+        return stream
+    raise OSError(f"no connection within {CONNECT_TIMEOUT:g} s")
+
+
+async def _exchange(
+    stream: trio.abc.Stream, method: str, where: SplitResult, headers: dict[str, str], body: bytes, limit: int
+) -> Response:
+    connection = h11.Connection(h11.CLIENT)
+    host = where.netloc.rpartition("@")[2]
+    fields = {"host": host, "user-agent": USER_AGENT, "connection": "close", "accept-encoding": "identity"}
+    if where.username is not None:
+        fields["authorization"] = _basic(where.username, where.password or "")
+    fields.update({name.lower(): value for name, value in headers.items()})
+    if body or method in {"POST", "PUT"}:
+        fields["content-length"] = str(len(body))
+    target = (where.path or "/") + (f"?{where.query}" if where.query else "")
+    head = h11.Request(method=method, target=target, headers=list(fields.items()))
+    sent = [connection.send(head), connection.send(h11.Data(data=body)), connection.send(h11.EndOfMessage())]
+    await stream.send_all(b"".join(part for part in sent if part))
+
+    status, received, chunks, size = 0, dict[str, str](), list[bytes](), 0
+    while True:
+        event = connection.next_event()
+        if event is h11.NEED_DATA:
+            connection.receive_data(await stream.receive_some())
+        elif isinstance(event, h11.Response):
+            status = event.status_code
+            received = {name.decode().lower(): value.decode("latin-1") for name, value in event.headers}
+        elif isinstance(event, h11.Data):
+            size += len(event.data)
+            if size > limit:
+                raise h11.RemoteProtocolError(f"the answer is larger than {limit} bytes")
+            chunks.append(bytes(event.data))
+        elif isinstance(event, h11.EndOfMessage):
+            return Response(status, received, b"".join(chunks))
+        elif isinstance(event, h11.ConnectionClosed):
+            raise h11.RemoteProtocolError("the connection ended before the answer did")
+
+
+def _basic(user: str, password: str) -> str:
+    from base64 import b64encode
+    from urllib.parse import unquote
+
+    return "Basic " + b64encode(f"{unquote(user)}:{unquote(password)}".encode()).decode()
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause in words: Trio wraps several attempts to connect in one error."""
+    cause = error.__cause__
+    if isinstance(cause, BaseExceptionGroup):
+        return "; ".join(dict.fromkeys(_reason(inner) for inner in cause.exceptions))
+    if isinstance(error, socket.gaierror):
+        return f"the name does not resolve ({error.strerror})"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(cause, BaseException):
+        return _reason(cause)
+    return str(error)

@@ -1,0 +1,137 @@
+"""A small HTTP/1.1 server: the pod's metrics and the repo of the controller stand on it."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+
+import h11
+import trio
+
+from pidone.http.message import Request, Response, text_response
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+# Seconds a connection may take to send a whole request, and idle between two. Longer than a scraper's
+# interval is pointless, shorter than a slow network's round trips is harmful.
+REQUEST_TIMEOUT = 15.0
+
+
+async def serve(
+    handler: Handler,
+    listeners: Sequence[trio.SocketListener],
+    *,
+    max_connections: int,
+    max_body: int = 1 << 16,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Answer requests until cancelled, then close listeners and connections at once.
+
+    ``handler`` may take as long as it likes (a held request); an error in it is a 500 for that request
+    alone. A connection beyond ``max_connections`` is closed unanswered, so that a flood costs no memory.
+    """
+    open_now = 0
+
+    async def connection(stream: trio.SocketStream) -> None:
+        nonlocal open_now
+        if open_now >= max_connections:
+            await trio.aclose_forcefully(stream)
+            return
+        open_now += 1
+        try:
+            # a peer that goes away, or talks no HTTP, is no event: it may come back and do better
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError, OSError):
+                await _converse(stream, handler, max_body)
+        finally:
+            open_now -= 1
+            await trio.aclose_forcefully(stream)
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(trio.serve_listeners, connection, list(listeners))
+        task_status.started()
+
+
+async def _converse(stream: trio.SocketStream, handler: Handler, max_body: int) -> None:
+    peer = stream.socket.getpeername()[0]
+    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=16384)
+    while True:
+        try:
+            with trio.move_on_after(REQUEST_TIMEOUT) as waited:
+                request = await _read(stream, connection, peer, max_body)
+            if waited.cancelled_caught or request is None:
+                return
+            if isinstance(request, Request):
+                response = await _answer(handler, request)
+            else:
+                response = request
+        except h11.RemoteProtocolError as error:
+            if connection.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
+                return
+            response = text_response(error.error_status_hint or 400, f"not a request: {error}")
+            request = None
+        await _send(stream, connection, response, head_only=isinstance(request, Request) and request.method == "HEAD")
+        if connection.our_state is h11.MUST_CLOSE or connection.their_state is not h11.DONE:
+            await _say_goodbye(stream)
+            return
+        connection.start_next_cycle()
+
+
+async def _read(
+    stream: trio.SocketStream, connection: h11.Connection, peer: str, max_body: int
+) -> Request | Response | None:
+    """The next request; an answer where it is refused unread; None where the peer has closed."""
+    head: h11.Request | None = None
+    chunks, size = list[bytes](), 0
+    while True:
+        event = connection.next_event()
+        if event is h11.NEED_DATA:
+            if connection.they_are_waiting_for_100_continue:
+                go_on = connection.send(h11.InformationalResponse(status_code=100, headers=[]))
+                await stream.send_all(go_on or b"")
+            connection.receive_data(await stream.receive_some())
+        elif isinstance(event, h11.Request):
+            head = event
+        elif isinstance(event, h11.Data):
+            size += len(event.data)
+            if size > max_body:
+                return text_response(413, f"the body is larger than {max_body} bytes")
+            chunks.append(bytes(event.data))
+        elif isinstance(event, h11.EndOfMessage):
+            assert head is not None
+            headers = dict[str, str]()
+            for raw, value in head.headers:
+                name = raw.decode().lower()
+                text = value.decode("latin-1")
+                headers[name] = f"{headers[name]}, {text}" if name in headers else text
+            return Request(
+                head.method.decode(), head.target.decode("latin-1"), headers, b"".join(chunks), peer
+            )
+        else:  # the peer has closed
+            return None
+
+
+async def _answer(handler: Handler, request: Request) -> Response:
+    try:
+        return await handler(request)
+    except Exception as error:  # noqa: BLE001 - one bad request must not end the server; the text says which bug
+        return text_response(500, f"internal error: {type(error).__name__}: {error}")
+
+
+async def _send(
+    stream: trio.SocketStream, connection: h11.Connection, response: Response, *, head_only: bool
+) -> None:
+    fields = dict(response.headers)
+    if response.status not in {204, 304}:
+        fields["content-length"] = str(len(response.body))
+    sent = [connection.send(h11.Response(status_code=response.status, headers=list(fields.items())))]
+    if response.body and not head_only:
+        sent.append(connection.send(h11.Data(data=response.body)))
+    sent.append(connection.send(h11.EndOfMessage()))
+    await stream.send_all(b"".join(part for part in sent if part))
+
+
+async def _say_goodbye(stream: trio.SocketStream) -> None:
+    """Let the peer read the answer before the close: unread input would turn it into a reset."""
+    with suppress(trio.BrokenResourceError, trio.ClosedResourceError, OSError):
+        await stream.send_eof()
+        with trio.move_on_after(1):
+            while await stream.receive_some():
+                pass

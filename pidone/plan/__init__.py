@@ -1,0 +1,1 @@
+"""What a pod gets: decoding, digest, difference. Values only; no clock, no I/O."""

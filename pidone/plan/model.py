@@ -1,0 +1,78 @@
+"""A plan as values: every name resolved, every duration in seconds, nothing left to compute in the pod."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Phase(StrEnum):
+    """The pod's life as the controller sees it. ``Terminating`` is ``metadata.deletionTimestamp`` being set."""
+
+    RUNNING = "Running"
+    TERMINATING = "Terminating"
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """``task.state``: held while that task is in that state."""
+
+    task: str
+    state: str
+
+    def __str__(self) -> str:
+        return f"{self.task}.{self.state}"
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Seconds before the next try: full jitter below ``initial * factor ** failures``, capped at ``maximum``."""
+
+    initial: float = 1.0
+    maximum: float = 300.0
+    factor: float = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One task: what it does (``action`` and its ``config``, plain JSON) and when."""
+
+    name: str
+    action: str
+    config: Mapping[str, Any]
+    digest: str
+    needs: tuple[Edge, ...] = ()
+    every: float | None = None  # seconds
+    timeout: float | None = None  # seconds, of one run
+    stop_timeout: float = 2.0  # seconds its undoing may take
+    restart: str = "Always"  # Always | OnFailure | Never, as a pod's restartPolicy
+    backoff: Backoff = field(default_factory=Backoff)
+    backoff_limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The tasks of one pod, content-addressed: equal digests are equal plans."""
+
+    digest: str
+    tasks: tuple[Task, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """What the pod is told about itself (its own metadata, never another's)."""
+
+    name: str
+    namespace: str
+    uid: str
+    ip: str
+    node: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """What the repo serves: the plan in an envelope with the pod's phase and its own facts."""
+
+    phase: Phase
+    pod: Pod
+    plan: Plan
