@@ -1,16 +1,16 @@
 """Every error of ours, in one tree. Foreign errors are mapped to it at one border each.
 
-    PidoneError
-    ├── Refused            a plan, or a part of one, that this program does not accept
-    ├── TransferError      an HTTP exchange that gave no answer            (border: pidone.http.client)
-    │   ├── ConnectError       nobody there, name unknown, connection refused or reset
-    │   ├── TransferTimeout    no answer within the time allowed
-    │   └── ProtocolError      an answer that is not HTTP, or larger than allowed
-    ├── TaskFailed         one run of a task ended without doing what it is for
-    │   └── RegistryError      the registry answered something other than yes    (border: pidone.registries)
-    │       └── RegistryRefused    ... and will not say yes until somebody changes something
-    ├── StartError         a command could not be started                   (border: pidone.pid1.reaper)
-    └── LanguageError      what people wrote is wrong: findings with positions
+PidoneError
+├── Refused            a plan, or a part of one, that this program does not accept
+├── TransferError      an HTTP exchange that gave no answer            (border: pidone.http.client)
+│   ├── ConnectError       nobody there, name unknown, connection refused or reset
+│   ├── TransferTimeout    no answer within the time allowed
+│   └── ProtocolError      an answer that is not HTTP, or larger than allowed
+├── TaskFailed         one run of a task ended without doing what it is for
+│   └── RegistryError      the registry answered something other than yes    (border: pidone.registries)
+│       └── RegistryRefused    ... and will not say yes until somebody changes something
+├── StartError         a command could not be started                   (border: pidone.pid1.reaper)
+└── LanguageError      what people wrote is wrong: findings with positions
 """
 
 

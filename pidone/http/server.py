@@ -67,7 +67,9 @@ async def _converse(stream: trio.SocketStream, handler: Handler, max_body: int) 
                 return
             response = text_response(error.error_status_hint or 400, f"not a request: {error}")
             request = None
-        await _send(stream, connection, response, head_only=isinstance(request, Request) and request.method == "HEAD")
+        await _send(
+            stream, connection, response, head_only=isinstance(request, Request) and request.method == "HEAD"
+        )
         if connection.our_state is h11.MUST_CLOSE or connection.their_state is not h11.DONE:
             await _say_goodbye(stream)
             return

@@ -7,7 +7,9 @@ from typing import Any
 
 def canonical(value: Any) -> bytes:
     """The same bytes for equal values in any process: what all replicas of a controller must agree on."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
 
 
 def digest(value: Any) -> str:

@@ -33,6 +33,12 @@ class Fields:
     def __contains__(self, name: str) -> bool:
         return name in self._left
 
+    def only_name(self) -> str:
+        """The one field that is left: the name of a variant. Raises ``Refused`` where there are none or several."""
+        if len(self._left) != 1:
+            raise Refused(f"{self.path}: expected exactly one variant, not {', '.join(self._left) or 'none'}")
+        return next(iter(self._left))
+
     def done(self) -> None:
         """Refuse what was not read. A name that starts with ``x-`` may be ignored by whoever does not know it."""
         unknown = sorted(name for name in self._left if not name.startswith("x-"))
@@ -65,8 +71,12 @@ class Fields:
     @overload
     def seconds(self, name: str, *, least: float = 0.0, most: float = 31_536_000.0) -> float: ...
     @overload
-    def seconds(self, name: str, default: T, *, least: float = 0.0, most: float = 31_536_000.0) -> float | T: ...
-    def seconds(self, name: str, default: Any = _REQUIRED, *, least: float = 0.0, most: float = 31_536_000.0) -> Any:
+    def seconds(
+        self, name: str, default: T, *, least: float = 0.0, most: float = 31_536_000.0
+    ) -> float | T: ...
+    def seconds(
+        self, name: str, default: Any = _REQUIRED, *, least: float = 0.0, most: float = 31_536_000.0
+    ) -> Any:
         value = self._take(name, default, (int, float), "a number of seconds")
         checked = self._within(name, value, default, least, most)
         return float(checked) if isinstance(checked, (int, float)) else checked

@@ -1,0 +1,92 @@
+"""The command line of the controller."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from pidone_controller import __version__
+
+EPILOG = """\
+The folders hold TaskSets and TaskBindings (*.yaml, *.yml, *.json), the inventory is what "kubectl get pods
+--all-namespaces -o yaml" (or -o json) prints; written by hand, a pod needs metadata.name, metadata.labels and
+status.podIP. A changed file reaches its pods within a second; one with a mistake changes nothing. What names
+no namespace is for pods of all namespaces. SIGTERM and SIGINT end it.
+
+  pidone-controller standalone --tasks tasks --inventory pods.yaml --listen 127.0.0.1:6060
+  curl http://127.0.0.1:6060/v1/pods
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit codes: 0 ended as asked, 1 could not start, 2 wrong usage."""
+    arguments = _parser().parse_args(argv)
+
+    import trio
+
+    from pidone_controller import standalone
+
+    host, port = arguments.listen
+    settings = standalone.Settings(arguments.tasks, arguments.inventory, host, port)
+    try:
+        trio.run(standalone.run, settings, strict_exception_groups=True)
+    except KeyboardInterrupt:  # before the signals were ours
+        return 0
+    except standalone.StartError as error:
+        print(f"pidone-controller: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "pidone-controller",
+        description="The repo server of pidone: maps pods to task sets and serves each its plan.",
+    )
+    parser.add_argument("--version", action="version", version=f"pidone-controller {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    command = commands.add_parser(
+        "standalone",
+        help="serve from files, without Kubernetes",
+        description="Serve each pod its plan from files, without Kubernetes.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument(
+        "--tasks", metavar="DIR", type=_folder, action="append", required=True,
+        help="a folder of TaskSets and TaskBindings; may be given more than once",
+    )  # fmt: skip
+    command.add_argument(
+        "--inventory", metavar="FILE", type=_file, required=True, help="the pods, YAML or JSON"
+    )
+    command.add_argument(
+        "--listen", metavar="ADDR:PORT", type=_address, default=("127.0.0.1", 6060),
+        help="where to serve (default 127.0.0.1:6060; port 0 takes a free one and says which)",
+    )  # fmt: skip
+    return parser
+
+
+def _folder(text: str) -> Path:
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is not a folder")
+    return Path(text)
+
+
+def _file(text: str) -> Path:
+    if not Path(text).exists() or Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is not a file")
+    return Path(text)
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or int(port[:6]) > 65535:
+        raise argparse.ArgumentTypeError(
+            f'expected ADDR:PORT, as in 127.0.0.1:6060 or [::1]:6060, not "{text}"'
+        )
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise argparse.ArgumentTypeError(f"an IPv6 address stands in brackets: [{host}]:{port}")
+    return host.strip("[]"), int(port)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

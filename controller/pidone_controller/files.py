@@ -1,0 +1,235 @@
+"""Files that people edit, looked at again and again: what stands still is read, what is broken is told.
+
+inotify would tell sooner, and not at all on network file systems, bind mounts of single files and the
+symlinks of a ConfigMap; one ``stat`` a file each fifth of a second works everywhere and costs nothing.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from pidone.language.checking import check_text
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pidone_controller.binding import Rules, Scoped, collect
+from pidone_controller.inventory import Inventory, InventoryError, Pod, project
+from pidone_controller.log import Log
+
+Signature = tuple[int, int, int]  # mtime in ns, size, inode
+Say = Callable[[str], None]
+
+SUFFIXES = {".yaml", ".yml", ".json"}
+
+
+@dataclass(slots=True)
+class Watched:
+    """One path. ``look`` returns its bytes once for each version, when that stood still for one look.
+
+    An editor or a copy in progress is a file that changes between two looks; half of it is never read.
+    """
+
+    path: Path
+    seen: Signature | None = None  # at the last look
+    taken: Signature | None = None  # when it was last read
+
+    @property
+    def pending(self) -> bool:
+        """There is a version that was not read yet."""
+        return self.seen != self.taken
+
+    def look(self) -> bytes | None:
+        """May raise ``OSError``: gone, or not to be read."""
+        now = _signature(self.path.stat())
+        stood, self.seen = now == self.seen, now
+        if not stood or now == self.taken:
+            return None
+        with self.path.open("rb") as opened:
+            data = opened.read()
+            if _signature(os.fstat(opened.fileno())) != now:
+                return None
+        self.taken = now
+        return data
+
+
+@dataclass(slots=True)
+class TaskFiles:
+    """The folders of TaskSets and TaskBindings: of each file its last good version counts."""
+
+    folders: Sequence[Path]
+    log: Log
+    say: Say
+    files: dict[Path, Watched] = field(default_factory=dict)
+    good: dict[Path, tuple[Scoped, ...]] = field(default_factory=dict)
+    rules: Rules = field(default_factory=Rules)
+    complaints: tuple[str, ...] = ()
+    problems: dict[Path, str] = field(default_factory=dict)  # the last one told of each path
+    missing: set[Path] = field(default_factory=set)  # not there at the last look
+
+    @property
+    def pending(self) -> bool:
+        return any(watched.pending for watched in self.files.values())
+
+    def look(self) -> None:
+        """Look once; ``rules`` is another object afterwards where anything changed that counts."""
+        before = dict(self.good)
+        there: dict[Path, None] = {}
+        for folder in self.folders:
+            try:
+                there.update(dict.fromkeys(_listed(folder)))
+                self.problems.pop(folder, None)
+            except OSError as error:
+                # A folder that is away takes nothing with it: an unmounted volume is not a withdrawal.
+                self._problem(folder, f"cannot be listed: {error.strerror}; what was read from it stays")
+                there.update(dict.fromkeys(path for path in self.files if path.parent == folder))
+        # An editor may rename the old file away before it writes the new one: gone is what is gone twice.
+        missing = self.files.keys() - there.keys()
+        gone, self.missing = missing & self.missing, missing - self.missing
+        for path in gone:
+            del self.files[path]
+            self.problems.pop(path, None)
+            if self.good.pop(path, None):
+                self.log("withdrawn", file=path)
+        for path in there:
+            self._look_at(path)
+        if self.good != before:
+            # "first file by name wins" for what is there twice
+            self.rules, complaints = collect(
+                (str(path), self.good[path]) for path in sorted(self.good, key=lambda path: (path.name, path))
+            )
+            for complaint in complaints:
+                if complaint not in self.complaints:
+                    self.log("duplicate", error=complaint)
+            self.complaints = complaints
+
+    def _look_at(self, path: Path) -> None:
+        watched = self.files.setdefault(path, Watched(path))
+        try:
+            data = watched.look()
+        except OSError as error:
+            self._problem(path, f"cannot be read: {error.strerror}")
+            watched.taken = watched.seen  # told; nothing to wait for until it changes
+            return
+        if data is None:
+            return
+        self.problems.pop(path, None)
+        text = data.decode(errors="replace")
+        kept = "the version before stays in force" if path in self.good else "nothing of it is in force"
+        if not text.strip():
+            # An editor that died in mid-save leaves this. To withdraw, remove the file.
+            self.log("broken", file=path, error=f"empty; {kept}")
+            return
+        checked = check_text(text, str(path))
+        if checked.findings:
+            self.log("broken", file=path, findings=len(checked.findings), error=kept)
+            for finding in checked.findings:
+                self.say(str(finding))
+            return
+        self.good[path] = tuple(Scoped.of(item) for item in checked.objects)
+        self.log("read", file=path, objects=" ".join(item.shown for item in self.good[path]))
+
+    def _problem(self, path: Path, text: str) -> None:
+        if self.problems.get(path) != text:
+            self.problems[path] = text
+            self.log("broken", file=path, error=text)
+
+
+@dataclass(slots=True)
+class InventoryFile:
+    """The pods. The last good version counts, and there is none until there is a good one."""
+
+    path: Path
+    log: Log
+    watched: Watched = field(init=False)
+    inventory: Inventory | None = None
+    problem: str = ""
+
+    def __post_init__(self) -> None:
+        self.watched = Watched(self.path)
+
+    def look(self) -> None:
+        """Look once; ``inventory`` is another object afterwards where anything changed."""
+        try:
+            data = self.watched.look()
+        except OSError as error:
+            self._problem(f"cannot be read: {error.strerror}")
+            return
+        if data is None:
+            return
+        try:
+            pods = read_pods(data.decode(errors="replace"))
+        except InventoryError as error:
+            self._problem(str(error))
+            return
+        self.problem = ""
+        self.inventory = Inventory.of(pods)
+        self.log("read", file=self.path, pods=len(pods))
+
+    def _problem(self, text: str) -> None:
+        if text != self.problem:
+            kept = "; the version before stays in force" if self.inventory else ""
+            self.log("broken", file=self.path, error=text + kept)
+        self.problem = text
+
+
+def read_pods(text: str) -> list[Pod]:
+    """Pods as ``kubectl get pods -o yaml`` (or json) prints them: a List, a PodList, or Pods in a row.
+
+    Raises ``InventoryError`` that says what stands where a pod should.
+    """
+    documents = [document for document in _documents(text) if document is not None]
+    if not documents:
+        raise InventoryError("empty; no pods at all are written as a List with items: []")
+    pods: dict[str, Pod] = {}
+    names: set[str] = set()
+    for document in documents:
+        for item in _items(document):
+            pod = project(item)
+            if pod.path in names:
+                raise InventoryError(f"pod {pod.path} is there twice")
+            if pod.key in pods:
+                raise InventoryError(f"pods {pods[pod.key].path} and {pod.path} have the same uid {pod.uid}")
+            names.add(pod.path)
+            pods[pod.key] = pod
+    return list(pods.values())
+
+
+def _documents(text: str) -> list[Any]:
+    if text.lstrip().startswith("{"):  # JSON is YAML, and its own reader a hundred times as fast
+        try:
+            return [json.loads(text)]
+        except (ValueError, RecursionError):
+            pass  # {flow: mapping}, or an error that the YAML reader says better
+    try:
+        return list(YAML(typ="safe", pure=True).load_all(StringIO(text)))
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise InventoryError(f"not YAML: {' '.join(str(error).split())}") from error
+
+
+def _items(document: object) -> Iterable[object]:
+    if not isinstance(document, Mapping):
+        raise InventoryError(f"expected a List or Pods, not {document!r:.40}")
+    kind = document.get("kind", "a mapping without a kind")
+    if kind not in {"List", "PodList"}:
+        if kind != "Pod":
+            raise InventoryError(f"expected a List or Pods, not {kind}")
+        return [document]
+    items = document.get("items", [])
+    if not isinstance(items, list):
+        raise InventoryError(f"items of the {kind}: expected a list")
+    return items
+
+
+def _signature(found: os.stat_result) -> Signature:
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _listed(folder: Path) -> list[Path]:
+    """Names with a dot in front are editors' and ConfigMap volumes' own."""
+    with os.scandir(folder) as entries:
+        found = [Path(entry) for entry in entries if not entry.name.startswith(".")]
+    return sorted(path for path in found if path.suffix in SUFFIXES and not path.is_dir())

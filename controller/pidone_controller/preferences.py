@@ -1,0 +1,44 @@
+"""The request headers that steer an answer: Prefer, If-None-Match, Accept; read as leniently as RFCs ask."""
+
+import re
+from collections.abc import Sequence
+
+MAX_WAIT = 60.0  # seconds; below the idle timeouts usual between a pod and us
+
+_ETAG = re.compile(r'(?:W/)?("[^"]*")')
+
+
+def wait(prefer: str) -> float | None:
+    """Seconds of ``wait=N`` (RFC 7240), at most ``MAX_WAIT``; None where there is none that is a number."""
+    for preference in prefer.split(","):
+        name, _, value = preference.partition(";")[0].partition("=")
+        value = value.strip().strip('"')
+        if name.strip().lower() == "wait" and value.isascii() and value.isdigit():
+            return min(float(value[:9]), MAX_WAIT)
+    return None
+
+
+def etags(if_none_match: str) -> frozenset[str]:
+    """The ETags listed, with their quotes; the weak as good as the strong (RFC 9110, section 13.1.2)."""
+    return frozenset(_ETAG.findall(if_none_match))
+
+
+def choose(accept: str | None, offered: Sequence[str]) -> str | None:
+    """The first of the media types ``offered`` that ``accept`` has room for; None where it has for none.
+
+    The newest is offered first and a pod accepts what it can read, so weights say nothing; but q=0 means no.
+    """
+    if accept is None or not accept.strip():
+        return offered[0]
+    asked: dict[str, bool] = {}
+    for entry in accept.split(","):
+        media, *parameters = (part.strip().lower() for part in entry.split(";"))
+        asked[media] = not any(re.fullmatch(r"q\s*=\s*0(\.0*)?", parameter) for parameter in parameters)
+    for media in offered:
+        # the most specific entry decides (RFC 9110, section 12.5.1)
+        for name in (media.lower(), f"{media.partition('/')[0].lower()}/*", "*/*"):
+            if name in asked:
+                if asked[name]:
+                    return media
+                break
+    return None

@@ -1,0 +1,150 @@
+"""What pods say has become of their plans. Anybody in a pod can post this: it is read as untrusted.
+
+A false report can only hurt the pod that posts it; it must not hurt the controller, so everything has a
+bound. Unknown keys are passed over, since pods may be newer than the controller they report to.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from pidone.errors import PidoneError
+from pidone.plan.format import MAX_TASKS
+
+MAX_REPORT = 64 * 1024  # bytes
+MAX_TEXT = 4096  # characters of an error: more is cut, not refused, as the beginning says what happened
+MAX_LINES, MAX_LINE = 200, 1000
+
+STATES = ("applied", "rejected", "applying")
+_DIGEST = re.compile(r"sha256-[0-9a-f]{64}")
+
+
+class ReportError(PidoneError):
+    """A status report that is not one; the text says what was expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskReport:
+    """One task as the pod sees it."""
+
+    state: str
+    since: float | None = None  # seconds since 1970, by the pod's clock
+    runs: int = 0
+    failures: int = 0
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The last word of one pod."""
+
+    state: str  # one of STATES
+    boot: str = ""
+    version: str = ""
+    digest: str | None = None  # the plan that runs
+    rejected: str | None = None  # the plan that was refused, because of ``error``
+    error: str = ""
+    tasks: Mapping[str, TaskReport] = field(default_factory=dict)
+    logs: tuple[str, ...] = ()
+
+
+def read(body: bytes) -> Report:
+    """Read a report as posted. Raises ``ReportError``."""
+    try:
+        value = json.loads(body, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise ReportError(f"not JSON: {error}") from error
+    report = _object(value, "the report")
+    state = _text(report, "state", 16)
+    if state not in STATES:
+        raise ReportError(f'state: expected {", ".join(STATES)}, not "{state}"')
+    tasks = _object(report.get("tasks", {}), "tasks")
+    if len(tasks) > MAX_TASKS:
+        raise ReportError(f"tasks: at most {MAX_TASKS}, not {len(tasks)}")
+    logs = report.get("logs", [])
+    if not isinstance(logs, list) or not all(isinstance(entry, str) for entry in logs):
+        raise ReportError("logs: expected a list of strings")
+    return Report(
+        state=state,
+        boot=_text(report, "boot", 64),
+        version=_text(report, "version", 64),
+        digest=_digest(report, "digest"),
+        rejected=_digest(report, "rejected"),
+        error=_text(report, "error", MAX_TEXT),
+        tasks={name[:253]: _task(item, f"tasks.{name[:253]}") for name, item in tasks.items()},
+        logs=tuple(entry[:MAX_LINE] for entry in logs[-MAX_LINES:]),
+    )
+
+
+def _task(value: object, path: str) -> TaskReport:
+    task = _object(value, path)
+    since = task.get("since")
+    if since is not None and not (type(since) in {int, float} and abs(since) < 1 << 53):
+        raise ReportError(f"{path}.since: expected seconds since 1970")
+    return TaskReport(
+        state=_text(task, "state", 64),
+        since=since,
+        runs=_count(task, "runs", path),
+        failures=_count(task, "failures", path),
+        error=_text(task, "error", MAX_TEXT),
+    )
+
+
+def _object(value: object, path: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ReportError(f"{path}: expected an object")
+    return value
+
+
+def _text(table: Mapping[str, Any], name: str, most: int) -> str:
+    value = table.get(name)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise ReportError(f"{name}: expected a string")
+    return value[:most]
+
+
+def _digest(table: Mapping[str, Any], name: str) -> str | None:
+    value = table.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, str) or not _DIGEST.fullmatch(value):
+        raise ReportError(f'{name}: expected "sha256-" and 64 hexadecimal digits')
+    return value
+
+
+def _count(table: Mapping[str, Any], name: str, path: str) -> int:
+    value = table.get(name, 0)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63:
+        raise ReportError(f"{path}.{name}: expected a number, 0 or more")
+    return value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+@dataclass(slots=True)
+class Bucket:
+    """Tokens for one pod's reports: ``size`` at once, ``rate`` a second for ever."""
+
+    size: float
+    rate: float
+    left: float
+    filled: float  # clock time of ``left``
+
+    @classmethod
+    def full(cls, now: float, *, size: float = 10, rate: float = 1) -> "Bucket":
+        return cls(size, rate, size, now)
+
+    def take(self, now: float) -> float:
+        """Take one token. Returns 0, or the seconds until there is one."""
+        self.left = min(self.size, self.left + (now - self.filled) * self.rate)
+        self.filled = now
+        if self.left < 1:
+            return (1 - self.left) / self.rate
+        self.left -= 1
+        return 0

@@ -1,0 +1,77 @@
+"""What tasks do: one module an action, named as people write it, imported when a plan asks for it.
+
+A module of this folder has
+
+    def build(fields: Fields, setting: Setting) -> Action    raises Refused; no I/O, no waiting
+    PRIVILEGED = True                                        where plain http must not bring it
+
+and nothing else is needed here for a new action. Its fields and states for people stand in ``schema/``.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Protocol
+
+from pidone.pid1.reaper import Reaper
+from pidone.plan.fields import Fields
+from pidone.plan.model import Pod, Task
+from pidone.telemetry import TaskView, Telemetry
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What an action may use of the process around it."""
+
+    pod: Pod
+    source: str | None  # the address to connect from and to listen on; None: the kernel's choice, and all
+    reaper: Reaper
+    telemetry: Telemetry
+    tasks: Callable[[], Iterable[TaskView]]
+
+
+class Context(Protocol):
+    """What one task sees of the engine."""
+
+    def report(self, state: str) -> None:
+        """Say which state the task is in: what ``needs`` of others and people see."""
+
+    def log(self, event: str, **fields: object) -> None:
+        """One line in the journal, in this task's name."""
+
+    def state_of(self, task: str) -> str:
+        """What another task reported last; empty before it has reported."""
+
+    async def state_change(self, task: str, seen: str) -> str:
+        """Wait until another task is in another state than ``seen``."""
+
+    def action_of(self, task: str) -> "Action | None":
+        """The action of another task, to work with; None while there is none."""
+
+
+class Action(Protocol):
+    """One task at work. The same object serves all runs of the task, and its undoing."""
+
+    async def run(self, context: Context) -> None:
+        """Do it. Ends when done, raises when failed (``TaskFailed`` where it is no bug), and is cancelled to stop."""
+
+    async def undo(self, context: Context) -> None:
+        """Take back what was done outside of this process. Called once, after the last run; is cancelled when late."""
+
+
+def names() -> list[str]:
+    """The actions that this program has."""
+    return sorted({entry.partition(".")[0] for entry in os.listdir(__path__[0]) if not entry.startswith("_")})
+
+
+def privileged(action: str) -> bool:
+    """Whether this action needs a repo that proved who it is."""
+    return bool(getattr(import_module(f"{__name__}.{action}"), "PRIVILEGED", False))
+
+
+def build(task: Task, setting: Setting) -> Action:
+    """Make the action of a task. Raises ``Refused`` for what this program does not know or cannot do."""
+    fields = Fields(task.config, f'task "{task.name}".{task.action}')
+    action: Action = import_module(f"{__name__}.{task.action}").build(fields, setting)
+    return action

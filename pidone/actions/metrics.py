@@ -1,0 +1,86 @@
+"""``metrics``: serves the pod's metrics in the Prometheus text format, on the pod's own port."""
+
+from collections.abc import Callable, Iterable, Iterator
+from time import perf_counter
+
+import trio
+
+from pidone.actions import Context, Setting
+from pidone.errors import Refused, TaskFailed
+from pidone.http.message import Request, Response, text_response
+from pidone.http.server import serve
+from pidone.metrics.exposition import CONTENT_TYPE, Family, gauge, render
+from pidone.plan.fields import Fields
+
+LISTENING = "listening"
+PORT = 19100  # not 9100 (node-exporter with hostNetwork) and not 9464 (OpenTelemetry)
+MAX_CONNECTIONS = 16  # two Prometheus servers and a person need three
+
+Collector = Callable[[], Iterable[Family]]
+
+
+class Metrics:
+    """One listener; each scrape reads anew."""
+
+    def __init__(self, port: int, source: str | None, collectors: dict[str, Collector]) -> None:
+        self._port = port
+        self._source = source
+        self._collectors = collectors
+
+    async def run(self, context: Context) -> None:
+        """Listen until cancelled. A port that is taken fails the run: the application goes first."""
+        try:
+            listeners = await trio.open_tcp_listeners(self._port, host=self._source)
+        except OSError as error:
+            where = f"{self._source or '*'}:{self._port}"
+            raise TaskFailed(f"cannot listen on {where}: {error.strerror or error}") from error
+        context.report(LISTENING)
+        try:
+            await serve(self._answer, listeners, max_connections=MAX_CONNECTIONS)
+        finally:
+            context.report("")
+
+    async def undo(self, context: Context) -> None:
+        """The listener went with the run."""
+
+    async def _answer(self, request: Request) -> Response:
+        if request.path != "/metrics":
+            return text_response(404, "metrics are at /metrics")
+        if request.method not in {"GET", "HEAD"}:
+            return text_response(405, "metrics are read with GET", allow="GET, HEAD")
+        return Response(200, {"content-type": CONTENT_TYPE}, render(self.collect()))
+
+    def collect(self) -> Iterator[Family]:
+        """All families; a collector that fails is missing, and says so in ``pidone_collector_success``."""
+        began = perf_counter()
+        success = gauge("pidone_collector_success", "Whether a collector could read what it is for.")
+        for name, collector in self._collectors.items():
+            try:
+                families = list(collector())
+            except Exception:  # noqa: BLE001 - /proc may be masked in ways nobody foresaw; the other collectors go on
+                families = []
+                success.add(0, collector=name)
+            else:
+                success.add(1, collector=name)
+            yield from families
+        yield success
+        yield gauge("pidone_scrape_duration_seconds", "How long this page took.", perf_counter() - began)
+
+
+def build(fields: Fields, setting: Setting) -> Metrics:
+    from pidone.metrics import network, process, tasks
+
+    known: dict[str, Collector] = {
+        "process": process.collect,
+        "network": network.collect,
+        "tasks": lambda: tasks.collect(setting.pod, setting.reaper, setting.telemetry, setting.tasks()),
+    }
+    port = fields.integer("port", PORT, least=1, most=65535)
+    wanted = fields.texts("collectors") or tuple(known)
+    fields.done()
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise Refused(
+            f"{fields.path}.collectors: expected some of {', '.join(known)}, not {', '.join(unknown)}"
+        )
+    return Metrics(port, setting.source, {name: known[name] for name in wanted})

@@ -1,0 +1,1 @@
+"""The command line. Without arguments ``pidone`` is process 1 and never comes here."""

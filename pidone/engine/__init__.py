@@ -1,0 +1,1 @@
+"""Runs a plan. ``core`` decides (values and time in, commands out), ``runner`` does (Trio)."""

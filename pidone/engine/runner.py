@@ -1,0 +1,168 @@
+"""Does what the core decides: the thin Trio shell of the engine.
+
+One nursery holds every run and every undoing; each run has a cancel scope of its own. Events are handed to
+the core in the step in which they happen, without a queue: nothing can pile up, and nothing can be lost.
+"""
+
+from collections.abc import Callable, Iterable
+from random import Random
+
+import trio
+
+from pidone import actions
+from pidone.actions import Action, Setting
+from pidone.engine.core import (
+    Cancel,
+    Core,
+    Event,
+    PlanChanged,
+    RunEnded,
+    Start,
+    StateReported,
+    TaskState,
+    Undo,
+    UndoEnded,
+)
+from pidone.errors import PidoneError, RegistryRefused
+from pidone.journal import Journal
+from pidone.plan.model import Plan, Task
+
+
+class Engine:
+    """Runs the plan it was given last. ``changed`` is called after every change of a task's state."""
+
+    def __init__(
+        self, setting: Setting, journal: Journal, *, changed: Callable[[], None], random: Random
+    ) -> None:
+        self._setting = setting
+        self._journal = journal
+        self._core = Core(random)
+        self._changed = changed
+        self._actions: dict[str, Action] = {}  # by task digest: of what runs, and of what is wanted next
+        self._scopes: dict[str, trio.CancelScope] = {}
+        self._nursery: trio.Nursery | None = None
+        self._timer_is_stale = trio.Event()
+        self._state_changed = trio.Event()
+
+    @property
+    def tasks(self) -> Iterable[TaskState]:
+        """For looking only."""
+        return self._core.tasks.values()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run until cancelled; then all runs are cancelled at once, without undoing (``drain`` does that)."""
+        async with trio.open_nursery() as self._nursery:
+            task_status.started()
+            while True:
+                with trio.move_on_at(self._core.next_due()):
+                    await self._timer_is_stale.wait()
+                self._timer_is_stale = trio.Event()
+                self._handle(None)
+
+    def apply(self, plan: Plan, *, setting: Setting | None = None) -> None:
+        """Go over to another plan. Raises ``Refused`` when a part of it cannot be built; then nothing changes."""
+        self._setting = setting or self._setting
+        self._actions |= {
+            task.digest: actions.build(task, self._setting)
+            for task in plan.tasks
+            if task.digest not in self._actions
+        }
+        self._handle(PlanChanged(plan.tasks))
+        in_use = {task.digest for task in plan.tasks} | {state.task.digest for state in self.tasks}
+        self._actions = {digest: action for digest, action in self._actions.items() if digest in in_use}
+
+    async def drain(self, budget: float) -> None:
+        """Take everything back, in reverse order of ``needs``, within ``budget`` seconds; what is left is cancelled."""
+        self._handle(PlanChanged(()))
+        with trio.move_on_after(budget):
+            while not self._core.idle:
+                await self._state_changed.wait()
+            return
+        late = [state.task.name for state in self.tasks]
+        self._journal.write("teardown-late", budget=f"{budget:g}s", tasks=",".join(late))
+        assert self._nursery is not None
+        self._nursery.cancel_scope.cancel()
+
+    def _handle(self, event: Event | None) -> None:
+        before = {name: (state.stage, state.state) for name, state in self._core.tasks.items()}
+        for command in self._core.handle(event, trio.current_time()):
+            self._do(command)
+        self._timer_is_stale.set()
+        if before != {name: (state.stage, state.state) for name, state in self._core.tasks.items()}:
+            self._state_changed.set()
+            self._state_changed = trio.Event()
+            self._changed()
+
+    def _do(self, command: Start | Cancel | Undo) -> None:
+        assert self._nursery is not None
+        match command:
+            case Start(task):
+                scope = self._scopes[task.name] = trio.CancelScope()
+                self._nursery.start_soon(self._run, task, scope, name=task.name)
+            case Cancel(name):
+                self._scopes[name].cancel()
+            case Undo(task):
+                self._nursery.start_soon(self._undo, task, name=f"undo {task.name}")
+
+    async def _run(self, task: Task, scope: trio.CancelScope) -> None:
+        ended = RunEnded(task.name, "cancelled")
+        with scope:
+            try:
+                with trio.fail_after(task.timeout or float("inf")):
+                    await self._actions[task.digest].run(_TaskContext(self, task))
+                ended = RunEnded(task.name)
+            except trio.TooSlowError:
+                ended = RunEnded(task.name, f"not done within its timeout of {task.timeout:g} s")
+            except Exception as error:  # noqa: BLE001 - whatever a task does, the others and the process go on
+                ended = RunEnded(task.name, describe(error), lasting=isinstance(error, RegistryRefused))
+        if not scope.cancel_called and ended.error is not None:
+            self._journal.write("failed", task=task.name, error=ended.error)
+        self._handle(ended)
+
+    async def _undo(self, task: Task) -> None:
+        with trio.move_on_after(task.stop_timeout) as limit:
+            try:
+                await self._actions[task.digest].undo(_TaskContext(self, task))
+            except Exception as error:  # noqa: BLE001 - as above: what cannot be undone must not stop the rest
+                self._journal.write("undo-failed", task=task.name, error=describe(error))
+        if limit.cancelled_caught:
+            self._journal.write("undo-late", task=task.name, stopTimeout=f"{task.stop_timeout:g}s")
+        self._handle(UndoEnded(task.name))
+
+
+class _TaskContext:
+    """``pidone.actions.Context`` for one task."""
+
+    def __init__(self, engine: Engine, task: Task) -> None:
+        self._engine = engine
+        self._name = task.name
+
+    def report(self, state: str) -> None:
+        if self.state_of(self._name) != state:
+            self._engine._journal.write("state", task=self._name, state=state)
+            self._engine._handle(StateReported(self._name, state))
+
+    def log(self, event: str, **fields: object) -> None:
+        self._engine._journal.write(event, task=self._name, **fields)
+
+    def state_of(self, task: str) -> str:
+        state = self._engine._core.tasks.get(task)
+        return state.state if state is not None else ""
+
+    async def state_change(self, task: str, seen: str) -> str:
+        while (state := self.state_of(task)) == seen:
+            await self._engine._state_changed.wait()
+        return state
+
+    def action_of(self, task: str) -> Action | None:
+        state = self._engine._core.tasks.get(task)
+        return self._engine._actions.get(state.task.digest) if state is not None else None
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line: the message of ours, type and message of what nobody expected."""
+    if isinstance(error, PidoneError):
+        return str(error)
+    if isinstance(error, BaseExceptionGroup):
+        return "; ".join(dict.fromkeys(describe(inner) for inner in error.exceptions))
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,16 @@
+"""Durations as in Gateway API (GEP-2257): ``10s``, ``5m``, ``1h30m``, ``500ms``."""
+
+import re
+from typing import Any
+
+_WHOLE = re.compile(r"([0-9]{1,5}(h|m|s|ms)){1,4}")
+_PART = re.compile(r"([0-9]+)(ms|h|m|s)")
+_MILLISECONDS = {"h": 3_600_000, "m": 60_000, "s": 1_000, "ms": 1}
+
+
+def seconds(text: Any) -> int | float | None:
+    """Seconds, an int where whole; None for what is not a duration."""
+    if not isinstance(text, str) or not _WHOLE.fullmatch(text):
+        return None
+    total = sum(int(number) * _MILLISECONDS[unit] for number, unit in _PART.findall(text))
+    return total // 1000 if total % 1000 == 0 else total / 1000

@@ -1,0 +1,98 @@
+"""One mistake in one place: what is said about it, and how it is shown."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+_WIDEST = 160  # characters of a source line that are shown
+_LINE_END = re.compile(r"\r\n|[\n\r\x85\u2028\u2029]")  # what the YAML parser counts as one
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where a token stands. Line and column count from 1; ``width`` is in characters, on that line."""
+
+    line: int
+    column: int
+    width: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """``str()`` is the message with its place and rule, the line, and a caret under the token."""
+
+    file: str
+    line: int
+    column: int
+    message: str
+    rule: str
+    source: str = ""  # the line it stands in
+    width: int = 1
+
+    def __str__(self) -> str:
+        head = f"{self.file}:{self.line}:{self.column}: {printable(self.message)} [{self.rule}]"
+        if not self.source.strip():
+            return head
+        source, before = self.source, self.column - 1
+        if len(source) > _WIDEST:
+            cut = max(0, before - _WIDEST // 2)
+            source, before = source[cut : cut + _WIDEST], before - cut
+        # what stands before the caret keeps its tabs, so that the caret stays under its token
+        space = "".join(" " if character != "\t" else "\t" for character in source[:before].ljust(before))
+        width = max(1, min(self.width, len(source) - before))
+        caret = "^" + "~" * (width - 1)
+        return f"{head}\n{self.line:>5} | {printable(source)}\n      | {space}{caret}"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file's name and lines: what a finding needs to show the place."""
+
+    file: str
+    lines: tuple[str, ...]
+
+    @classmethod
+    def of(cls, text: str, file: str) -> "Source":
+        return cls(file, tuple(_LINE_END.split(text)))
+
+    def finding(self, span: Span, message: str, rule: str) -> Finding:
+        line = self.lines[span.line - 1] if span.line <= len(self.lines) else ""
+        return Finding(self.file, span.line, span.column, message, rule, line, span.width)
+
+
+def ordered(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """In the order of the file, none twice."""
+    return tuple(sorted(set(findings), key=lambda one: (one.file, one.line, one.column, one.rule, one.message)))
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown word: what was meant, or what there is."""
+    options = list(known)
+    folded = {option.lower(): option for option in options}
+    close = get_close_matches(word.lower(), folded, n=1, cutoff=0.6)
+    if close:
+        return f'; did you mean "{folded[close[0]]}"?'
+    return f"; expected one of {', '.join(options)}" if options else ""
+
+
+def printable(text: str) -> str:
+    """What may go to a terminal: nothing in a file that is checked can move its cursor."""
+    return "".join(c if c.isprintable() or c == "\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: briefly, and never a whole object."""
+    match value:
+        case str():
+            return f'"{value}"' if len(value) <= 60 else f'"{value[:57]}..."'
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case list():
+            return "a list"
+        case dict():
+            return "an object"
+        case _:
+            return str(value)

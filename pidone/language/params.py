@@ -1,0 +1,100 @@
+"""The value of each param for one pod: what the binding gives, else what the pod says, else the default."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pidone.errors import LanguageError
+from pidone.language import duration
+from pidone.language.findings import shown
+from pidone.language.model import Param
+from pidone.language.schemas import MISSING, regex
+
+POD_MAX_LENGTH = 253  # of a string that the pod's author chose, where the param does not say otherwise
+
+_KEYED = re.compile(r"(metadata\.(?:labels|annotations))\['([^']+)'\]")
+_INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,17})")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_ARTICLE = {"integer": "an integer", "string": "a string", "boolean": "true or false"}
+
+
+def value_of(param: Param, arguments: Mapping[str, Any], pod: Mapping[str, Any]) -> Any:
+    """The value of ``param``, of its type. Raises ``LanguageError`` where there is none, or not a fitting one."""
+    if param.name in arguments:
+        value = arguments[param.name]
+        wrong = mismatch(param, value)
+        if wrong:
+            raise LanguageError(f'param "{param.name}": the TaskBinding gives {shown(value)}, which {wrong}')
+        return value
+    text = pod_field(param.field_path, pod) if param.field_path else None
+    if text is not None:
+        value = _converted(param, text)
+        wrong = mismatch(param, value, max_length=POD_MAX_LENGTH)
+        if wrong:
+            raise LanguageError(f'param "{param.name}": the pod\'s {place(param)} is {shown(text)}, which {wrong}')
+        return value
+    if param.default is not MISSING:
+        return param.default
+    given = f"set the {place(param)} on the pod, " if param.field_path else ""
+    raise LanguageError(
+        f'param "{param.name}" has no value: {given}pass it in the TaskBinding\'s params, or give it a default'
+    )
+
+
+def mismatch(param: Param, value: Any, *, max_length: int | None = None) -> str:
+    """Why ``value`` does not fit, as the end of "..., which"; empty where it fits."""
+    wrong = _wrong_type(param, value)
+    if wrong:
+        return wrong
+    longest = param.max_length if param.max_length is not None else max_length
+    if isinstance(value, str):
+        if longest is not None and len(value) > longest:
+            return f"is longer than {longest} characters"
+        if _CONTROL.search(value):
+            return "holds a control character"
+        if param.pattern and not regex(param.pattern).search(value):
+            return f"does not match {param.pattern}"
+    elif param.minimum is not None and value < param.minimum:
+        return f"is less than {param.minimum}"
+    elif param.maximum is not None and value > param.maximum:
+        return f"is greater than {param.maximum}"
+    if param.enum and value not in param.enum:
+        return f"is none of {', '.join(shown(one) for one in param.enum)}"
+    return ""
+
+
+def _wrong_type(param: Param, value: Any) -> str:
+    if param.type == "duration":
+        fits = duration.seconds(value) is not None
+        return "" if fits else "is not a duration; write it like 10s, 5m or 1h30m"
+    types = {"integer": int, "string": str, "boolean": bool}
+    if isinstance(value, types[param.type]) and (param.type == "boolean" or not isinstance(value, bool)):
+        return ""
+    return f"is not {_ARTICLE[param.type]}" + ("; quote it" if param.type == "string" else "")
+
+
+def place(param: Param) -> str:
+    """Where the pod has the value, in words: ``label "app"``."""
+    keyed = _KEYED.fullmatch(param.field_path)
+    if keyed is None:
+        return param.field_path
+    return f'{"label" if keyed.group(1).endswith("labels") else "annotation"} "{keyed.group(2)}"'
+
+
+def pod_field(path: str, pod: Mapping[str, Any]) -> str | None:
+    """A field of a core/v1 Pod object, by a path as the Downward API writes it."""
+    keyed = _KEYED.fullmatch(path)
+    steps = [*keyed.group(1).split("."), keyed.group(2)] if keyed else path.split(".")
+    value: Any = pod
+    for step in steps:
+        value = value.get(step) if isinstance(value, Mapping) else None
+    return value if isinstance(value, str) else None
+
+
+def _converted(param: Param, text: str) -> Any:
+    """A pod's values are text; text that does not fit is left, and found by ``mismatch``."""
+    if param.type == "integer" and _INTEGER.fullmatch(text):
+        return int(text)
+    if param.type == "boolean" and text in {"true", "false"}:
+        return text == "true"
+    return text

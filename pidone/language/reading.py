@@ -1,0 +1,282 @@
+"""YAML to plain values with positions, strictly.
+
+Built on ruamel.yaml's parser events and not on its round-trip objects: events carry the exact end of every
+token, cost a quarter, and let duplicate keys, aliases and depth be judged before anything is built. Scalars
+are read by the YAML 1.2 core schema; those that kubectl's YAML 1.1 reads otherwise are findings.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pidone.language.findings import Finding, Source, Span
+
+MAX_CHARACTERS = 1 << 20
+MAX_DEPTH = 40  # the language needs 9
+MAX_VALUES = 100_000  # of one document, each alias counted as what it stands for
+MAX_ALIASES = 100  # of one document
+
+_NULL = {"", "~", "null", "Null", "NULL"}
+_BOOLEAN = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+_INTEGER = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_NOT_JSON = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_YAML_11_BOOLEAN = re.compile(r"(?i)y|n|yes|no|on|off")
+_YAML_11_OTHER = re.compile(
+    r"[-+]?0[0-9_]+"  # 0123 is 83 there
+    r"|0o[0-7]+|[-+]?0b[01_]+"
+    r"|[-+]?[0-9][0-9_]*_[0-9_]*(\.[0-9_]*)?"  # 1_000
+    r"|[-+]?[0-9]+(:[0-5]?[0-9])+(\.[0-9]*)?"  # 12:30:45 is a number in base 60 there
+    r"|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt ].*)?"
+    r"|="
+)
+
+
+@dataclass(slots=True)
+class Node:
+    """A value, where it stands, and the same for what is inside it."""
+
+    span: Span
+    value: Any = None  # plain: dict, list, str, int, float, bool, None
+    keys: dict[str, Span] = field(default_factory=dict)
+    members: dict[str, "Node"] = field(default_factory=dict)
+    items: list["Node"] = field(default_factory=list)
+    size: int = 1  # values in it, itself included
+
+
+@dataclass(slots=True)
+class Document:
+    """One document of a file; ``findings`` are about its YAML, and count only if the document is ours."""
+
+    root: Node
+    source: Source
+    findings: list[Finding] = field(default_factory=list)
+
+    def say(self, span: Span, message: str, rule: str) -> None:
+        self.findings.append(self.source.finding(span, message, rule))
+
+    def span(self, path: Sequence[str | int]) -> Span:
+        """Where the value at ``path`` stands, or the nearest thing around it that is there."""
+        return self._node(path).span
+
+    def key(self, path: Sequence[str | int]) -> Span:
+        """Where the key of the value at ``path`` stands; for an item of a list, the item."""
+        if path and isinstance(path[-1], str):
+            around = self._node(path[:-1])
+            return around.keys.get(path[-1], around.span)
+        return self.span(path)
+
+    def _node(self, path: Sequence[str | int]) -> Node:
+        node = self.root
+        for step in path:
+            if isinstance(step, str) and step in node.members:
+                node = node.members[step]
+            elif isinstance(step, int) and step < len(node.items):
+                node = node.items[step]
+            else:
+                break
+        return node
+
+
+class _Stop(Exception):  # noqa: N818 - not an error: the rest of the file is not looked at
+    def __init__(self, span: Span, message: str, rule: str) -> None:
+        self.said = (span, message, rule)
+
+
+def read(text: str, file: str) -> tuple[list[Document], list[Finding]]:
+    """The documents of a file, and what is wrong with the file as YAML. Never raises for bad input.
+
+    After a syntax error the documents before it are still there.
+    """
+    text = text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
+    if len(text) > MAX_CHARACTERS:
+        start = Source(file, ())
+        return [], [start.finding(Span(1, 1), "the file is larger than 1 MiB; split it", "too-large")]
+    source = Source.of(text, file)
+    documents: list[Document] = []
+    try:
+        for document in _Builder(text, source).documents():
+            documents.append(document)  # noqa: PERF402 - what came before an error is kept
+    except _Stop as stop:
+        return documents, [source.finding(*stop.said)]
+    if not documents:
+        return [], [source.finding(Span(1, 1), "the file is empty; expected a TaskSet or a TaskBinding", "empty")]
+    return documents, []
+
+
+class _Builder:
+    """Events to nodes, with a stack of its own: depth is a finding, not the end of Python's stack."""
+
+    def __init__(self, text: str, source: Source) -> None:
+        self._text = text
+        self._source = source
+        self._fresh(Node(Span(1, 1)))
+
+    def _fresh(self, root: Node) -> None:
+        self._document = Document(root, self._source)
+        self._open: list[tuple[Node, str | None]] = []  # collections being read, and each one's anchor
+        self._key: list[tuple[str, Span] | None] = []  # for each of them, the key that waits for its value
+        self._anchors: dict[str, Node] = {}
+        self._aliases = 0
+
+    def documents(self) -> Iterator[Document]:
+        from ruamel.yaml import events
+
+        for event in self._events():
+            match event:
+                case events.DocumentStartEvent():
+                    self._fresh(Node(_span(event)))
+                case events.DocumentEndEvent():
+                    yield self._document
+                case events.MappingStartEvent() | events.SequenceStartEvent():
+                    self._begin(event, {} if isinstance(event, events.MappingStartEvent) else [])
+                case events.MappingEndEvent() | events.SequenceEndEvent():
+                    self._end()
+                case events.ScalarEvent():
+                    self._scalar(event)
+                case events.AliasEvent():
+                    self._alias(event)
+
+    def _events(self) -> Iterator[Any]:
+        from ruamel.yaml import YAML
+        from ruamel.yaml.error import MarkedYAMLError
+        from ruamel.yaml.reader import ReaderError
+
+        try:
+            yield from YAML(typ="safe", pure=True).parse(self._text)
+        except MarkedYAMLError as error:
+            raise _syntax(error) from error
+        except ReaderError as error:
+            before = self._text[: error.position]
+            span = Span(before.count("\n") + 1, len(before) - before.rfind("\n"))
+            raise _Stop(span, "a control character stands here; YAML takes none", "yaml-syntax") from error
+        except (ValueError, IndexError, AttributeError, TypeError, AssertionError, RecursionError) as error:
+            # ruamel trips over a few inputs itself, such as a %YAML directive without a number
+            raise _Stop(Span(1, 1), "the file is not YAML", "yaml-syntax") from error
+
+    def _begin(self, event: Any, value: Any) -> None:
+        node = Node(_span(event), value)
+        self._tag(event)
+        if len(self._open) == MAX_DEPTH:
+            raise _Stop(node.span, f"nested more than {MAX_DEPTH} deep", "too-deep")
+        self._open.append((node, event.anchor))
+        self._key.append(None)
+
+    def _end(self) -> None:
+        node, anchor = self._open.pop()
+        self._key.pop()
+        self._put(node, anchor)
+
+    def _scalar(self, event: Any) -> None:
+        node = Node(_span(event), event.value)
+        self._tag(event)
+        if event.style is None:
+            node.value, wrong = _plain(event.value)
+            if wrong:
+                self._document.say(node.span, wrong, "ambiguous-scalar")
+        elif event.style in "|>":
+            node.span = Span(node.span.line, node.span.column)
+        self._put(node, event.anchor)
+
+    def _alias(self, event: Any) -> None:
+        span = _span(event)
+        self._aliases += 1
+        if self._aliases > MAX_ALIASES:
+            raise _Stop(span, f"more than {MAX_ALIASES} aliases; write the values out", "too-many-aliases")
+        node = self._anchors.get(event.anchor)
+        if node is None:
+            self._document.say(span, f'no anchor "&{event.anchor}" stands before this alias', "unknown-anchor")
+        self._put(node or Node(span), None)
+
+    def _tag(self, event: Any) -> None:
+        if event.tag is not None:
+            self._document.say(_span(event), "tags have no meaning here; to have text, quote it", "yaml-tag")
+
+    def _put(self, node: Node, anchor: str | None) -> None:
+        """Put a finished node where it belongs: document, list, key or value of a mapping."""
+        if anchor:
+            self._anchors[anchor] = node
+        if not self._open:
+            self._document.root = node
+            return
+        around, key = self._open[-1][0], self._key[-1]
+        around.size += node.size
+        if around.size > MAX_VALUES:
+            raise _Stop(node.span, f"more than {MAX_VALUES} values in a document; split it", "too-large")
+        if isinstance(around.value, list):
+            around.items.append(node)
+            around.value.append(node.value)
+        elif key is None:
+            self._key[-1] = (self._name(node), node.span)
+        else:
+            self._key[-1] = None
+            self._pair(around, key, node)
+
+    def _name(self, node: Node) -> str:
+        if not isinstance(node.value, str):
+            self._document.say(node.span, "a key is text; quote it", "key")
+        return str(node.value) if not isinstance(node.value, dict | list) else ""
+
+    def _pair(self, around: Node, key: tuple[str, Span], node: Node) -> None:
+        name, span = key
+        if name in around.keys:
+            there = around.keys[name].line
+            self._document.say(span, f'"{name}" is there already, on line {there}; remove one', "duplicate-key")
+            return
+        around.keys[name] = span
+        around.members[name] = node
+        around.value[name] = node.value
+
+
+def _span(event: Any) -> Span:
+    start, end = event.start_mark, event.end_mark
+    width = end.column - start.column if end.line == start.line else 1 << 16  # to the end of the line
+    return Span(start.line + 1, start.column + 1, max(1, width))
+
+
+def _plain(text: str) -> tuple[Any, str]:
+    """An unquoted scalar's value by YAML 1.2, and what is wrong with it, if anything is."""
+    if text in _NULL:
+        return None, ""
+    if text in _BOOLEAN:
+        return _BOOLEAN[text], ""
+    if _YAML_11_BOOLEAN.fullmatch(text):
+        return text, f"kubectl reads {text} as true or false, YAML 1.2 as text; quote it, or write true or false"
+    if _YAML_11_OTHER.fullmatch(text):
+        return text, f"kubectl (YAML 1.1) and YAML 1.2 read {text} differently; quote it, or write it plainly"
+    if _NOT_JSON.fullmatch(text):
+        return text, f"{text} is a number that JSON does not have; quote it"
+    if _INTEGER.fullmatch(text):
+        if len(text) > 18:
+            return text, "the number is too large; quote it if it is text"
+        return int(text, 16 if text.startswith("0x") else 10), ""
+    if _FLOAT.fullmatch(text):
+        number = float(text)
+        return (text, f"{text} is too large a number; quote it") if number in (float("inf"), -float("inf")) else (number, "")
+    return text, ""
+
+
+def _syntax(error: Any) -> _Stop:
+    """A parser's error in our words where they are plainer, at the mark that a person would look at."""
+    mark, problem = error.problem_mark, str(error.problem)
+    if error.context_mark is not None and "flow" in str(error.context):
+        start = error.context_mark
+        if mark is None or mark.line != start.line or "stream end" in problem:
+            bracket = "{" if "mapping" in str(error.context) else "["
+            return _Stop(Span(start.line + 1, start.column + 1), f'this "{bracket}" is not closed', "yaml-syntax")
+    if error.context_mark is not None and "end of stream" in problem:
+        mark, problem = error.context_mark, "this quotation mark is not closed"
+    elif "'\\t'" in problem:
+        problem = "a tab stands here; YAML is indented with spaces"
+    elif "expected <block end>" in problem:
+        problem = "this does not belong to what stands above; is the indentation right?"
+    elif "mapping values are not allowed" in problem:
+        problem = 'a second ": " in one line; quote the value, or begin a new line'
+    elif "could not find expected ':'" in problem and error.context_mark is not None:
+        mark, problem = error.context_mark, 'this line has no ": "; is it a key without a value?'
+    elif "cannot start any token" in problem:
+        problem = f"{problem.removeprefix('found character ').split()[0]} cannot begin a value; quote the value"
+    mark = mark or error.context_mark
+    span = Span(mark.line + 1, mark.column + 1) if mark is not None else Span(1, 1)
+    return _Stop(span, problem, "yaml-syntax")

@@ -1,0 +1,171 @@
+"""The JSON Schemas as the language uses them: files, validators, and shapes.
+
+A shape is one part of the TaskSet schema with its references resolved: what stands where in a task. Checking
+positions that a schema cannot state and rendering both walk values beside shapes, so an action that is added to
+the schema is checked and rendered without code here.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+API_VERSION = "pidone.dev/v1alpha1"
+KINDS = ("TaskSet", "TaskBinding")
+MISSING: Any = object()  # the default of a field that has none
+
+_REFERENCES = ({"$ref": "#/definitions/reference"}, {"$ref": "#/definitions/text"})
+
+
+@cache
+def schema(kind: str) -> dict[str, Any]:
+    """The schema of a kind, as in its file; callers leave it as it is."""
+    here = Path(__file__).parent
+    packaged = here / "schema"  # in a wheel; in a clone the folder of that name at the top is the source
+    folder = packaged if packaged.is_dir() else here.parent.parent / "schema"
+    loaded: dict[str, Any] = json.loads((folder / f"{kind.lower()}.v1alpha1.schema.json").read_text("utf-8"))
+    return loaded
+
+
+def takes_reference(part: Mapping[str, Any]) -> bool:
+    """Whether a schema part is a literal or a reference to a value of its type."""
+    branches = part.get("anyOf", ())
+    return len(branches) == 2 and branches[1] in _REFERENCES
+
+
+@cache
+def validator(kind: str) -> Any:
+    """A jsonschema validator whose ``anyOf`` and ``oneOf`` are the two forms the schema uses them in.
+
+    The stock ones answer with the errors of all branches, or with the whole instance. Ours know that ``anyOf``
+    is literal or reference, told apart by ``$(``, and that ``oneOf`` is "exactly one of these keys": each is one
+    small error. Integers are integers (the stock type takes 8080.0), and ``$`` in a pattern is the very end.
+    """
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import ValidationError
+    from jsonschema.validators import extend
+
+    def any_of(validator: Any, branches: Any, instance: Any, part: Any) -> Iterator[Any]:
+        branch = branches[1] if isinstance(instance, str) and "$(" in instance else branches[0]
+        if not validator.evolve(schema=branch).is_valid(instance):
+            yield ValidationError("neither a value nor a reference")
+
+    def one_of(_validator: Any, branches: Any, instance: Any, part: Any) -> Iterator[Any]:
+        if isinstance(instance, dict):
+            found = [branch["required"][0] for branch in branches if branch["required"][0] in instance]
+            if len(found) != 1:
+                yield ValidationError("not exactly one", context=())
+
+    def pattern(_validator: Any, pattern: Any, instance: Any, part: Any) -> Iterator[Any]:
+        if isinstance(instance, str) and not regex(pattern).search(instance):
+            yield ValidationError("does not match")
+
+    types = Draft202012Validator.TYPE_CHECKER.redefine(
+        "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
+    )
+    strict = extend(
+        Draft202012Validator, {"anyOf": any_of, "oneOf": one_of, "pattern": pattern}, type_checker=types
+    )
+    return strict(schema(kind))
+
+
+@cache
+def regex(pattern: str) -> re.Pattern[str]:
+    r"""A schema's pattern: ``$`` at its end is the end of the text, where Python's also allows a last newline."""
+    if pattern.endswith("$") and not pattern.endswith(r"\$"):
+        pattern = pattern[:-1] + r"\Z"
+    return re.compile(pattern)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shape:
+    """What one position in a task takes."""
+
+    type: str  # object | array | string | integer | duration | boolean | literal
+    properties: Mapping[str, "Shape"] = field(default_factory=dict)
+    values: "Shape | None" = None  # of a map with free keys
+    items: "Shape | None" = None
+    default: Any = MISSING
+    what: str = ""  # what the value is called, and how it is written
+    write: str = ""
+    rule: str = ""
+    least: float | None = None  # seconds
+    most: float | None = None
+    task: str = ""  # the value names a task with this action
+    edges: bool = False  # the value is a list of edges
+    program: bool = False  # the value is an argv
+    literal: Any = None  # a validator of the value once it holds no references
+
+    @property
+    def takes_references(self) -> bool:
+        return self.type not in {"literal", "object", "array"}
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One action, as its definition in the schema says."""
+
+    name: str
+    states: tuple[str, ...]
+    ready: str  # the state that a plain ``needs: [x]`` waits for
+    defaults: Mapping[str, Any]  # of the task's common keys
+
+
+@cache
+def task_shape() -> Shape:
+    return _shape({"$ref": "#/definitions/task"}, schema("TaskSet"))
+
+
+@cache
+def actions() -> Mapping[str, Action]:
+    """The actions of the language, by name."""
+    whole = schema("TaskSet")
+    found = {}
+    for name, part in whole["definitions"]["task"]["properties"].items():
+        resolved = _resolved(part, whole)
+        if "x-pidone-states" in resolved:
+            states = tuple(resolved["x-pidone-states"])
+            defaults = resolved.get("x-pidone-task-defaults", {})
+            found[name] = Action(name, states, resolved["x-pidone-ready"], defaults)
+    return found
+
+
+def action_of(task: Mapping[str, Any]) -> Action | None:
+    """The action of a task, if it has exactly one."""
+    found = [action for name, action in actions().items() if name in task]
+    return found[0] if len(found) == 1 else None
+
+
+def _resolved(part: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
+    """``part`` with its reference followed; what stands beside a reference counts before what it leads to."""
+    if "$ref" not in part:
+        return dict(part)
+    target = whole["definitions"][part["$ref"].removeprefix("#/definitions/")]
+    return _resolved(target, whole) | {key: value for key, value in part.items() if key != "$ref"}
+
+
+def _shape(part: Mapping[str, Any], whole: Mapping[str, Any]) -> Shape:
+    part = _resolved(part, whole)
+    value = part.get("x-pidone-value", {})
+    literal = part["anyOf"][0] if takes_reference(part) else part
+    kind = value.get("type") or ("literal" if "enum" in part else part["type"])
+    extra = part.get("additionalProperties")
+    return Shape(
+        type=kind,
+        properties={name: _shape(inner, whole) for name, inner in part.get("properties", {}).items()},
+        values=_shape(extra, whole) if isinstance(extra, Mapping) else None,
+        items=_shape(part["items"], whole) if "items" in part else None,
+        default=part.get("default", MISSING),
+        what=value.get("what", ""),
+        write=value.get("write", ""),
+        rule=value.get("rule", ""),
+        least=part.get("x-pidone-least"),
+        most=part.get("x-pidone-most"),
+        task=part.get("x-pidone-task", ""),
+        edges=part.get("items") == {"$ref": "#/definitions/edge"},
+        program=part.get("x-pidone-program", False),
+        literal=validator("TaskSet").evolve(schema=literal) if kind not in {"object", "array"} else None,
+    )

@@ -1,0 +1,38 @@
+"""Label selectors of Kubernetes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """One of a selector's ``matchExpressions``."""
+
+    key: str
+    operator: str  # In | NotIn | Exists | DoesNotExist
+    values: tuple[str, ...] = ()
+
+    def holds(self, labels: Mapping[str, str]) -> bool:
+        match self.operator:
+            case "In":
+                return labels.get(self.key) in self.values
+            case "NotIn":  # true without the label, as in Kubernetes
+                return labels.get(self.key) not in self.values
+            case "Exists":
+                return self.key in labels
+            case _:
+                return self.key not in labels
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """Everything must hold; an empty selector matches every pod."""
+
+    labels: Mapping[str, str] = field(default_factory=dict)
+    requirements: tuple[Requirement, ...] = ()
+
+
+def matches(selector: Selector, labels: Mapping[str, str]) -> bool:
+    return all(labels.get(key) == value for key, value in selector.labels.items()) and all(
+        requirement.holds(labels) for requirement in selector.requirements
+    )

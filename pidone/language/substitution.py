@@ -1,0 +1,66 @@
+"""``$(params.x)`` and ``$(pod.name)``: after parsing, from a closed table, in one pass.
+
+A scalar that is exactly one reference becomes the value with its type; in text the value is written as text, and
+what was put in is not looked at again. ``$$(x)`` is the text ``$(x)``. There is nothing else: no expressions.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pidone.errors import LanguageError
+
+POD = {  # the facts of a pod that every task may refer to, and where a Pod object has them
+    "pod.name": ("metadata", "name"),
+    "pod.namespace": ("metadata", "namespace"),
+    "pod.uid": ("metadata", "uid"),
+    "pod.ip": ("status", "podIP"),
+    "pod.nodeName": ("spec", "nodeName"),
+}
+
+_TOKEN = re.compile(r"\$\$\(|\$\(([^()]*)\)|\$\(")
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """One ``$(name)`` in a text; ``name`` is empty where the bracket is not closed."""
+
+    name: str
+    text: str
+    start: int
+
+
+def references(text: str) -> list[Reference]:
+    return [
+        Reference(found.group(1) or "", found.group(), found.start())
+        for found in _TOKEN.finditer(text)
+        if found.group() != "$$("
+    ]
+
+
+def substitute(text: str, table: Mapping[str, Any]) -> Any:
+    """``text`` with the values of ``table`` in it. Raises ``LanguageError`` for a name that has none."""
+    whole = _TOKEN.fullmatch(text)
+    if whole and whole.group(1) is not None:
+        return _look_up(whole.group(1), table)
+
+    def replacement(found: re.Match[str]) -> str:
+        if found.group() == "$$(":
+            return "$("
+        return written(_look_up(found.group(1) or "", table))
+
+    return _TOKEN.sub(replacement, text)
+
+
+def written(value: Any) -> str:
+    """A value as text: booleans as JSON and YAML have them."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _look_up(name: str, table: Mapping[str, Any]) -> Any:
+    if name in table:
+        return table[name]
+    if name in POD:
+        raise LanguageError(f"$({name}) has no value: the pod has no {'.'.join(POD[name])} yet")
+    raise LanguageError(f"$({name}) is not known")

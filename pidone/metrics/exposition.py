@@ -1,0 +1,63 @@
+"""The Prometheus text format 0.0.4: families in a fixed order, HELP and TYPE once, no interleaving."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from math import inf, isnan
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+@dataclass(slots=True)
+class Family:
+    """One metric with all its samples. ``kind`` is counter or gauge; a counter's name ends in ``_total``."""
+
+    name: str
+    kind: str
+    help: str
+    samples: list[tuple[Mapping[str, str], float]] = field(default_factory=list)
+
+    def add(self, value: float, **labels: str) -> "Family":
+        self.samples.append((labels, value))
+        return self
+
+
+def counter(name: str, text: str, value: float | None = None) -> Family:
+    return _family(name, "counter", text, value)
+
+
+def gauge(name: str, text: str, value: float | None = None) -> Family:
+    return _family(name, "gauge", text, value)
+
+
+def render(families: Iterable[Family]) -> bytes:
+    """The page. A family without samples is left out: what could not be read is missing, not zero."""
+    lines: list[str] = []
+    for family in families:
+        if not family.samples:
+            continue
+        lines.append(f"# HELP {family.name} {_escaped(family.help)}")
+        lines.append(f"# TYPE {family.name} {family.kind}")
+        for labels, value in family.samples:
+            inner = ",".join(f'{name}="{_escaped(text, quote=True)}"' for name, text in labels.items())
+            lines.append(
+                f"{family.name}{{{inner}}} {_number(value)}" if inner else f"{family.name} {_number(value)}"
+            )
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _family(name: str, kind: str, text: str, value: float | None) -> Family:
+    family = Family(name, kind, text)
+    return family if value is None else family.add(value)
+
+
+def _escaped(text: str, *, quote: bool = False) -> str:
+    text = text.replace("\\", "\\\\").replace("\n", "\\n")
+    return text.replace('"', '\\"') if quote else text
+
+
+def _number(value: float) -> str:
+    if isnan(value):
+        return "NaN"
+    if value in {inf, -inf}:
+        return "+Inf" if value > 0 else "-Inf"
+    return str(int(value)) if value == int(value) else repr(value)

@@ -1,0 +1,91 @@
+"""Collector ``network``: the pod's network namespace, from /proc/net, which needs no permission."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from pidone.metrics.exposition import Family, counter, gauge
+
+# include/net/tcp_states.h
+_TCP_STATES = {
+    "01": "established",
+    "02": "syn_sent",
+    "03": "syn_recv",
+    "04": "fin_wait1",
+    "05": "fin_wait2",
+    "06": "time_wait",
+    "07": "close",
+    "08": "close_wait",
+    "09": "last_ack",
+    "0A": "listen",
+    "0B": "closing",
+    "0C": "new_syn_recv",
+}
+# Columns of /proc/net/dev behind the device's name: eight of receiving, then eight of transmitting.
+_DEVICE_COLUMNS = {
+    "receive_bytes": (0, "Bytes received"),
+    "receive_errs": (2, "Receive errors"),
+    "receive_drop": (3, "Received packets dropped"),
+    "transmit_bytes": (8, "Bytes sent"),
+    "transmit_errs": (10, "Transmit errors"),
+    "transmit_drop": (11, "Packets to send dropped"),
+}
+
+
+def collect() -> Iterator[Family]:
+    """Raises ``OSError`` where /proc/net is not to be read."""
+    yield from _devices(_read("/proc/net/dev"))
+    yield from _connections(_read("/proc/net/tcp") + _read("/proc/net/tcp6", missing=""))
+    snmp = _paired(_read("/proc/net/snmp"))
+    netstat = _paired(_read("/proc/net/netstat"))
+    yield counter(
+        "pidone_tcp_retransmitted_segments_total",
+        "TCP segments sent again in the pod's network namespace.",
+        snmp.get("Tcp.RetransSegs"),
+    )
+    yield counter(
+        "pidone_tcp_listen_overflows_total",
+        "Connections refused because a listener's queue was full.",
+        netstat.get("TcpExt.ListenOverflows"),
+    )
+
+
+def _devices(text: str) -> list[Family]:
+    families = [
+        counter(f"pidone_network_{name}_total", f"{words} by network device.")
+        for name, (_, words) in _DEVICE_COLUMNS.items()
+    ]
+    for line in text.splitlines()[2:]:
+        device, _, numbers = line.partition(":")
+        columns = numbers.split()
+        for family, (index, _) in zip(families, _DEVICE_COLUMNS.values(), strict=True):
+            family.add(int(columns[index]), device=device.strip())
+    return families
+
+
+def _connections(text: str) -> Iterator[Family]:
+    counted = Counter(_TCP_STATES.get(line.split()[3], "other") for line in text.splitlines() if ":" in line)
+    family = gauge("pidone_tcp_connections", "TCP sockets of the pod's network namespace by state.")
+    for state in sorted(counted):
+        family.add(counted[state], state=state)
+    yield family
+
+
+def _paired(text: str) -> dict[str, int]:
+    """Lines in pairs, names above numbers: ``Tcp: RtoAlgorithm ...`` over ``Tcp: 1 ...``."""
+    lines = text.splitlines()
+    values: dict[str, int] = {}
+    for names, numbers in zip(lines[::2], lines[1::2], strict=False):
+        prefix, *rest = names.split()
+        for name, number in zip(rest, numbers.split()[1:], strict=False):
+            values[f"{prefix.rstrip(':')}.{name}"] = int(number)
+    return values
+
+
+def _read(path: str, *, missing: str | None = None) -> str:
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            return file.read()
+    except FileNotFoundError:
+        if missing is None:
+            raise
+        return missing

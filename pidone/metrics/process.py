@@ -1,0 +1,43 @@
+"""Collector ``process``: this process, from /proc/self; names as the Prometheus client libraries have them."""
+
+import os
+from collections.abc import Iterator
+
+from pidone.metrics.exposition import Family, counter, gauge
+
+
+def collect() -> Iterator[Family]:
+    """Raises ``OSError`` where /proc is not what it should be."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    fields = _read("/proc/self/stat").rpartition(") ")[2].split()  # the name before it may hold anything
+    boot = next(line for line in _read("/proc/stat").splitlines() if line.startswith("btime "))
+    yield counter(
+        "process_cpu_seconds_total",
+        "Total user and system CPU time spent in seconds.",
+        (int(fields[11]) + int(fields[12])) / ticks,
+    )
+    yield gauge("process_resident_memory_bytes", "Resident memory size in bytes.", int(fields[21]) * _PAGE)
+    yield gauge("process_virtual_memory_bytes", "Virtual memory size in bytes.", int(fields[20]))
+    yield gauge(
+        "process_start_time_seconds",
+        "Start time of the process since unix epoch in seconds.",
+        int(boot.split()[1]) + int(fields[19]) / ticks,
+    )
+    yield gauge("process_open_fds", "Number of open file descriptors.", len(os.listdir("/proc/self/fd")))
+    yield from _max_fds()
+
+
+def _max_fds() -> Iterator[Family]:
+    for line in _read("/proc/self/limits").splitlines():
+        if line.startswith("Max open files"):
+            soft = line.split()[3]
+            value = float("inf") if soft == "unlimited" else int(soft)
+            yield gauge("process_max_fds", "Maximum number of open file descriptors.", value)
+
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.read()

@@ -1,0 +1,102 @@
+"""The one owner of every wait in this process.
+
+``waitpid(-1)`` beside a ``subprocess`` object steals the object's status, and ``subprocess`` turns the loss
+into exit code 0: a failed command is reported as a success, without an exception. So nobody else waits:
+whoever wants a child asks the reaper to start it, and asks the reaper for its end.
+"""
+
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+
+import trio
+
+from pidone.errors import StartError
+
+# Zombies taken before other tasks get a turn: a burst of 10,000 must not stall a heartbeat, and a
+# checkpoint after each would double the cost of reaping.
+BATCH = 256
+
+
+class Child:
+    """A process that the reaper started. Its pid is not reused before ``returncode`` is set."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._ended = trio.Event()
+
+    async def wait(self) -> int:
+        """The exit code, or minus the signal that ended it. Cancelling the wait leaves the child running."""
+        await self._ended.wait()
+        assert self.returncode is not None
+        return self.returncode
+
+    def signal_group(self, number: signal.Signals) -> None:
+        """Signal the child and all that stayed in its session; nothing once it has ended.
+
+        The pid cannot have passed to a stranger: only the reaper, in this same thread, can free it, and it
+        sets ``returncode`` in the same step.
+        """
+        if self.returncode is None:
+            try:
+                os.killpg(self.pid, number)
+            except ProcessLookupError:
+                pass  # a zombie that waits for its turn in the reaper
+
+    def _end(self, status: int) -> None:
+        self.returncode = os.waitstatus_to_exitcode(status)
+        self._ended.set()
+
+
+class Reaper:
+    """Starts children, collects them and every orphan that was handed to this process."""
+
+    def __init__(self) -> None:
+        self.orphans = 0  # reaped, not started here
+        self.children = 0  # reaped, started here
+        self._started: dict[int, Child] = {}
+
+    def spawn(self, argv: Sequence[str], *, env: Mapping[str, str], cwd: str = "/") -> Child:
+        """Start a command in a session of its own; its output goes where ours goes.
+
+        Signal dispositions are the default ones and nothing is blocked. Raises ``StartError`` with the reason.
+        """
+        try:
+            process = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, env=env, cwd=cwd, start_new_session=True, close_fds=True
+            )
+        except OSError as error:
+            raise StartError(f"{argv[0]}: {error.strerror}") from error
+        # Popen is a portable fork and exec here and nothing more. With a return code it believes that the
+        # process was waited for, so neither it nor its destructor ever waits.
+        process.returncode = 0
+        child = self._started[process.pid] = Child(process.pid)
+        return child
+
+    def sweep(self) -> bool:
+        """Collect what has ended, at most ``BATCH``; True where more may be there."""
+        for _ in range(BATCH):
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return False
+            if pid == 0:
+                return False
+            child = self._started.pop(pid, None)
+            if child is None:
+                self.orphans += 1
+            else:
+                self.children += 1
+                child._end(status)
+        return True
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Reap until cancelled. SIGCHLD only says "look": signals coalesce, so each look takes all there is."""
+        with trio.open_signal_receiver(signal.SIGCHLD) as bells:
+            task_status.started()
+            while True:
+                while self.sweep():  # also once before the first bell: zombies may be older than the handler
+                    await trio.lowlevel.checkpoint()
+                await anext(bells)

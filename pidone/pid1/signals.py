@@ -1,0 +1,30 @@
+"""Signals of process 1: what is blocked during start, and what ends the process."""
+
+import signal
+
+# To process 1 the kernel drops a signal that has no handler, unless it is blocked: then it stays pending.
+# So these are blocked in the first lines of the program and unblocked when their receivers stand.
+BLOCKED = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+STOP = (signal.SIGTERM, signal.SIGINT)
+
+
+def block() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
+
+
+def unblock() -> None:
+    """Deliver what is pending and all that comes. Trio does not unblock by itself."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
+
+
+def ignore_the_rest() -> None:
+    """Survive what would end an ordinary process, as process 1 does by the kernel's rule and pause with it."""
+    for number in (
+        signal.SIGHUP,
+        signal.SIGUSR1,
+        signal.SIGUSR2,
+        signal.SIGQUIT,
+        signal.SIGALRM,
+        signal.SIGPIPE,
+    ):
+        signal.signal(number, signal.SIG_IGN)

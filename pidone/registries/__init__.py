@@ -1,0 +1,50 @@
+"""Service registries: one module a registry, named as people write it, imported when a plan asks for it.
+
+A module of this folder has ``build(fields, pod, source) -> Registry``, which raises ``Refused`` and does no
+I/O. Foreign answers become ``RegistryError`` here, and nowhere else.
+"""
+
+from enum import StrEnum
+from importlib import import_module
+from typing import Protocol
+
+from pidone.errors import Refused
+from pidone.plan.fields import Fields
+from pidone.plan.model import Pod
+
+
+class Status(StrEnum):
+    """How the instance is, in the words of Eureka."""
+
+    STARTING = "STARTING"
+    UP = "UP"
+    DOWN = "DOWN"
+
+
+class Registry(Protocol):
+    """One instance in one registry. Calls come one after the other, never two at once."""
+
+    async def register(self, status: Status) -> str:
+        """Make the registry hold our whole document with this status; returns the status that it then shows.
+
+        Raises ``RegistryError`` and ``TransferError``, as the other two do.
+        """
+
+    async def heartbeat(self) -> bool:
+        """Renew; False where the registry does not know this instance (any more)."""
+
+    async def deregister(self) -> None:
+        """Take the instance out; one that is not there is a success."""
+
+
+def build(fields: Fields, pod: Pod, source: str | None) -> Registry:
+    """The one registry that these fields name. Raises ``Refused``."""
+    name = fields.only_name()
+    if not name.isidentifier() or name.startswith("_"):
+        raise Refused(f'{fields.path}: "{name}" is not a registry')
+    try:
+        module = import_module(f"{__name__}.{name}")
+    except ModuleNotFoundError as error:
+        raise Refused(f'{fields.path}: this pidone has no registry "{name}"') from error
+    registry: Registry = module.build(fields.object(name), pod, source)
+    return registry

@@ -1,0 +1,203 @@
+"""Asks the repo for the bundle, holds the question open, and tells it what became of the answer.
+
+``GET /v1/bundle`` is held by the repo until there is something new, so a change arrives at once and nothing
+polls. No repo is a normal state: this client asks for ever, slower and slower, and what runs keeps running.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from random import Random
+from time import time
+from typing import Any, Protocol
+
+import trio
+
+from pidone import __version__
+from pidone.errors import Refused, TransferError
+from pidone.http.client import redacted, request
+from pidone.http.message import JSON, Response
+from pidone.journal import Journal
+from pidone.plan.format import MAX_BUNDLE, MEDIA_TYPE
+from pidone.telemetry import Telemetry
+
+WAIT = 55.0  # seconds a question may be held: below the 60 s after which middleboxes drop idle connections
+SLACK = 15.0  # seconds beyond WAIT before a held question counts as lost
+BACKOFF_MAX = 60.0  # seconds between two questions to a repo that does not answer, at most
+ANSWER_GAP = 0.2  # seconds between two questions that are answered at once: a repo gone wild costs no more
+STATUS_GAP = 1.0  # seconds between two reports
+STATUS_TIMEOUT = 10.0
+
+
+class Consumer(Protocol):
+    """What becomes of a bundle."""
+
+    def take(self, data: bytes, *, trusted: bool) -> None:
+        """Go over to it, or raise ``Refused`` and change nothing. ``trusted``: the repo proved who it is."""
+
+    def status(self) -> dict[str, Any]:
+        """The report on what runs."""
+
+
+@dataclass(slots=True)
+class Answer:
+    """What to do after one answer: wait that many seconds, and whether the repo is well."""
+
+    pause: float
+    trouble: str = ""
+
+
+class RepoClient:
+    """One pod's conversation with its repo. ``urls`` are tried in their order, the one that answers is kept."""
+
+    def __init__(
+        self,
+        urls: list[str],
+        consumer: Consumer,
+        journal: Journal,
+        telemetry: Telemetry,
+        *,
+        claims: Mapping[str, str],
+        source: str | None,
+        random: Random,
+    ) -> None:
+        self._urls = [url.rstrip("/") for url in urls]
+        self._consumer = consumer
+        self._journal = journal
+        self._telemetry = telemetry
+        self._source = source
+        self._random = random
+        self._current = 0
+        self._applied = ""  # entity tags
+        self._rejected = ""
+        self._error = ""  # why the bundle was rejected
+        self._dirty = trio.Event()
+        self._reached = trio.Event()
+        self._boot = os.urandom(8).hex()
+        self._headers = {**claims, "pidone-boot": self._boot, "pidone-version": __version__}
+
+    def status_changed(self) -> None:
+        """There is something to report; reports are made at most every ``STATUS_GAP`` seconds."""
+        self._dirty.set()
+
+    async def ask(self) -> None:
+        """Ask until cancelled. Nothing that a repo answers, or fails to answer, ends this."""
+        failures = 0
+        while True:
+            answer = await self._ask_once()
+            self._telemetry.bundle_fetches += 1
+            if answer.trouble:
+                failures += 1
+                self._telemetry.bundle_fetch_failures += 1
+                if failures == 1:
+                    self._journal.write(
+                        "repo-away", repo=redacted(self._urls[self._current]), error=answer.trouble
+                    )
+                self._current = (self._current + 1) % len(self._urls)
+                limit = min(BACKOFF_MAX, 2.0 ** min(failures, 10))
+                self._telemetry.repo_up = False
+                self._reached = trio.Event()
+                await trio.sleep(max(answer.pause, limit * self._random.random()))
+            else:
+                if self._telemetry.repo_up is not True:
+                    self._journal.write("repo-reached", repo=redacted(self._urls[self._current]))
+                    self._dirty.set()  # a repo that was away may have forgotten what it was told
+                failures, self._telemetry.repo_up = 0, True
+                self._reached.set()
+                await trio.sleep(answer.pause)
+
+    async def _ask_once(self) -> Answer:
+        url = self._urls[self._current]
+        known = ", ".join(tag for tag in (self._applied, self._rejected) if tag)
+        headers = {**self._headers, "accept": MEDIA_TYPE}
+        if self._telemetry.repo_up or not known:
+            headers["prefer"] = f"wait={WAIT:g}"  # not after an absence: then "there again" is known at once
+        if known:
+            headers["if-none-match"] = known
+        asked = trio.current_time()
+        try:
+            answer = await request(
+                "GET",
+                f"{url}/v1/bundle",
+                headers=headers,
+                timeout=WAIT + SLACK,
+                source=self._source,
+                limit=MAX_BUNDLE,
+            )
+        except TransferError as error:
+            return Answer(0.0, str(error))
+        quick = max(0.0, asked + ANSWER_GAP - trio.current_time())
+        match answer.status:
+            case 200:
+                tag = answer.headers.get("etag", "")
+                if not tag or tag in known:
+                    return Answer(
+                        quick, f"the bundle's entity tag is {tag or 'missing'}, and {known or 'none'} is here"
+                    )
+                self._take(answer, tag, trusted=url.startswith("https://"))
+                return Answer(quick)
+            case 304:
+                held = "preference-applied" in answer.headers or "prefer" not in headers
+                # a repo that does not hold questions would be asked in a tight loop
+                return Answer(quick if held else WAIT * self._random.random())
+            case status:
+                return Answer(_retry_after(answer, self._random), f"{status} {_words(answer)}")
+
+    def _take(self, answer: Response, tag: str, *, trusted: bool) -> None:
+        try:
+            if not answer.headers.get("content-type", "").startswith(MEDIA_TYPE):
+                raise Refused(f"expected {MEDIA_TYPE}, not {answer.headers.get('content-type', 'nothing')}")
+            self._consumer.take(answer.body, trusted=trusted)
+        except Refused as error:
+            self._rejected, self._error = tag, str(error)
+            self._telemetry.bundle_rejections += 1
+            self._journal.write("plan-refused", error=error)
+        else:
+            self._applied, self._rejected, self._error = tag, "", ""
+        self._dirty.set()
+
+    async def report(self) -> None:
+        """Report what runs whenever it has changed, until cancelled; a report that fails is made again later."""
+        while True:
+            await self._dirty.wait()
+            await self._reached.wait()
+            self._dirty = trio.Event()
+            if not await self._report_once():
+                self._dirty.set()
+                await trio.sleep(STATUS_GAP + 10 * self._random.random())
+            await trio.sleep(STATUS_GAP)
+
+    async def _report_once(self) -> bool:
+        status = {
+            "boot": self._boot,
+            "version": __version__,
+            "time": time(),
+            "state": "rejected" if self._rejected else "applied",
+            "error": self._error,
+            "rejected": self._rejected.strip('"') or None,
+            **self._consumer.status(),
+        }
+        try:
+            answer = await request(
+                "POST",
+                f"{self._urls[self._current]}/v1/status",
+                headers={**self._headers, "content-type": JSON},
+                body=json.dumps(status, separators=(",", ":")).encode(),
+                timeout=STATUS_TIMEOUT,
+                source=self._source,
+            )
+        except TransferError:
+            return False  # the question that is held open notices as well, and says so
+        return answer.status == 204
+
+
+def _words(answer: Response) -> str:
+    return " ".join(answer.text.split())[:200]
+
+
+def _retry_after(answer: Response, random: Random) -> float:
+    """Seconds until the next question, spread by a quarter: pods that were refused together come back apart."""
+    said = answer.headers.get("retry-after", "")
+    seconds = min(float(said), 3600.0) if said.isdigit() else 1.0
+    return seconds * (1 + 0.25 * random.random())
