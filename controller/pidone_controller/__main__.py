@@ -1,6 +1,7 @@
 """The command line of the controller."""
 
 import argparse
+import stat
 import sys
 from pathlib import Path
 
@@ -66,15 +67,23 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _folder(text: str) -> Path:
-    if not Path(text).is_dir():
+    if _mode(text, "folder") != stat.S_IFDIR:
         raise argparse.ArgumentTypeError(f"{text} is not a folder")
     return Path(text)
 
 
 def _file(text: str) -> Path:
-    if not Path(text).exists() or Path(text).is_dir():
+    if _mode(text, "file") == stat.S_IFDIR:
         raise argparse.ArgumentTypeError(f"{text} is not a file")
     return Path(text)
+
+
+def _mode(text: str, what: str) -> int:
+    """The type of what is there. A typing mistake is told now; what goes away later may come back."""
+    try:
+        return stat.S_IFMT(Path(text).stat().st_mode)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text} is not a {what} ({error.strerror})") from error
 
 
 def _address(text: str) -> tuple[str, int]:

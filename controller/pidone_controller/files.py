@@ -4,19 +4,17 @@ inotify would tell sooner, and not at all on network file systems, bind mounts o
 symlinks of a ConfigMap; one ``stat`` a file each fifth of a second works everywhere and costs nothing.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from pidone.language.checking import check_text
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
-from pidone_controller.binding import Rules, Scoped, collect
+from pidone.errors import LanguageError
+from pidone.language.checking import check_bytes
+from pidone.language.model import TaskBinding, TaskSet
+from pidone.language.pods import read_pods
+from pidone_controller.binding import Rules, collect, shown
 from pidone_controller.inventory import Inventory, InventoryError, Pod, project
 from pidone_controller.log import Log
 
@@ -64,7 +62,7 @@ class TaskFiles:
     log: Log
     say: Say
     files: dict[Path, Watched] = field(default_factory=dict)
-    good: dict[Path, tuple[Scoped, ...]] = field(default_factory=dict)
+    good: dict[Path, tuple[TaskSet | TaskBinding, ...]] = field(default_factory=dict)
     rules: Rules = field(default_factory=Rules)
     complaints: tuple[str, ...] = ()
     problems: dict[Path, str] = field(default_factory=dict)  # the last one told of each path
@@ -72,7 +70,8 @@ class TaskFiles:
 
     @property
     def pending(self) -> bool:
-        return any(watched.pending for watched in self.files.values())
+        """There is something to read that may be readable at the next look."""
+        return any(watched.pending and path not in self.problems for path, watched in self.files.items())
 
     def look(self) -> None:
         """Look once; ``rules`` is another object afterwards where anything changed that counts."""
@@ -112,25 +111,23 @@ class TaskFiles:
             data = watched.look()
         except OSError as error:
             self._problem(path, f"cannot be read: {error.strerror}")
-            watched.taken = watched.seen  # told; nothing to wait for until it changes
             return
         if data is None:
             return
         self.problems.pop(path, None)
-        text = data.decode(errors="replace")
         kept = "the version before stays in force" if path in self.good else "nothing of it is in force"
-        if not text.strip():
-            # An editor that died in mid-save leaves this. To withdraw, remove the file.
-            self.log("broken", file=path, error=f"empty; {kept}")
-            return
-        checked = check_text(text, str(path))
+        checked = check_bytes(data, str(path))
         if checked.findings:
             self.log("broken", file=path, findings=len(checked.findings), error=kept)
             for finding in checked.findings:
                 self.say(str(finding))
             return
-        self.good[path] = tuple(Scoped.of(item) for item in checked.objects)
-        self.log("read", file=path, objects=" ".join(item.shown for item in self.good[path]))
+        if self.good.get(path) and not checked.objects:
+            # What an editor that died in mid-save leaves, or everything commented out.
+            self.log("broken", file=path, error=f"no TaskSet, no TaskBinding; to withdraw, remove it; {kept}")
+            return
+        self.good[path] = checked.objects
+        self.log("read", file=path, objects=", ".join(shown(item) for item in checked.objects))
 
     def _problem(self, path: Path, text: str) -> None:
         if self.problems.get(path) != text:
@@ -161,8 +158,8 @@ class InventoryFile:
         if data is None:
             return
         try:
-            pods = read_pods(data.decode(errors="replace"))
-        except InventoryError as error:
+            pods = live_pods(read_pods(data.decode(errors="replace")))
+        except (LanguageError, InventoryError) as error:
             self._problem(str(error))
             return
         self.problem = ""
@@ -176,52 +173,19 @@ class InventoryFile:
         self.problem = text
 
 
-def read_pods(text: str) -> list[Pod]:
-    """Pods as ``kubectl get pods -o yaml`` (or json) prints them: a List, a PodList, or Pods in a row.
-
-    Raises ``InventoryError`` that says what stands where a pod should.
-    """
-    documents = [document for document in _documents(text) if document is not None]
-    if not documents:
-        raise InventoryError("empty; no pods at all are written as a List with items: []")
+def live_pods(objects: Iterable[Mapping[str, Any]]) -> list[Pod]:
+    """Pods from their objects, each once. Raises ``InventoryError``."""
     pods: dict[str, Pod] = {}
     names: set[str] = set()
-    for document in documents:
-        for item in _items(document):
-            pod = project(item)
-            if pod.path in names:
-                raise InventoryError(f"pod {pod.path} is there twice")
-            if pod.key in pods:
-                raise InventoryError(f"pods {pods[pod.key].path} and {pod.path} have the same uid {pod.uid}")
-            names.add(pod.path)
-            pods[pod.key] = pod
+    for item in objects:
+        pod = project(item)
+        if pod.path in names:
+            raise InventoryError(f"pod {pod.path} is there twice")
+        if pod.key in pods:
+            raise InventoryError(f"pods {pods[pod.key].path} and {pod.path} have the same uid {pod.uid}")
+        names.add(pod.path)
+        pods[pod.key] = pod
     return list(pods.values())
-
-
-def _documents(text: str) -> list[Any]:
-    if text.lstrip().startswith("{"):  # JSON is YAML, and its own reader a hundred times as fast
-        try:
-            return [json.loads(text)]
-        except (ValueError, RecursionError):
-            pass  # {flow: mapping}, or an error that the YAML reader says better
-    try:
-        return list(YAML(typ="safe", pure=True).load_all(StringIO(text)))
-    except (YAMLError, ValueError, RecursionError) as error:
-        raise InventoryError(f"not YAML: {' '.join(str(error).split())}") from error
-
-
-def _items(document: object) -> Iterable[object]:
-    if not isinstance(document, Mapping):
-        raise InventoryError(f"expected a List or Pods, not {document!r:.40}")
-    kind = document.get("kind", "a mapping without a kind")
-    if kind not in {"List", "PodList"}:
-        if kind != "Pod":
-            raise InventoryError(f"expected a List or Pods, not {kind}")
-        return [document]
-    items = document.get("items", [])
-    if not isinstance(items, list):
-        raise InventoryError(f"items of the {kind}: expected a list")
-    return items
 
 
 def _signature(found: os.stat_result) -> Signature:

@@ -57,8 +57,8 @@ class Pod:
 
     @property
     def served(self) -> bool:
-        """Whether it has an address of its own, and is not done for ever."""
-        return not self.host_network and self.phase not in FINISHED
+        """Whether it has an address of its own by now, and is not done for ever."""
+        return bool(self.ips) and not self.host_network and self.phase not in FINISHED
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,13 +192,14 @@ def _project(pod: Mapping[str, Any], meta: Mapping[str, Any], namespace: str, na
     uid = _text(meta, "uid", "metadata")
     node = _text(spec, "nodeName", "spec")
     ips = _addresses(status, "podIP", "podIPs")
+    host_ips = _addresses(status, "hostIP", "hostIPs")
     return Pod(
         uid=uid,
         namespace=namespace,
         name=name,
         hostname=_text(spec, "hostname", "spec") or name,
         ips=ips,
-        host_ips=_addresses(status, "hostIP", "hostIPs"),
+        host_ips=host_ips,
         node=node,
         host_network=spec.get("hostNetwork") is True,
         phase=_text(status, "phase", "status"),
@@ -224,7 +225,7 @@ def _project(pod: Mapping[str, Any], meta: Mapping[str, Any], namespace: str, na
             "status": {
                 "podIP": ips[0] if ips else "",
                 "podIPs": [{"ip": ip} for ip in ips],
-                "hostIP": status.get("hostIP") or "",
+                "hostIP": host_ips[0] if host_ips else "",
             },
         },
     )
@@ -250,7 +251,7 @@ def _addresses(status: Mapping[str, Any], one: str, many: str) -> tuple[str, ...
     given = [status.get(one), *(_mapping(item, f"status.{many}").get("ip") for item in items)]
     found: dict[str, None] = {}
     for address in given:
-        if address in {None, ""}:
+        if not address:
             continue
         try:
             found[normalise(str(address))] = None
@@ -278,7 +279,7 @@ def _text(table: Mapping[str, Any], field: str, path: str) -> str:
 
 def _table(meta: Mapping[str, Any], field: str) -> dict[str, str]:
     """Labels and annotations. YAML reads a bare 8080 as a number, which Kubernetes refuses; so do we."""
-    table = _mapping(meta.get(field), f"metadata.{field}")
+    table: Mapping[Any, Any] = _mapping(meta.get(field), f"metadata.{field}")
     for key, value in table.items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise InventoryError(

@@ -94,7 +94,7 @@ class Repo:
         return shelf is None or shelf.inventory is not inventory or shelf.rules is not rules
 
     def update(self, stock: Callable[[Shelf], Shelf]) -> None:
-        """Put up the shelf that ``stock`` makes from the last, and wake the requests it changes something for."""
+        """Put up the shelf that ``stock`` makes from the last, and wake the requests it changes."""
         before = self._shelf or EMPTY
         shelf = stock(before)
         self._shelf = shelf
@@ -107,28 +107,20 @@ class Repo:
                 self._held[address].change = trio.Event()
 
     async def handle(self, request: Request) -> Response:
-        path = request.path
-        route = "/v1/pods" if path.startswith("/v1/pods/") else path
-        if route not in _METHODS:
-            return text_response(404, f"there is no {path} here")
-        method = _METHODS[route]
-        if request.method != method:
-            return text_response(405, f"{path} takes {method}, not {request.method}", allow=method)
-        if route == "/livez":
-            return text_response(200, "ok")
-        if self._shelf is None:
-            # not 404: who is unknown is known only when the pods are
-            return text_response(
-                503, "not ready: the pods and task sets were not all read yet", retry_after="1"
-            )
-        match route:
-            case "/v1/bundle":
+        route = "/v1/pods" if request.path.startswith("/v1/pods/") else request.path
+        # Before the pods were read nobody can be called unknown: 503, and no 404.
+        if self._shelf is None and route in _METHODS and route != "/livez":
+            return text_response(503, "pods and task sets were not all read yet", retry_after="1")
+        match request.method, route:
+            case "GET", "/v1/bundle":
                 return await self._bundle(request)
-            case "/v1/status":
+            case "POST", "/v1/status":
                 return self._status(request)
-            case "/v1/pods":
-                return self._pods(request, self._shelf)
-        return text_response(200, "ok")
+            case "GET", "/v1/pods":
+                return self._pods(request)
+            case "GET", "/livez" | "/readyz":
+                return text_response(200, "ok")
+        return _no_route(request.method, route)
 
     async def _bundle(self, request: Request) -> Response:
         media = preferences.choose(request.headers.get("accept"), FORMATS)
@@ -160,7 +152,7 @@ class Repo:
     async def _hold(
         self, address: str, claims: Claims, known: frozenset[str], deadline: float
     ) -> tuple[Identity | Response, Bundle | None]:
-        """Wait until the pod's bundle is not a ``known`` one, or the deadline: who asked, and what is there."""
+        """Wait for a bundle that is not a ``known`` one, or the deadline: who asked, and what is there."""
         owner = ""
         with self._holding(address) as held:
             if held.requests > MAX_HELD:
@@ -200,8 +192,9 @@ class Repo:
         heard.report, heard.received = report, self._wall_clock()
         return Response(204)
 
-    def _pods(self, request: Request, shelf: Shelf) -> Response:
-        address = normalise(request.peer)
+    def _pods(self, request: Request) -> Response:
+        assert self._shelf is not None
+        shelf, address = self._shelf, normalise(request.peer)
         # A pod may be at 127.0.0.2 here; its neighbours' plans are not its business.
         if not is_loopback(address) or address in shelf.inventory.by_address:
             return text_response(403, "only for people on this machine: ask from 127.0.0.1 or ::1")
@@ -287,6 +280,12 @@ async def _until(change: trio.Event, deadline: float) -> bool:
     with trio.move_on_at(deadline):
         await change.wait()
     return change.is_set()
+
+
+def _no_route(method: str, route: str) -> Response:
+    if route not in _METHODS:
+        return text_response(404, f"there is no {route} here")
+    return text_response(405, f"{route} takes {_METHODS[route]}, not {method}", allow=_METHODS[route])
 
 
 def _refusal(found: Unknown | Contradiction | NodeAddress, retry_after: str = "5") -> Response:

@@ -74,9 +74,20 @@ async def _serve(settings: Settings, listeners: list[trio.SocketListener], log: 
         if found is not None and (repo.ready or not tasks.pending) and repo.outdated(found, rules):
             repo.update(lambda shelf: shelf.stock(found, rules))
 
-    await refresh()  # what stands still is read at the second look
-    await trio.sleep(LOOK)
-    await refresh()
+    bugs = set[str]()
+
+    async def look_again() -> None:
+        await trio.sleep(LOOK)
+        try:
+            await refresh()
+        except Exception as error:  # noqa: BLE001 - what one file brings out must not end the plans of all pods
+            text = f"{type(error).__name__}: {error}"
+            if text not in bugs:
+                log("bug", error=text)
+                bugs.add(text)
+
+    await look_again()
+    await look_again()  # what stands still is read at the second look
     async with trio.open_nursery() as nursery:
         connections = _connections()
         await nursery.start(_accept, repo, listeners, connections)
@@ -88,8 +99,7 @@ async def _serve(settings: Settings, listeners: list[trio.SocketListener], log: 
                 ready=repo.ready,
             )
         while True:
-            await trio.sleep(LOOK)
-            await refresh()
+            await look_again()
 
 
 async def _accept(

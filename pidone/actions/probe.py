@@ -7,7 +7,7 @@ import trio
 
 from pidone.actions import Context, Setting
 from pidone.errors import PidoneError, Refused
-from pidone.http.client import request
+from pidone.http.client import reason, request
 from pidone.plan.fields import Fields
 
 HEALTHY, UNHEALTHY = "healthy", "unhealthy"
@@ -121,7 +121,7 @@ def _tcp_socket(fields: Fields, setting: Setting, timeout: float) -> Ask:
             try:
                 stream = await trio.open_tcp_stream(host, port, local_address=setting.source)
             except OSError as error:
-                return f"{host}:{port}: {error.__cause__ or error}"
+                return f"{host}:{port}: {reason(error)}"
             await trio.aclose_forcefully(stream)
             return ""
         return f"{host}:{port}: no connection within {timeout:g} s"

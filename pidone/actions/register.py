@@ -56,9 +56,10 @@ class Register:
                     await self._renew(context, status, self._beat)
                 else:
                     with trio.CancelScope() as self._waiting:  # until the probe changes, or a beat is wanted
-                        await (
-                            context.state_change(self._follow, seen) if self._follow else trio.sleep_forever()
-                        )
+                        if self._follow:
+                            await context.state_change(self._follow, seen)
+                        else:
+                            await trio.sleep_forever()
         except PidoneError as error:
             self._answer(str(error))
             raise
@@ -116,9 +117,10 @@ class Register:
 
 
 async def _whole(call: Awaitable[T]) -> T:
+    """A call once begun is waited for; its own time limit holds."""
     with trio.CancelScope(shield=True):
-        result = await call
-    return result
+        return await call
+    raise AssertionError("nobody cancels this scope")
 
 
 def build(fields: Fields, setting: Setting) -> Register:

@@ -32,7 +32,9 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("file", nargs="+", metavar="FILE", help="a file, a folder, or - for standard input")
     run_command = commands.add_parser("run", help="run the TaskSets of a file here, without a repo")
     run_command.add_argument("file", metavar="FILE", help="a file with one TaskSet or several")
-    run_command.add_argument("--pod", metavar="POD", help="the pod to be: a manifest, or kubectl get pod -o yaml")
+    run_command.add_argument(
+        "--pod", metavar="POD", help="the pod to be: a manifest, or kubectl get pod -o yaml"
+    )
     run_command.add_argument(
         "--param",
         action="append",

@@ -134,7 +134,12 @@ class Core:
         return not self.tasks and not self._wanted
 
     def next_due(self) -> float:
-        """When ``handle(None, now)`` is wanted at the latest; infinity where only events count."""
+        """When ``handle(None, now)`` is wanted at the latest; infinity where only events count.
+
+        While something leaves nothing starts, however long it has been due: the leaving's end is an event.
+        """
+        if any(state.leaving for state in self.tasks.values()):
+            return inf
         return min((state.due for state in self.tasks.values() if state.stage is Stage.DUE), default=inf)
 
     def handle(self, event: Event | None, now: float) -> list[Command]:
@@ -223,8 +228,11 @@ class Core:
         if task.every is None:
             due = retry
         else:
-            shortened = task.every * (1 - JITTER * self._random.random())
-            state.slot = max(state.slot + shortened, now)  # periods missed by a long run are not made up for
+            if state.slot <= now:  # a retry within the period leaves the next one where it is
+                shortened = task.every * (1 - JITTER * self._random.random())
+                state.slot = max(
+                    state.slot + shortened, now
+                )  # periods missed by a long run are not made up for
             due = min(state.slot, retry) if error is not None and again else state.slot
         self._enter(state, Stage.DUE, now, due=max(due, state.started + START_FLOOR))
 

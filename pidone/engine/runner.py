@@ -54,9 +54,9 @@ class Engine:
         async with trio.open_nursery() as self._nursery:
             task_status.started()
             while True:
+                self._timer_is_stale = trio.Event()
                 with trio.move_on_at(self._core.next_due()):
                     await self._timer_is_stale.wait()
-                self._timer_is_stale = trio.Event()
                 self._handle(None)
 
     def apply(self, plan: Plan, *, setting: Setting | None = None) -> None:

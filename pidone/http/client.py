@@ -4,6 +4,7 @@ A connection a request: the pod's requests are seconds or a minute apart, where 
 middleboxes have long dropped an idle connection, and "dropped" would have to be told from "refused".
 """
 
+import os
 import socket
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -56,7 +57,7 @@ async def request(
     except (h11.RemoteProtocolError, h11.LocalProtocolError) as error:
         raise ProtocolError(f"{shown}: {error}") from error
     except (OSError, trio.BrokenResourceError) as error:
-        raise ConnectError(f"{shown}: {_reason(error)}") from error
+        raise ConnectError(f"{shown}: {reason(error)}") from error
 
 
 def redacted(url: str) -> str:
@@ -100,12 +101,22 @@ async def _exchange(
     head = h11.Request(method=method, target=target, headers=list(fields.items()))
     sent = [connection.send(head), connection.send(h11.Data(data=body)), connection.send(h11.EndOfMessage())]
     await stream.send_all(b"".join(part for part in sent if part))
+    return await _receive(stream, connection, limit)
 
-    status, received, chunks, size = 0, dict[str, str](), list[bytes](), 0
+
+async def _receive(stream: trio.abc.Stream, connection: h11.Connection, limit: int) -> Response:
+    status, received, chunks, size, ended = 0, dict[str, str](), list[bytes](), 0, False
     while True:
-        event = connection.next_event()
+        try:
+            event = connection.next_event()
+        except h11.RemoteProtocolError as error:
+            if ended:
+                raise _EndedError from error
+            raise
         if event is h11.NEED_DATA:
-            connection.receive_data(bytes(await stream.receive_some()))
+            data = bytes(await stream.receive_some())
+            ended = not data
+            connection.receive_data(data)
         elif isinstance(event, h11.Response):
             status = event.status_code
             if not limit:
@@ -122,7 +133,12 @@ async def _exchange(
                 whole = _unzipped(whole, limit)
             return Response(status, received, whole)
         elif isinstance(event, h11.ConnectionClosed):
-            raise h11.RemoteProtocolError("the connection ended before the answer did")
+            raise _EndedError
+
+
+class _EndedError(OSError):
+    def __str__(self) -> str:
+        return "the connection ended before the answer did"
 
 
 def _unzipped(data: bytes, limit: int) -> bytes:
@@ -145,15 +161,15 @@ def _basic(user: str, password: str) -> str:
     return "Basic " + b64encode(f"{unquote(user)}:{unquote(password)}".encode()).decode()
 
 
-def _reason(error: BaseException) -> str:
-    """The innermost cause in words: Trio wraps several attempts to connect in one error."""
+def reason(error: BaseException) -> str:
+    """Why there was no connection, in words: Trio wraps several attempts to connect in one error."""
     cause = error.__cause__
     if isinstance(cause, BaseExceptionGroup):
-        return "; ".join(dict.fromkeys(_reason(inner) for inner in cause.exceptions))
+        return "; ".join(dict.fromkeys(reason(inner) for inner in cause.exceptions))
     if isinstance(error, socket.gaierror):
         return f"the name does not resolve ({error.strerror})"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if isinstance(cause, BaseException):
-        return _reason(cause)
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    if isinstance(cause, OSError):
+        return reason(cause)
     return str(error)

@@ -14,3 +14,10 @@ def seconds(text: Any) -> int | float | None:
         return None
     total = sum(int(number) * _MILLISECONDS[unit] for number, unit in _PART.findall(text))
     return total // 1000 if total % 1000 == 0 else total / 1000
+
+
+def text(number: float) -> str:
+    """Seconds as a person writes them, in the greatest unit that takes them whole."""
+    milliseconds = round(number * 1000)
+    unit = next(unit for unit, size in _MILLISECONDS.items() if milliseconds % size == 0)
+    return f"{milliseconds // _MILLISECONDS[unit]}{unit}"

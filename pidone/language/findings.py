@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 _WIDEST = 160  # characters of a source line that are shown
+_MOST = 16  # words that are listed where none is close
+_MOST_COMPARED = 200
 _LINE_END = re.compile(r"\r\n|[\n\r\x85\u2028\u2029]")  # what the YAML parser counts as one
 
 
@@ -63,17 +65,25 @@ class Source:
 
 def ordered(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """In the order of the file, none twice."""
-    return tuple(sorted(set(findings), key=lambda one: (one.file, one.line, one.column, one.rule, one.message)))
+    return tuple(
+        sorted(set(findings), key=lambda one: (one.file, one.line, one.column, one.rule, one.message))
+    )
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown word: what was meant, or what there is."""
-    options = list(known)
+    options = list(known)[:_MOST_COMPARED]
     folded = {option.lower(): option for option in options}
-    close = get_close_matches(word.lower(), folded, n=1, cutoff=0.6)
+    low = word.lower()
+    close = get_close_matches(low, folded, n=1, cutoff=0.6) or [
+        option
+        for option in folded
+        if min(len(option), len(low)) > 2 and (option.startswith(low) or low.startswith(option))
+    ]
     if close:
         return f'; did you mean "{folded[close[0]]}"?'
-    return f"; expected one of {', '.join(options)}" if options else ""
+    more = ", ..." if len(options) > _MOST else ""
+    return f"; expected one of {', '.join(options[:_MOST])}{more}" if options else ""
 
 
 def printable(text: str) -> str:

@@ -42,7 +42,7 @@ class TaskSet:
     """What runs. Tasks are as they were written: plain values, with references in them."""
 
     name: str
-    namespace: str = "default"
+    namespace: str = ""  # empty where the file names none
     params: tuple[Param, ...] = ()
     tasks: tuple[Mapping[str, Any], ...] = ()
 
@@ -52,7 +52,7 @@ class TaskSet:
         metadata, spec = value["metadata"], value["spec"]
         return cls(
             name=metadata["name"],
-            namespace=metadata.get("namespace", "default"),
+            namespace=metadata.get("namespace", ""),
             params=tuple(Param.of(param) for param in spec.get("params", ())),
             tasks=tuple(spec["tasks"]),
         )
@@ -63,7 +63,7 @@ class TaskBinding:
     """In which pods of its namespace which TaskSets run, with which values."""
 
     name: str
-    namespace: str = "default"
+    namespace: str = ""  # empty where the file names none
     pod_selector: Selector = field(default_factory=Selector)
     task_sets: tuple[str, ...] = ()
     params: Mapping[str, Any] = field(default_factory=dict)
@@ -75,7 +75,7 @@ class TaskBinding:
         selector = spec["podSelector"]
         return cls(
             name=metadata["name"],
-            namespace=metadata.get("namespace", "default"),
+            namespace=metadata.get("namespace", ""),
             pod_selector=Selector(
                 labels=selector.get("matchLabels", {}),
                 requirements=tuple(

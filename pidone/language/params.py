@@ -19,7 +19,7 @@ _ARTICLE = {"integer": "an integer", "string": "a string", "boolean": "true or f
 
 
 def value_of(param: Param, arguments: Mapping[str, Any], pod: Mapping[str, Any]) -> Any:
-    """The value of ``param``, of its type. Raises ``LanguageError`` where there is none, or not a fitting one."""
+    """The value of ``param``, of its type. Raises ``LanguageError`` where there is none that fits."""
     if param.name in arguments:
         value = arguments[param.name]
         wrong = mismatch(param, value)
@@ -28,38 +28,51 @@ def value_of(param: Param, arguments: Mapping[str, Any], pod: Mapping[str, Any])
         return value
     text = pod_field(param.field_path, pod) if param.field_path else None
     if text is not None:
-        value = _converted(param, text)
+        value = from_text(param, text)
         wrong = mismatch(param, value, max_length=POD_MAX_LENGTH)
         if wrong:
-            raise LanguageError(f'param "{param.name}": the pod\'s {place(param)} is {shown(text)}, which {wrong}')
+            raise LanguageError(
+                f'param "{param.name}": the pod\'s {place(param)} is {shown(text)}, which {wrong}'
+            )
         return value
     if param.default is not MISSING:
         return param.default
     given = f"set the {place(param)} on the pod, " if param.field_path else ""
     raise LanguageError(
-        f'param "{param.name}" has no value: {given}pass it in the TaskBinding\'s params, or give it a default'
+        f'param "{param.name}" has no value: {given}'
+        "pass it in the TaskBinding's params, or give it a default"
     )
 
 
 def mismatch(param: Param, value: Any, *, max_length: int | None = None) -> str:
-    """Why ``value`` does not fit, as the end of "..., which"; empty where it fits."""
+    """Why ``value`` does not fit, as the end of "..., which"; empty where it fits.
+
+    ``max_length`` counts where the param has none of its own.
+    """
     wrong = _wrong_type(param, value)
-    if wrong:
-        return wrong
-    longest = param.max_length if param.max_length is not None else max_length
-    if isinstance(value, str):
-        if longest is not None and len(value) > longest:
-            return f"is longer than {longest} characters"
-        if _CONTROL.search(value):
-            return "holds a control character"
-        if param.pattern and not regex(param.pattern).search(value):
-            return f"does not match {param.pattern}"
-    elif param.minimum is not None and value < param.minimum:
+    if not wrong:
+        longest = param.max_length if param.max_length is not None else max_length
+        wrong = _wrong_text(param, value, longest) if isinstance(value, str) else _wrong_number(param, value)
+    if not wrong and param.enum and value not in param.enum:
+        wrong = f"is none of {', '.join(shown(one) for one in param.enum)}"
+    return wrong
+
+
+def _wrong_text(param: Param, value: str, longest: int | None) -> str:
+    if longest is not None and len(value) > longest:
+        return f"is longer than {longest} characters"
+    if _CONTROL.search(value):  # from anyone: a header or a log line must not be split by a value
+        return "holds a control character"
+    if param.pattern and not regex(param.pattern).search(value):
+        return f"does not match {param.pattern}"
+    return ""
+
+
+def _wrong_number(param: Param, value: int) -> str:
+    if param.minimum is not None and value < param.minimum:
         return f"is less than {param.minimum}"
-    elif param.maximum is not None and value > param.maximum:
+    if param.maximum is not None and value > param.maximum:
         return f"is greater than {param.maximum}"
-    if param.enum and value not in param.enum:
-        return f"is none of {', '.join(shown(one) for one in param.enum)}"
     return ""
 
 
@@ -91,8 +104,11 @@ def pod_field(path: str, pod: Mapping[str, Any]) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _converted(param: Param, text: str) -> Any:
-    """A pod's values are text; text that does not fit is left, and found by ``mismatch``."""
+def from_text(param: Param, text: str) -> Any:
+    """The value that a text means: a pod's labels and a command line's arguments have no types.
+
+    A text that does not fit stays text, and ``mismatch`` says what it should have been.
+    """
     if param.type == "integer" and _INTEGER.fullmatch(text):
         return int(text)
     if param.type == "boolean" and text in {"true", "false"}:

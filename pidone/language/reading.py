@@ -14,22 +14,31 @@ from pidone.language.findings import Finding, Source, Span
 
 MAX_CHARACTERS = 1 << 20
 MAX_DEPTH = 40  # the language needs 9
-MAX_VALUES = 100_000  # of one document, each alias counted as what it stands for
+MAX_VALUES = 50_000  # of one document, each alias counted as what it stands for
 MAX_ALIASES = 100  # of one document
+MAX_DOCUMENTS = 2_000  # of one file
+MAX_FINDINGS = 500  # of one document; a file with more is not what it was meant to be
 
-_NULL = {"", "~", "null", "Null", "NULL"}
-_BOOLEAN = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
-_INTEGER = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
+# The core schema of YAML 1.2, and what other readers make of the same words.
+_CONSTANT = {"": None, "~": None, "null": None, "Null": None, "NULL": None} | {
+    word: word.lower() == "true" for word in ("true", "True", "TRUE", "false", "False", "FALSE")
+}
+_INTEGER = re.compile(r"[-+]?[0-9]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-_NOT_JSON = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
-_YAML_11_BOOLEAN = re.compile(r"(?i)y|n|yes|no|on|off")
-_YAML_11_OTHER = re.compile(
-    r"[-+]?0[0-9_]+"  # 0123 is 83 there
-    r"|0o[0-7]+|[-+]?0b[01_]+"
-    r"|[-+]?[0-9][0-9_]*_[0-9_]*(\.[0-9_]*)?"  # 1_000
-    r"|[-+]?[0-9]+(:[0-5]?[0-9])+(\.[0-9]*)?"  # 12:30:45 is a number in base 60 there
-    r"|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt ].*)?"
-    r"|="
+_DOUBTFUL = (
+    (re.compile(r"(?i)y|n|yes|no|on|off"), "kubectl reads {} as true or false, YAML 1.2 as text"),
+    (re.compile(r"[-+]?0[0-9_]+"), "kubectl reads {} in base 8, YAML 1.2 in base 10"),
+    (re.compile(r"[-+]?[0-9]+(:[0-5]?[0-9])+(\.[0-9]*)?"), "YAML 1.1 reads {} in base 60, YAML 1.2 as text"),
+    (
+        re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt ].*)?"),
+        "YAML 1.1 reads {} as a time, YAML 1.2 as text",
+    ),
+    (
+        re.compile(r"0o[0-7]+|[-+]?0b[01_]+|[-+]?[0-9][0-9_]*_[0-9_]*(\.[0-9_]*)?|="),
+        "YAML 1.1 and YAML 1.2 read {} differently",
+    ),
+    (re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"), "JSON has no number {}"),
+    (re.compile(r"[-+]?[0-9.]{19,}|0x[0-9a-fA-F]{16,}|.*[0-9.][eE][-+]?[0-9]{3,}"), "{} is no usable number"),
 )
 
 
@@ -53,8 +62,13 @@ class Document:
     source: Source
     findings: list[Finding] = field(default_factory=list)
 
+    @property
+    def full(self) -> bool:
+        return len(self.findings) >= MAX_FINDINGS
+
     def say(self, span: Span, message: str, rule: str) -> None:
-        self.findings.append(self.source.finding(span, message, rule))
+        if not self.full:
+            self.findings.append(self.source.finding(span, message, rule))
 
     def span(self, path: Sequence[str | int]) -> Span:
         """Where the value at ``path`` stands, or the nearest thing around it that is there."""
@@ -79,7 +93,9 @@ class Document:
         return node
 
 
-class _Stop(Exception):  # noqa: N818 - not an error: the rest of the file is not looked at
+class _Stop(Exception):
+    """The rest of the file is not looked at."""
+
     def __init__(self, span: Span, message: str, rule: str) -> None:
         self.said = (span, message, rule)
 
@@ -97,11 +113,15 @@ def read(text: str, file: str) -> tuple[list[Document], list[Finding]]:
     documents: list[Document] = []
     try:
         for document in _Builder(text, source).documents():
-            documents.append(document)  # noqa: PERF402 - what came before an error is kept
+            if len(documents) == MAX_DOCUMENTS:
+                raise _Stop(document.root.span, f"more than {MAX_DOCUMENTS} documents; split it", "too-large")
+            documents.append(document)  # one by one: what came before an error is kept
     except _Stop as stop:
         return documents, [source.finding(*stop.said)]
     if not documents:
-        return [], [source.finding(Span(1, 1), "the file is empty; expected a TaskSet or a TaskBinding", "empty")]
+        return [], [
+            source.finding(Span(1, 1), "the file is empty; expected a TaskSet or a TaskBinding", "empty")
+        ]
     return documents, []
 
 
@@ -185,9 +205,9 @@ class _Builder:
         if self._aliases > MAX_ALIASES:
             raise _Stop(span, f"more than {MAX_ALIASES} aliases; write the values out", "too-many-aliases")
         node = self._anchors.get(event.anchor)
-        if node is None:
-            self._document.say(span, f'no anchor "&{event.anchor}" stands before this alias', "unknown-anchor")
-        self._put(node or Node(span), None)
+        if node is None:  # also one around the alias itself: its anchor counts once it is complete
+            raise _Stop(span, f'no anchor "&{event.anchor}" stands before this alias', "unknown-anchor")
+        self._put(node, None)
 
     def _tag(self, event: Any) -> None:
         if event.tag is not None:
@@ -222,7 +242,9 @@ class _Builder:
         name, span = key
         if name in around.keys:
             there = around.keys[name].line
-            self._document.say(span, f'"{name}" is there already, on line {there}; remove one', "duplicate-key")
+            self._document.say(
+                span, f'"{name}" is there already, on line {there}; remove one', "duplicate-key"
+            )
             return
         around.keys[name] = span
         around.members[name] = node
@@ -237,24 +259,14 @@ def _span(event: Any) -> Span:
 
 def _plain(text: str) -> tuple[Any, str]:
     """An unquoted scalar's value by YAML 1.2, and what is wrong with it, if anything is."""
-    if text in _NULL:
-        return None, ""
-    if text in _BOOLEAN:
-        return _BOOLEAN[text], ""
-    if _YAML_11_BOOLEAN.fullmatch(text):
-        return text, f"kubectl reads {text} as true or false, YAML 1.2 as text; quote it, or write true or false"
-    if _YAML_11_OTHER.fullmatch(text):
-        return text, f"kubectl (YAML 1.1) and YAML 1.2 read {text} differently; quote it, or write it plainly"
-    if _NOT_JSON.fullmatch(text):
-        return text, f"{text} is a number that JSON does not have; quote it"
+    for pattern, wrong in _DOUBTFUL:
+        if pattern.fullmatch(text):
+            return text, f"{wrong.format(text)}; quote it"
     if _INTEGER.fullmatch(text):
-        if len(text) > 18:
-            return text, "the number is too large; quote it if it is text"
         return int(text, 16 if text.startswith("0x") else 10), ""
     if _FLOAT.fullmatch(text):
-        number = float(text)
-        return (text, f"{text} is too large a number; quote it") if number in (float("inf"), -float("inf")) else (number, "")
-    return text, ""
+        return float(text), ""
+    return _CONSTANT.get(text, text), ""
 
 
 def _syntax(error: Any) -> _Stop:
@@ -264,7 +276,9 @@ def _syntax(error: Any) -> _Stop:
         start = error.context_mark
         if mark is None or mark.line != start.line or "stream end" in problem:
             bracket = "{" if "mapping" in str(error.context) else "["
-            return _Stop(Span(start.line + 1, start.column + 1), f'this "{bracket}" is not closed', "yaml-syntax")
+            return _Stop(
+                Span(start.line + 1, start.column + 1), f'this "{bracket}" is not closed', "yaml-syntax"
+            )
     if error.context_mark is not None and "end of stream" in problem:
         mark, problem = error.context_mark, "this quotation mark is not closed"
     elif "'\\t'" in problem:
@@ -276,7 +290,9 @@ def _syntax(error: Any) -> _Stop:
     elif "could not find expected ':'" in problem and error.context_mark is not None:
         mark, problem = error.context_mark, 'this line has no ": "; is it a key without a value?'
     elif "cannot start any token" in problem:
-        problem = f"{problem.removeprefix('found character ').split()[0]} cannot begin a value; quote the value"
+        problem = (
+            f"{problem.removeprefix('found character ').split()[0]} cannot begin a value; quote the value"
+        )
     mark = mark or error.context_mark
     span = Span(mark.line + 1, mark.column + 1) if mark is not None else Span(1, 1)
     return _Stop(span, problem, "yaml-syntax")

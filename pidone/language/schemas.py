@@ -1,7 +1,7 @@
 """The JSON Schemas as the language uses them: files, validators, and shapes.
 
-A shape is one part of the TaskSet schema with its references resolved: what stands where in a task. Checking
-positions that a schema cannot state and rendering both walk values beside shapes, so an action that is added to
+A shape is one part of the TaskSet schema with its references resolved: what stands where in a task. The
+checks that a schema cannot state, and rendering, walk a value beside its shape; so an action that is added to
 the schema is checked and rendered without code here.
 """
 
@@ -40,32 +40,33 @@ def takes_reference(part: Mapping[str, Any]) -> bool:
 def validator(kind: str) -> Any:
     """A jsonschema validator whose ``anyOf`` and ``oneOf`` are the two forms the schema uses them in.
 
-    The stock ones answer with the errors of all branches, or with the whole instance. Ours know that ``anyOf``
-    is literal or reference, told apart by ``$(``, and that ``oneOf`` is "exactly one of these keys": each is one
-    small error. Integers are integers (the stock type takes 8080.0), and ``$`` in a pattern is the very end.
+    The stock ones answer with the errors of all branches, or with the whole instance. Ours know that
+    ``anyOf`` is literal or reference, told apart by ``$(``, and that ``oneOf`` is "exactly one of these
+    keys": each is one small error. Integers are integers (the stock type takes 8080.0), and ``$`` in a
+    pattern is the very end.
     """
-    from jsonschema import Draft202012Validator
+    from jsonschema import Draft202012Validator, validators
     from jsonschema.exceptions import ValidationError
-    from jsonschema.validators import extend
 
-    def any_of(validator: Any, branches: Any, instance: Any, part: Any) -> Iterator[Any]:
+    def any_of(validator: Any, branches: Any, instance: Any, _part: Any) -> Iterator[Any]:
         branch = branches[1] if isinstance(instance, str) and "$(" in instance else branches[0]
         if not validator.evolve(schema=branch).is_valid(instance):
             yield ValidationError("neither a value nor a reference")
 
-    def one_of(_validator: Any, branches: Any, instance: Any, part: Any) -> Iterator[Any]:
+    def one_of(_validator: Any, branches: Any, instance: Any, _part: Any) -> Iterator[Any]:
         if isinstance(instance, dict):
             found = [branch["required"][0] for branch in branches if branch["required"][0] in instance]
             if len(found) != 1:
                 yield ValidationError("not exactly one", context=())
 
-    def pattern(_validator: Any, pattern: Any, instance: Any, part: Any) -> Iterator[Any]:
+    def pattern(_validator: Any, pattern: Any, instance: Any, _part: Any) -> Iterator[Any]:
         if isinstance(instance, str) and not regex(pattern).search(instance):
             yield ValidationError("does not match")
 
     types = Draft202012Validator.TYPE_CHECKER.redefine(
         "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
     )
+    extend: Any = validators.extend  # untyped where it comes from
     strict = extend(
         Draft202012Validator, {"anyOf": any_of, "oneOf": one_of, "pattern": pattern}, type_checker=types
     )
@@ -74,7 +75,7 @@ def validator(kind: str) -> Any:
 
 @cache
 def regex(pattern: str) -> re.Pattern[str]:
-    r"""A schema's pattern: ``$`` at its end is the end of the text, where Python's also allows a last newline."""
+    r"""A schema's pattern: ``$`` at its end is the end of the text; Python's lets a newline follow."""
     if pattern.endswith("$") and not pattern.endswith(r"\$"):
         pattern = pattern[:-1] + r"\Z"
     return re.compile(pattern)

@@ -1,7 +1,8 @@
 """``$(params.x)`` and ``$(pod.name)``: after parsing, from a closed table, in one pass.
 
-A scalar that is exactly one reference becomes the value with its type; in text the value is written as text, and
-what was put in is not looked at again. ``$$(x)`` is the text ``$(x)``. There is nothing else: no expressions.
+A scalar that is exactly one reference becomes the value with its type; in text the value is written as text,
+and what was put in is not looked at again. ``$$(x)`` is the text ``$(x)``. There is nothing else, and no
+expression language.
 """
 
 import re

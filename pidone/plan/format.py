@@ -149,15 +149,16 @@ def find_cycle(needs: Mapping[str, Iterable[str]]) -> list[str]:
     for start in needs:
         if start in finished:
             continue
-        trail, ways = [start], [iter(needs[start])]  # a stack of ours: a plan may be deeper than Python's
+        trail = {start: iter(needs[start])}  # a stack of ours: a plan may be deeper than Python's
         while trail:
-            following = next(ways[-1], None)
+            name = next(reversed(trail))
+            following = next(trail[name], None)
             if following is None:
-                finished.add(trail.pop())
-                ways.pop()
+                finished.add(name)
+                del trail[name]
             elif following in trail:
-                return [*trail[trail.index(following) :], following]
+                names = list(trail)
+                return [*names[names.index(following) :], following]
             elif following in needs and following not in finished:
-                trail.append(following)
-                ways.append(iter(needs[following]))
+                trail[following] = iter(needs[following])
     return []

@@ -1,0 +1,299 @@
+"""The checker: a file in, findings or objects out.
+
+The schema says what is wrong, one small function for each keyword says it in words, the semantic pass sees
+what a schema cannot. All mistakes of a file come in one run, in the file's order, none twice.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pidone.language.findings import Finding, Source, Span, ordered, shown, suggestion
+from pidone.language.model import TaskBinding, TaskSet
+from pidone.language.reading import Document, read
+from pidone.language.schemas import API_VERSION, KINDS, validator
+from pidone.language.semantics import Path, check_task_binding, check_task_set
+
+_GROUP = API_VERSION.partition("/")[0]
+_DOUBTS = {"ambiguous-scalar", "key", "yaml-tag"}
+_TYPES = {
+    "object": "an object",
+    "array": "a list",
+    "string": "a string",
+    "integer": "a whole number",
+    "boolean": "true or false",
+    "null": "nothing",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What is in a file. There are no objects where there are findings."""
+
+    findings: tuple[Finding, ...] = ()
+    objects: tuple[TaskSet | TaskBinding, ...] = ()
+
+
+def check_bytes(data: bytes, file: str) -> Checked:
+    """``check_text`` for what was read from a file: UTF-8, as YAML in Kubernetes is."""
+    try:
+        return check_text(data.decode("utf-8"), file)
+    except UnicodeDecodeError as error:
+        before = data[: error.start].decode("utf-8")
+        span = Span(before.count("\n") + 1, len(before) - before.rfind("\n"))
+        source = Source.of(data.decode("utf-8", errors="replace"), file)
+        return Checked((source.finding(span, "this is not UTF-8; save the file as UTF-8", "encoding"),))
+
+
+def check_text(text: str, file: str) -> Checked:
+    """Check every TaskSet and TaskBinding of a YAML file; documents of other kinds are passed over.
+
+    ``file`` is only what findings call it. Never raises for bad input.
+    """
+    documents, findings = read(text, file)
+    first: dict[tuple[str, str, str], Document] = {}
+    ours = []
+    for document in documents:
+        kind = _kind(document)
+        if kind is None:
+            findings += [one for one in document.findings if one.rule == "kind"]
+            continue
+        _check_document(document, kind)
+        _check_once(document, kind, first)
+        findings += _without_echoes(document.findings)
+        ours.append((kind, document.root.value))
+    if findings:
+        return Checked(ordered(findings))
+    return Checked(
+        objects=tuple((TaskSet if kind == "TaskSet" else TaskBinding).of(value) for kind, value in ours)
+    )
+
+
+def _kind(document: Document) -> str | None:
+    """Our kind that a document is of; None where it is another's, or too far off to be checked further."""
+    value = document.root.value
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        document.say(document.root.span, "expected an object with apiVersion and kind", "kind")
+        return None
+    version, kind = value.get("apiVersion"), value.get("kind")
+    group = str(version).partition("/")[0]
+    if kind in KINDS and (version is None or group == _GROUP):
+        return str(kind)
+    expected = " or ".join(KINDS)
+    if group == _GROUP and kind is None:
+        document.say(document.span(()), f'"kind" is missing; expected {expected}', "kind")
+    elif group == _GROUP:
+        message = f"unknown kind {shown(kind)}{suggestion(str(kind), KINDS)}"
+        document.say(document.span(("kind",)), message, "kind")
+    elif kind in KINDS and _close(group):
+        message = f'unknown apiVersion {shown(version)}; did you mean "{API_VERSION}"?'
+        document.say(document.span(("apiVersion",)), message, "kind")
+    elif version is None and kind is None and "spec" in value:
+        # what does not say what it is may be anything, such as a chart's values, unless it looks like ours
+        message = f'"apiVersion" and "kind" are missing; expected {API_VERSION} and {expected}'
+        document.say(document.span(()), message, "kind")
+    return None
+
+
+def _close(group: str) -> bool:
+    return "did you mean" in suggestion(group, [_GROUP])
+
+
+def _check_document(document: Document, kind: str) -> None:
+    broken: list[Path] = []
+    for error in validator(kind).iter_errors(document.root.value):
+        if document.full:
+            return
+        path = tuple(error.absolute_path)
+        broken.append(path)
+        _MESSAGES.get(error.validator, _other)(document, path, error)
+    if kind == "TaskSet":
+        check_task_set(document, lambda path: not any(one[: len(path)] == path for one in broken))
+    else:
+        check_task_binding(document)
+
+
+def _check_once(document: Document, kind: str, first: dict[tuple[str, str, str], Document]) -> None:
+    metadata = document.root.value.get("metadata")
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("name"), str):
+        return
+    there = first.setdefault((kind, str(metadata.get("namespace", "default")), metadata["name"]), document)
+    if there is not document:
+        line = there.span(("metadata", "name")).line
+        message = f'a {kind} "{metadata["name"]}" is there already, on line {line}; rename one'
+        document.say(document.span(("metadata", "name")), message, "duplicate-object")
+
+
+def _without_echoes(findings: list[Finding]) -> list[Finding]:
+    """What was read with doubt gets no second finding: the type of the value may be the reader's doing."""
+    doubtful = {(one.line, one.column) for one in findings if one.rule in _DOUBTS}
+    return [one for one in findings if one.rule in _DOUBTS or (one.line, one.column) not in doubtful]
+
+
+# One function for each keyword of JSON Schema: where to point, and what to say. ``error`` is a
+# jsonschema ValidationError; its own message is never shown, for it may hold the whole instance.
+
+
+def _additional_properties(document: Document, path: Path, error: Any) -> None:
+    known = error.schema.get("properties", {})
+    for key in error.instance:
+        if key not in known and not document.full:
+            where = f" in {path[-1]}" if path and isinstance(path[-1], str) else ""
+            message = (
+                f'unknown field "{key}"{where if not _meant(key, known) else ""}{suggestion(key, known)}'
+            )
+            document.say(document.key((*path, key)), message, "unknown-field")
+
+
+def _meant(key: str, known: Mapping[str, Any]) -> bool:
+    return "did you mean" in suggestion(key, known)
+
+
+def _required(document: Document, path: Path, error: Any) -> None:
+    """Each missing field is an error of its own, whose message alone names it; all are said, once."""
+    for name in error.validator_value:
+        if name not in error.instance:
+            inside = f" in {path[-1]}" if path and isinstance(path[-1], str) else ""
+            document.say(document.key(path), f'"{name}" is missing{inside}', "missing-field")
+
+
+def _type(document: Document, path: Path, error: Any) -> None:
+    if "x-pidone-value" in error.schema:
+        _value(document, path, error)
+        return
+    wanted = error.validator_value
+    names = [_TYPES[name] for name in ([wanted] if isinstance(wanted, str) else wanted) if name != "null"]
+    expected = ", ".join(names)
+    name = f'"{path[-1]}"' if path and isinstance(path[-1], str) else "this"
+    if error.instance is None:
+        document.say(document.key(path), f"{name} has no value; expected {expected}", "type")
+        return
+    remedy = ""
+    if "string" in wanted and not isinstance(error.instance, dict | list):
+        remedy = "; quote it"
+    elif wanted == "array" and isinstance(error.instance, str):
+        remedy = f"; write [{error.instance}]" if len(error.instance) < 40 else ""
+    document.say(document.span(path), f"expected {expected}, not {shown(error.instance)}{remedy}", "type")
+
+
+def _value(document: Document, path: Path, error: Any) -> None:
+    """A scalar that the schema has a name for: a port, a duration, a name of a task."""
+    value = error.schema["x-pidone-value"]
+    if isinstance(error.instance, str) and "$(" in error.instance and value["type"] == "literal":
+        _tainted(document, path)
+    elif error.instance is None:
+        message = f'"{path[-1]}" has no value; {value["write"]}'
+        document.say(document.key(path), message, value["rule"])
+    else:
+        message = f"{shown(error.instance)} is not {value['what']}; {value['write']}"
+        document.say(document.span(path), message, value["rule"])
+
+
+def _tainted(document: Document, path: Path) -> None:
+    name = next((step for step in reversed(path) if isinstance(step, str)), "it")
+    message = f'"{name}" must be literal; a reference cannot stand here'
+    document.say(document.span(path), message, "tainted")
+
+
+def _enum(document: Document, path: Path, error: Any) -> None:
+    if isinstance(error.instance, str) and "$(" in error.instance:
+        _tainted(document, path)
+        return
+    options = [str(option) for option in error.validator_value]
+    message = f"{shown(error.instance)} is not known here{suggestion(str(error.instance), options)}"
+    document.say(document.span(path), message, "enum")
+
+
+def _const(document: Document, path: Path, error: Any) -> None:
+    message = f'unknown {path[-1]} {shown(error.instance)}; expected "{error.validator_value}"'
+    document.say(document.span(path), message, "kind")
+
+
+def _choice(document: Document, path: Path, error: Any) -> None:
+    """``oneOf``: exactly one of these keys."""
+    options = [branch["required"][0] for branch in error.validator_value]
+    found = [name for name in error.instance if name in options]
+    what = error.schema["x-pidone-choice"]
+    named = error.instance.get("name")
+    task = f'task "{named}"' if what == "action" and isinstance(named, str) else str(path[-1])
+    if found:
+        once = "; a task does one thing" if what == "action" else f"; it takes one {what}"
+        number = "two" if len(found) == 2 else len(found)
+        message = f"{task} has {number} {_plural(what)}, {' and '.join(found)}{once}"
+        document.say(document.key((*path, found[1])), message, f"two-{_plural(what)}")
+    elif not any(
+        _meant(key, dict.fromkeys(options)) for key in error.instance if key not in error.schema["properties"]
+    ):
+        nothing = "does nothing" if what == "action" else f"has no {what}"
+        where = document.key(path) if what != "action" else document.span(path)
+        document.say(where, f"{task} {nothing}; add one of {', '.join(options)}", f"no-{what}")
+
+
+def _plural(what: str) -> str:
+    return what.removesuffix("y") + "ies" if what.endswith("y") else what + "s"
+
+
+def _range(document: Document, path: Path, error: Any) -> None:
+    least, most = error.schema.get("minimum"), error.schema.get("maximum")
+    expected = (
+        f"{least} to {most}"
+        if None not in {least, most}
+        else f"at least {least}"
+        if most is None
+        else f"at most {most}"
+    )
+    document.say(document.span(path), f"expected {expected}, not {error.instance}", "range")
+
+
+def _length(document: Document, path: Path, error: Any) -> None:
+    if "x-pidone-value" in error.schema:
+        _value(document, path, error)
+        return
+    limit, what = error.validator_value, {"s": "items", "h": "characters"}[error.validator[-1]]
+    if error.validator.endswith("Properties"):
+        what = "fields"
+    some = "at least" if error.validator.startswith("min") else "at most"
+    message = (
+        f"expected {some} {limit} {what if limit != 1 else what.removesuffix('s')}, not {len(error.instance)}"
+    )
+    document.say(
+        document.key(path) if isinstance(error.instance, list) else document.span(path), message, "length"
+    )
+
+
+def _unique(document: Document, path: Path, error: Any) -> None:
+    seen: list[Any] = []
+    for index, item in enumerate(error.instance):
+        if item in seen:
+            document.say(
+                document.span((*path, index)), f"{shown(item)} is there twice; remove one", "duplicate-item"
+            )
+        seen.append(item)
+
+
+def _other(document: Document, path: Path, error: Any) -> None:
+    if "x-pidone-value" in error.schema:
+        _value(document, path, error)
+    else:
+        document.say(document.span(path), f"does not fit the schema ({error.validator})", "schema")
+
+
+_MESSAGES: Mapping[str, Callable[[Document, Path, Any], None]] = {
+    "additionalProperties": _additional_properties,
+    "required": _required,
+    "type": _type,
+    "enum": _enum,
+    "const": _const,
+    "oneOf": _choice,
+    "anyOf": _value,
+    "minimum": _range,
+    "maximum": _range,
+    "minItems": _length,
+    "maxItems": _length,
+    "minLength": _length,
+    "maxLength": _length,
+    "maxProperties": _length,
+    "uniqueItems": _unique,
+}

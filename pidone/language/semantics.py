@@ -1,0 +1,285 @@
+"""What a schema cannot see: edges, states, cycles, params, and positions where a reference must not stand.
+
+Every function takes documents that may be wrong in other ways too: what is not of the expected form was found
+by the schema already, and is passed over here, so that all mistakes of a file come in one run.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from pidone.language import duration
+from pidone.language.findings import Span, shown, suggestion
+from pidone.language.model import Param
+from pidone.language.params import mismatch
+from pidone.language.reading import Document
+from pidone.language.rendering import out_of_range
+from pidone.language.schemas import MISSING, Action, Shape, action_of, task_shape
+from pidone.language.substitution import POD, Reference, references
+from pidone.plan.format import find_cycle
+
+Path = tuple[str | int, ...]
+_PARAMS: Path = ("spec", "params")
+_TASKS: Path = ("spec", "tasks")
+_CONSTRAINTS = {"pattern": "string", "maxLength": "string", "minimum": "integer", "maximum": "integer"}
+
+
+def check_task_set(document: Document, sound: Callable[[Path], bool]) -> None:
+    """``sound(path)`` says whether the schema found nothing at or below a path."""
+    spec = document.root.value.get("spec")
+    if isinstance(spec, dict):
+        types = _check_params(document, _named(spec, "params"), sound)
+        _Tasks(document, _named(spec, "tasks"), types, sound).check()
+
+
+def check_task_binding(document: Document) -> None:
+    spec = document.root.value.get("spec")
+    if not isinstance(spec, dict):
+        return
+    selector = spec.get("podSelector")
+    expressions = selector.get("matchExpressions") if isinstance(selector, dict) else None
+    for index, expression in enumerate(expressions if isinstance(expressions, list) else ()):
+        path: Path = ("spec", "podSelector", "matchExpressions", index)
+        operator = expression.get("operator") if isinstance(expression, dict) else None
+        if operator in {"In", "NotIn"} and not expression.get("values"):
+            document.say(document.span((*path, "operator")), f"{operator} needs values", "selector")
+        if operator in {"Exists", "DoesNotExist"} and expression.get("values"):
+            document.say(
+                document.key((*path, "values")), f"{operator} takes no values; remove them", "selector"
+            )
+    given = spec.get("params")
+    for name, value in given.items() if isinstance(given, dict) else ():
+        if isinstance(value, str) and references(value):
+            document.say(document.span(("spec", "params", name)), _NO_REFERENCE, "reference")
+
+
+_NO_REFERENCE = "a param's value is taken as it stands; a reference has no meaning in it"
+
+
+def _named(spec: Mapping[str, Any], key: str) -> dict[int, dict[str, Any]]:
+    """The objects of a list that have a name, by their place in it."""
+    items = spec.get(key)
+    return {
+        index: item
+        for index, item in enumerate(items if isinstance(items, list) else ())
+        if isinstance(item, dict) and isinstance(item.get("name"), str)
+    }
+
+
+def _check_unique(document: Document, what: str, around: Path, items: Mapping[int, dict[str, Any]]) -> None:
+    first: dict[str, Span] = {}
+    for index, item in items.items():
+        span = document.span((*around, index, "name"))
+        there = first.setdefault(item["name"], span)
+        if there is not span:
+            message = f'a {what} "{item["name"]}" is there already, on line {there.line}; rename one'
+            document.say(span, message, f"duplicate-{what}")
+
+
+def _check_params(
+    document: Document, params: Mapping[int, dict[str, Any]], sound: Callable[[Path], bool]
+) -> dict[str, str]:
+    """The types of the declared params, by name."""
+    _check_unique(document, "param", _PARAMS, params)
+    for index, value in params.items():
+        if sound((*_PARAMS, index)):
+            _check_param(document, (*_PARAMS, index), value)
+    return {value["name"]: str(value.get("type", "string")) for value in params.values()}
+
+
+def _check_param(document: Document, path: Path, value: Mapping[str, Any]) -> None:
+    param = Param.of(value)
+    for name, of in _CONSTRAINTS.items():
+        if name in value and param.type != of:
+            message = f'"{name}" is for params of type {of}; "{param.name}" is of type {param.type}'
+            document.say(document.key((*path, name)), message, "param-constraint")
+            return
+    if param.minimum is not None and param.maximum is not None and param.minimum > param.maximum:
+        document.say(document.span((*path, "minimum")), "minimum is greater than maximum", "param-constraint")
+        return
+    try:
+        re.compile(param.pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        document.say(document.span((*path, "pattern")), f"not a regular expression: {error}", "pattern")
+        return
+    for index, allowed in enumerate(param.enum):
+        wrong = mismatch(Param(param.name, param.type), allowed)
+        if wrong:
+            document.say(document.span((*path, "enum", index)), f"{shown(allowed)} {wrong}", "param-type")
+            return
+    if param.default is MISSING:
+        return
+    wrong = mismatch(param, param.default)
+    if isinstance(param.default, str) and references(param.default):
+        document.say(document.span((*path, "default")), _NO_REFERENCE, "reference")
+    elif wrong:
+        message = f'the default of "{param.name}", {shown(param.default)}, {wrong}'
+        document.say(document.span((*path, "default")), message, "param-type")
+
+
+class _Tasks:
+    """The tasks of one set."""
+
+    def __init__(
+        self,
+        document: Document,
+        tasks: Mapping[int, dict[str, Any]],
+        params: Mapping[str, str],
+        sound: Callable[[Path], bool],
+    ) -> None:
+        self._sound = sound
+        self._document = document
+        self._tasks = tasks
+        self._params = params
+        self._actions: dict[str, Action | None] = {task["name"]: action_of(task) for task in tasks.values()}
+
+    def check(self) -> None:
+        _check_unique(self._document, "task", _TASKS, self._tasks)
+        for index, task in self._tasks.items():
+            for path, value, shape in _positions(task, task_shape(), (*_TASKS, index)):
+                if self._document.full:
+                    return
+                self._check_position(task["name"], path, value, shape)
+        self._check_cycles()
+
+    def _say(self, path: Path, message: str, rule: str) -> None:
+        self._document.say(self._document.span(path), message, rule)
+
+    def _check_position(self, task: str, path: Path, value: Any, shape: Shape) -> None:
+        if shape.edges and isinstance(value, list):
+            for index, edge in enumerate(value):
+                if self._document.full:
+                    return
+                if isinstance(edge, str) and self._sound((*path, index)):
+                    self._check_edge(task, (*path, index), edge)
+        elif shape.program and isinstance(value, list) and value:
+            self._check_program((*path, 0), value[0])
+        elif shape.values is not None and isinstance(value, dict):
+            for key in value:
+                if "$(" in key:
+                    span = self._document.key((*path, key))
+                    self._document.say(
+                        span, "a key must be literal; a reference can stand in the value", "tainted-key"
+                    )
+        elif isinstance(value, str):
+            self._check_text(path, value, shape)
+
+    def _check_text(self, path: Path, value: str, shape: Shape) -> None:
+        if shape.task and "$(" not in value:
+            self._check_task_name(path, value, shape.task)
+        elif shape.takes_references and "$(" in value:
+            for reference in references(value):
+                if self._document.full:
+                    return
+                self._check_reference(path, value, reference, shape)
+        elif shape.type == "duration":
+            seconds = duration.seconds(value)
+            wrong = out_of_range(seconds, shape) if seconds is not None else ""
+            if wrong:
+                self._say(path, f"{shown(value)} {wrong}", "duration")
+
+    def _check_edge(self, task: str, path: Path, edge: str) -> None:
+        name, dot, state = edge.partition(".")
+        if name not in self._actions:
+            meant = suggestion(name, (other for other in self._actions if other != task))
+            message = f'task "{task}" needs "{name}", which is not in this TaskSet{meant}'
+            self._say(path, message, "unknown-task")
+            return
+        action = self._actions[name]
+        if dot and action is not None and state not in action.states:
+            can = ", ".join(action.states)
+            message = f'"{name}" is a {action.name} task and is never "{state}"; it can be {can}'
+            self._say(path, message, "unknown-state")
+
+    def _check_task_name(self, path: Path, name: str, action: str) -> None:
+        """A field that names a task with a given action, as ``follow`` and ``of`` do."""
+        fitting = [other for other, is_a in self._actions.items() if is_a is not None and is_a.name == action]
+        if name not in self._actions:
+            message = f'{path[-1]}: "{name}" is not in this TaskSet'
+            self._say(path, message + suggestion(name, fitting or self._actions), "unknown-task")
+            return
+        is_a = self._actions[name]
+        if is_a is not None and is_a.name != action:
+            such = f", such as {', '.join(fitting)}" if fitting else ""
+            message = f'"{name}" is a {is_a.name} task; {path[-1]} takes a {action} task{such}'
+            self._say(path, message, "task-kind")
+
+    def _check_program(self, path: Path, program: object) -> None:
+        if isinstance(program, str) and "$(" in program:
+            self._say(
+                path, "command[0] must be a literal path; a pod must not choose what runs", "tainted-command"
+            )
+        elif isinstance(program, str) and not program.startswith("/"):
+            message = f"{shown(program)} is not an absolute path; there is no PATH and no shell"
+            self._say(path, message, "command")
+
+    def _check_reference(self, path: Path, value: str, reference: Reference, shape: Shape) -> None:
+        if path[-2:] == ("command", 0):
+            return  # said by _check_program
+        span = self._reference_span(path, reference)
+        kind, _, name = reference.name.partition(".")
+        if not reference.name:
+            message = 'a reference is written $(params.<name>); for the text "$(" itself write "$$("'
+            self._document.say(span, message, "reference")
+        elif kind == "params":
+            if name in self._params:
+                self._check_type(span, value, reference, shape, self._params[name])
+            else:
+                message = f"{reference.text} is not a declared param" + suggestion(name, self._params)
+                self._document.say(span, message, "unknown-param")
+        elif reference.name in POD:
+            self._check_type(span, value, reference, shape, "string")
+        else:
+            known = suggestion(reference.name, [*POD, "params.<name>"])
+            known += " For" if known.endswith("?") else "; for"
+            message = f"{reference.text} is not known{known} the text itself write ${reference.text}"
+            self._document.say(span, message, "unknown-reference")
+
+    def _check_type(self, span: Span, value: str, reference: Reference, shape: Shape, given: str) -> None:
+        """Text takes every value; elsewhere the whole scalar is the reference, and the types must agree."""
+        if shape.type in {"string", given} or value != reference.text:
+            return
+        remedy = f"; give the param type: {shape.type}" if reference.name.startswith("params.") else ""
+        message = f"{reference.text} is of type {given}, and {shape.what} stands here{remedy}"
+        self._document.say(span, message, "param-type")
+
+    def _reference_span(self, path: Path, reference: Reference) -> Span:
+        """The reference itself, where its scalar stands in one line as it is read."""
+        span = self._document.span(path)
+        line = self._document.source.lines[span.line - 1]
+        at = line.find(reference.text, span.column - 1)
+        return Span(span.line, at + 1, len(reference.text)) if at >= 0 else span
+
+    def _check_cycles(self) -> None:
+        """Every cycle once: the edge that closes one is taken out before the next is looked for."""
+        needs: dict[str, list[str]] = {}
+        where: dict[tuple[str, str], Path] = {}
+        for index, task in self._tasks.items():
+            edges = task.get("needs")
+            targets = needs.setdefault(task["name"], [])
+            for place, edge in enumerate(edges if isinstance(edges, list) else ()):
+                if isinstance(edge, str):
+                    target = edge.partition(".")[0]
+                    targets.append(target)
+                    where.setdefault((task["name"], target), (*_TASKS, index, "needs", place))
+        order = list(needs)
+        while not self._document.full and (cycle := find_cycle(needs)):
+            first = min(range(len(cycle) - 1), key=lambda at: order.index(cycle[at]))
+            turned = [*cycle[first:-1], *cycle[:first], cycle[first]]
+            message = f"these tasks wait for each other: {' -> '.join(turned)}"
+            self._say(where[turned[0], turned[1]], message, "cycle")
+            needs[turned[-2]] = [target for target in needs[turned[-2]] if target != turned[-1]]
+
+
+def _positions(value: Any, shape: Shape, path: Sequence[str | int]) -> Iterator[tuple[Path, Any, Shape]]:
+    """Every value of a task that stands where the schema has something, with its path and shape."""
+    path = tuple(path)
+    yield path, value, shape
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            below = shape.properties.get(key, shape.values)
+            if below is not None:
+                yield from _positions(inner, below, (*path, key))
+    elif isinstance(value, list) and shape.items is not None:
+        for index, inner in enumerate(value):
+            yield from _positions(inner, shape.items, (*path, index))

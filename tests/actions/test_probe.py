@@ -1,0 +1,159 @@
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+
+from pidone.actions import Setting
+from pidone.actions.probe import Thresholds, build
+from pidone.errors import Refused
+from pidone.http.message import Request, Response
+from pidone.http.server import serve
+from pidone.pid1.reaper import Reaper
+from pidone.plan.fields import Fields
+from pidone.plan.model import Pod
+from pidone.telemetry import Telemetry
+
+SETTING = Setting(Pod("p", "n", "u", "127.0.0.1"), None, Reaper(), Telemetry(), lambda: ())
+
+
+def states(answers: str, *, success: int, failure: int) -> list[str]:
+    """The state after each answer, of which ``+`` is good and ``-`` is not."""
+    thresholds = Thresholds(success, failure)
+    return [thresholds.take(answer == "+") for answer in answers]
+
+
+H, U = "healthy", "unhealthy"
+
+
+@pytest.mark.parametrize(
+    ("answers", "success", "failure", "expected"),
+    [
+        ("+", 1, 3, [H]),
+        ("--+", 1, 3, ["", "", H]),
+        ("---", 1, 3, ["", "", U]),
+        ("+--+--", 1, 3, [H, H, H, H, H, H]),
+        ("+---+", 1, 3, [H, H, H, U, H]),
+        ("+-+-", 1, 1, [H, U, H, U]),
+        ("-++-++", 2, 1, [U, U, H, U, U, H]),
+    ],
+)
+def test_as_many_answers_in_a_row_make_a_state_as_in_kubernetes(
+    answers: str, success: int, failure: int, expected: list[str]
+) -> None:
+    assert states(answers, success=success, failure=failure) == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({}, "x: expected one of httpGet and tcpSocket, not 0"),
+        (
+            {"httpGet": {"port": 1}, "tcpSocket": {"port": 1}},
+            "x: expected one of httpGet and tcpSocket, not 2",
+        ),
+        ({"httpGet": {}}, 'x.httpGet: "port" is missing; expected an integer'),
+        ({"httpGet": {"port": 70000}}, "x.httpGet.port: expected 1 to 65535, not 70000"),
+        ({"tcpSocket": {"port": 1}, "timeout": 3}, 'x: pidone 0.1.0 does not know "timeout"'),
+        ({"httpGet": {"port": 1, "scheme": "FTP"}}, 'x.httpGet.scheme: expected HTTP or HTTPS, not "FTP"'),
+    ],
+)
+def test_a_probe_that_is_not_understood_is_refused(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(Refused) as refused:
+        build(Fields(config, "x"), SETTING)
+    assert str(refused.value) == message
+
+
+class Watcher:
+    """A context that remembers the states, and tells who waits for one."""
+
+    def __init__(self) -> None:
+        self.states: list[str] = []
+        self.reasons: list[str] = []
+        self._send, self._receive = trio.open_memory_channel[str](100)
+
+    def report(self, state: str) -> None:
+        if not self.states or self.states[-1] != state:
+            self.states.append(state)
+            self._send.send_nowait(state)
+
+    async def next_state(self) -> str:
+        with trio.fail_after(10):
+            return await self._receive.receive()
+
+    def log(self, event: str, **fields: object) -> None:
+        self.reasons.append(str(fields.get("reason")))
+
+    def state_of(self, task: str) -> str:
+        raise NotImplementedError
+
+    async def state_change(self, task: str, seen: str) -> str:
+        raise NotImplementedError
+
+    def action_of(self, task: str) -> None:
+        return None
+
+
+@pytest.mark.parametrize("status", [200, 302, 404, 500])
+async def test_http_get_goes_by_the_status_alone(status: int, nursery: trio.Nursery) -> None:
+    asked: list[Request] = []
+
+    async def answer(request: Request) -> Response:
+        asked.append(request)
+        return Response(status, {}, b"x" * 3_000_000)  # a page of any size will do
+
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    await nursery.start(
+        lambda task_status: serve(answer, listeners, max_connections=9, task_status=task_status)
+    )
+    port = listeners[0].socket.getsockname()[1]
+    probe = build(
+        Fields(
+            {
+                "httpGet": {"path": "/up", "port": port, "httpHeaders": [{"name": "X-Who", "value": "me"}]},
+                "failureThreshold": 1,
+            },
+            "x",
+        ),
+        SETTING,
+    )
+    watcher = Watcher()
+    nursery.start_soon(probe.run, watcher)
+    assert await watcher.next_state() == ("healthy" if status < 400 else "unhealthy")
+    assert asked[0].target == "/up"
+    assert asked[0].headers["x-who"] == "me"
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("kind", ["httpGet", "tcpSocket"])
+async def test_a_port_where_nobody_listens_is_unhealthy_until_somebody_does(
+    kind: str, nursery: trio.Nursery, free_port: Callable[[], int]
+) -> None:
+    port = free_port()
+    probe = build(Fields({kind: {"port": port}, "periodSeconds": 1, "failureThreshold": 1}, "x"), SETTING)
+    watcher = Watcher()
+    nursery.start_soon(probe.run, watcher)
+    assert await watcher.next_state() == "unhealthy"
+    assert "Connection refused" in watcher.reasons[0]
+
+    async def answer(request: Request) -> Response:
+        return Response(200)
+
+    listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
+    await nursery.start(
+        lambda task_status: serve(answer, listeners, max_connections=9, task_status=task_status)
+    )
+    assert await watcher.next_state() == "healthy"
+    nursery.cancel_scope.cancel()
+
+
+async def test_an_application_that_accepts_and_says_nothing_is_unhealthy(nursery: trio.Nursery) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        probe = build(Fields({"httpGet": {"port": port}, "failureThreshold": 1}, "x"), SETTING)
+        watcher = Watcher()
+        nursery.start_soon(probe.run, watcher)
+        assert await watcher.next_state() == "unhealthy"
+        assert "no answer within 1 s" in watcher.reasons[0]
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,147 @@
+import pytest
+
+from pidone_controller.binding import BindingError, collect, derive
+from pidone_controller.bundles import EMPTY, encode
+from tests.controller.samples import binding, inventory, pod, rules, task_set
+
+CHECKED = {"check": "yes"}
+
+
+def test_labels_choose_the_tasks() -> None:
+    found = rules(task_set(), binding())
+    (task,) = derive(pod(labels=CHECKED), found)
+    assert task["name"] == "ready"
+    assert task["probe"]["tcpSocket"]["port"] == 8080
+    assert derive(pod(labels={"check": "no"}), found) == []
+    assert derive(pod(), found) == []
+
+
+def test_bindings_come_by_name_and_those_of_all_namespaces_first() -> None:
+    found = rules(
+        *(task_set(name, task=name) for name in "abc"),
+        binding("last", sets="c"),
+        binding("db", sets="b", namespace="shop"),
+        binding("all", sets="a", namespace="shop"),
+    )
+    assert [task["name"] for task in derive(pod(labels=CHECKED), found)] == ["c", "a", "b"]
+    assert [task["name"] for task in derive(pod(namespace="bank", labels=CHECKED), found)] == ["c"]
+
+
+def test_the_namespace_s_own_task_set_is_nearer() -> None:
+    found = rules(task_set(period=5), task_set(period=9, namespace="shop"), binding())
+    assert derive(pod(labels=CHECKED), found)[0]["probe"]["periodSeconds"] == 9
+    assert derive(pod(namespace="bank", labels=CHECKED), found)[0]["probe"]["periodSeconds"] == 5
+
+
+def test_an_explicit_default_namespace_is_only_that_one() -> None:
+    found = rules(task_set(), binding(namespace="default"))
+    assert derive(pod(labels=CHECKED), found) == []
+    assert derive(pod(namespace="default", labels=CHECKED), found)
+
+
+@pytest.mark.parametrize(
+    ("texts", "named"),
+    [
+        ([binding("one", sets="gone")], ["TaskBinding one", '"gone"']),
+        (
+            [task_set(), binding("one", params="port: 1"), binding("two", params="port: 2")],
+            ["TaskBinding one", "TaskBinding two", '"check"', "different params"],
+        ),
+        (
+            [task_set(), task_set("more"), binding("one"), binding("two", sets="more", namespace="shop")],
+            ["TaskBinding one", "TaskBinding shop/two", '"ready"'],
+        ),
+        ([task_set(), binding("one", params="ports: 1")], ["TaskBinding one", "ports", "port"]),
+        ([task_set(), binding("one", params="port: many")], ["TaskBinding one", "port", "many"]),
+    ],
+)
+def test_a_conflict_names_both(texts: list[str], named: list[str]) -> None:
+    with pytest.raises(BindingError) as raised:
+        derive(pod(labels=CHECKED), rules(*texts))
+    for name in named:
+        assert name in str(raised.value)
+
+
+def test_one_set_bound_twice_alike_is_one() -> None:
+    found = rules(task_set(), binding("one", params="port: 1"), binding("two", params="port: 1"))
+    assert len(derive(pod(labels=CHECKED), found)) == 1
+
+
+def test_of_two_files_with_the_same_object_the_first_counts() -> None:
+    one = rules(task_set(period=1))
+    two = rules(task_set(period=2))
+    files = [
+        ("a.yaml", [one.task_sets["", "check"]]),
+        ("b.yaml", [two.task_sets["", "check"]]),
+    ]
+    found, complaints = collect(files)
+    assert found.task_sets["", "check"] is one.task_sets["", "check"]
+    assert complaints == ("TaskSet check is in a.yaml and again in b.yaml; the first counts",)
+
+
+# What is served
+
+
+def test_the_same_content_gives_the_same_bytes() -> None:
+    texts, pods = [task_set(), binding()], inventory(pod(labels=CHECKED))
+    bundles = [EMPTY.stock(pods, rules(*order)).entries["uid-web"].bundle for order in (texts, texts[::-1])]
+    assert bundles[0] == bundles[1]
+    assert bundles[0] is not None
+    assert bundles[0].etag.startswith('"sha256-')
+
+
+def test_nobody_is_told_of_what_is_the_same() -> None:
+    found = rules(task_set(), binding())
+    before = EMPTY.stock(inventory(pod(labels=CHECKED), pod("db", "127.0.0.3")), found)
+    # other rules, and a label nobody selects: derived anew, and the same
+    pods = inventory(pod(labels={**CHECKED, "x": "y"}), pod("db", "127.0.0.3", labels=CHECKED))
+    after = before.stock(pods, rules(task_set(), binding()))
+    assert after.changed(before) == {"127.0.0.3"}
+    gone = after.stock(inventory(pod(labels=CHECKED)), found)
+    assert gone.changed(after) == {"127.0.0.3"}
+
+
+def test_an_address_that_moves_wakes_both() -> None:
+    before = EMPTY.stock(inventory(pod()), rules())
+    after = before.stock(inventory(pod("web", "127.0.0.9")), rules())
+    assert after.changed(before) == {"127.0.0.2", "127.0.0.9"}
+
+
+def test_a_plan_that_cannot_be_derived_leaves_the_last_good_one() -> None:
+    good = EMPTY.stock(inventory(pod(labels=CHECKED)), rules(task_set(), binding()))
+    broken = good.stock(good.inventory, rules(binding()))
+    entry = broken.entries["uid-web"]
+    assert entry.bundle == good.entries["uid-web"].bundle
+    assert '"check"' in entry.error
+    assert broken.changed(good) == set()
+    # and its end reaches it all the same, with the tasks it had
+    ended = broken.stock(inventory(pod(labels=CHECKED, terminating=True)), broken.rules)
+    assert ended.entries["uid-web"].bundle == encode(
+        pod(labels=CHECKED, terminating=True), derive(pod(labels=CHECKED), good.rules)
+    )
+
+
+def test_without_a_last_good_plan_none_is_invented() -> None:
+    entry = EMPTY.stock(inventory(pod(labels=CHECKED)), rules(binding())).entries["uid-web"]
+    assert entry.bundle is None
+    pods = inventory(pod(labels=CHECKED, terminating=True))
+    ending = EMPTY.stock(pods, rules(binding())).entries["uid-web"]
+    assert ending.bundle is not None
+    assert ending.bundle.phase == "Terminating"
+
+
+def test_a_bug_in_one_pod_s_derivation_stops_no_other() -> None:
+    def derive_some(found: object, _rules: object) -> list[dict[str, object]]:
+        if getattr(found, "name", "") == "web":
+            raise KeyError("web")
+        return []
+
+    shelf = EMPTY.stock(inventory(pod(), pod("db", "127.0.0.3")), rules(), derive_some)
+    assert shelf.entries["uid-web"].error == "internal error: KeyError: 'web'"
+    assert shelf.entries["uid-db"].bundle
+
+
+def test_a_pod_of_the_same_name_inherits_nothing() -> None:
+    good = EMPTY.stock(inventory(pod(labels=CHECKED)), rules(task_set(), binding()))
+    again = good.stock(inventory(pod(labels=CHECKED, uid="uid-next")), rules(binding()))
+    assert again.entries["uid-next"].bundle is None

@@ -1,0 +1,312 @@
+from collections.abc import Iterator
+from itertools import pairwise
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pidone.engine.core import (
+    Cancel,
+    Command,
+    Core,
+    PlanChanged,
+    RunEnded,
+    Stage,
+    Start,
+    StateReported,
+    Undo,
+    UndoEnded,
+)
+from pidone.plan.digest import digest
+from pidone.plan.model import Backoff, Edge, Task
+
+
+def task(name: str, *needs: str, version: int = 1, **fields: Any) -> Task:
+    edges = tuple(Edge(*need.split(".")) for need in needs)
+    return Task(name, "exec", {}, digest([name, needs, version]), edges, **fields)
+
+
+def names(commands: list[Command]) -> list[str]:
+    """``["start a", "undo b"]``"""
+    words: list[str] = []
+    for command in commands:
+        match command:
+            case Start(item):
+                words.append(f"start {item.name}")
+            case Cancel(name):
+                words.append(f"cancel {name}")
+            case Undo(item):
+                words.append(f"undo {item.name}")
+    return words
+
+
+@pytest.fixture
+def core() -> Core:
+    return Core(Random(1))
+
+
+def test_a_task_starts_when_what_it_needs_holds_whatever_the_order_in_the_file(core: Core) -> None:
+    assert names(core.handle(PlanChanged((task("b", "a.healthy"), task("a"))), 0)) == ["start a"]
+    assert names(core.handle(StateReported("a", "unhealthy"), 1)) == []
+    assert names(core.handle(StateReported("a", "healthy"), 2)) == ["start b"]
+
+
+def test_needs_guards_only_the_first_start(core: Core) -> None:
+    core.handle(PlanChanged((task("a"), task("b", "a.healthy"))), 0)
+    core.handle(StateReported("a", "healthy"), 0)
+    assert names(core.handle(StateReported("a", "unhealthy"), 1)) == []
+    assert core.tasks["b"].stage is Stage.RUNNING
+
+
+def test_a_failed_run_is_tried_again_with_growing_jitter_under_its_cap(core: Core) -> None:
+    backoff = Backoff(initial=1, maximum=30)
+    core.handle(PlanChanged((task("a", backoff=backoff),)), 0)
+    now, waits = 0.0, []
+    for _ in range(40):
+        core.handle(RunEnded("a", "no"), now)
+        waits.append(core.next_due() - now)
+        now = core.next_due()
+        assert names(core.handle(None, now)) == ["start a"]
+    assert all(1 <= wait <= 30 for wait in waits)
+    assert max(waits[:3]) <= 4
+    assert max(waits[10:]) > 15
+    assert len(set(waits)) > 10, "full jitter, not a fixed ladder"
+    assert core.tasks["a"].failures == 40
+    assert core.tasks["a"].error == "no"
+
+
+def test_an_error_that_needs_a_person_waits_for_the_whole_cap(core: Core) -> None:
+    core.handle(PlanChanged((task("a", backoff=Backoff(maximum=30)),)), 0)
+    core.handle(RunEnded("a", "403", lasting=True), 1)
+    assert core.next_due() == 31
+
+
+def test_ten_good_minutes_reset_the_backoff(core: Core) -> None:
+    core.handle(PlanChanged((task("a", backoff=Backoff(initial=2, maximum=1000)),)), 0)
+    now = 0.0
+    for _ in range(8):
+        core.handle(RunEnded("a", "no"), now)
+        now = core.next_due()
+        core.handle(None, now)
+    core.handle(RunEnded("a", "no"), now + 601)
+    assert core.tasks["a"].streak == 1
+    assert core.next_due() <= now + 601 + 2
+
+
+def test_starts_are_a_second_apart_whatever_the_backoff(core: Core) -> None:
+    core.handle(PlanChanged((task("a", backoff=Backoff(initial=0.1, maximum=1)),)), 5)
+    core.handle(RunEnded("a", "no"), 5)
+    assert core.next_due() == pytest.approx(6)
+
+
+@pytest.mark.parametrize(
+    ("policy", "error", "again"),
+    [
+        ("Always", None, True),
+        ("Always", "no", True),
+        ("OnFailure", None, False),
+        ("OnFailure", "no", True),
+        ("Never", None, False),
+        ("Never", "no", False),
+    ],
+)
+def test_restart_policies(core: Core, policy: str, error: str | None, again: bool) -> None:
+    core.handle(PlanChanged((task("a", restart=policy),)), 0)
+    core.handle(RunEnded("a", error), 0.5)
+    assert core.tasks["a"].stage is (Stage.DUE if again else Stage.FINISHED)
+
+
+def test_backoff_limit_is_the_number_of_retries(core: Core) -> None:
+    core.handle(PlanChanged((task("a", backoff_limit=2),)), 0)
+    for _ in range(2):
+        core.handle(RunEnded("a", "no"), core.tasks["a"].started)
+        core.handle(None, core.next_due())
+    core.handle(RunEnded("a", "no"), core.tasks["a"].started)
+    assert core.tasks["a"].stage is Stage.FINISHED
+    assert core.tasks["a"].runs == 3
+
+
+def test_every_begins_at_a_random_time_of_its_period_and_is_never_late(core: Core) -> None:
+    core.handle(PlanChanged((task("a", every=10.0),)), 100)
+    first = core.next_due()
+    assert 100 < first < 110
+    starts = [first]
+    for _ in range(50):
+        core.handle(None, core.next_due())
+        core.handle(RunEnded("a"), starts[-1] + 0.5)
+        starts.append(core.next_due())
+    gaps = [after - before for before, after in pairwise(starts)]
+    assert all(9 <= gap <= 10 for gap in gaps), "jitter shortens, and a lease is behind it"
+    assert len(set(gaps)) > 40
+
+
+def test_a_failed_periodic_run_is_tried_again_before_its_next_period_at_the_latest_then(core: Core) -> None:
+    core.handle(PlanChanged((task("a", every=30.0),)), 0)
+    for _ in range(12):
+        now = core.next_due()
+        core.handle(None, now)
+        core.handle(RunEnded("a", "no"), now)
+        assert now + 1 <= core.next_due() <= now + 30
+
+
+def test_periods_missed_by_a_long_run_are_not_made_up_for(core: Core) -> None:
+    core.handle(PlanChanged((task("a", every=2.0),)), 0)
+    core.handle(None, core.next_due())
+    assert names(core.handle(RunEnded("a"), 100)) == ["start a"]
+    core.handle(RunEnded("a"), 100.1)
+    assert core.next_due() > 101
+
+
+def test_an_unchanged_task_does_not_notice_a_new_plan(core: Core) -> None:
+    a, b = task("a"), task("b", "a.healthy")
+    core.handle(PlanChanged((a, b)), 0)
+    core.handle(StateReported("a", "healthy"), 0)
+    before = core.tasks["b"]
+    assert names(core.handle(PlanChanged((task("a", version=2), b)), 5)) == ["cancel a"]
+    core.handle(RunEnded("a", "cancelled"), 5)
+    assert names(core.handle(UndoEnded("a"), 6)) == ["start a"]
+    assert core.tasks["b"] is before
+    assert before.stage is Stage.RUNNING
+
+
+def test_the_end_undoes_in_reverse_and_each_level_at_once(core: Core) -> None:
+    plan = (task("a"), task("b", "a.started"), task("c", "a.started"), task("d", "b.started", "c.started"))
+    core.handle(PlanChanged(plan), 0)
+    for name in "abc":
+        core.handle(StateReported(name, "x"), 0)
+    assert {name for name, state in core.tasks.items() if state.runs} == set("abcd")
+    assert names(core.handle(PlanChanged(()), 1)) == ["cancel d"]
+    assert names(core.handle(RunEnded("d", "cancelled"), 1)) == ["undo d"]
+    assert names(core.handle(UndoEnded("d"), 1)) == ["cancel b", "cancel c"]
+    core.handle(RunEnded("b", "cancelled"), 1)
+    core.handle(RunEnded("c", "cancelled"), 1)
+    core.handle(UndoEnded("b"), 1)
+    assert names(core.handle(UndoEnded("c"), 1)) == ["cancel a"]
+    core.handle(RunEnded("a", "cancelled"), 1)
+    assert not core.idle
+    core.handle(UndoEnded("a"), 1)
+    assert core.idle
+
+
+def test_nothing_new_starts_before_what_leaves_is_gone(core: Core) -> None:
+    core.handle(PlanChanged((task("old"),)), 0)
+    assert names(core.handle(PlanChanged((task("new"),)), 1)) == ["cancel old"]
+    assert names(core.handle(RunEnded("old", "cancelled"), 2)) == ["undo old"]
+    assert names(core.handle(UndoEnded("old"), 3)) == ["start new"]
+
+
+def test_ten_plans_in_a_second_end_in_the_last(core: Core) -> None:
+    core.handle(PlanChanged((task("a", version=0),)), 0)
+    for version in range(1, 11):
+        core.handle(PlanChanged((task("a", version=version),)), version / 10)
+    core.handle(RunEnded("a", "cancelled"), 1)
+    assert names(core.handle(UndoEnded("a"), 1)) == ["start a"]
+    assert core.tasks["a"].task == task("a", version=10)
+
+
+def test_events_of_a_task_that_is_gone_are_nothing(core: Core) -> None:
+    core.handle(PlanChanged((task("a"),)), 0)
+    for event in (RunEnded("ghost", "x"), UndoEnded("ghost"), StateReported("ghost", "healthy")):
+        assert core.handle(event, 1) == []
+    assert list(core.tasks) == ["a"]
+
+
+def _plans() -> st.SearchStrategy[tuple[Task, ...]]:
+    """Acyclic by construction: a task needs only names before its own."""
+
+    @st.composite
+    def build(draw: st.DrawFn) -> tuple[Task, ...]:
+        chosen = draw(st.lists(st.sampled_from("abcde"), unique=True))
+        return tuple(
+            task(
+                name,
+                *[
+                    f"{other}.{draw(st.sampled_from(['started', 'healthy']))}"
+                    for other in sorted(chosen)
+                    if other < name and draw(st.booleans())
+                ],
+                version=draw(st.integers(1, 2)),
+                every=draw(st.sampled_from([None, 2.0])),
+                restart=draw(st.sampled_from(["Always", "OnFailure"])),
+            )
+            for name in chosen
+        )
+
+    return build()
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_whatever_happens_the_rules_hold(data: st.DataObject) -> None:
+    """No run before its needs, one end for each start, nothing starts or is needed while it leaves."""
+    core, now = Core(Random(data.draw(st.integers(0, 9)))), 0.0
+    running: dict[str, Task] = {}
+    undoing: set[str] = set()
+    ever: dict[str, bool] = {}
+
+    def take(commands: list[Command]) -> None:
+        for command in commands:
+            match command:
+                case Start(item):
+                    assert item.name not in running
+                    assert item.name not in undoing
+                    state = core.tasks[item.name]
+                    assert not state.leaving
+                    if state.runs == 1:
+                        for edge in item.needs:
+                            other = core.tasks[edge.task]
+                            assert other.runs if edge.state == "started" else other.state == edge.state
+                    running[item.name] = item
+                case Cancel(name):
+                    assert name in running
+                    for state in core.tasks.values():
+                        assert not state.leaving or name not in {edge.task for edge in state.task.needs}
+                    ever[name] = True
+                case Undo(item):
+                    assert item.name not in running
+                    undoing.add(item.name)
+
+    plan: tuple[Task, ...] = ()
+    for _ in range(data.draw(st.integers(1, 25))):
+        now += data.draw(st.sampled_from([0.0, 0.1, 1.0, 700.0]))
+        kind = data.draw(st.sampled_from(["plan", "end", "fail", "state", "undone", "time"]))
+        if kind == "plan":
+            plan = data.draw(_plans())
+            take(core.handle(PlanChanged(plan), now))
+        elif kind in {"end", "fail"} and running:
+            name = data.draw(st.sampled_from(sorted(running)))
+            del running[name]
+            take(core.handle(RunEnded(name, "no" if kind == "fail" else None), now))
+        elif kind == "state" and running:
+            name = data.draw(st.sampled_from(sorted(running)))
+            take(core.handle(StateReported(name, data.draw(st.sampled_from(["healthy", "x"]))), now))
+        elif kind == "undone" and undoing:
+            name = data.draw(st.sampled_from(sorted(undoing)))
+            undoing.remove(name)
+            take(core.handle(UndoEnded(name), now))
+        else:
+            take(core.handle(None, now))
+    # Let everything end: the last plan stands, and then nothing.
+    for wanted in (plan, ()):
+        take(core.handle(PlanChanged(wanted), now))
+        for _ in _until_quiet(core, running, undoing):
+            now += 0.01
+            leaving = [name for name in running if core.tasks[name].leaving]
+            for name in leaving:
+                del running[name]
+                take(core.handle(RunEnded(name, "cancelled"), now))
+            for name in sorted(undoing):
+                undoing.remove(name)
+                take(core.handle(UndoEnded(name), now))
+        assert {state.task.digest for state in core.tasks.values()} == {item.digest for item in wanted}
+    assert core.idle
+
+
+def _until_quiet(core: Core, running: dict[str, Task], undoing: set[str]) -> Iterator[None]:
+    for _ in range(100):
+        if not undoing and not any(core.tasks[name].leaving for name in running):
+            return
+        yield
+    raise AssertionError("a teardown that does not end")

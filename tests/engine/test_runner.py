@@ -1,0 +1,235 @@
+"""The shell around the core: real Trio tasks, fake actions, a mock clock."""
+
+from collections.abc import Awaitable, Callable
+from random import Random
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from pidone import actions
+from pidone.actions import Context, Setting
+from pidone.engine.runner import Engine
+from pidone.errors import Refused, TaskFailed
+from pidone.journal import Journal
+from pidone.pid1.reaper import Reaper
+from pidone.plan.format import decode_plan
+from pidone.plan.model import Plan, Pod, Task
+from pidone.telemetry import Telemetry
+
+Body = Callable[[Context], Awaitable[None]]
+
+
+class Fake:
+    """An action made of two functions; ``log`` is shared by all of a test."""
+
+    def __init__(self, name: str, body: Body, log: list[str], undo: Body | None) -> None:
+        self.name, self.body, self.log, self._undo = name, body, log, undo
+
+    async def run(self, context: Context) -> None:
+        self.log.append(f"run {self.name}")
+        try:
+            await self.body(context)
+        except trio.Cancelled:
+            self.log.append(f"cancelled {self.name}")
+            raise
+
+    async def undo(self, context: Context) -> None:
+        self.log.append(f"undo {self.name}")
+        if self._undo:
+            await self._undo(context)
+
+
+class Bench:
+    """An engine whose actions are what the test says."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.log: list[str] = []
+        self.bodies: dict[str, Body] = {}
+        self.undos: dict[str, Body] = {}
+        self.journal = Journal(echo=lambda line: None)
+        self.changes = 0
+        setting = Setting(Pod("p", "n", "u", "127.0.0.1"), None, Reaper(), Telemetry(), lambda: ())
+        self.engine = Engine(setting, self.journal, changed=self._changed, random=Random(1))
+        monkeypatch.setattr(actions, "build", self._build)
+
+    def _changed(self) -> None:
+        self.changes += 1
+
+    def _build(self, task: Task, setting: Setting) -> Fake:
+        if task.config.get("unbuildable"):
+            raise Refused(f'task "{task.name}": cannot be built')
+        return Fake(task.name, self.bodies.get(task.name, sleep), self.log, self.undos.get(task.name))
+
+    def state(self, name: str) -> Any:
+        return next(state for state in self.engine.tasks if state.task.name == name)
+
+
+async def sleep(context: Context) -> None:
+    context.report("healthy")
+    await trio.sleep_forever()
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
+    return Bench(monkeypatch)
+
+
+@pytest.fixture
+def autojump_clock() -> MockClock:
+    return MockClock(autojump_threshold=0)
+
+
+def plan(*tasks: dict[str, Any]) -> Plan:
+    return decode_plan([{"exec": {}} | task for task in tasks], ["exec"])
+
+
+async def test_a_task_that_raises_hangs_or_floods_does_not_touch_the_others(
+    bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async def fail(context: Context) -> None:
+        raise ZeroDivisionError("a bug")
+
+    async def flood(context: Context) -> None:
+        for turn in range(1000):
+            context.report(str(turn % 2))
+            await trio.lowlevel.checkpoint()
+
+    ticks: list[float] = []
+
+    async def tick(context: Context) -> None:
+        ticks.append(trio.current_time())
+
+    async def memory(context: Context) -> None:
+        raise MemoryError
+
+    bench.bodies = {"fail": fail, "flood": flood, "tick": tick, "memory": memory}
+    await nursery.start(bench.engine.run)
+    bench.engine.apply(
+        plan(
+            {"name": "fail"}, {"name": "flood"}, {"name": "hang"}, {"name": "memory"},
+            {"name": "tick", "every": 1, "restartPolicy": "Always"},
+        )
+    )  # fmt: skip
+    await trio.sleep(60.5)
+    assert 59 <= len(ticks) <= 70
+    assert bench.state("fail").failures > 3
+    assert bench.state("fail").error == "ZeroDivisionError: a bug"
+    assert bench.state("hang").state == "healthy"
+    assert any("a bug" in line for line in bench.journal.lines)
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_run_longer_than_its_timeout_is_ended_and_counts_as_failed(
+    bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    await nursery.start(bench.engine.run)
+    bench.engine.apply(plan({"name": "slow", "timeout": 5, "backoffLimit": 0}))
+    await trio.sleep(6)
+    assert bench.state("slow").error == "not done within its timeout of 5 s"
+    assert bench.log == ["run slow", "cancelled slow"]
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_plan_that_cannot_be_built_changes_nothing(
+    bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    await nursery.start(bench.engine.run)
+    bench.engine.apply(plan({"name": "a"}))
+    await wait_all_tasks_blocked()
+    with pytest.raises(Refused, match="cannot be built"):
+        bench.engine.apply(plan({"name": "b"}, {"name": "c", "exec": {"unbuildable": True}}))
+    await trio.sleep(10)
+    assert bench.log == ["run a"]
+    assert [state.task.name for state in bench.engine.tasks] == ["a"]
+    nursery.cancel_scope.cancel()
+
+
+async def test_teardown_is_in_reverse_and_an_undo_that_hangs_is_cut_off(
+    bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async def hang(context: Context) -> None:
+        await trio.sleep_forever()
+
+    async def fail(context: Context) -> None:
+        raise TaskFailed("the registry is away")
+
+    bench.undos = {"b": hang, "c": fail}
+    await nursery.start(bench.engine.run)
+    bench.engine.apply(
+        plan(
+            {"name": "a"},
+            {"name": "b", "needs": ["a.healthy"], "stopTimeout": 3},
+            {"name": "c", "needs": ["b.healthy"]},
+        )
+    )
+    await wait_all_tasks_blocked()
+    began = trio.current_time()
+    await bench.engine.drain(8)
+    assert trio.current_time() - began == pytest.approx(3)
+    assert bench.log[3:] == ["cancelled c", "undo c", "cancelled b", "undo b", "cancelled a", "undo a"]
+    assert any("the registry is away" in line for line in bench.journal.lines)
+    assert any("undo-late" in line for line in bench.journal.lines)
+    nursery.cancel_scope.cancel()
+
+
+async def test_the_end_has_one_budget_for_all(bench: Bench, autojump_clock: MockClock) -> None:
+    async def hang(context: Context) -> None:
+        await trio.sleep_forever()
+
+    bench.undos = {"a": hang, "b": hang}
+    async with trio.open_nursery() as nursery:
+        await nursery.start(bench.engine.run)
+        bench.engine.apply(
+            plan({"name": "a", "stopTimeout": 60}, {"name": "b", "needs": ["a.healthy"], "stopTimeout": 60})
+        )
+        await wait_all_tasks_blocked()
+        began = trio.current_time()
+        await bench.engine.drain(8)
+        assert trio.current_time() - began == pytest.approx(8)
+    assert any("teardown-late" in line and "tasks=a,b" in line for line in bench.journal.lines)
+
+
+async def test_a_task_sees_the_changes_of_another(
+    bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    seen: list[str] = []
+
+    async def flip(context: Context) -> None:
+        for word in ("healthy", "unhealthy", "healthy"):
+            context.report(word)
+            await trio.sleep(1)
+        await trio.sleep_forever()
+
+    async def watch(context: Context) -> None:
+        state = context.state_of("flip")
+        while True:
+            seen.append(state)
+            state = await context.state_change("flip", state)
+
+    bench.bodies = {"flip": flip, "watch": watch}
+    await nursery.start(bench.engine.run)
+    bench.engine.apply(plan({"name": "flip"}, {"name": "watch", "needs": ["flip.healthy"]}))
+    await trio.sleep(5)
+    assert seen == ["healthy", "unhealthy", "healthy"]
+    nursery.cancel_scope.cancel()
+
+
+async def test_an_idle_engine_does_nothing(
+    bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = 0
+    handle = bench.engine._core.handle
+
+    def counted(event: Any, now: float) -> Any:
+        nonlocal turns
+        turns += 1
+        return handle(event, now)
+
+    monkeypatch.setattr(bench.engine._core, "handle", counted)
+    await nursery.start(bench.engine.run)
+    bench.engine.apply(plan({"name": "a"}, {"name": "b", "every": 100, "restartPolicy": "Always"}))
+    await trio.sleep(3600)
+    assert turns < 10
+    nursery.cancel_scope.cancel()

@@ -1,0 +1,147 @@
+import json
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pidone.errors import Refused
+from pidone.plan.digest import canonical, digest
+from pidone.plan.format import decode_bundle, decode_plan, encode_bundle, find_cycle
+from pidone.plan.model import Edge, Phase, Pod
+
+ACTIONS = ("exec", "probe")
+POD = Pod("web", "shop", "u-1", "10.0.0.1", "node-a")
+
+
+def bundle(tasks: Any, /, **changes: Any) -> bytes:
+    return canonical(encode_bundle(tasks, phase=Phase.RUNNING, pod=POD) | changes)
+
+
+def test_what_is_encoded_is_decoded() -> None:
+    tasks = [
+        {"name": "ready", "probe": {"tcpSocket": {"port": 80}}},
+        {"name": "warm", "needs": ["ready.healthy"], "every": 2.5, "exec": {"command": ["/bin/true"]}},
+    ]
+    decoded = decode_bundle(bundle(tasks), ACTIONS)
+    assert decoded.pod == POD
+    assert decoded.phase is Phase.RUNNING
+    assert decoded.plan.digest == digest(tasks)
+    ready, warm = decoded.plan.tasks
+    assert (ready.action, ready.restart, ready.every) == ("probe", "Always", None)
+    assert (warm.action, warm.restart, warm.every) == ("exec", "OnFailure", 2.5)
+    assert warm.needs == (Edge("ready", "healthy"),)
+
+
+def test_a_task_keeps_its_digest_in_another_plan_and_loses_it_with_any_change() -> None:
+    task = {"name": "a", "exec": {"command": ["/x"]}}
+    alone = decode_plan([task], ACTIONS).tasks[0]
+    beside = decode_plan([{"name": "b", "exec": {"command": ["/y"]}}, task], ACTIONS).tasks[1]
+    changed = decode_plan([task | {"timeout": 3}], ACTIONS).tasks[0]
+    assert alone.digest == beside.digest != changed.digest
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        ({}, "tasks: expected a list, not an object"),
+        ([7], "tasks[0]: expected an object, not the number 7"),
+        ([{"exec": {}}], 'tasks[0]: "name" is missing; expected a string'),
+        ([{"name": "a"}], 'task "a": expected one of exec, probe, not none'),
+        ([{"name": "a", "idle": {}}], 'task "a": expected one of exec, probe, not "idle"'),
+        (
+            [{"name": "a", "exec": {}, "probe": {}}],
+            'task "a": expected one of exec, probe, not "exec", "probe"',
+        ),
+        ([{"name": "a", "exec": []}], 'task "a".exec: expected an object, not a list'),
+        (
+            [{"name": "a", "exec": {}, "every": "5s"}],
+            'task "a".every: expected a number of seconds, not the string "5s"',
+        ),
+        (
+            [{"name": "a", "exec": {}, "every": True}],
+            'task "a".every: expected a number of seconds, not true',
+        ),
+        ([{"name": "a", "exec": {}, "every": 0}], 'task "a".every: expected 0.1 to 3.1536e+07, not 0'),
+        ([{"name": "a", "exec": {}, "needs": ["b"]}], 'task "a".needs: expected "task.state", not "b"'),
+        (
+            [{"name": "a", "exec": {}, "needs": ["b.x"]}],
+            'task "a" needs "b", which is not in the plan',
+        ),
+        ([{"name": "a", "exec": {}}, {"name": "a", "exec": {}}], 'task "a" is there twice'),
+        (
+            [
+                {"name": "a", "exec": {}, "needs": ["b.succeeded"]},
+                {"name": "b", "exec": {}, "needs": ["a.succeeded"]},
+            ],
+            "these tasks wait for each other: a -> b -> a",
+        ),
+        (
+            [{"name": "a", "exec": {}, "restartPolicy": "Maybe"}],
+            'task "a".restartPolicy: expected Always, OnFailure or Never, not "Maybe"',
+        ),
+    ],
+)
+def test_a_plan_that_is_not_understood_is_refused_with_place_and_expectation(
+    tasks: Any, message: str
+) -> None:
+    with pytest.raises(Refused) as refused:
+        decode_plan(tasks, ACTIONS)
+    assert str(refused.value) == message
+
+
+@pytest.mark.parametrize(
+    ("data", "part"),
+    [
+        (b"", "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"[]", "bundle: expected an object, not a list"),
+        (bundle([], format=2), "reads format 1, not 2"),
+        (bundle([], digest="sha256-0"), "damaged on the way"),
+        (bundle([], tasks=None), "tasks: expected a list, not null"),
+        (bundle([], pod=None), "bundle.pod: expected an object, not null"),
+    ],
+)
+def test_a_bundle_that_is_not_one_is_refused(data: bytes, part: str) -> None:
+    with pytest.raises(Refused, match=part.replace(".", r"\.")):
+        decode_bundle(data, ACTIONS)
+
+
+def test_more_facts_in_the_envelope_do_not_matter_to_an_older_pod() -> None:
+    assert decode_bundle(bundle([], containers={}, revision=7), ACTIONS).plan.tasks == ()
+
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(_json | st.dictionaries(st.sampled_from(["format", "digest", "phase", "pod", "tasks"]), _json))
+def test_any_json_is_decoded_or_refused(value: Any) -> None:
+    try:
+        decode_bundle(json.dumps(value).encode(), ACTIONS)
+    except Refused:
+        pass
+
+
+@given(st.dictionaries(st.sampled_from("abcdef"), st.lists(st.sampled_from("abcdef"))))
+def test_a_cycle_is_found_exactly_where_there_is_one(needs: dict[str, list[str]]) -> None:
+    cycle = find_cycle(needs)
+    if cycle:
+        assert cycle[0] == cycle[-1]
+        assert all(after in needs[before] for before, after in pairwise(cycle))
+    else:
+        remaining = dict(
+            needs
+        )  # without a cycle, what needs nothing that remains can be taken away, to the end
+        while free := [name for name in remaining if not set(remaining[name]) & remaining.keys()]:
+            for name in free:
+                del remaining[name]
+        assert not remaining
+
+
+def test_a_deep_graph_is_no_deeper_than_python() -> None:
+    assert find_cycle({str(n): [str(n + 1)] for n in range(50_000)}) == []
