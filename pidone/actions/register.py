@@ -47,8 +47,10 @@ class Register:
         self._running = True
         try:
             while True:
+                await trio.lowlevel.checkpoint_if_cancelled()  # after the call in flight no other is begun
                 seen = context.state_of(self._follow) if self._follow else HEALTHY
-                status = _STATUS.get(seen, Status.UP)
+                # a probe that is begun anew, as by a new plan, takes nothing back before it has an answer
+                status = told if told and not seen else _STATUS.get(seen, Status.UP)
                 if status is not told:
                     await self._register(context, status)
                     told = status

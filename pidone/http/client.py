@@ -41,8 +41,15 @@ async def request(
     do. Raises a ``TransferError``. On cancel the connection is closed at once, and whether
     the server has acted on the request is not known.
     """
-    where = urlsplit(url)
-    if where.scheme not in {"http", "https"} or not where.hostname:
+    try:
+        where = urlsplit(url)
+        usable = where.scheme in {"http", "https"} and where.hostname and where.port != 0
+    except ValueError:
+        # not shown: what stands in the place of the port may be the end of a password
+        raise ConnectError(
+            "a URL has no number for its port; are / ? # @ in its password written as %2F %3F %23 %40?"
+        ) from None
+    if not usable:
         raise ConnectError(f"{redacted(url)} is not an http:// or https:// URL with a host")
     shown = f"{method} {redacted(url)}"
     try:
@@ -58,6 +65,8 @@ async def request(
         raise ProtocolError(f"{shown}: {error}") from error
     except (OSError, trio.BrokenResourceError) as error:
         raise ConnectError(f"{shown}: {reason(error)}") from error
+    except UnicodeError as error:  # a name that is none in DNS, a path or header that is not ASCII
+        raise ProtocolError(f"{shown}: {error}") from error
 
 
 def redacted(url: str) -> str:
@@ -81,7 +90,11 @@ async def _connect(where: SplitResult, source: str | None, *, insecure: bool) ->
             if insecure:
                 context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
             stream = trio.SSLStream(stream, context, server_hostname=where.hostname, https_compatible=True)
-            await stream.do_handshake()
+            try:
+                await stream.do_handshake()
+            except BaseException:
+                await trio.aclose_forcefully(stream)
+                raise
         return stream
     raise OSError(f"no connection within {CONNECT_TIMEOUT:g} s")
 
@@ -146,11 +159,13 @@ def _unzipped(data: bytes, limit: int) -> bytes:
 
     unzip = zlib.decompressobj(wbits=31)
     try:
-        whole = unzip.decompress(data, limit)
+        whole = unzip.decompress(data, limit + 1)
     except zlib.error as error:
         raise h11.RemoteProtocolError(f"the answer is not gzip: {error}") from error
-    if unzip.unconsumed_tail:
+    if len(whole) > limit:
         raise h11.RemoteProtocolError(f"the answer is larger than {limit} bytes")
+    if not unzip.eof:
+        raise h11.RemoteProtocolError("the answer is not gzip: it ends early")
     return whole
 
 
@@ -168,6 +183,8 @@ def reason(error: BaseException) -> str:
         return "; ".join(dict.fromkeys(reason(inner) for inner in cause.exceptions))
     if isinstance(error, socket.gaierror):
         return f"the name does not resolve ({error.strerror})"
+    if isinstance(error, OSError) and getattr(error, "library", None):  # ssl.SSLError; its errno is OpenSSL's
+        return str(error.strerror)
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
     if isinstance(cause, OSError):

@@ -10,9 +10,11 @@ from pidone.http.message import Request, Response, text_response
 
 Handler = Callable[[Request], Awaitable[Response]]
 
-# Seconds a connection may take to send a whole request, and idle between two. Longer than a scraper's
+# Seconds a connection may take to send a whole request or to read an answer, and idle between two. Longer than a scraper's
 # interval is pointless, shorter than a slow network's round trips is harmful.
 REQUEST_TIMEOUT = 15.0
+
+_BODILESS = frozenset({204, 304})
 
 
 async def serve(
@@ -67,9 +69,15 @@ async def _converse(stream: trio.SocketStream, handler: Handler, max_body: int) 
                 return
             response = text_response(error.error_status_hint or 400, f"not a request: {error}")
             request = None
-        await _send(
-            stream, connection, response, head_only=isinstance(request, Request) and request.method == "HEAD"
-        )
+        with trio.move_on_after(REQUEST_TIMEOUT) as waited:  # who does not read must not hold a connection
+            await _send(
+                stream,
+                connection,
+                response,
+                head_only=isinstance(request, Request) and request.method == "HEAD",
+            )
+        if waited.cancelled_caught:
+            return
         if connection.our_state is h11.MUST_CLOSE or connection.their_state is not h11.DONE:
             await _say_goodbye(stream)
             return
@@ -112,19 +120,26 @@ async def _read(
 
 async def _answer(handler: Handler, request: Request) -> Response:
     try:
-        return await handler(request)
+        response = await handler(request)
+        _head(response)
     except Exception as error:  # noqa: BLE001 - one bad request must not end the server; the text says which bug
         return text_response(500, f"internal error: {type(error).__name__}: {error}")
+    return response
+
+
+def _head(response: Response) -> h11.Response:
+    """Raises ``LocalProtocolError`` or ``UnicodeError`` for a status or a header that HTTP does not have."""
+    fields = dict(response.headers)
+    if response.status not in _BODILESS:
+        fields["content-length"] = str(len(response.body))
+    return h11.Response(status_code=response.status, headers=list(fields.items()))
 
 
 async def _send(
     stream: trio.SocketStream, connection: h11.Connection, response: Response, *, head_only: bool
 ) -> None:
-    fields = dict(response.headers)
-    if response.status not in {204, 304}:
-        fields["content-length"] = str(len(response.body))
-    sent = [connection.send(h11.Response(status_code=response.status, headers=list(fields.items())))]
-    if response.body and not head_only:
+    sent = [connection.send(_head(response))]
+    if response.body and not head_only and response.status not in _BODILESS:
         sent.append(connection.send(h11.Data(data=response.body)))
     sent.append(connection.send(h11.EndOfMessage()))
     await stream.send_all(b"".join(part for part in sent if part))

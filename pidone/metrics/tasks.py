@@ -46,6 +46,7 @@ def _tasks(tasks: Iterable[TaskView]) -> Iterator[Family]:
     state = gauge("pidone_task_state", "The state that a task is in; 1 for that state.")
     runs = counter("pidone_task_runs_total", "Runs begun.")
     failures = counter("pidone_task_failures_total", "Runs that failed.")
+    restarts = counter("pidone_task_restarts_total", "Runs begun again, of tasks that have no period.")
     duration = gauge("pidone_task_last_duration_seconds", "How long the last run took.")
     success = gauge("pidone_task_last_success_timestamp_seconds", "When a run was good the last time.")
     healthy = gauge("pidone_probe_success", "Whether the application is healthy by this probe.")
@@ -58,6 +59,8 @@ def _tasks(tasks: Iterable[TaskView]) -> Iterator[Family]:
         state.add(1, task=name, state=view.shown)
         runs.add(view.runs, task=name)
         failures.add(view.failures, task=name)
+        if view.task.every is None:
+            restarts.add(max(0, view.runs - 1), task=name)
         if view.last_duration is not None:
             duration.add(view.last_duration, task=name)
         if view.last_success is not None:
@@ -71,4 +74,4 @@ def _tasks(tasks: Iterable[TaskView]) -> Iterator[Family]:
             case "heartbeat":
                 beats.add(view.runs, task=name)
                 missed.add(view.failures, task=name)
-    yield from (info, state, runs, failures, duration, success, healthy, registered, beats, missed)
+    yield from (info, state, runs, failures, restarts, duration, success, healthy, registered, beats, missed)

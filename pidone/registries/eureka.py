@@ -3,8 +3,8 @@
 Rules that are not obvious, all observed on the server (com.netflix.eureka.registry.AbstractInstanceRegistry):
 
 - ``lastDirtyTimestamp`` is the version number of our document. A POST with an older one than the registry
-  holds is answered 204 and ignored, so it never goes back, whatever the wall clock does, and after the first
-  POST the instance is read back: a predecessor's clock may have been ahead.
+  holds is answered 204 and ignored, so it never goes back, whatever the wall clock does, and after each
+  POST the instance is read back: a predecessor's clock may have been ahead, or an operator's.
 - The status in a heartbeat is ignored. UP and DOWN are told by POST. OUT_OF_SERVICE belongs to operators
   (PUT .../status) and is never POSTed; an override survives our documents, and is only reported.
 - 404 to a heartbeat: the registry does not have our latest document; it is sent again at once.
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import time
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urljoin, urlsplit
 
 import trio
 
@@ -104,30 +104,24 @@ class Eureka:
         self._current = 0
         self._dirty = 0
         self._status: Status | None = None
-        self._known = False  # whether the registry's copy was compared with ours
 
     async def register(self, status: Status) -> str:
         """POST the document; returns the status that the registry then shows."""
         if status is not self._status:
             self._status, self._dirty = status, max(self._dirty + 1, int(self._clock() * 1000))
         await self._post(status)
-        if self._known:
-            return status.value
-        stored = await self._read_back()
-        newer = int(stored.get("lastDirtyTimestamp", 0))
+        newer, shown = await self._read_back()
         if newer > self._dirty:
             self._dirty = newer + 1
             await self._post(status)
-            stored = await self._read_back()
-        self._known = True
-        return str(stored.get("status", status.value))
+            _, shown = await self._read_back()
+        return shown or status.value
 
     async def heartbeat(self) -> bool:
         status = self._status.value if self._status else Status.UP.value
         query = f"?status={status}&lastDirtyTimestamp={self._dirty}"
         answer = await self._call("PUT", self._instance.resource, query=query)
         if answer.status == 404:
-            self._known = False
             return False
         _expect(answer, 200, "heartbeat")
         return True
@@ -136,21 +130,24 @@ class Eureka:
         answer = await self._call("DELETE", self._instance.resource)
         if answer.status != 404:
             _expect(answer, 200, "deregistration")
-        self._known, self._status = False, None
+        self._status = None
 
     async def _post(self, status: Status) -> None:
         body = json.dumps(self._instance.document(status, self._dirty)).encode()
         answer = await self._call("POST", self._instance.resource.rpartition("/")[0], body=body)
         _expect(answer, 204, "registration")
 
-    async def _read_back(self) -> dict[str, Any]:
-        """The registry's copy, or nothing where it would not tell: a server that waits for its peers answers 403."""
-        answer = await self._call("GET", self._instance.resource)
+    async def _read_back(self) -> tuple[int, str]:
+        """Version and status of the registry's copy; 0 and nothing where it would not tell.
+
+        A server that waits for its peers answers 403, one that limits fetches 503, and writes go on.
+        """
         try:
+            answer = await self._call("GET", self._instance.resource)
             instance = json.loads(answer.body)["instance"]
-        except (ValueError, LookupError, TypeError):
-            return {}
-        return instance if isinstance(instance, dict) and answer.status == 200 else {}
+            return int(instance["lastDirtyTimestamp"]), str(instance["status"])
+        except (TransferError, RegistryError, ValueError, LookupError, TypeError):
+            return 0, ""
 
     async def _call(self, method: str, path: str, *, query: str = "", body: bytes = b"") -> Response:
         """Ask the current server, and on trouble the next ones; the first that answers stays the current one."""
@@ -176,7 +173,7 @@ class Eureka:
         """One request; redirects are followed by hand, since old servers pin their clients with a 302 to a PUT."""
         # A stock Netflix server answers 406 to whoever cannot take gzip.
         headers = {"accept": JSON, "accept-encoding": "gzip"} | ({"content-type": JSON} if body else {})
-        resource = url.partition("/apps/")[2]
+        resource = unquote(url.partition("/apps/")[2])
         for _ in range(MAX_REDIRECTS):
             answer = await request(
                 method, url + query, headers=headers, body=body, timeout=timeout, source=self._source
@@ -184,7 +181,8 @@ class Eureka:
             location = answer.headers.get("location", "")
             if answer.status not in {301, 302, 303, 307, 308} or not location:
                 return answer
-            if urlsplit(location).path.partition("/apps/")[2] != resource:
+            location = urljoin(url, location)
+            if unquote(urlsplit(location).path.partition("/apps/")[2]) != resource:
                 raise RegistryRefused(
                     f"{method} {redacted(url)}: redirected to {redacted(location)}; "
                     "is the URL right, and does it need a user (http://user:password@host)?"

@@ -97,7 +97,8 @@ class RepoClient:
                 self._current = (self._current + 1) % len(self._urls)
                 limit = min(BACKOFF_MAX, 2.0 ** min(failures, 10))
                 self._telemetry.repo_up = False
-                self._reached = trio.Event()
+                if self._reached.is_set():  # else ``report`` waits for this one, and would wait for ever
+                    self._reached = trio.Event()
                 await trio.sleep(max(answer.pause, limit * self._random.random()))
             else:
                 if self._telemetry.repo_up is not True:
@@ -199,5 +200,5 @@ def _words(answer: Response) -> str:
 def _retry_after(answer: Response, random: Random) -> float:
     """Seconds until the next question, spread by a quarter: pods that were refused together come back apart."""
     said = answer.headers.get("retry-after", "")
-    seconds = min(float(said), 3600.0) if said.isdigit() else 1.0
+    seconds = min(float(said), 3600.0) if said.isdecimal() else 1.0
     return seconds * (1 + 0.25 * random.random())

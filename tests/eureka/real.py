@@ -67,6 +67,14 @@ def find_jar() -> Path:
     return Path(os.environ.get("PIDONE_EUREKA_JAR") or BUILT)
 
 
+def command() -> list[str]:
+    return ["java", *JAVA_OPTIONS, "-jar", str(find_jar())]
+
+
+def environment(port: int, settings: Mapping[str, str] = AT_ONCE) -> dict[str, str]:
+    return {**settings, "SERVER_PORT": str(port), "SERVER_ADDRESS": "127.0.0.1"}
+
+
 @contextmanager
 def spring_eureka(port: int, log: Path, settings: Mapping[str, str] = AT_ONCE) -> Iterator[RealEureka]:
     """Start the server on this port of 127.0.0.1, and end it with the block.
@@ -77,11 +85,13 @@ def spring_eureka(port: int, log: Path, settings: Mapping[str, str] = AT_ONCE) -
     Raises:
         FileNotFoundError: there is no java (see ``missing``).
     """
-    environment = os.environ | settings | {"SERVER_PORT": str(port), "SERVER_ADDRESS": "127.0.0.1"}
-    command = ["java", *JAVA_OPTIONS, "-jar", str(find_jar())]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+            command(),
+            env=os.environ | environment(port, settings),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
         )
     try:
         yield RealEureka(f"http://127.0.0.1:{port}/eureka/", log, process)

@@ -1,0 +1,259 @@
+"""``make demo``: three pods, a repo, a Eureka and an application on this machine; every step is checked.
+
+Each step is checked against the registry, the repo or a metrics page, and prints the time it took. A step
+that fails ends the demo with what was expected and what was seen, and exit code 1.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from tests import pidns
+from tests.demo.world import ADDRESSES, DB, INSTANCE, METRICS, PLAIN, PORT, ROOT, WEB, Service, World
+
+T = TypeVar("T")
+
+ORPHANS = 1000
+
+
+class StepFailed(Exception):
+    """What was expected, and what was seen."""
+
+
+class Show:
+    """Prints steps, with the time since the start and the time that the step took."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    def line(self, step: str, text: str = "") -> None:
+        print(f"{time.monotonic() - self._began:6.1f} s  {step:<12} {text}".rstrip(), flush=True)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[Callable[[str], None]]:
+        """Yields the function that says what was seen; the time is the one since the step began."""
+        began = time.monotonic()
+        yield lambda text: self.line(name, f"{text}  ({time.monotonic() - began:.2f} s)")
+
+
+def until(look: Callable[[], T], good: Callable[[T], object], expected: str, *, seconds: float = 15) -> T:
+    """Look until it is good. Raises ``StepFailed``."""
+    deadline = time.monotonic() + seconds
+    while True:
+        seen = look()
+        if good(seen):
+            return seen
+        if time.monotonic() > deadline:
+            raise StepFailed(f"expected within {seconds:g} s: {expected}\nseen: {seen}")
+        time.sleep(0.02)
+
+
+def bring_up(world: World, show: Show) -> None:
+    words, _ = pidns.way()
+    show.line("start", f"each pod is process 1 of its own: {words}")
+    kind = (
+        "Spring Cloud Eureka"
+        if world.real_eureka
+        else "an embedded stand-in (make eureka builds the real one)"
+    )
+    show.line("", f"registry: {kind}")
+    world.repo.start()
+    world.eureka.start()
+    for name in ADDRESSES:
+        world.start_pod(name)
+        show.line("", f"pod shop/{name:<5} at {ADDRESSES[name]}, labels {world.labels[name]}")
+    with show.step("plan") as say:
+        for name, tasks in {WEB: 3, DB: 1, PLAIN: 0}.items():
+            expected = f"shop/{name} runs a plan of {tasks} tasks"
+            pod = until(lambda name=name: world.reported(name), lambda pod: _runs(pod, tasks), expected)  # type: ignore[misc] # noqa: B023
+            say(f"shop/{name:<5} runs {str(pod['expected']['digest'])[:15]}.. with {tasks} tasks")
+
+
+def _runs(pod: dict[str, object], tasks: int) -> bool:
+    expected, reported = pod.get("expected"), pod.get("reported")
+    if not isinstance(expected, dict) or not isinstance(reported, dict):
+        return False
+    return expected["tasks"] == tasks and reported["digest"] == expected["digest"]
+
+
+def task_state(world: World, pod: str, task: str) -> str:
+    reported = world.reported(pod).get("reported") or {}
+    return str((reported.get("tasks") or {}).get(task, {}).get("state"))
+
+
+def register(world: World, show: Show) -> None:
+    until(world.status, lambda status: status != "Eureka is away", "Eureka answers", seconds=60)
+    world.app.start()
+    with show.step("healthy") as say:
+        until(lambda: task_state(world, WEB, "ready"), lambda state: state == "healthy", "ready is healthy")
+        say(f"http://{ADDRESSES[WEB]}:{PORT}/ answers its probe")
+    with show.step("registered") as say:
+        instance = until(
+            world.instance, lambda found: found and found["status"] == "UP", f"{INSTANCE} is UP in Eureka"
+        )
+        assert instance is not None
+        if (instance["ipAddr"], instance["port"]["$"]) != (ADDRESSES[WEB], PORT):
+            raise StepFailed(f"expected {ADDRESSES[WEB]}:{PORT} in Eureka\nseen: {instance}")
+        say(f"Eureka has RATINGS {INSTANCE} at {instance['ipAddr']}:{instance['port']['$']}: UP")
+    with show.step("heartbeats") as say:
+        renewals = {int(instance["leaseInfo"]["lastRenewalTimestamp"])}
+
+        def renewed() -> int:
+            found = world.instance()
+            renewals.add(int(found["leaseInfo"]["lastRenewalTimestamp"]) if found else 0)
+            return len(renewals)
+
+        until(renewed, lambda count: count >= 4, "three renewals of the lease in Eureka")
+        say("Eureka saw three, every 2 s")
+
+
+def orphans(world: World, show: Show) -> None:
+    sample = 'pidone_reaped_total{reason="orphan"}'
+    before = world.metric(DB, sample)
+    if before is None:
+        raise StepFailed(f"expected {sample} at http://{ADDRESSES[DB]}:{METRICS}/metrics\nseen: nothing")
+    with show.step("orphans") as say:
+        world.pods[DB].make_orphans(ORPHANS)
+        reaped = until(
+            lambda: (world.metric(DB, sample) or 0) - before,
+            lambda count: count == ORPHANS,
+            f"{ORPHANS} orphans reaped, by the metrics page",
+        )
+        until(world.pods[DB].zombies, lambda count: count == 0, "no zombie left, by /proc")
+        say(f"{ORPHANS} made in shop/{DB}, {reaped:.0f} reaped, no zombie left")
+
+
+def break_and_mend(world: World, show: Show) -> None:
+    for order, status in (("break", "DOWN"), ("mend", "UP")):
+        with show.step(f"{order}s".replace("breaks", "broken").replace("mends", "mended")) as say:
+            world.tell_application(order)
+            until(world.status, lambda seen: seen == status, f"RATINGS is {status} in Eureka")  # noqa: B023
+            say(f"the application answers {503 if order == 'break' else 200}, Eureka says {status}")
+
+
+def relabel(world: World, show: Show) -> None:
+    before = world.instance()
+    with show.step("label") as say:
+        world.labels[WEB]["pidone.dev/metrics"] = "true"
+        world.write_inventory()
+        up = until(
+            lambda: world.metric(WEB, 'pidone_registration_up{task="registration",registry="eureka"}'),
+            lambda value: value == 1,
+            f"metrics at http://{ADDRESSES[WEB]}:{METRICS}/metrics, and the registration untouched",
+        )
+        after = world.instance()
+        stamp = "registrationTimestamp"
+        if not before or not after or before["leaseInfo"][stamp] != after["leaseInfo"][stamp]:
+            raise StepFailed(f"expected the registration untouched\nseen: {before} and then {after}")
+        say(
+            f"shop/{WEB} has a new plan: it serves metrics too (registration up: {up:.0f}), and kept its lease"
+        )
+
+
+def restart_registry(world: World, show: Show) -> None:
+    world.eureka.end()
+    show.line("registry", "Eureka was killed (SIGKILL), and starts empty")
+    world.eureka.start()
+    until(lambda: world.status(), lambda status: status != "Eureka is away", "Eureka answers", seconds=60)
+    with show.step("again") as say:
+        until(world.status, lambda status: status == "UP", "RATINGS is UP in the empty registry")
+        say("registered again by the next heartbeat")
+
+
+def end_pod(world: World, show: Show) -> None:
+    with show.step("deleted") as say:
+        world.deleted.add(WEB)
+        world.write_inventory()
+        until(world.status, lambda status: status == "not registered", "RATINGS is gone from Eureka")
+        say(f"shop/{WEB} is terminating: out of Eureka, while its application still runs")
+    if world.app.ended():
+        raise StepFailed("expected the application still running\nseen: it has ended")
+    until(world.status, lambda status: status == "not registered", "RATINGS stays out of Eureka")
+
+
+def end(world: World, show: Show) -> None:
+    import signal
+
+    with show.step("end") as say:
+        for name, pod in world.pods.items():
+            if not pod.same():
+                raise StepFailed(
+                    f"expected process 1 of shop/{name} to be the one that was started\nseen: it is gone"
+                )
+            pod.signal(signal.SIGTERM)
+        codes = {name: pod.wait(10) for name, pod in world.pods.items()}
+        if set(codes.values()) != {0}:
+            raise StepFailed(f"expected exit code 0 of every process 1 on TERM\nseen: {codes}")
+        say("every process 1 was the same from start to end, and left with 0")
+
+
+def keep(world: World, show: Show, restart_after: float) -> None:
+    """Stay up, start again what was killed, and show what Eureka says, until interrupted."""
+    services = {"repo": world.repo, "eureka": world.eureka, "application": world.app}
+    pids = ", ".join(f"{name} {service.process.pid}" for name, service in services.items() if service.process)
+    pids += "".join(f", shop/{name} {pod.pid}" for name, pod in world.pods.items())
+    show.line("keep", f"pids: {pids}")
+    show.line("", f"repo {world.repo_url}/v1/pods   Eureka {world.eureka_url}/apps")
+    show.line(
+        "",
+        f"kill any of repo, eureka, application: it is started again after {restart_after:g} s; Ctrl-C ends",
+    )
+    dead: dict[str, float] = {}
+    shown = ""
+    while True:
+        status = world.status()
+        if status != shown:
+            shown = status
+            show.line("eureka", f"RATINGS: {status}")
+        for name, service in services.items():
+            _restart(name, service, dead, show, restart_after)
+        for name, pod in world.pods.items():
+            if not pod.same():
+                raise StepFailed(f"expected process 1 of shop/{name} to live\nseen: it has ended")
+        time.sleep(0.1)
+
+
+def _restart(name: str, service: Service, dead: dict[str, float], show: Show, after: float) -> None:
+    if not service.ended():
+        return
+    since = dead.setdefault(name, time.monotonic())
+    if since == dead[name] and time.monotonic() - since < 0.05:
+        show.line("killed", name)
+    if time.monotonic() - since >= after:
+        del dead[name]
+        service.start()
+        assert service.process is not None
+        show.line("restarted", f"{name}, pid {service.process.pid}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
+    parser.add_argument("--keep", action="store_true", help="stay up at the end; start again what is killed")
+    parser.add_argument("--restart-after", type=float, default=20, metavar="SECONDS")
+    parser.add_argument("--folder", type=Path, default=ROOT / "build/demo", help="for logs and the inventory")
+    arguments = parser.parse_args()
+    show = Show()
+    with World(arguments.folder) as world:
+        try:
+            for part in (bring_up, register, orphans, break_and_mend, relabel):
+                part(world, show)
+            if arguments.keep:
+                keep(world, show, arguments.restart_after)
+            for part in (restart_registry, end_pod, end):
+                part(world, show)
+        except StepFailed as failed:
+            print(f"\nFAILED: {failed}\nlogs: {os.path.relpath(world.folder)}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            return 0
+    show.line("done")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

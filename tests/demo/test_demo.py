@@ -1,0 +1,88 @@
+"""The main job end to end, and what must survive a kill -9 of everything around process 1."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.eureka import real
+
+spring = pytest.mark.skipif(real.missing() is not None, reason=str(real.missing()))
+REGISTRIES = [
+    pytest.param("stand-in"),
+    pytest.param("spring", marks=[pytest.mark.eureka, spring]),
+]
+# How long a killed server stays away: long enough for every client to notice and back off. The demo's own
+# 20 s are taken where there is time for them (CI).
+AWAY = float(os.environ.get("PIDONE_TEST_AWAY", "4"))
+
+
+@contextmanager
+def demo(folder: Path, registry: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    env = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    if registry == "stand-in":
+        env["PIDONE_EUREKA_JAR"] = str(folder / "none.jar")
+    command = [sys.executable, "-m", "tests.demo", "--folder", str(folder), *arguments]
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            process.wait(30)
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+@pytest.mark.parametrize("registry", REGISTRIES)
+def test_the_demo_passes_every_step(tmp_path: Path, registry: str) -> None:
+    with demo(tmp_path, registry) as process:
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    steps = re.findall(r"^ *[\d.]+ s  (\S+)", output, re.MULTILINE)
+    expected = (
+        "start plan healthy registered heartbeats orphans broken mended label registry again deleted end done"
+    )
+    assert list(dict.fromkeys(steps)) == expected.split(), output
+    assert ("Spring" in output) is (registry == "spring")
+
+
+def test_what_is_killed_around_the_pods_comes_back_and_process_1_stays(tmp_path: Path) -> None:
+    registry = "stand-in" if real.missing() else "spring"
+    with demo(tmp_path, registry, "--keep", "--restart-after", str(AWAY)) as process:
+        pids = _read_until(process, r"pids: .*\n")
+        pods = [psutil.Process(int(pid)) for pid in re.findall(r"shop/\w+ (\d+)", pids)]
+        assert len(pods) == 3
+        for name in ("repo", "application", "eureka"):
+            found = re.search(rf"{name} (\d+)", pids)
+            assert found is not None
+            killed = time.monotonic()
+            os.kill(int(found[1]), signal.SIGKILL)
+            _read_until(process, rf"restarted +{name}")
+            assert time.monotonic() - killed >= AWAY
+        _read_until(process, r"RATINGS: UP")  # the last to come back was an empty registry
+        assert all(pod.is_running() for pod in pods)
+        # And the demo itself: what would be the end of a pod is the end of it, with the reason.
+        pods[0].kill()
+        rest, _ = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "FAILED: expected process 1 of shop/web to live\nseen: it has ended" in rest
+
+
+def _read_until(process: subprocess.Popen[str], pattern: str) -> str:
+    """The output up to the line with the pattern; pytest's own limit ends a demo that never says it."""
+    assert process.stdout is not None
+    seen = ""
+    for line in process.stdout:
+        seen += line
+        if re.search(pattern, line):
+            return seen
+    raise AssertionError(f"the demo ended without {pattern!r}:\n{seen}")

@@ -1,0 +1,182 @@
+"""What the demo is made of: a repo, a Eureka, an application, and pods, each a real process."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any
+
+import httpx
+
+from tests import pidns
+from tests.eureka import real
+
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+PORT = 8080  # of the application
+METRICS = 19100
+WEB, DB, PLAIN = "web", "db", "plain"
+ADDRESSES = {WEB: "127.0.0.2", DB: "127.0.0.3", PLAIN: "127.0.0.4"}
+INSTANCE = f"{WEB}:ratings:{PORT}"
+
+
+class Service:
+    """A server that can be killed and started again, on the same port."""
+
+    def __init__(self, name: str, command: Sequence[str], env: Mapping[str, str], log: Path) -> None:
+        self.name = name
+        self._command = command
+        self._env = {**os.environ, **env}
+        self._log: IO[bytes] = log.open("ab")
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            self._command, env=self._env, stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT
+        )
+
+    def ended(self) -> bool:
+        return self.process is None or self.process.poll() is not None
+
+    def end(self, number: signal.Signals = signal.SIGKILL) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(number)
+            self.process.wait(10)
+
+
+class World:
+    """All of it. Whatever was started is ended at the end of the ``with`` block, each by its own pid."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("*.log"):
+            old.unlink()
+        self._closing = ExitStack()
+        repo_port, eureka_port = _free_port(), _free_port()
+        self.repo_url = f"http://127.0.0.1:{repo_port}"
+        self.eureka_url = f"http://127.0.0.1:{eureka_port}/eureka"
+        self.real_eureka = real.missing() is None
+        self.eureka = self._eureka(eureka_port)
+        self.app = Service(
+            "application",
+            [sys.executable, str(HERE / "app.py"), ADDRESSES[WEB], str(PORT)],
+            {},
+            folder / "application.log",
+        )
+        self.pods: dict[str, pidns.ProcessOne] = {}
+        self.inventory = folder / "pods.json"
+        self.labels: dict[str, dict[str, str]] = {
+            WEB: {"app": "ratings", "pidone.dev/registry": "eureka"},
+            DB: {"app": "db", "pidone.dev/metrics": "true"},
+            PLAIN: {"app": "plain"},
+        }
+        self.deleted: set[str] = set()
+        tasks = folder / "bindings"
+        tasks.mkdir(exist_ok=True)
+        written = (HERE / "bindings.yaml").read_text().replace("$EUREKA", self.eureka_url)
+        (tasks / "bindings.yaml").write_text(written)
+        self.write_inventory()
+        command = ["-m", "pidone_controller", "standalone", "--inventory", str(self.inventory)]
+        command += [
+            "--tasks",
+            str(ROOT / "tasks"),
+            "--tasks",
+            str(tasks),
+            "--listen",
+            f"127.0.0.1:{repo_port}",
+        ]
+        self.repo = Service("repo", [sys.executable, *command], {}, folder / "repo.log")
+        self._http = httpx.Client(timeout=5, headers={"accept": "application/json"})
+
+    def __enter__(self) -> "World":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._closing.close()
+        for service in (self.repo, self.app, self.eureka):
+            service.end(signal.SIGTERM)
+        self._http.close()
+
+    def _eureka(self, port: int) -> Service:
+        log = self.folder / "eureka.log"
+        if self.real_eureka:
+            return Service("Eureka", real.command(), real.environment(port), log)
+        stand_in = [sys.executable, "-m", "tests.eureka", "--listen", f"127.0.0.1:{port}"]
+        return Service("Eureka", stand_in, {"PYTHONPATH": str(ROOT)}, log)
+
+    def start_pod(self, name: str) -> None:
+        log = self._closing.enter_context((self.folder / f"pod-{name}.log").open("wb"))
+        env = {
+            "PIDONE_REPO": self.repo_url,
+            "PIDONE_POD_IP": ADDRESSES[name],
+            "PIDONE_POD_UID": f"uid-{name}",
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'controller'}",  # process 1 has / as its working directory
+        }
+        command = [sys.executable, "-m", "pidone"]
+        self.pods[name] = self._closing.enter_context(pidns.process_one(command, env=env, output=log))
+
+    def write_inventory(self) -> None:
+        """As ``kubectl get pods -o json`` prints it; written aside and moved, as kubectl and editors do."""
+        pods = []
+        for name, address in ADDRESSES.items():
+            metadata: dict[str, Any] = {"name": name, "namespace": "shop", "uid": f"uid-{name}"}
+            metadata["labels"] = self.labels[name]
+            if name in self.deleted:
+                metadata["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+            status = {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]}
+            pods.append({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "status": status})
+        aside = self.inventory.with_suffix(".new")
+        aside.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": pods}, indent=2))
+        aside.rename(self.inventory)
+
+    # What is looked at: the registry, the repo, the metrics pages; never our own log.
+
+    def instance(self) -> dict[str, Any] | None:
+        """What Eureka itself has; None where it has nothing, or is away."""
+        answer = self._get(f"{self.eureka_url}/apps/RATINGS/{INSTANCE}")
+        found: dict[str, Any] | None = answer and answer.json()["instance"]
+        return found
+
+    def status(self) -> str:
+        """The instance's status in Eureka, in one word."""
+        if self._get(f"{self.eureka_url}/apps") is None:
+            return "Eureka is away"
+        instance = self.instance()
+        return str(instance["status"]) if instance else "not registered"
+
+    def reported(self, pod: str) -> dict[str, Any]:
+        """What the repo has of a pod: the plan it is to have, and what it told of it."""
+        answer = self._get(f"{self.repo_url}/v1/pods/shop/{pod}")
+        found: dict[str, Any] = answer.json() if answer else {}
+        return found
+
+    def metric(self, pod: str, sample: str) -> float | None:
+        """One value of the pod's metrics page, by its name and labels as they stand there."""
+        answer = self._get(f"http://{ADDRESSES[pod]}:{METRICS}/metrics")
+        for line in answer.text.splitlines() if answer else []:
+            if line.startswith(f"{sample} "):
+                return float(line.rpartition(" ")[2])
+        return None
+
+    def tell_application(self, order: str) -> None:
+        self._http.post(f"http://{ADDRESSES[WEB]}:{PORT}/{order}").raise_for_status()
+
+    def _get(self, url: str) -> httpx.Response | None:
+        try:
+            answer = self._http.get(url)
+        except httpx.TransportError:
+            return None
+        return answer if answer.status_code == 200 else None
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port

@@ -1,0 +1,122 @@
+"""Process 1 of a PID namespace of its own, for tests and the demo: as root, or in a user namespace without.
+
+Where the kernel forbids both, a child subreaper stands in: orphans come to it as to a process 1.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+PODLET = Path(__file__).with_name("podlet.py")
+
+_AS_ROOT = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+_AS_USER = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child")
+_WAYS = {
+    "PID namespaces": _AS_ROOT,
+    "PID namespaces in user namespaces": (*_AS_USER, "--mount-proc"),
+    "PID namespaces in user namespaces, without a /proc of their own": _AS_USER,
+}
+SUBREAPER = "child subreapers, for the kernel allows no PID namespace here (root would be allowed)"
+
+
+@cache
+def way() -> tuple[str, tuple[str, ...]]:
+    """How processes are kept apart here, in words and as the beginning of a command."""
+    if shutil.which("unshare"):
+        for words, command in _WAYS.items():
+            tried = subprocess.run([*command, "true"], capture_output=True, check=False, timeout=20)
+            if tried.returncode == 0:
+                return words, command
+    return SUBREAPER, ()
+
+
+def missing() -> str | None:
+    """Why there is no PID namespace to be had, with the remedy; None where there is."""
+    words, command = way()
+    return None if command else f"only {words}: run as root, or sysctl user.max_user_namespaces=1000"
+
+
+@dataclass
+class ProcessOne:
+    """A process 1 and the helper beside it that makes orphans. ``pid`` is the one outside of the namespace."""
+
+    pid: int
+    started: float  # the kernel's start time: the same pid and time are the same process
+    _outer: subprocess.Popen[bytes]
+    _helper: socket.socket
+
+    def make_orphans(self, count: int) -> None:
+        """Make that many processes whose parent has ended; returns when all were made, and ended."""
+        self._helper.sendall(f"{count}\n".encode())
+        assert self._helper.recv(16) == b"made\n", "the helper has ended"
+
+    def same(self) -> bool:
+        """Whether it is still the process that was started."""
+        try:
+            return psutil.Process(self.pid).create_time() == self.started
+        except psutil.NoSuchProcess:
+            return False
+
+    def zombies(self) -> int:
+        return sum(child.status() == psutil.STATUS_ZOMBIE for child in psutil.Process(self.pid).children())
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self, timeout: float) -> int:
+        """Its exit code."""
+        return self._outer.wait(timeout)
+
+
+@contextmanager
+def process_one(
+    argv: Sequence[str], *, env: Mapping[str, str], output: IO[bytes] | int = subprocess.DEVNULL
+) -> Iterator[ProcessOne]:
+    """Start ``argv`` as process 1, and kill it and all it holds at the end of the block."""
+    ours, theirs = socket.socketpair()
+    podlet = [sys.executable, "-S", str(PODLET), str(theirs.fileno()), *argv]
+    command = [*way()[1], *podlet]
+    with ours:
+        outer = subprocess.Popen(
+            command,
+            env={**os.environ, **env},
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        theirs.close()
+        try:
+            inner = _inner(outer) if way()[1] else psutil.Process(outer.pid)
+            yield ProcessOne(inner.pid, inner.create_time(), outer, ours)
+        finally:
+            if outer.poll() is None:
+                try:
+                    os.killpg(outer.pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+            outer.wait(10)
+
+
+def _inner(outer: subprocess.Popen[bytes]) -> psutil.Process:
+    """The child of unshare, which is process 1 inside."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and outer.poll() is None:
+        children = psutil.Process(outer.pid).children()
+        if children:
+            return children[0]
+        time.sleep(0.005)  # a fork away
+    raise RuntimeError(f"{outer.args!r} ended with {outer.returncode}")
