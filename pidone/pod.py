@@ -164,7 +164,7 @@ def _refuse_privileged(bundle: Bundle) -> None:
 def main() -> int:
     """Process 1 of a pod. Returns after TERM or INT, and for no other reason."""
     os.chdir("/")  # a working directory elsewhere would pin its file system
-    signals.ignore_the_rest()
+    signals.survive_the_rest()
     journal = Journal()
     is_init = os.getpid() == 1
     settings = Settings.from_environment(os.environ)

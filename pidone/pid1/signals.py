@@ -17,14 +17,14 @@ def unblock() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
 
 
-def ignore_the_rest() -> None:
-    """Survive what would end an ordinary process, as process 1 does by the kernel's rule and pause with it."""
-    for number in (
-        signal.SIGHUP,
-        signal.SIGUSR1,
-        signal.SIGUSR2,
-        signal.SIGQUIT,
-        signal.SIGALRM,
-        signal.SIGPIPE,
-    ):
-        signal.signal(number, signal.SIG_IGN)
+def survive_the_rest() -> None:
+    """Survive what would end an ordinary process, as process 1 does by the kernel's rule and pause with it.
+
+    A handler that does nothing, and not SIG_IGN, which every command that a task starts would inherit.
+    """
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT, signal.SIGALRM):
+        signal.signal(number, _nothing)
+
+
+def _nothing(number: int, frame: object) -> None:
+    pass

@@ -78,7 +78,7 @@ def _runs(pod: dict[str, object], tasks: int) -> bool:
     expected, reported = pod.get("expected"), pod.get("reported")
     if not isinstance(expected, dict) or not isinstance(reported, dict):
         return False
-    return expected["tasks"] == tasks and reported["digest"] == expected["digest"]
+    return bool(expected["tasks"] == tasks and reported["digest"] == expected["digest"])
 
 
 def task_state(world: World, pod: str, task: str) -> str:
@@ -159,7 +159,7 @@ def restart_registry(world: World, show: Show) -> None:
     world.eureka.end()
     show.line("registry", "Eureka was killed (SIGKILL), and starts empty")
     world.eureka.start()
-    until(lambda: world.status(), lambda status: status != "Eureka is away", "Eureka answers", seconds=60)
+    until(world.status, lambda status: status != "Eureka is away", "Eureka answers", seconds=60)
     with show.step("again") as say:
         until(world.status, lambda status: status == "UP", "RATINGS is UP in the empty registry")
         say("registered again by the next heartbeat")

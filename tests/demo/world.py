@@ -6,11 +6,10 @@ import signal
 import socket
 import subprocess
 import sys
-
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import httpx
 
@@ -95,7 +94,7 @@ class World:
         self.repo = Service("repo", [sys.executable, *command], {}, folder / "repo.log")
         self._http = httpx.Client(timeout=5, headers={"accept": "application/json"})
 
-    def __enter__(self) -> "World":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -141,7 +140,9 @@ class World:
     def instance(self) -> dict[str, Any] | None:
         """What Eureka itself has; None where it has nothing, or is away."""
         answer = self._get(f"{self.eureka_url}/apps/RATINGS/{INSTANCE}")
-        found: dict[str, Any] | None = answer and answer.json()["instance"]
+        if answer is None:
+            return None
+        found: dict[str, Any] = answer.json()["instance"]
         return found
 
     def status(self) -> str:

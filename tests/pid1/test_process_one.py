@@ -162,6 +162,8 @@ def test_on_a_desk_a_file_runs_as_in_a_pod(tmp_path: Path, log: Path) -> None:
               exec: {command: [/bin/sh, -c, "echo second", "x"]}
             - name: first
               exec: {command: [/bin/echo, first, $(params.text)]}
+            - name: clean
+              exec: {command: [/bin/sh, -c, "grep -E '^Sig(Blk|Ign)' /proc/$$/status"]}
             - name: bad
               exec: {command: [/bin/sh, -c, "exit 7"]}
               backoffLimit: 0
@@ -173,6 +175,7 @@ def test_on_a_desk_a_file_runs_as_in_a_pod(tmp_path: Path, log: Path) -> None:
         )
         try:
             wait_for(lambda: b"task=second state=succeeded" in log.read_bytes())
+            wait_for(lambda: b"task=clean state=succeeded" in log.read_bytes())
             wait_for(lambda: b"exit code 7" in log.read_bytes())
             process.send_signal(signal.SIGINT)
             assert process.wait(5) == 0
@@ -180,6 +183,9 @@ def test_on_a_desk_a_file_runs_as_in_a_pod(tmp_path: Path, log: Path) -> None:
             process.kill()
     lines = log.read_text()
     assert lines.index("first hello") < lines.index("\nsecond")
+    # a command starts with nothing blocked and nothing ignored, whatever process 1 does with its own signals
+    assert "SigBlk:\t0000000000000000" in lines
+    assert "SigIgn:\t0000000000000000" in lines
 
 
 def test_a_command_that_outlives_its_task_is_ended_with_its_session(tmp_path: Path, log: Path) -> None:

@@ -1,0 +1,169 @@
+"""A real process 1 and a repo that the test plays: what is taken, what is refused, and what goes on."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import trio
+
+from pidone.errors import TransferError
+from pidone.http.client import request
+from pidone.http.message import Request, Response
+from pidone.http.server import serve
+from pidone.plan.digest import canonical, digest
+from pidone.plan.format import MEDIA_TYPE, encode_bundle
+from pidone.plan.model import Phase, Pod
+from tests import pidns
+
+ADDRESS = "127.0.0.5"
+
+
+class Repo:
+    """Serves one bundle at a time, holds the question until there is another, and keeps the reports."""
+
+    def __init__(self) -> None:
+        self.changed = trio.Event()
+        self.body = b""
+        self.reports: list[dict[str, Any]] = []
+        self._reported = trio.Event()
+
+    def put(self, tasks: Any, *, phase: Phase = Phase.RUNNING) -> None:
+        self.put_bytes(canonical(encode_bundle(tasks, phase=phase, pod=Pod("web", "shop", "u", ADDRESS))))
+
+    def put_bytes(self, body: bytes) -> None:
+        self.body = body
+        self.changed.set()
+        self.changed = trio.Event()
+
+    async def handle(self, asked: Request) -> Response:
+        if asked.path == "/v1/status":
+            self.reports.append(json.loads(asked.body))
+            self._reported.set()
+            self._reported = trio.Event()
+            return Response(204)
+        assert asked.peer == ADDRESS, "the pod speaks from its own address"
+        while self._tag() in asked.headers.get("if-none-match", ""):
+            await self.changed.wait()
+        return Response(200, {"content-type": MEDIA_TYPE, "etag": self._tag()}, self.body)
+
+    def _tag(self) -> str:
+        return f'"{digest(self.body.decode("latin-1"))}"'
+
+    async def report(self, good: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+        """The first report from here on, or the last one, that is good."""
+        with trio.fail_after(15):
+            while not (self.reports and good(self.reports[-1])):
+                await self._reported.wait()
+        return self.reports[-1]
+
+
+@pytest.fixture
+async def repo(nursery: trio.Nursery) -> Repo:
+    return Repo()
+
+
+@contextmanager
+def pod(url: str, log: Path) -> Iterator[pidns.ProcessOne]:
+    env = {"PIDONE_REPO": url, "PIDONE_POD_IP": ADDRESS, "PIDONE_POD_UID": "u"}
+    with (
+        log.open("wb") as output,
+        pidns.process_one([sys.executable, "-m", "pidone"], env=env, output=output) as process,
+    ):
+        yield process
+
+
+def metrics(port: int) -> dict[str, Any]:
+    return {"name": "metrics", "metrics": {"port": port}}
+
+
+async def listening(port: int) -> bool:
+    try:
+        answer = await request("GET", f"http://{ADDRESS}:{port}/metrics", timeout=5)
+    except TransferError:
+        return False
+    return answer.status == 200
+
+
+async def test_what_is_refused_is_reported_and_the_old_plan_goes_on(
+    repo: Repo, nursery: trio.Nursery, tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    await nursery.start(
+        lambda task_status: serve(repo.handle, listeners, max_connections=9, task_status=task_status)
+    )
+    url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+    port, other = free_port(), free_port()
+    repo.put([metrics(port)])
+    with pod(url, tmp_path / "log") as process:
+        first = await repo.report(
+            lambda report: report["tasks"].get("metrics", {}).get("state") == "listening"
+        )
+        assert first["state"] == "applied"
+        assert await listening(port)
+
+        for body, reason in (
+            (
+                [{"name": "x", "exec": {"command": ["/bin/true"]}}],
+                "exec is accepted from an https repo or a local file",
+            ),
+            ([{"name": "x", "fly": {}}], "expected one of exec, heartbeat, metrics, probe, register"),
+            (
+                [{"name": "x", "metrics": {"port": "eighty"}}],
+                'metrics.port: expected an integer, not the string "eighty"',
+            ),
+            ([metrics(other), {"name": "x", "probe": {}}], "expected one of httpGet and tcpSocket"),
+            (b"{not json", "not JSON"),
+        ):
+            if isinstance(body, bytes):
+                repo.put_bytes(body)
+            else:
+                repo.put(body)
+            report = await repo.report(lambda report: reason in report["error"])  # noqa: B023
+            assert report["state"] == "rejected"
+            assert report["digest"] == digest([metrics(port)])
+            assert await listening(port), "the plan before still runs"
+            assert not await listening(other), "nothing of the refused plan does"
+
+        repo.put([metrics(other)])
+        await repo.report(
+            lambda report: report["state"] == "applied" and report["digest"] == digest([metrics(other)])
+        )
+        await repo.report(lambda report: report["tasks"]["metrics"]["state"] == "listening")
+        assert await listening(other)
+        assert not await listening(port)
+
+        repo.put([metrics(other)], phase=Phase.TERMINATING)
+        await repo.report(lambda report: report["phase"] == "Terminating" and not report["tasks"])
+        assert not await listening(other)
+        assert process.same(), "the end of the pod is the runtime's to make"
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_pod_without_tasks_costs_no_processor_time(
+    repo: Repo, nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    await nursery.start(
+        lambda task_status: serve(repo.handle, listeners, max_connections=9, task_status=task_status)
+    )
+    url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+    repo.put([])
+    with pod(url, tmp_path / "log") as process:
+        await repo.report(lambda report: report["digest"] == digest([]))
+        status = Path(f"/proc/{process.pid}/status")
+
+        def switches() -> int:
+            line = next(line for line in status.read_text().splitlines() if line.startswith("voluntary"))
+            return int(line.split()[1])
+
+        await trio.sleep(2.5)  # the last report may still be on its way
+        before, used = switches(), sum(psutil.Process(process.pid).cpu_times()[:2])
+        await trio.sleep(2)  # nothing is to happen in this time: that is what is asserted
+        assert switches() - before <= 1
+        assert sum(psutil.Process(process.pid).cpu_times()[:2]) - used <= 0.01
+    nursery.cancel_scope.cancel()
