@@ -9,13 +9,15 @@ READY  := $(VENV)/.ready
 export PIP_CACHE_DIR := $(CACHE)/pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help env demo test check format lock eureka clean
+.PHONY: help env demo test check format doze image image-root lock eureka clean
 
 help:
 	@echo "make demo    three pods, a repo and a Eureka on this machine, every step checked (KEEP=1 stays up)"
 	@echo "make test    all tests that this machine can run; each skip says how to enable it"
 	@echo "make check   ruff, mypy strict, import-linter"
 	@echo "make env     the development environment in .venv"
+	@echo "make doze    build/doze: process 1 of pods without tasks, static, for x86-64 and arm64 (no compiler needed)"
+	@echo "make image   build/image.oci.tar from Debian packages and wheels, without a registry (ARCH=amd64 or arm64)"
 	@echo "make eureka  the real Eureka server for demo and tests (needs Java 17 and Maven)"
 	@echo "make lock    requirements.lock from the two pyproject.toml"
 
@@ -30,10 +32,10 @@ $(READY): requirements.lock pyproject.toml controller/pyproject.toml
 	@$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e . -e controller
 	@touch $@
 
-demo: $(READY)
+demo: $(READY) quick-doze
 	@$(BIN)/python -m tests.demo $(if $(KEEP),--keep)
 
-test: $(READY)
+test: $(READY) quick-doze
 	$(BIN)/python -m pytest -q $(ARGS)
 
 check: $(READY)
@@ -46,6 +48,39 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# The one that images and wheels carry: 18 kB and 12 KiB of memory. ziglang builds a C library first, once.
+doze: build/doze-x86_64 build/doze-aarch64
+	cp build/doze-$(shell uname -m) build/doze
+	cp build/doze-x86_64 build/doze-aarch64 pidone/pid1/
+
+build/doze-%: pidone/pid1/doze.c build/zig/.ready
+	ZIG_GLOBAL_CACHE_DIR=$(CACHE)/zig ZIG_LOCAL_CACHE_DIR=$(CACHE)/zig build/zig/bin/python -m ziglang cc \
+	  -target $*-linux-musl -Oz -static -s -o $@ $<
+
+build/zig/.ready: requirements-zig.lock
+	@$(PYTHON) -m venv --clear build/zig
+	@build/zig/bin/python -m pip install -q --require-hashes -r requirements-zig.lock
+	@touch $@
+
+# For a demo and tests that should start now: what is there, or the system's compiler, or none (the engine waits).
+.PHONY: quick-doze
+quick-doze:
+	@mkdir -p build
+	@if [ -x build/doze ] && [ ! pidone/pid1/doze.c -nt build/doze ]; then :; \
+	elif command -v $(CC) >/dev/null; then $(CC) -Os -static -s -o build/doze pidone/pid1/doze.c; \
+	else echo "no C compiler: pods without tasks stay in Python; make doze needs none"; fi
+
+# The sandbox image, from Debian packages and wheels; the files are also those of k3d/Dockerfile. Needs apt and buildah.
+ARCH       ?= amd64
+IMAGE_ROOT ?= build/image-root
+MACHINE     = $(if $(filter arm64,$(ARCH)),aarch64,x86_64)
+
+image: image-root
+	@$(BIN)/python k3d/image/build.py pack --arch $(ARCH) --root $(IMAGE_ROOT) --out build/image.oci.tar
+
+image-root: $(READY) build/doze-$(MACHINE)
+	@CACHE=$(CACHE) $(BIN)/python k3d/image/build.py root --arch $(ARCH) --out $(IMAGE_ROOT)
+
 eureka: k3d/apps/discovery/target/discovery.jar
 
 k3d/apps/discovery/target/discovery.jar: k3d/apps/discovery/pom.xml $(shell find k3d/apps/discovery/src -type f 2>/dev/null)
@@ -55,6 +90,8 @@ lock: $(READY)
 	@$(PYTHON) -m venv build/lock && build/lock/bin/pip install -q uv
 	build/lock/bin/uv --cache-dir $(CACHE)/uv pip compile -q --universal --generate-hashes --no-header \
 	  --group dev pyproject.toml -o requirements.lock
+	echo ziglang | build/lock/bin/uv --cache-dir $(CACHE)/uv pip compile -q --universal --generate-hashes --no-header \
+	  - -o requirements-zig.lock
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

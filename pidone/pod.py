@@ -1,7 +1,6 @@
 """The program in the pod: puts process-1 duties, engine and repo together, and sees that nothing ends it."""
 
 import os
-import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from random import Random
@@ -15,19 +14,17 @@ from pidone.actions import Setting
 from pidone.engine.runner import Engine, describe
 from pidone.errors import Refused
 from pidone.journal import Journal
-from pidone.pid1 import signals
-from pidone.pid1.pause import pause
+from pidone.pid1 import ask, signals, stages
+from pidone.pid1.claims import claims
 from pidone.pid1.reaper import Reaper
 from pidone.plan.digest import digest
 from pidone.plan.format import decode_bundle
 from pidone.plan.model import Bundle, Phase, Plan, Pod
-from pidone.repo.claims import read_claims
 from pidone.repo.client import RepoClient
 from pidone.telemetry import Telemetry
 
-IN_CLUSTER = "http://pidone-repo.pidone-system.svc:6060"
 TEARDOWN_BUDGET = 8.0  # seconds: below the 10 that runtimes which send TERM leave to a sandbox
-RESTART_MAX = 300.0  # seconds of pause after a failure of the program itself, at most
+LINGER = 5.0  # seconds without a task before it dozes: labels are often changed one after the other
 LOG_LINES = 20  # in one report
 
 NOTHING = Plan(digest([]), ())
@@ -38,14 +35,21 @@ NOBODY = Pod(name="", namespace="", uid="", ip="")
 class Settings:
     """What an image's environment, or a sidecar's, says. All of it is optional in a cluster."""
 
-    repos: tuple[str, ...] = (IN_CLUSTER,)  # PIDONE_REPO: URLs in the order of trying, separated by commas
+    repos: tuple[str, ...] = (
+        ask.IN_CLUSTER,
+    )  # PIDONE_REPO: URLs in the order of trying, separated by commas
     pod_ip: str | None = None  # PIDONE_POD_IP: connect from and listen on this address alone
-    pod_uid: str | None = None  # PIDONE_POD_UID: instead of what the cgroup path says
+    linger: float = LINGER  # PIDONE_LINGER
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> "Settings":
-        repos = tuple(url.strip() for url in environ.get("PIDONE_REPO", IN_CLUSTER).split(",") if url.strip())
-        return cls(repos, environ.get("PIDONE_POD_IP") or None, environ.get("PIDONE_POD_UID"))
+        repos = tuple(
+            url.strip() for url in environ.get("PIDONE_REPO", ask.IN_CLUSTER).split(",") if url.strip()
+        )
+        linger = environ.get("PIDONE_LINGER", "")
+        return cls(
+            repos, environ.get("PIDONE_POD_IP") or None, float(linger) if linger.isdecimal() else LINGER
+        )
 
 
 class PodProgram:
@@ -89,6 +93,7 @@ class PodProgram:
         }
         logs = list(self.journal.lines)[-LOG_LINES:]
         return {
+            "after": os.environ.get("PIDONE_LAST_WORDS", ""),  # why the program before this one ended
             "digest": self.telemetry.bundle_digest,
             "phase": self._phase.value,
             "reaped": self.reaper.orphans,
@@ -109,12 +114,13 @@ class PodProgram:
         self.changed()
 
 
-async def live(program: PodProgram, *, local: bytes | None = None) -> None:
-    """Run until TERM or INT, then take everything back and return. ``local``: a bundle instead of a repo's.
+async def live(program: PodProgram, *, local: bytes | None = None) -> bool:
+    """Run until TERM or INT (True), or until there was nothing to do for a while (False).
 
+    Whatever the tasks did is taken back then. ``local`` is a bundle instead of a repo's: it is never over.
     Raises ``Refused`` for a local bundle that cannot be run; a repo's is refused to the repo.
     """
-    settings, journal = program.settings, program.journal
+    journal = program.journal
     with trio.open_signal_receiver(*signals.STOP) as stops:
         async with trio.open_nursery() as nursery:
             await nursery.start(program.reaper.run)
@@ -123,23 +129,42 @@ async def live(program: PodProgram, *, local: bytes | None = None) -> None:
             if local is not None:
                 program.take(local, trusted=True)
             else:
-                client = RepoClient(
-                    list(settings.repos),
-                    program,
-                    journal,
-                    program.telemetry,
-                    claims=read_claims(settings.pod_uid),
-                    source=settings.pod_ip,
-                    random=program.random,
-                )
-                program.changed = client.status_changed
-                nursery.start_soon(_again_and_again, client.ask, journal)
-                nursery.start_soon(_again_and_again, client.report, journal)
+                _start_client(program, nursery)
+                if ask.repos() and stages.doze_program():  # without a doorbell nobody would wake it
+                    nursery.start_soon(_leave_when_idle, program, nursery.cancel_scope)
             number = await anext(stops)
             journal.write("stopping", signal=number)
             await program.engine.drain(TEARDOWN_BUDGET)
             journal.write("stopped", reaped=program.reaper.orphans)
             nursery.cancel_scope.cancel()
+            return True
+    return False
+
+
+def _start_client(program: PodProgram, nursery: trio.Nursery) -> None:
+    client = RepoClient(
+        list(program.settings.repos),
+        program,
+        program.journal,
+        program.telemetry,
+        claims=claims(),
+        source=program.settings.pod_ip,
+        random=program.random,
+    )
+    program.changed = client.status_changed
+    nursery.start_soon(_again_and_again, client.ask, program.journal)
+    nursery.start_soon(_again_and_again, client.report, program.journal)
+
+
+async def _leave_when_idle(program: PodProgram, scope: trio.CancelScope) -> None:
+    while True:
+        await program.engine.wait_idle()
+        with trio.move_on_after(program.settings.linger) as lingering:
+            await program.engine.wait_busy()
+        if lingering.cancelled_caught:
+            program.journal.write("idle", reaped=program.reaper.orphans)
+            scope.cancel()
+            return
 
 
 async def _again_and_again(part: Callable[[], Awaitable[None]], journal: Journal) -> None:
@@ -161,39 +186,26 @@ def _refuse_privileged(bundle: Bundle) -> None:
             )
 
 
-def main() -> int:
-    """Process 1 of a pod. Returns after TERM or INT, and for no other reason."""
-    os.chdir("/")  # a working directory elsewhere would pin its file system
+def main() -> bool:
+    """The engine of a pod. Returns as ``live``; raises whatever nobody expected, for the caller to survive."""
     signals.survive_the_rest()
-    journal = Journal()
-    is_init = os.getpid() == 1
-    settings = Settings.from_environment(os.environ)
-    adopts = is_init or _adopt(journal)
-    journal.write("start", version=__version__, pid1=is_init, reaps=adopts, repo=",".join(settings.repos))
-    delay = 1.0
-    while True:
-        began = time()
-        try:
-            trio.run(live, PodProgram(settings, journal))
-        except BaseException as error:  # noqa: BLE001 - process 1 does not end, whatever happened
-            journal.write("program-failed", error=describe(error), again_in=f"{delay:g}s")
-        else:
-            return 0
-        delay = 1.0 if time() - began > 2 * RESTART_MAX else min(2 * delay, RESTART_MAX)
-        if pause(delay):
-            return 0
+    program = PodProgram(Settings.from_environment(os.environ), Journal())
+    program.journal.write(
+        "start",
+        version=__version__,
+        pid1=os.getpid() == 1,
+        repo=",".join(program.settings.repos),
+        after=os.environ.get("PIDONE_LAST_WORDS"),
+    )
+    return trio.run(live, program)
 
 
-def _adopt(journal: Journal) -> bool:
-    from pidone.pid1.subreaper import become_subreaper
-
-    adopted = become_subreaper()
-    if not adopted:
-        journal.write("not-a-subreaper", hint="orphans of this process go to process 1 of its namespace")
-    return adopted
-
-
-def exit_now(code: int) -> None:
-    """Leave without the interpreter's clean-up, which takes longer than everything a pod waits for here."""
-    sys.stderr.flush()
-    os._exit(code)
+def last_words(error: BaseException) -> str:
+    """What is carried over a failure of the program itself: the error, and where it came from."""
+    frames = []
+    trace = error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        frames.append(f"{code.co_filename.rpartition('/')[2]}:{trace.tb_lineno} {code.co_name}")
+        trace = trace.tb_next
+    return f"{describe(error)} (at {' < '.join(reversed(frames[-8:]))})"

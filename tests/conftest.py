@@ -1,10 +1,12 @@
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.eureka.real import RealEureka, missing, spring_eureka
 
-@pytest.fixture
+
+@pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
     """A port of 127.0.0.1 on which nobody listens; somebody else may take it, as always with such ports."""
 
@@ -14,3 +16,17 @@ def free_port() -> Callable[[], int]:
             return port
 
     return find
+
+
+@pytest.fixture(scope="session")
+def spring(tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]) -> Iterator[RealEureka]:
+    """The real Eureka server, one for all tests of a run."""
+    if reason := missing():
+        pytest.skip(reason)
+    with spring_eureka(free_port(), tmp_path_factory.mktemp("eureka") / "server.log") as server:
+        server.wait_ready()
+        yield server
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    (config.rootpath / "build").mkdir(exist_ok=True)  # for --basetemp, whose parent pytest does not make

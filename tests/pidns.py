@@ -75,6 +75,9 @@ class ProcessOne:
     def signal(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
 
+    def ended(self) -> bool:
+        return self._outer.poll() is not None
+
     def wait(self, timeout: float) -> int:
         """Its exit code."""
         return self._outer.wait(timeout)

@@ -1,6 +1,7 @@
 """The repo protocol over HTTP: hold a pod's request until there is something new for it.
 
     GET  /v1/bundle             the bundle of the pod that asks, told apart by its address
+    GET  /v1/doorbell           303: there are tasks for the pod; 200: none, and a byte when it is to ask again
     POST /v1/status             what has become of it
     GET  /v1/pods[/<ns>/<name>] for people on this machine: what is expected, what is reported, what is wrong
     GET  /livez, /readyz        for whoever watches the controller
@@ -45,6 +46,7 @@ MAX_HELD = 16
 
 _METHODS = {
     "/v1/bundle": "GET",
+    "/v1/doorbell": "GET",
     "/v1/status": "POST",
     "/v1/pods": "GET",
     "/livez": "GET",
@@ -114,6 +116,8 @@ class Repo:
         match request.method, route:
             case "GET", "/v1/bundle":
                 return await self._bundle(request)
+            case "GET", "/v1/doorbell":
+                return self._doorbell(request)
             case "POST", "/v1/status":
                 return self._status(request)
             case "GET", "/v1/pods":
@@ -173,6 +177,39 @@ class Repo:
                         return found, bundle
                 if not await _until(held.change, deadline):
                     return found, bundle
+
+    def _doorbell(self, request: Request) -> Response:
+        """For a pod that would rather not be Python while there is nothing to do.
+
+        An address that is not known yet has a bell too: it rings as soon as there are tasks for its pod.
+        """
+        address, claims = normalise(request.peer), Claims.of(request.headers)
+        found = self._who(address, claims)
+        if isinstance(found, Contradiction | NodeAddress):
+            return _refusal(found, retry_after="5")
+        words = request.headers.get("pidone-last-words")
+        if words:
+            self._log("failed", pod=found.path if isinstance(found, Pod) else address, error=words)
+        if self._awaited(address, claims):
+            return text_response(303, "there are tasks", location="/v1/bundle")
+        if address in self._held and self._held[address].requests >= MAX_HELD:
+            return text_response(429, f"{MAX_HELD} requests from {address} are held already", retry_after="5")
+
+        async def ring() -> bytes:
+            with self._holding(address) as held:
+                while not self._awaited(address, claims):
+                    await held.change.wait()
+            return b"!"
+
+        return Response(200, {"content-type": "application/octet-stream"}, later=ring)
+
+    def _awaited(self, address: str, claims: Claims) -> bool:
+        """Whether the pod at this address has something to do, or is to be told that it is not who it says."""
+        found = self._who(address, claims)
+        if not isinstance(found, Pod):
+            return not isinstance(found, Unknown)
+        bundle = self._entry(found).bundle
+        return bundle is not None and bool(bundle.tasks) and not found.terminating
 
     def _status(self, request: Request) -> Response:
         found = self._who(normalise(request.peer), Claims.of(request.headers))

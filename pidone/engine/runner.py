@@ -75,13 +75,22 @@ class Engine:
         """Take everything back, in reverse order of ``needs``, within ``budget`` seconds; what is left is cancelled."""
         self._handle(PlanChanged(()))
         with trio.move_on_after(budget):
-            while not self._core.idle:
-                await self._state_changed.wait()
+            await self.wait_idle()
             return
         late = [state.task.name for state in self.tasks]
         self._journal.write("teardown-late", budget=f"{budget:g}s", tasks=",".join(late))
         assert self._nursery is not None
         self._nursery.cancel_scope.cancel()
+
+    async def wait_idle(self) -> None:
+        """Return when there is nothing to do, and nothing to take back."""
+        while not self._core.idle:
+            await self._state_changed.wait()
+
+    async def wait_busy(self) -> None:
+        """Return when there is something to do."""
+        while self._core.idle:
+            await self._state_changed.wait()
 
     def _handle(self, event: Event | None) -> None:
         before = {name: (state.stage, state.state) for name, state in self._core.tasks.items()}

@@ -1,6 +1,6 @@
 """What goes over the wire, as values."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 JSON = "application/json"
@@ -24,11 +24,16 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """One answer. Header names are in lower case."""
+    """One answer. Header names are in lower case.
+
+    With ``later`` a server sends the head at once, and what ``later`` returns when it does; the connection
+    ends with it, or when the peer goes away.
+    """
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
+    later: Callable[[], Awaitable[bytes]] | None = None
 
     @property
     def text(self) -> str:

@@ -10,8 +10,8 @@ from pidone.http.message import Request, Response, text_response
 
 Handler = Callable[[Request], Awaitable[Response]]
 
-# Seconds a connection may take to send a whole request or to read an answer, and idle between two. Longer than a scraper's
-# interval is pointless, shorter than a slow network's round trips is harmful.
+# Seconds a connection may take to send a whole request, to read an answer, and idle between two. Longer than
+# a scraper's interval is pointless, shorter than a slow network's round trips is harmful.
 REQUEST_TIMEOUT = 15.0
 
 _BODILESS = frozenset({204, 304})
@@ -78,6 +78,9 @@ async def _converse(stream: trio.SocketStream, handler: Handler, max_body: int) 
             )
         if waited.cancelled_caught:
             return
+        if response.later is not None:
+            await _send_later(stream, response.later)
+            return
         if connection.our_state is h11.MUST_CLOSE or connection.their_state is not h11.DONE:
             await _say_goodbye(stream)
             return
@@ -130,7 +133,9 @@ async def _answer(handler: Handler, request: Request) -> Response:
 def _head(response: Response) -> h11.Response:
     """Raises ``LocalProtocolError`` or ``UnicodeError`` for a status or a header that HTTP does not have."""
     fields = dict(response.headers)
-    if response.status not in _BODILESS:
+    if response.later is not None:
+        fields["connection"] = "close"  # the end of the connection is the end of the body
+    elif response.status not in _BODILESS:
         fields["content-length"] = str(len(response.body))
     return h11.Response(status_code=response.status, headers=list(fields.items()))
 
@@ -141,8 +146,30 @@ async def _send(
     sent = [connection.send(_head(response))]
     if response.body and not head_only and response.status not in _BODILESS:
         sent.append(connection.send(h11.Data(data=response.body)))
-    sent.append(connection.send(h11.EndOfMessage()))
+    if response.later is None:
+        sent.append(connection.send(h11.EndOfMessage()))
     await stream.send_all(b"".join(part for part in sent if part))
+
+
+async def _send_later(stream: trio.SocketStream, later: Callable[[], Awaitable[bytes]]) -> None:
+    """The body, when there is one. A peer that goes away first, in whatever way, ends the wait."""
+    async with trio.open_nursery() as nursery:
+
+        async def watch() -> None:
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError, OSError):
+                while await stream.receive_some():
+                    pass
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(watch)
+        body = await later()
+        nursery.cancel_scope.cancel()
+        with (
+            suppress(trio.BrokenResourceError, trio.ClosedResourceError, OSError),
+            trio.CancelScope(shield=True),
+        ):
+            with trio.move_on_after(REQUEST_TIMEOUT):
+                await stream.send_all(body)
 
 
 async def _say_goodbye(stream: trio.SocketStream) -> None:

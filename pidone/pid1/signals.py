@@ -3,18 +3,17 @@
 import signal
 
 # To process 1 the kernel drops a signal that has no handler, unless it is blocked: then it stays pending.
-# So these are blocked in the first lines of the program and unblocked when their receivers stand.
-BLOCKED = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+# So all are blocked in the first lines of the program and unblocked when the receivers stand.
 STOP = (signal.SIGTERM, signal.SIGINT)
 
 
 def block() -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
+    signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
 
 
 def unblock() -> None:
     """Deliver what is pending and all that comes. Trio does not unblock by itself."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def survive_the_rest() -> None:

@@ -13,10 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
+
 from tests import pidns
 from tests.demo.world import ADDRESSES, DB, INSTANCE, METRICS, PLAIN, PORT, ROOT, WEB, Service, World
 
 T = TypeVar("T")
+
+DOZE = ROOT / "build/doze"
 
 ORPHANS = 1000
 
@@ -64,14 +68,37 @@ def bring_up(world: World, show: Show) -> None:
     show.line("", f"registry: {kind}")
     world.repo.start()
     world.eureka.start()
+    until(world.repo_ready, bool, f"the repo answers at {world.repo_url}")
     for name in ADDRESSES:
         world.start_pod(name)
         show.line("", f"pod shop/{name:<5} at {ADDRESSES[name]}, labels {world.labels[name]}")
     with show.step("plan") as say:
-        for name, tasks in {WEB: 3, DB: 1, PLAIN: 0}.items():
+        for name, tasks in {WEB: 3, DB: 1}.items():
             expected = f"shop/{name} runs a plan of {tasks} tasks"
             pod = until(lambda name=name: world.reported(name), lambda pod: _runs(pod, tasks), expected)  # type: ignore[misc] # noqa: B023
             say(f"shop/{name:<5} runs {str(pod['expected']['digest'])[:15]}.. with {tasks} tasks")
+        if DOZE.exists():
+            until(
+                lambda: sleeper(world),
+                lambda seen: seen.startswith("doze"),
+                f"shop/{PLAIN} has no task and dozes",
+            )
+            say(
+                f"shop/{PLAIN} has no task: process 1 is doze, {private_memory(world.pods[PLAIN].pid)} KiB of its own"
+            )
+
+
+def sleeper(world: World) -> str:
+    """The program that process 1 of the pod without labels is, when nobody asks for it."""
+    process = psutil.Process(world.pods[PLAIN].pid)
+    asking = [child for child in process.children() if "pidone" in " ".join(child.cmdline()[1:3])]
+    return "asking" if asking else Path(process.exe()).name
+
+
+def private_memory(pid: int) -> int:
+    """KiB that no other process shares; root may look into a user namespace's, and its owner too."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
 
 
 def _runs(pod: dict[str, object], tasks: int) -> bool:

@@ -137,6 +137,9 @@ class World:
 
     # What is looked at: the registry, the repo, the metrics pages; never our own log.
 
+    def repo_ready(self) -> bool:
+        return self._get(f"{self.repo_url}/readyz") is not None
+
     def instance(self) -> dict[str, Any] | None:
         """What Eureka itself has; None where it has nothing, or is away."""
         answer = self._get(f"{self.eureka_url}/apps/RATINGS/{INSTANCE}")

@@ -1,6 +1,5 @@
 import itertools
 import json
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,7 +8,7 @@ from typing import Any, Protocol
 import httpx
 import pytest
 
-from tests.eureka.real import RealEureka, missing, spring_eureka
+from tests.eureka.real import RealEureka
 from tests.eureka.standin import PREFIX, EurekaStandIn
 
 Document = dict[str, Any]
@@ -133,22 +132,6 @@ class App:
     @property
     def overridden(self) -> str:
         return str(self.read()["overriddenStatus"])
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
-
-
-@pytest.fixture(scope="session")
-def spring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealEureka]:
-    """The real server, one for all tests of a run."""
-    if reason := missing():
-        pytest.skip(reason)
-    with spring_eureka(free_port(), tmp_path_factory.mktemp("eureka") / "server.log") as server:
-        server.wait_ready()
-        yield server
 
 
 @pytest.fixture(params=["stand-in", pytest.param("spring", marks=pytest.mark.eureka)])

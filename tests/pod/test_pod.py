@@ -14,13 +14,14 @@ import trio
 from pidone.errors import TransferError
 from pidone.http.client import request
 from pidone.http.message import Request, Response
-from pidone.http.server import serve
 from pidone.plan.digest import canonical, digest
 from pidone.plan.format import MEDIA_TYPE, encode_bundle
 from pidone.plan.model import Phase, Pod
 from tests import pidns
+from tests.http.serving import http_server
 
 ADDRESS = "127.0.0.5"
+DOZE = Path(__file__).parents[2] / "build/doze"
 
 
 class Repo:
@@ -29,10 +30,13 @@ class Repo:
     def __init__(self) -> None:
         self.changed = trio.Event()
         self.body = b""
+        self.tasks = False
+        self.last_words: list[str] = []
         self.reports: list[dict[str, Any]] = []
         self._reported = trio.Event()
 
     def put(self, tasks: Any, *, phase: Phase = Phase.RUNNING) -> None:
+        self.tasks = bool(tasks)
         self.put_bytes(canonical(encode_bundle(tasks, phase=phase, pod=Pod("web", "shop", "u", ADDRESS))))
 
     def put_bytes(self, body: bytes) -> None:
@@ -47,9 +51,19 @@ class Repo:
             self._reported = trio.Event()
             return Response(204)
         assert asked.peer == ADDRESS, "the pod speaks from its own address"
+        if asked.path == "/v1/doorbell":
+            self.last_words.append(asked.headers.get("pidone-last-words", ""))
+            if self.tasks:
+                return Response(303)
+            return Response(200, later=self._ring)
         while self._tag() in asked.headers.get("if-none-match", ""):
             await self.changed.wait()
         return Response(200, {"content-type": MEDIA_TYPE, "etag": self._tag()}, self.body)
+
+    async def _ring(self) -> bytes:
+        while not self.tasks:
+            await self.changed.wait()
+        return b"!"
 
     def _tag(self) -> str:
         return f'"{digest(self.body.decode("latin-1"))}"'
@@ -68,13 +82,17 @@ async def repo(nursery: trio.Nursery) -> Repo:
 
 
 @contextmanager
-def pod(url: str, log: Path) -> Iterator[pidns.ProcessOne]:
-    env = {"PIDONE_REPO": url, "PIDONE_POD_IP": ADDRESS, "PIDONE_POD_UID": "u"}
+def pod(url: str, log: Path, *, doze: str = "/nowhere", **env: str) -> Iterator[pidns.ProcessOne]:
+    env |= {"PIDONE_REPO": url, "PIDONE_POD_IP": ADDRESS, "PIDONE_POD_UID": "u", "PIDONE_DOZE": doze}
     with (
         log.open("wb") as output,
         pidns.process_one([sys.executable, "-m", "pidone"], env=env, output=output) as process,
     ):
         yield process
+
+
+async def serve_repo(repo: Repo, nursery: trio.Nursery) -> str:
+    return f"http://127.0.0.1:{await http_server(nursery, repo.handle, body=1 << 16)}"
 
 
 def metrics(port: int) -> dict[str, Any]:
@@ -92,11 +110,7 @@ async def listening(port: int) -> bool:
 async def test_what_is_refused_is_reported_and_the_old_plan_goes_on(
     repo: Repo, nursery: trio.Nursery, tmp_path: Path, free_port: Callable[[], int]
 ) -> None:
-    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    await nursery.start(
-        lambda task_status: serve(repo.handle, listeners, max_connections=9, task_status=task_status)
-    )
-    url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+    url = await serve_repo(repo, nursery)
     port, other = free_port(), free_port()
     repo.put([metrics(port)])
     with pod(url, tmp_path / "log") as process:
@@ -147,11 +161,7 @@ async def test_what_is_refused_is_reported_and_the_old_plan_goes_on(
 async def test_a_pod_without_tasks_costs_no_processor_time(
     repo: Repo, nursery: trio.Nursery, tmp_path: Path
 ) -> None:
-    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    await nursery.start(
-        lambda task_status: serve(repo.handle, listeners, max_connections=9, task_status=task_status)
-    )
-    url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+    url = await serve_repo(repo, nursery)
     repo.put([])
     with pod(url, tmp_path / "log") as process:
         await repo.report(lambda report: report["digest"] == digest([]))
@@ -166,4 +176,59 @@ async def test_a_pod_without_tasks_costs_no_processor_time(
         await trio.sleep(2)  # nothing is to happen in this time: that is what is asserted
         assert switches() - before <= 1
         assert sum(psutil.Process(process.pid).cpu_times()[:2]) - used <= 0.01
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.pidns
+@pytest.mark.skipif(not DOZE.exists(), reason="doze is not built: make doze")
+async def test_a_plan_wakes_the_pod_and_its_withdrawal_lets_it_doze_again(
+    repo: Repo, nursery: trio.Nursery, tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    url = await serve_repo(repo, nursery)
+    port = free_port()
+
+    async def until(name: str) -> None:
+        with trio.fail_after(20):
+            while Path(f"/proc/{process.pid}/exe").readlink().name != name:
+                await trio.sleep(0.02)  # another process's state has no event
+
+    with pod(url, tmp_path / "log", doze=str(DOZE), PIDONE_LINGER="1") as process:
+        await until("doze")
+        for _ in range(3):
+            process.make_orphans(20)
+            repo.put([metrics(port)])
+            await repo.report(lambda report: report["tasks"].get("metrics", {}).get("state") == "listening")
+            assert await listening(port)
+            assert Path(f"/proc/{process.pid}/exe").readlink().name.startswith("python")
+            process.make_orphans(20)
+            repo.put([])
+            await until("doze")
+            assert not await listening(port)
+            assert repo.reports[-1]["digest"] == digest([]), "the withdrawal was reported before it dozed"
+        assert process.same()
+        assert process.zombies() == 0
+        private = sum(
+            int(line.split()[1])
+            for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
+            if line.startswith("Private_")
+        )
+        assert private < 1000, "KiB; nothing of Python is left"
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.pidns
+@pytest.mark.skipif(not DOZE.exists(), reason="doze is not built: make doze")
+async def test_the_last_words_of_a_failed_program_reach_the_repo(
+    repo: Repo, nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    url = await serve_repo(repo, nursery)
+    words = "MemoryError: as if (at core.py:1 handle)"
+    with pod(url, tmp_path / "log", doze=str(DOZE), PIDONE_LAST_WORDS=words):
+        with trio.fail_after(10):
+            while not repo.last_words:
+                await trio.sleep(0.02)
+        assert repo.last_words[0] == words, "with the doorbell, where there is no plan"
+        repo.put([{"name": "ready", "probe": {"tcpSocket": {"port": 9, "host": ADDRESS}}}])
+        report = await repo.report(lambda report: report["tasks"])
+        assert report["after"] == words, "and with the first report, where there is one"
     nursery.cancel_scope.cancel()

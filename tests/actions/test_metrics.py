@@ -1,0 +1,253 @@
+import shutil
+from collections.abc import Iterable
+from random import Random
+from typing import Any
+
+import pytest
+import trio
+from prometheus_client.parser import text_string_to_metric_families
+
+from pidone.actions import Setting
+from pidone.actions.metrics import Metrics, build
+from pidone.engine.core import Stage, TaskState
+from pidone.engine.runner import Engine
+from pidone.errors import Refused, TaskFailed
+from pidone.http.client import request
+from pidone.http.message import Response
+from pidone.journal import Journal
+from pidone.metrics.exposition import Family, gauge, render
+from pidone.pid1.reaper import Reaper
+from pidone.plan.fields import Fields
+from pidone.plan.format import decode_plan
+from pidone.plan.model import Pod, Task
+from pidone.telemetry import Telemetry
+
+POD = Pod("web-7d9c", "shop", "uid-1", "127.0.0.1", "node-1")
+
+# The default set, as far as there is something to read; pidone_policy_violations has no action yet.
+FAMILIES = {
+    "process_cpu_seconds_total",
+    "process_resident_memory_bytes",
+    "process_virtual_memory_bytes",
+    "process_start_time_seconds",
+    "process_open_fds",
+    "process_max_fds",
+    "pidone_build_info",
+    "pidone_pod_info",
+    "pidone_scrape_duration_seconds",
+    "pidone_collector_success",
+    "pidone_reaped_total",
+    "pidone_network_receive_bytes_total",
+    "pidone_network_transmit_bytes_total",
+    "pidone_network_receive_errs_total",
+    "pidone_network_transmit_errs_total",
+    "pidone_network_receive_drop_total",
+    "pidone_network_transmit_drop_total",
+    "pidone_tcp_connections",
+    "pidone_tcp_retransmitted_segments_total",
+    "pidone_tcp_listen_overflows_total",
+    "pidone_task_info",
+    "pidone_task_state",
+    "pidone_task_runs_total",
+    "pidone_task_failures_total",
+    "pidone_task_restarts_total",
+    "pidone_task_last_duration_seconds",
+    "pidone_task_last_success_timestamp_seconds",
+    "pidone_probe_success",
+    "pidone_registration_up",
+    "pidone_heartbeats_total",
+    "pidone_heartbeat_failures_total",
+    "pidone_bundle_info",
+    "pidone_bundle_applied_timestamp_seconds",
+    "pidone_bundle_fetches_total",
+    "pidone_bundle_fetch_failures_total",
+    "pidone_bundle_rejections_total",
+    "pidone_repo_up",
+}
+
+
+def views() -> list[TaskState]:
+    def view(name: str, action: str, state: str, **more: Any) -> TaskState:
+        every = more.pop("every", None)
+        task = Task(name, action, {"eureka": {}, "follow": "ready"}, name, every=every)
+        return TaskState(task, 0.0, Stage.RUNNING, state, **more)
+
+    return [
+        view("ready", "probe", "unhealthy", runs=3, failures=2),
+        view("registration", "register", "registered", runs=1),
+        view(
+            "beat",
+            "heartbeat",
+            "failing",
+            runs=9,
+            failures=4,
+            every=30.0,
+            last_duration=0.5,
+            last_success=1.0,
+        ),
+        view('odd "name"\n', "exec", "", runs=1),
+    ]
+
+
+def setting(*, repo_up: bool | None = True) -> Setting:
+    counts = Telemetry(7, 2, 1, "sha256-abc", 1_700_000_000.5, repo_up)
+    return Setting(POD, "127.0.0.1", Reaper(), counts, views)
+
+
+def make(config: dict[str, Any] | None = None, **options: Any) -> Metrics:
+    return build(Fields(config or {}, 'task "m".metrics'), setting(**options))
+
+
+def samples(page: bytes) -> dict[str, float]:
+    return {
+        " ".join([sample.name, *sample.labels.values()]): sample.value
+        for family in text_string_to_metric_families(page.decode())
+        for sample in family.samples
+    }
+
+
+async def page(**options: Any) -> bytes:
+    return render(make(**options).collect())
+
+
+async def test_the_page_has_the_whole_default_set() -> None:
+    names = [line.split()[2] for line in (await page()).decode().splitlines() if line.startswith("# TYPE")]
+    assert sorted(names) == sorted(FAMILIES)
+
+
+async def test_the_page_says_what_is() -> None:
+    read = samples(await page())
+    assert read["pidone_pod_info uid-1 node-1"] == 1
+    assert read["pidone_probe_success ready"] == 0
+    assert read["pidone_registration_up registration eureka"] == 1
+    assert (read["pidone_heartbeats_total beat"], read["pidone_heartbeat_failures_total beat"]) == (9, 4)
+    assert read["pidone_task_restarts_total ready"] == 2
+    assert "pidone_task_restarts_total beat" not in read
+    assert read["pidone_task_last_duration_seconds beat"] == 0.5
+    assert "pidone_task_last_duration_seconds ready" not in read
+    assert read['pidone_task_state odd "name"\n running'] == 1
+    assert read["pidone_bundle_info sha256-abc"] == 1
+    assert read["pidone_bundle_applied_timestamp_seconds"] == 1_700_000_000.5
+    assert [read[f"pidone_bundle_{what}_total"] for what in ("fetches", "fetch_failures", "rejections")] == [
+        7,
+        2,
+        1,
+    ]
+    assert all(read[f"pidone_collector_success {name}"] == 1 for name in ("process", "network", "tasks"))
+
+
+async def test_without_a_repo_nothing_is_said_of_one() -> None:
+    assert "pidone_repo_up" not in samples(await page(repo_up=None))
+    assert samples(await page(repo_up=False))["pidone_repo_up"] == 0
+
+
+@pytest.mark.promtool
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool: apt-get install prometheus")
+async def test_promtool_has_nothing_to_say() -> None:
+    command = ["promtool", "check", "metrics"]
+    check = await trio.run_process(
+        command, stdin=await page(), capture_stdout=True, capture_stderr=True, check=False
+    )
+    assert (check.returncode, check.stdout, check.stderr) == (0, b"", b"")
+
+
+async def test_a_collector_that_fails_is_missing_and_the_others_are_there() -> None:
+    def broken() -> Iterable[Family]:
+        yield gauge("half", "Begun and not ended.", 1)
+        raise PermissionError("/proc is masked")
+
+    metrics = Metrics(1, None, {"broken": broken, "fine": lambda: [gauge("fine", "F.", 1)]})
+    read = samples(render(metrics.collect()))
+    assert read["pidone_collector_success broken"] == 0
+    assert read["pidone_collector_success fine"] == 1
+    assert read["fine"] == 1
+    assert "half" not in read
+
+
+async def test_only_the_collectors_asked_for_are_there() -> None:
+    read = samples(render(make({"collectors": ["process"]}).collect()))
+    assert "process_open_fds" in read
+    assert not any(name.startswith(("pidone_task", "pidone_network")) for name in read)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"collectors": ["cgroup"]}, "collectors: expected some of process, network, tasks, not cgroup"),
+        ({"port": 0}, "port: expected 1 to 65535, not 0"),
+        ({"path": "/"}, 'does not know "path"'),
+    ],
+)
+def test_what_is_not_understood_is_refused(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(Refused, match=message):
+        make(config)
+
+
+class Watcher:
+    """A context that remembers the states."""
+
+    def __init__(self) -> None:
+        self.states: list[str] = []
+        self.reported = trio.Event()
+
+    def report(self, state: str) -> None:
+        self.states.append(state)
+        self.reported.set()
+
+    def log(self, event: str, **fields: object) -> None:
+        raise NotImplementedError
+
+    def state_of(self, task: str) -> str:
+        raise NotImplementedError
+
+    async def state_change(self, task: str, seen: str) -> str:
+        raise NotImplementedError
+
+    def action_of(self, task: str) -> None:
+        raise NotImplementedError
+
+
+async def test_it_listens_until_it_is_stopped(free_port: Any) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    watcher = Watcher()
+
+    async def ask(path: str, method: str = "GET") -> Response:
+        return await request(method, url + path, timeout=10)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(make({"port": port}).run, watcher)
+        await watcher.reported.wait()
+        assert watcher.states == ["listening"]
+        answer = await ask("/metrics?name=x")
+        assert answer.status == 200
+        assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+        assert samples(answer.body)["pidone_bundle_info sha256-abc"] == 1
+        assert (await ask("/metrics", "HEAD")).body == b""
+        assert (await ask("/")).status == 404
+        refused = await ask("/metrics", "POST")
+        assert (refused.status, refused.headers["allow"]) == (405, "GET, HEAD")
+        nursery.cancel_scope.cancel()
+    assert watcher.states == ["listening", ""]
+
+
+async def test_a_port_that_is_taken_fails_the_run_by_name_and_is_tried_again(
+    nursery: trio.Nursery, autojump_clock: Any
+) -> None:
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listeners[0].socket.getsockname()[1]
+    with pytest.raises(TaskFailed, match=rf"^cannot listen on 127\.0\.0\.1:{port}: Address already in use$"):
+        await make({"port": port}).run(Watcher())
+
+    heard = trio.Event()
+    journal = Journal(echo=lambda line: heard.set() if "state=listening" in line else None)
+    engine = Engine(setting(), journal, changed=lambda: None, random=Random(1))
+    await nursery.start(engine.run)
+    engine.apply(decode_plan([{"name": "m", "metrics": {"port": port}}], ["metrics"]))
+    await trio.sleep(100)
+    (state,) = engine.tasks
+    assert f"cannot listen on 127.0.0.1:{port}" in state.error
+    assert state.shown == "due"
+    await listeners[0].aclose()  # the application let it go
+    await heard.wait()
+    nursery.cancel_scope.cancel()

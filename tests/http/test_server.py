@@ -1,0 +1,211 @@
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from pidone.http.message import Request, Response, text_response
+from tests.http.serving import http_server
+
+
+async def echo(request: Request) -> Response:
+    if request.path == "/bug":
+        raise ZeroDivisionError("a bug")
+    if request.path == "/split":
+        return Response(200, {"location": "a\r\nset-cookie: b"})
+    if request.path == "/unchanged":
+        return Response(304, {"etag": '"1"'}, b"a body that 304 has not")
+    return text_response(200, f"{request.method} {request.target} {request.body.decode()}")
+
+
+async def connect(port: int) -> trio.SocketStream:
+    return await trio.open_tcp_stream("127.0.0.1", port)
+
+
+async def read(stream: trio.SocketStream, until: bytes = b"") -> bytes:
+    """What comes until these bytes have come; without them, until the connection is closed."""
+    received = b""
+    with trio.fail_after(10):
+        while not (until and until in received):
+            part = await stream.receive_some()
+            if not part:
+                assert not until, received
+                break
+            received += part
+    return received
+
+
+async def converse(port: int, sent: bytes) -> bytes:
+    """Everything the server says to this until it closes the connection."""
+    async with await connect(port) as stream:
+        await stream.send_all(sent)
+        return await read(stream)
+
+
+def get(path: str, *headers: str, method: str = "GET") -> bytes:
+    return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: x", *headers, "", ""]).encode()
+
+
+LAST = "Connection: close"
+
+
+async def test_a_connection_serves_one_request_after_the_other(nursery: trio.Nursery) -> None:
+    port = await http_server(nursery, echo, connections=1)
+    async with await connect(port) as stream:
+        for number in range(3):
+            await stream.send_all(get(f"/{number}"))
+            assert b"200" in await read(stream, b"GET /%d " % number)
+    nursery.cancel_scope.cancel()
+
+
+async def test_requests_sent_together_are_answered_in_order(nursery: trio.Nursery) -> None:
+    port = await http_server(nursery, echo)
+    body = get("/one", "Content-Length: 4", method="POST") + b"body"
+    answers = await converse(port, body + get("/two?x") + get("/three", LAST))
+    places = [answers.index(text) for text in (b"POST /one body", b"GET /two?x ", b"GET /three ")]
+    assert places == sorted(places)
+    assert answers.count(b"HTTP/1.1 200") == 3
+    nursery.cancel_scope.cancel()
+
+
+async def test_head_has_the_length_and_no_body(nursery: trio.Nursery) -> None:
+    port = await http_server(nursery, echo)
+    answer = await converse(port, get("/x", LAST, method="HEAD"))
+    assert b"content-length: 9" in answer.lower()
+    assert answer.endswith(b"\r\n\r\n")
+    nursery.cancel_scope.cancel()
+
+
+async def test_not_modified_has_no_body_and_the_connection_goes_on(nursery: trio.Nursery) -> None:
+    port = await http_server(nursery, echo)
+    answer = await converse(port, get("/unchanged") + get("/next", LAST))
+    assert answer.startswith(b"HTTP/1.1 304")
+    assert b"a body" not in answer
+    assert b"GET /next" in answer
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        get("/", "Content-Length: 1000", method="POST") + bytes(1000),
+        get("/", "Transfer-Encoding: chunked", method="POST") + b"3e8\r\n" + bytes(1000) + b"\r\n0\r\n\r\n",
+        get("/", "Content-Length: 900000", method="POST") + bytes(900000),
+    ],
+)
+async def test_a_body_that_is_too_large_is_413_and_the_answer_arrives(
+    sent: bytes, nursery: trio.Nursery
+) -> None:
+    answer = await converse(await http_server(nursery, echo, body=999), sent)
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b"larger than 999 bytes" in answer
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_client_may_ask_whether_its_body_is_welcome(nursery: trio.Nursery) -> None:
+    port = await http_server(nursery, echo)
+    async with await connect(port) as stream:
+        await stream.send_all(get("/", "Expect: 100-continue", "Content-Length: 2", method="POST"))
+        await read(stream, b"HTTP/1.1 100 \r\n\r\n")
+        await stream.send_all(b"ok")
+        await read(stream, b"POST / ok")
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", b"400"),  # a TLS client
+        (b"GET / HTTP/1.1\r\n\r\n", b"400"),  # no host
+        (get("/", "Content-Length: many"), b"400"),
+        (get("/", "X: " + "x" * 70_000), b"431"),
+    ],
+)
+async def test_what_is_no_request_is_told_so(sent: bytes, status: bytes, nursery: trio.Nursery) -> None:
+    port = await http_server(nursery, echo)
+    assert (await converse(port, sent)).startswith(b"HTTP/1.1 " + status)
+    assert b"GET /after" in await converse(port, get("/after", LAST))
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_bug_in_the_handler_costs_its_own_request_alone(nursery: trio.Nursery) -> None:
+    port = await http_server(nursery, echo)
+    answers = await converse(port, get("/bug") + get("/split") + get("/next", LAST))
+    assert answers.count(b"HTTP/1.1 500") == 2
+    assert b"ZeroDivisionError: a bug" in answers
+    assert b"\nset-cookie" not in answers.lower()
+    assert b"GET /next" in answers
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_connection_too_many_is_closed_and_the_others_stay(nursery: trio.Nursery) -> None:
+    port = await http_server(nursery, echo, connections=2)
+    async with await connect(port) as first:
+        async with await connect(port) as second:
+            for stream in (first, second):
+                await stream.send_all(get("/in"))
+                await read(stream, b"GET /in")
+            async with await connect(port) as third:
+                assert await read(third) == b""
+        await wait_all_tasks_blocked(0.01)
+        assert b"GET /again" in await converse(port, get("/again", LAST))
+        await first.send_all(get("/still"))
+        await read(first, b"GET /still")
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", get("/", "Content-Length: 9", method="POST"), get("/")])
+async def test_who_falls_silent_is_dropped_after_a_while(
+    sent: bytes, nursery: trio.Nursery, mock_clock: MockClock
+) -> None:
+    port = await http_server(nursery, echo)
+    async with await connect(port) as stream:
+        await stream.send_all(sent)
+        await wait_all_tasks_blocked(0.01)
+        mock_clock.jump(14.9)
+        await wait_all_tasks_blocked(0.01)
+        ended = trio.Event()
+
+        async def wait_for_the_end() -> None:
+            await read(stream)
+            ended.set()
+
+        nursery.start_soon(wait_for_the_end)
+        await wait_all_tasks_blocked(0.01)
+        assert not ended.is_set()
+        mock_clock.jump(0.2)
+        await ended.wait()
+    nursery.cancel_scope.cancel()
+
+
+async def test_who_does_not_read_gives_up_its_place(nursery: trio.Nursery, mock_clock: MockClock) -> None:
+    async def huge(request: Request) -> Response:
+        return Response(200, {}, b"x" if request.path == "/small" else bytes(50_000_000))
+
+    port = await http_server(nursery, huge, connections=1)
+    async with await connect(port) as stream:
+        await stream.send_all(get("/huge"))
+        await wait_all_tasks_blocked(0.01)
+        assert await converse(port, get("/small", LAST)) == b""
+        mock_clock.jump(16)
+        await wait_all_tasks_blocked(0.01)
+        assert (await converse(port, get("/small", LAST))).endswith(b"x")
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_client_that_left_while_it_was_held_frees_its_place_at_the_answer(
+    nursery: trio.Nursery,
+) -> None:
+    held, change = trio.Event(), trio.Event()
+
+    async def hold(request: Request) -> Response:
+        held.set()
+        await change.wait()
+        return Response(200, {}, bytes(1_000_000))
+
+    port = await http_server(nursery, hold, connections=1)
+    async with await connect(port) as stream:
+        await stream.send_all(get("/"))
+        await held.wait()
+    change.set()
+    await wait_all_tasks_blocked(0.01)
+    assert len(await converse(port, get("/", LAST))) > 1_000_000
+    nursery.cancel_scope.cancel()

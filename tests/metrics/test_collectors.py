@@ -1,0 +1,112 @@
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from pidone.metrics import network, process
+from pidone.metrics.exposition import Family
+
+NET = {
+    "dev": """\
+Inter-|   Receive                                                |  Transmit
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier
+    lo: 1000      10    0    0    0     0          0         0     1000      10    0    0    0     0       0
+  eth0:123456789012 22    3    4    5     6          7         8  9001      31   11   12   13    14      15
+""",
+    "tcp": """\
+  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 0100007F:0016 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1 0 100 0 0 10 0
+   1: 0100007F:0016 0100007F:A000 01 00000000:00000000 00:00000000 00000000     0        0 2 1 0 20 4 30 10 -1
+   2: 0100007F:0017 0100007F:A001 01 00000000:00000000 00:00000000 00000000     0        0 3 1 0 20 4 30 10 -1
+   3: 0100007F:0018 0100007F:A002 7F 00000000:00000000 00:00000000 00000000     0        0 4 1 0 20 4 30 10 -1
+""",
+    "tcp6": """\
+  sl  local_address                         remote_address                        st tx_queue rx_queue tr
+   0: 00000000000000000000000000000000:0050 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000
+""",
+    "snmp": """\
+Ip: Forwarding DefaultTTL
+Ip: 1 64
+Tcp: RtoAlgorithm MaxConn RetransSegs
+Tcp: 1 -1 77
+""",
+    "netstat": """\
+TcpExt: SyncookiesSent ListenOverflows ListenDrops
+TcpExt: 0 5 6
+IpExt: InNoRoutes
+IpExt: 0
+""",
+}
+
+
+@pytest.fixture
+def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in place of /proc/net."""
+    for name, text in NET.items():
+        (tmp_path / name).write_text(text)
+    read = network._read
+
+    def redirected(path: str, *, missing: str | None = None) -> str:
+        return read(path.replace("/proc/net", str(tmp_path)), missing=missing)
+
+    monkeypatch.setattr(network, "_read", redirected)
+    return tmp_path
+
+
+def values(families: list[Family]) -> dict[str, float]:
+    """``name{label values}`` to value."""
+    return {
+        f"{family.name}{{{','.join(labels.values())}}}": value
+        for family in families
+        for labels, value in family.samples
+    }
+
+
+def test_traffic_of_every_device_is_read_from_its_columns(net: Path) -> None:
+    read = values(list(network.collect()))
+    assert read["pidone_network_receive_bytes_total{eth0}"] == 123456789012  # no blank behind the colon
+    assert read["pidone_network_receive_errs_total{eth0}"] == 3
+    assert read["pidone_network_receive_drop_total{eth0}"] == 4
+    assert read["pidone_network_transmit_bytes_total{eth0}"] == 9001
+    assert read["pidone_network_transmit_errs_total{eth0}"] == 11
+    assert read["pidone_network_transmit_drop_total{eth0}"] == 12
+    assert read["pidone_network_transmit_bytes_total{lo}"] == 1000
+
+
+def test_sockets_of_both_families_are_counted_by_state(net: Path) -> None:
+    read = values(list(network.collect()))
+    counts = {name: value for name, value in read.items() if name.startswith("pidone_tcp_connections")}
+    assert counts == {
+        "pidone_tcp_connections{listen}": 2,
+        "pidone_tcp_connections{established}": 2,
+        "pidone_tcp_connections{other}": 1,  # a state that a later kernel has
+    }
+
+
+def test_counters_are_found_by_the_names_above_them(net: Path) -> None:
+    read = values(list(network.collect()))
+    assert read["pidone_tcp_retransmitted_segments_total{}"] == 77
+    assert read["pidone_tcp_listen_overflows_total{}"] == 5
+
+
+def test_without_ipv6_the_rest_is_read(net: Path) -> None:
+    (net / "tcp6").unlink()
+    assert values(list(network.collect()))["pidone_tcp_connections{listen}"] == 1
+
+
+def test_a_counter_that_the_kernel_does_not_have_is_missing_and_not_zero(net: Path) -> None:
+    (net / "netstat").write_text("")
+    read = values(list(network.collect()))
+    assert "pidone_tcp_listen_overflows_total{}" not in read
+    assert "pidone_tcp_retransmitted_segments_total{}" in read
+
+
+def test_this_process_is_described_as_it_is() -> None:
+    with Path("/dev/null").open():
+        read = values(list(process.collect()))
+        assert read["process_open_fds{}"] == pytest.approx(len(os.listdir("/proc/self/fd")), abs=1)
+    assert 0 < read["process_cpu_seconds_total{}"] <= sum(os.times()[:2]) + 0.02
+    assert 1e6 < read["process_resident_memory_bytes{}"] < read["process_virtual_memory_bytes{}"]
+    assert time.time() - 3600 < read["process_start_time_seconds{}"] <= time.time() + 1
+    assert read["process_max_fds{}"] >= read["process_open_fds{}"]

@@ -1,0 +1,269 @@
+"""The changes between doze and Python: the same process throughout, and nothing lost on the way."""
+
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from textwrap import dedent
+
+import psutil
+import pytest
+
+from tests import pidns
+from tests.pid1.test_process_one import wait_for
+
+DOZE = Path(__file__).parents[2] / "build/doze"
+
+pytestmark = [
+    pytest.mark.pidns,
+    pytest.mark.skipif(not DOZE.exists(), reason="doze is not built: make doze"),
+    pytest.mark.skipif(pidns.missing() is not None, reason=str(pidns.missing())),
+]
+
+
+def executable(process: pidns.ProcessOne) -> str:
+    return Path(f"/proc/{process.pid}/exe").readlink().name
+
+
+def switches(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if "ctxt_switches" in line)
+
+
+@contextmanager
+def dozing(*arguments: str) -> Iterator[pidns.ProcessOne]:
+    with pidns.process_one([str(DOZE), *arguments], env={}) as process:
+        wait_for(lambda: executable(process) == "doze")
+        yield process
+
+
+def test_without_arguments_it_is_pause() -> None:
+    with dozing() as process:
+        process.make_orphans(300)
+        wait_for(lambda: process.zombies() == 0)
+        for number in set(signal.Signals) - {signal.SIGTERM, signal.SIGINT, signal.SIGKILL, signal.SIGSTOP}:
+            process.signal(number)
+        process.make_orphans(1)
+        wait_for(lambda: process.zombies() == 0)
+        before = switches(process.pid)
+        time.sleep(1.5)  # that nothing happens is what is asserted
+        assert switches(process.pid) == before
+        assert process.same()
+        process.signal(signal.SIGTERM)
+        assert process.wait(5) == 0
+
+
+def test_it_holds_nothing_open_and_no_file_system() -> None:
+    with dozing() as process:
+        wait_for(lambda: Path(f"/proc/{process.pid}/cwd").readlink() == Path("/"))
+        open_now = {
+            number: os.readlink(f"/proc/{process.pid}/fd/{number}")
+            for number in os.listdir(f"/proc/{process.pid}/fd")
+        }
+        assert set(open_now) == {"0", "1", "2", "3"}
+        assert "signalfd" in open_now["3"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_leaves_while_it_asks_too_and_takes_the_asking_with_it(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    program = tmp_path / "hang"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    with dozing(str(program)) as process:
+        wait_for(lambda: any(child.name() == "sleep" for child in psutil.Process(process.pid).children()))
+        process.signal(number)
+        assert process.wait(5) == 0
+
+
+@pytest.mark.parametrize("broken", ["missing", "not executable", "ends with 1", "killed"])
+def test_a_program_that_is_broken_costs_the_pod_nothing(tmp_path: Path, broken: str) -> None:
+    program, tries = tmp_path / "program", tmp_path / "tries"
+    ends = {"ends with 1": "exit 1", "killed": "kill -9 $$"}
+    if broken != "missing":
+        program.write_text(f"#!/bin/sh\necho >> {tries}\n{ends.get(broken, '')}\n")
+        program.chmod(0o755 if broken in ends else 0o644)
+    with dozing(str(program)) as process:
+        time.sleep(0.3)  # several tries would be made in this time
+        assert process.same()
+        if broken in ends:
+            wait_for(
+                lambda: tries.exists() and tries.read_text().count("\n") == 2
+            )  # again after a second or so
+        process.make_orphans(50)
+        wait_for(lambda: process.zombies() == 0)
+        process.signal(signal.SIGTERM)
+        assert process.wait(5) == 0
+
+
+ASKER = dedent("""
+    import os, socket, sys
+    # Plays pidone: asks a listener of the test's what to answer to doze.
+    control = socket.socket(socket.AF_UNIX)
+    control.connect(sys.argv[1])
+    stage = os.environ["PIDONE_STAGE"]
+    control.sendall(f"{stage} {os.getpid()}\\n".encode())
+    said = b""
+    while not said.endswith(b"\\n") and (byte := control.recv(1)):  # what comes behind the order is the bell
+        said += byte
+    order = said.decode().split() or ["doze" if stage == "run" else "end"]
+    if order[0] == "plan":
+        os._exit(3)
+    if order[0] == "later":
+        socket.socket(fileno=3).send(order[1].encode())
+    if order[0] == "bell":
+        socket.send_fds(socket.socket(fileno=3), [b"0"], [control.fileno()])
+    if order[0] == "doze":
+        import signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        os.environ.pop("PIDONE_STAGE")
+        os.execv(sys.argv[2], [sys.argv[2], sys.executable, *sys.argv])
+""")
+
+
+class Director:
+    """The test's end: each start of the asker connects, says its stage, and is told what to do."""
+
+    def __init__(self, folder: Path) -> None:
+        self.script = folder / "asker.py"
+        self.script.write_text(ASKER)
+        self.path = folder / "s"
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(self.path))
+        self._listener.listen()
+        self._listener.settimeout(15)
+        self._connections: list[socket.socket] = []
+
+    def close(self) -> None:
+        for opened in (*self._connections, self._listener):
+            opened.close()
+
+    @property
+    def program(self) -> list[str]:
+        return [sys.executable, "-S", str(self.script), str(self.path), str(DOZE)]
+
+    def next(self, order: str) -> tuple[str, socket.socket]:
+        """The stage of the next start, and the connection to it, after telling it the order."""
+        connection, _ = self._listener.accept()
+        self._connections.append(connection)
+        stage = connection.recv(64).decode()
+        connection.sendall(f"{order}\n".encode())
+        return stage.strip(), connection
+
+    def drain(self) -> None:
+        """Leave whoever waits for an order without one: an engine then dozes, an asking ends."""
+        self._listener.setblocking(False)
+        try:
+            while True:
+                self._listener.accept()[0].close()
+        except BlockingIOError:
+            pass
+        finally:
+            self._listener.settimeout(15)
+
+    def nobody_starts(self, seconds: float) -> bool:
+        self._listener.settimeout(seconds)
+        try:
+            self._connections.append(self._listener.accept()[0])
+        except TimeoutError:
+            return True
+        finally:
+            self._listener.settimeout(15)
+        return False
+
+
+@pytest.fixture
+def director(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Director]:
+    director = Director(tmp_path_factory.mktemp("d"))
+    yield director
+    director.close()
+
+
+def test_a_byte_on_the_doorbell_asks_again_and_a_plan_becomes_the_same_process(director: Director) -> None:
+    with dozing(*director.program) as process:
+        stage, bell = director.next("bell")
+        assert stage.startswith("ask")
+        wait_for(lambda: len(psutil.Process(process.pid).children()) == 1)
+        before = switches(process.pid)
+        assert director.nobody_starts(1)
+        assert switches(process.pid) == before
+        process.make_orphans(20)
+        wait_for(lambda: process.zombies() == 0)
+        rung = time.monotonic()
+        bell.sendall(b"!")
+        stage, _ = director.next("plan")
+        assert time.monotonic() - rung < 1
+        assert stage.startswith("ask")
+        stage, running = director.next("doze")
+        assert stage == "run 1", "the engine is process 1 itself"
+        wait_for(lambda: executable(process) == "doze")
+        assert process.same()
+        running.close()
+
+
+def test_the_end_of_a_doorbell_asks_again_after_a_random_while(director: Director) -> None:
+    with dozing(*director.program) as process:
+        _, bell = director.next("bell")
+        bell.close()
+        # over RING_SPREAD (30 s): that a try comes within a quarter of a second has a chance of 1 in 120
+        assert director.nobody_starts(0.25)
+        assert process.same()
+
+
+def test_it_asks_again_when_it_was_told_to(director: Director) -> None:
+    with dozing(*director.program):
+        director.next("later 300")
+        began = time.monotonic()
+        director.next("later 60000")
+        assert 0.29 < time.monotonic() - began < 5
+        assert director.nobody_starts(0.5)
+
+
+def test_a_delay_on_the_command_line(director: Director) -> None:
+    began = time.monotonic()
+    with dozing("-d", "700", *director.program):
+        director.next("later 60000")
+        assert time.monotonic() - began >= 0.7
+
+
+@pytest.mark.parametrize("storm", [False, True])
+def test_hundreds_of_changes_lose_no_signal_no_zombie_and_no_bell(director: Director, storm: bool) -> None:
+    """TERM at a random moment of the changes ends it every time; a storm of orphans goes on meanwhile."""
+    changes = 0
+    for _ in range(40):
+        with dozing(*director.program) as process:
+            for _ in range(random.randrange(8)):
+                if storm:
+                    process.make_orphans(20)
+                _, bell = director.next("bell")
+                bell.sendall(b"!")
+                director.next("plan")
+                stage, _ = director.next("doze")
+                assert stage == "run 1"
+                changes += 3
+            if storm:
+                wait_for(lambda process=process: process.zombies() <= 1)  # type: ignore[misc] # the loop's own
+            time.sleep(random.random() * 0.05)  # any moment of the next one
+            process.signal(signal.SIGTERM)
+            wait_for(lambda process=process: director.drain() or process.ended())  # type: ignore[misc] # as above
+            assert process.wait(5) == 0
+        director.drain()
+    assert changes
+
+
+def test_a_term_that_comes_in_the_engine_before_its_handlers_is_delivered(director: Director) -> None:
+    """The mask crosses the execve: what is pending then ends the dozing that follows."""
+    with dozing(*director.program) as process:
+        director.next("plan")
+        connection, _ = director._listener.accept()
+        with connection:
+            assert connection.recv(64) == b"run 1\n"
+            process.signal(signal.SIGTERM)  # the engine has not unblocked: it is pending
+            connection.sendall(b"doze\n")
+            assert process.wait(5) == 0

@@ -1,0 +1,436 @@
+"""The Eureka driver: its rules against a real registry and the stand-in, its errors against scripted servers."""
+
+import itertools
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import trio
+
+from pidone.errors import ConnectError, PidoneError, Refused, RegistryError, RegistryRefused
+from pidone.http.client import request
+from pidone.http.message import Request, Response
+from pidone.http.server import Handler
+from pidone.plan.fields import Fields
+from pidone.plan.model import Pod
+from pidone.registries import Status, build
+from pidone.registries.eureka import Eureka
+from tests.eureka.real import RealEureka
+from tests.eureka.standin import EurekaStandIn
+from tests.http.serving import http_server
+
+POD = Pod("web-7d9c", "shop", "uid-1", "10.42.0.18", "node-1")
+
+
+def make(url: str, app: str = "ratings", *, pod: Pod = POD, **more: Any) -> Eureka:
+    config = {"eureka": {"url": url, "app": app, "port": 9080, **more}}
+    registry = build(Fields(config, 'task "r".register'), pod, None)
+    assert isinstance(registry, Eureka)
+    return registry
+
+
+def stand_in(registry: EurekaStandIn) -> Handler:
+    async def handler(request: Request) -> Response:
+        return Response(*registry.handle(request.method, request.target, request.body, time.time()))
+
+    return handler
+
+
+@dataclass
+class Bench:
+    """A registry, and an app of its own in it, seen from outside."""
+
+    url: str
+    app: str
+
+    def driver(self, **more: Any) -> Eureka:
+        return make(self.url, self.app, **more)
+
+    async def call(self, method: str, suffix: str = "") -> Response:
+        path = f"apps/{self.app.upper()}/web-7d9c:{self.app}:9080{suffix}"
+        headers = {"accept": "application/json"}
+        return await request(method, self.url + path, timeout=10, headers=headers)
+
+    async def read(self) -> dict[str, Any]:
+        answer = await self.call("GET")
+        assert answer.status == 200, answer
+        document: dict[str, Any] = json.loads(answer.body)["instance"]
+        return document
+
+    async def status(self) -> str:
+        return str((await self.read())["status"])
+
+    async def dirty(self) -> int:
+        return int((await self.read())["lastDirtyTimestamp"])
+
+    async def override(self, status: str, query: str = "") -> None:
+        assert (await self.call("PUT", f"/status?value={status}{query}")).status == 200
+
+
+_names = (f"reviews{number}" for number in itertools.count(1))
+
+
+@pytest.fixture(params=["stand-in", pytest.param("spring", marks=pytest.mark.eureka)])
+def real(request: pytest.FixtureRequest) -> RealEureka | None:
+    if request.param == "stand-in":
+        return None
+    server: RealEureka = request.getfixturevalue("spring")
+    return server
+
+
+@pytest.fixture
+async def bench(real: RealEureka | None, nursery: trio.Nursery) -> Bench:
+    if real is not None:
+        return Bench(real.url, next(_names))
+    port = await http_server(nursery, stand_in(EurekaStandIn()), body=1 << 16)
+    return Bench(f"http://127.0.0.1:{port}/eureka/", next(_names))
+
+
+async def test_what_is_registered_is_read_back_whole(bench: Bench) -> None:
+    registry = bench.driver(metadata={"zone": "a", "version": "1.2"}, leaseDuration=45, healthCheckPath="/up")
+    assert await registry.register(Status.STARTING) == "STARTING"
+    got = await bench.read()
+    expected = {
+        "instanceId": f"web-7d9c:{bench.app}:9080",
+        "app": bench.app.upper(),
+        "hostName": "10.42.0.18",
+        "ipAddr": "10.42.0.18",
+        "vipAddress": bench.app,
+        "secureVipAddress": bench.app,
+        "status": "STARTING",
+        "port": {"$": 9080, "@enabled": "true"},
+        "homePageUrl": "http://10.42.0.18:9080/",
+        "healthCheckUrl": "http://10.42.0.18:9080/up",
+    }
+    assert {name: got[name] for name in expected} == expected
+    assert got["metadata"] == {"zone": "a", "version": "1.2"}
+    assert (got["leaseInfo"]["renewalIntervalInSecs"], got["leaseInfo"]["durationInSecs"]) == (30, 45)
+    assert abs(int(got["lastDirtyTimestamp"]) - time.time() * 1000) < 60_000
+
+
+async def test_a_secure_port_is_the_one_that_is_offered(bench: Bench) -> None:
+    await bench.driver(securePort=9443).register(Status.UP)
+    got = await bench.read()
+    assert (got["port"]["@enabled"], got["securePort"]) == ("false", {"$": 9443, "@enabled": "true"})
+    assert got["homePageUrl"] == "https://10.42.0.18:9443/"
+
+
+async def test_a_heartbeat_renews_the_lease(bench: Bench) -> None:
+    registry = bench.driver()
+    await registry.register(Status.UP)
+    before = (await bench.read())["leaseInfo"]["lastRenewalTimestamp"]
+    assert await registry.heartbeat()
+    # a renewal stores now plus the lease's duration; that is the server's way
+    assert (await bench.read())["leaseInfo"]["lastRenewalTimestamp"] >= before + 80_000
+
+
+async def test_the_status_goes_down_and_up_again(bench: Bench) -> None:
+    registry = bench.driver()
+    for status in (Status.STARTING, Status.UP, Status.DOWN, Status.UP):
+        assert await registry.register(status) == status
+        assert await bench.status() == status
+        assert await registry.heartbeat()
+        assert await bench.status() == status
+
+
+async def test_a_forgotten_instance_is_told_and_comes_back(bench: Bench) -> None:
+    registry = bench.driver()
+    await registry.register(Status.DOWN)
+    assert (await bench.call("DELETE")).status == 200
+    assert not await registry.heartbeat()
+    assert await registry.register(Status.DOWN) == "DOWN"
+    assert await registry.heartbeat()
+
+
+async def test_leaving_twice_or_without_having_come_is_fine(bench: Bench) -> None:
+    registry = bench.driver()
+    await registry.deregister()
+    await registry.register(Status.UP)
+    await registry.deregister()
+    assert (await bench.call("GET")).status == 404
+    await registry.deregister()
+    await registry.register(Status.UP)
+    assert await bench.status() == "UP"
+
+
+async def test_a_predecessor_with_a_clock_ahead_does_not_win(bench: Bench) -> None:
+    before = bench.driver(ipAddr="10.42.0.9")
+    before._clock = lambda: time.time() + 3600
+    await before.register(Status.UP)
+    assert await bench.driver().register(Status.DOWN) == "DOWN"
+    got = await bench.read()
+    assert (got["ipAddr"], got["status"]) == ("10.42.0.18", "DOWN")
+
+
+async def test_a_clock_that_jumps_back_does_not_make_a_change_older(bench: Bench) -> None:
+    registry = bench.driver()
+    await registry.register(Status.UP)
+    first = await bench.dirty()
+    registry._clock = lambda: time.time() - 86_400
+    for number, status in enumerate((Status.DOWN, Status.UP), 1):
+        assert await registry.register(status) == status
+        assert await bench.dirty() == first + number
+        assert await registry.heartbeat()
+
+
+async def test_the_same_status_again_is_the_same_version(bench: Bench) -> None:
+    registry = bench.driver()
+    await registry.register(Status.UP)
+    first = await bench.dirty()
+    registry._clock = lambda: time.time() + 60
+    await registry.register(Status.UP)
+    assert await bench.dirty() == first
+
+
+async def test_an_operators_override_survives_and_is_told(bench: Bench) -> None:
+    registry = bench.driver()
+    assert await registry.register(Status.UP) == "UP"
+    await bench.override("OUT_OF_SERVICE")
+    assert await registry.heartbeat()
+    assert await registry.register(Status.UP) == "OUT_OF_SERVICE"
+    assert await registry.register(Status.DOWN) == "DOWN"  # the application's own word goes first
+    assert await registry.register(Status.UP) == "OUT_OF_SERVICE"
+    assert await bench.status() == "OUT_OF_SERVICE"
+
+
+async def test_an_override_with_a_clock_ahead_does_not_make_us_deaf(bench: Bench) -> None:
+    registry = bench.driver()
+    await registry.register(Status.UP)
+    ahead = int(time.time() * 1000) + 3_600_000
+    await bench.override("OUT_OF_SERVICE", f"&lastDirtyTimestamp={ahead}")
+    assert await registry.register(Status.DOWN) == "DOWN"
+    assert await bench.status() == "DOWN"
+
+
+class Scripted:
+    """A server that answers what it is told, and remembers what it was asked."""
+
+    def __init__(self, *answers: Response) -> None:
+        self.answers = list(answers)
+        self.asked: list[str] = []
+
+    async def handle(self, request: Request) -> Response:
+        self.asked.append(f"{request.method} {request.target.partition('?')[0]}")
+        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+
+    async def start(self, nursery: trio.Nursery) -> str:
+        return f"http://127.0.0.1:{await http_server(nursery, self.handle, body=1 << 16)}/eureka/"
+
+
+APPS, INSTANCE = "/eureka/apps/RATINGS", "/eureka/apps/RATINGS/web-7d9c%3Aratings%3A9080"
+REGISTERING = [f"POST {APPS}", f"GET {INSTANCE}"]
+
+
+async def start_registry(nursery: trio.Nursery) -> tuple[str, EurekaStandIn]:
+    registry = EurekaStandIn()
+    port = await http_server(nursery, stand_in(registry), body=1 << 16)
+    return f"http://127.0.0.1:{port}/eureka", registry
+
+
+async def test_a_dead_server_is_passed_over_and_the_one_that_answers_is_kept(
+    nursery: trio.Nursery, free_port: Callable[[], int]
+) -> None:
+    second, held = await start_registry(nursery)
+    third = Scripted(Response(500))
+    registry = make(f"http://127.0.0.1:{free_port()}/eureka, {second},{await third.start(nursery)}")
+    await registry.register(Status.UP)
+    assert registry._current == 1
+    assert await registry.heartbeat()
+    await registry.deregister()
+    assert [entry.method for entry in held.log] == ["POST", "GET", "PUT", "DELETE"]
+    assert third.asked == []
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("status", [500, 503, 429])
+async def test_a_server_in_trouble_is_passed_over_and_asked_again_in_turn(
+    status: int, nursery: trio.Nursery
+) -> None:
+    ill = Scripted(Response(status, {}, b"not now"))
+    second, held = await start_registry(nursery)
+    registry = make(f"{await ill.start(nursery)},{second}")
+    assert await registry.register(Status.UP) == "UP"
+    assert ill.asked == [f"POST {APPS}"]
+    assert len(held.log) == 2
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("status", [500, 503, 429])
+async def test_when_all_are_in_trouble_it_is_said_and_may_be_tried_again(
+    status: int, nursery: trio.Nursery
+) -> None:
+    ill = Scripted(Response(status, {}, b"not now"))
+    url = await ill.start(nursery)
+    registry = make(",".join([url] * 5))
+    with pytest.raises(RegistryError, match=f'answered {status} "not now"') as raised:
+        await registry.heartbeat()
+    assert not isinstance(raised.value, RegistryRefused)
+    assert len(ill.asked) == 3  # as the Java client: three servers for one call
+    nursery.cancel_scope.cancel()
+
+
+async def test_one_call_is_bounded_in_time_over_all_servers(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: object
+) -> None:
+    async def silent(method: str, url: str, *, timeout: float, **options: object) -> Response:
+        await trio.sleep(timeout)
+        raise ConnectError(f"{url}: silent")
+
+    monkeypatch.setattr("pidone.registries.eureka.request", silent)
+    with pytest.raises(ConnectError):
+        await make("http://a/eureka,http://b/eureka,http://c/eureka").heartbeat()
+    assert trio.current_time() == pytest.approx(5)
+
+
+@pytest.mark.parametrize(
+    "answer", [Response(403), Response(503), Response(200, {}, b"<html>"), Response(200, {}, b"[]")]
+)
+async def test_a_registry_that_does_not_read_back_yet_has_registered_all_the_same(
+    answer: Response, nursery: trio.Nursery
+) -> None:
+    server = Scripted(Response(204), answer)
+    registry = make(await server.start(nursery))
+    assert await registry.register(Status.UP) == "UP"
+    assert server.asked == REGISTERING
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+async def test_a_redirect_to_the_same_resource_is_followed_with_method_and_body(
+    absolute: bool, nursery: trio.Nursery
+) -> None:
+    registry = EurekaStandIn()
+    answer = stand_in(registry)
+
+    async def handler(request: Request) -> Response:
+        if request.target.startswith("/old/"):
+            host = f"http://{request.headers['host']}" if absolute else ""
+            return Response(
+                302, {"location": host + request.target.replace("/old/", "/eureka/").partition("?")[0]}
+            )
+        return await answer(request)
+
+    port = await http_server(nursery, handler, body=1 << 16)
+    driver = make(f"http://127.0.0.1:{port}/old/")
+    assert await driver.register(Status.UP) == "UP"
+    assert await driver.heartbeat()
+    await driver.deregister()
+    assert [(entry.method, entry.status) for entry in registry.log] == [
+        ("POST", 204), ("GET", 200), ("PUT", 200), ("DELETE", 200),
+    ]  # fmt: skip
+    assert "lastDirtyTimestamp=" in registry.log[2].target
+    nursery.cancel_scope.cancel()
+
+
+async def test_redirects_in_a_circle_end(nursery: trio.Nursery) -> None:
+    server = Scripted(Response(307, {"location": APPS}))
+    with pytest.raises(RegistryError, match="more than 3 redirects"):
+        await make(await server.start(nursery)).register(Status.UP)
+    assert len(server.asked) == 3
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("answer", "remedy"),
+    [
+        (Response(401), r"answered 401: it wants a user \(http://user:password@host\)"),
+        (Response(403), "its CSRF protection covers the Eureka paths"),
+        (Response(404, {}, b"<html>no page</html>"), "answered 404: is the URL right"),
+        (
+            Response(400, {}, b"Missing hostname"),
+            'answered 400 "Missing hostname": the registry does not accept',
+        ),
+        (Response(200, {}, b"<html>welcome</html>"), "answered 200: this is not an answer of Eureka"),
+        (Response(302, {"location": "/login"}), "redirected to http://.*/login; .* does it need a user"),
+    ],
+)
+async def test_what_a_person_must_mend_is_refused_with_the_remedy(
+    answer: Response, remedy: str, nursery: trio.Nursery
+) -> None:
+    server = Scripted(answer)
+    with pytest.raises(RegistryRefused, match=remedy):
+        await make(await server.start(nursery)).register(Status.UP)
+    assert len(server.asked) == 1  # another server would say the same
+    nursery.cancel_scope.cancel()
+
+
+async def test_the_password_is_sent_and_is_in_no_error(
+    nursery: trio.Nursery, free_port: Callable[[], int]
+) -> None:
+    for answer in (401, 404, 500, 302, None):
+        headers = {"location": "http://me:s3cret@elsewhere/login"} if answer == 302 else {}
+        seen: list[str] = []
+
+        async def handler(
+            request: Request, seen: list[str] = seen, answer: int | None = answer, headers: Any = headers
+        ) -> Response:
+            seen.append(request.headers.get("authorization", ""))
+            return Response(answer or 200, headers)
+
+        port = await http_server(nursery, handler, body=1 << 16) if answer else free_port()
+        with pytest.raises(PidoneError) as raised:
+            await make(f"http://me:s3cret@127.0.0.1:{port}/eureka").register(Status.UP)
+        error: BaseException | None = raised.value
+        while error is not None:
+            assert "s3cret" not in str(error)
+            error = error.__cause__
+        assert set(seen) <= {"Basic bWU6czNjcmV0"}
+        assert bool(seen) is bool(answer)
+    nursery.cancel_scope.cancel()
+
+
+async def test_names_are_encoded_in_the_path(nursery: trio.Nursery) -> None:
+    server = Scripted(Response(200))
+    await make(await server.start(nursery), instanceId="a b%\N{SNOWMAN}").heartbeat()
+    assert server.asked == ["PUT /eureka/apps/RATINGS/a%20b%25%E2%98%83"]
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_server_that_insists_on_gzip_is_understood(nursery: trio.Nursery) -> None:
+    asked: list[str] = []
+
+    async def handler(request: Request) -> Response:
+        asked.append(request.headers["accept-encoding"])
+        return Response(204)
+
+    port = await http_server(nursery, handler, body=1 << 16)
+    await make(f"http://127.0.0.1:{port}/eureka").register(Status.UP)
+    assert set(asked) == {"gzip"}
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"instanceId": "web/1"},
+            r'register\.eureka\.instanceId: "web/1" has a slash, which Eureka cannot address',
+        ),
+        ({"url": ""}, r"register\.eureka\.url: expected http:// or https:// URLs"),
+        ({"url": "http://a/,b/"}, r"register\.eureka\.url: expected http:// or https:// URLs"),
+        ({"port": "9080"}, r"register\.eureka\.port: expected an integer"),
+        ({"leaseDuration": 0}, r"register\.eureka\.leaseDuration: expected 1 to 86400"),
+        ({"metadata": {"a": {"b": "c"}}}, r"register\.eureka\.metadata\.a: expected a string"),
+        ({"lease": 90}, 'does not know "lease"'),
+    ],
+)
+def test_what_cannot_be_registered_is_refused_when_it_is_built(config: dict[str, Any], message: str) -> None:
+    fields = {"url": "http://eureka:8761/eureka", "app": "ratings", "port": 9080} | config
+    with pytest.raises(Refused, match=message):
+        build(Fields({"eureka": fields}, 'task "r".register'), POD, None)
+
+
+@pytest.mark.parametrize("name", ["consul", "_private", "os.path", "..eureka", "Eureka"])
+def test_a_registry_that_is_not_there_is_refused(name: str) -> None:
+    with pytest.raises(Refused, match="registry"):
+        build(Fields({name: {}}, 'task "r".register'), POD, None)
+
+
+def test_one_registry_is_named_and_no_more() -> None:
+    both: dict[str, Any] = {"eureka": {}, "consul": {}}
+    for config in ({}, both):
+        with pytest.raises(Refused, match="expected exactly one variant"):
+            build(Fields(config, 'task "r".register'), POD, None)

@@ -1,0 +1,394 @@
+"""The conversation with the repo: words over real sockets, times by a mock clock with scripted answers."""
+
+import json
+from collections.abc import Awaitable, Callable
+from random import Random
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from pidone.errors import ConnectError, Refused
+from pidone.http.message import Request, Response, text_response
+from pidone.journal import Journal
+from pidone.plan.format import MEDIA_TYPE
+from pidone.repo import client as module
+from pidone.repo.client import RepoClient
+from pidone.telemetry import Telemetry
+from tests.http.serving import http_server
+
+APPLIED_PREFERENCE = {"preference-applied": "wait=55"}
+
+
+def bundle(tag: str, **headers: str) -> Response:
+    return Response(200, {"etag": f'"{tag}"', "content-type": MEDIA_TYPE} | headers, tag.encode())
+
+
+class Pod:
+    """Takes every bundle but those whose text says "bad"; remembers all."""
+
+    def __init__(self, urls: list[str]) -> None:
+        self.taken: list[tuple[str, bool]] = []
+        self.telemetry = Telemetry()
+        self.journal = Journal(echo=lambda line: None)
+        claims = {"pidone-hostname": "web"}
+        self.client = RepoClient(
+            urls, self, self.journal, self.telemetry, claims=claims, source=None, random=Random(1)
+        )
+
+    def take(self, data: bytes, *, trusted: bool) -> None:
+        self.taken.append((data.decode(), trusted))
+        if b"bad" in data:
+            raise Refused('task "x": cannot be built')
+
+    def status(self) -> dict[str, Any]:
+        return {"digest": "d", "tasks": {}}
+
+    def start(self, nursery: trio.Nursery) -> None:
+        nursery.start_soon(self.client.ask)
+        nursery.start_soon(self.client.report)
+
+    def said(self, text: str) -> int:
+        return sum(text in line for line in self.journal.lines)
+
+
+class Repo:
+    """Hands out the answers one by one, holds when there are none, and remembers questions and reports."""
+
+    def __init__(self) -> None:
+        self._answers_in, self._answers = trio.open_memory_channel[Response](99)
+        self._asked_in, self._asked = trio.open_memory_channel[Request](99)
+        self._reports_in, self._reports = trio.open_memory_channel[dict[str, Any]](99)
+
+    def answer(self, *answers: Response) -> None:
+        for answer in answers:
+            self._answers_in.send_nowait(answer)
+
+    async def question(self) -> Request:
+        with trio.fail_after(10):
+            return await self._asked.receive()
+
+    async def report(self) -> dict[str, Any]:
+        with trio.fail_after(10):
+            return await self._reports.receive()
+
+    async def handle(self, request: Request) -> Response:
+        if request.method == "POST":
+            assert request.path == "/v1/status"
+            assert request.headers["pidone-hostname"] == "web"
+            self._reports_in.send_nowait(json.loads(request.body))
+            return Response(204)
+        self._asked_in.send_nowait(request)
+        return await self._answers.receive()
+
+    async def start(self, nursery: trio.Nursery) -> str:
+        return f"http://127.0.0.1:{await http_server(nursery, self.handle, body=1 << 16)}"
+
+
+@pytest.fixture
+async def repo(nursery: trio.Nursery) -> tuple[Repo, str]:
+    repo = Repo()
+    return repo, await repo.start(nursery)
+
+
+async def test_the_first_question_is_held_and_says_who_asks(
+    repo: tuple[Repo, str], nursery: trio.Nursery
+) -> None:
+    served, url = repo
+    pod = Pod([url + "/"])
+    pod.start(nursery)
+    asked = await served.question()
+    assert (asked.method, asked.target) == ("GET", "/v1/bundle")
+    assert asked.headers["prefer"] == "wait=55"
+    assert asked.headers["accept"] == MEDIA_TYPE
+    assert asked.headers["pidone-hostname"] == "web"
+    assert len(asked.headers["pidone-boot"]) == 16
+    assert "if-none-match" not in asked.headers
+    assert pod.taken == []
+    served.answer(bundle("one"))
+    assert (await served.question()).headers["if-none-match"] == '"one"'
+    assert pod.taken == [("one", False)]
+    report = await served.report()
+    assert (report["state"], report["error"], report["boot"]) == ("applied", "", asked.headers["pidone-boot"])
+
+
+async def test_a_refused_bundle_is_reported_with_its_reason_and_not_fetched_again(
+    repo: tuple[Repo, str], nursery: trio.Nursery
+) -> None:
+    served, url = repo
+    pod = Pod([url])
+    pod.start(nursery)
+    served.answer(bundle("one"), bundle("bad"))
+    tags = [(await served.question()).headers.get("if-none-match") for _ in range(3)]
+    assert tags == [None, '"one"', '"one", "bad"']
+    report = await served.report()
+    while report["state"] == "applied":
+        report = await served.report()
+    assert (report["state"], report["rejected"]) == ("rejected", "bad")
+    assert report["error"] == 'task "x": cannot be built'
+    served.answer(Response(304, APPLIED_PREFERENCE), bundle("two"))
+    assert (await served.question()).headers["if-none-match"] == '"one", "bad"'
+    assert (await served.question()).headers["if-none-match"] == '"two"'
+    assert [text for text, _ in pod.taken] == ["one", "bad", "two"]
+    assert (await served.report())["state"] == "applied"
+    assert pod.telemetry.bundle_rejections == 1
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/vnd.pidone.bundle.v2+json", None])
+async def test_a_bundle_of_another_kind_is_refused_unread(
+    kind: str | None, repo: tuple[Repo, str], nursery: trio.Nursery
+) -> None:
+    served, url = repo
+    pod = Pod([url])
+    pod.start(nursery)
+    headers = {"etag": '"new"'} | ({"content-type": kind} if kind else {})
+    served.answer(Response(200, headers, b"{}"))
+    report = await served.report()
+    assert report["state"] == "rejected"
+    assert report["error"] == f"expected {MEDIA_TYPE}, not {kind or 'nothing'}"
+    assert pod.taken == []
+
+
+async def test_the_second_repo_is_asked_when_the_first_is_dead_and_is_kept(
+    repo: tuple[Repo, str], nursery: trio.Nursery, free_port: Callable[[], int]
+) -> None:
+    served, url = repo
+    pod = Pod([f"http://127.0.0.1:{free_port()}", url])
+    pod.start(nursery)
+    served.answer(bundle("one"), Response(304, APPLIED_PREFERENCE))
+    for _ in range(3):
+        await served.question()
+    await served.report()
+    assert pod.telemetry.bundle_fetch_failures == 1
+    assert pod.telemetry.repo_up is True
+    assert pod.said("repo-away") == 1
+    assert pod.said("Connection refused") == 1
+
+
+Script = Callable[[str, dict[str, str]], Awaitable[Response]]
+
+
+class Wire:
+    """In place of ``request``: what was asked when, and one function that answers questions."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, script: Script) -> None:
+        self.script = script
+        self.asked: list[float] = []
+        self.urls: list[str] = []
+        self.held: list[bool] = []
+        self.reports: list[float] = []
+        self.reports_fail = False
+        monkeypatch.setattr(module, "request", self.request)
+
+    async def request(
+        self, method: str, url: str, *, headers: dict[str, str], timeout: float, **options: object
+    ) -> Response:
+        if method == "POST":
+            self.reports.append(trio.current_time())
+            await trio.sleep(0.01)
+            return Response(503 if self.reports_fail else 204)
+        self.asked.append(trio.current_time())
+        self.urls.append(url)
+        self.held.append("prefer" in headers)
+        await trio.sleep(0.001)
+        return await self.script(url, headers)
+
+    @property
+    def gaps(self) -> list[float]:
+        return [later - earlier for earlier, later in zip(self.asked, self.asked[1:], strict=False)]
+
+
+async def nobody(url: str, headers: dict[str, str]) -> Response:
+    raise ConnectError(f"GET {url}: Connection refused")
+
+
+async def good(url: str, headers: dict[str, str]) -> Response:
+    """A repo with one bundle."""
+    if headers.get("if-none-match") == '"one"':
+        if "prefer" not in headers:
+            return Response(304)
+        await trio.sleep(55)
+        return Response(304, APPLIED_PREFERENCE)
+    return bundle("one")
+
+
+async def test_a_repo_that_is_well_is_asked_once_a_minute(
+    monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    wire = Wire(monkeypatch, good)
+    Pod(["http://repo"]).start(nursery)
+    await trio.sleep(3600)
+    assert 60 <= len(wire.asked) <= 70
+    assert len(wire.reports) == 1  # nothing has changed since
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_repo_that_is_away_is_asked_slower_and_slower_and_for_ever(
+    monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    wire = Wire(monkeypatch, nobody)
+    pod = Pod(["http://repo"])
+    pod.start(nursery)
+    await trio.sleep(86_400)
+    limits = [min(60, 2**failures) for failures in range(1, len(wire.gaps) + 1)]
+    assert all(gap <= limit + 0.01 for gap, limit in zip(wire.gaps, limits, strict=True))
+    assert max(wire.gaps[:3]) < 8
+    assert max(wire.gaps) > 50
+    assert 25 < sum(wire.gaps) / len(wire.gaps) < 35  # full jitter: half the limit on average
+    assert wire.reports == []
+    assert pod.telemetry.repo_up is False
+    assert pod.said("repo-away") == 1  # once, not at every question
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_repo_that_comes_back_is_noticed_at_once_and_told_the_status(
+    monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    wire = Wire(monkeypatch, good)
+    pod = Pod(["http://repo"])
+    pod.start(nursery)
+    await trio.sleep(100)
+    wire.script = nobody
+    await trio.sleep(200)
+    pod.client.status_changed()  # in the middle of the absence, with more failures to come
+    await trio.sleep(200)
+    assert len(wire.reports) == 1
+    assert wire.held[-1] is False  # "there again" must not take another 55 seconds
+    wire.script = good
+    back = trio.current_time()
+    await trio.sleep(62)
+    assert pod.telemetry.repo_up is True
+    assert pod.said("repo-reached") == 2
+    assert len(wire.reports) == 2
+    first = next(moment for moment in wire.asked if moment >= back)
+    assert wire.reports[1] - first < 1
+    assert wire.held[-1] is True
+    assert len(pod.taken) == 1  # what ran kept running
+    nursery.cancel_scope.cancel()
+
+
+async def test_two_dead_repos_are_asked_in_turn(
+    monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    wire = Wire(monkeypatch, nobody)
+    Pod(["http://a", "http://b/base/"]).start(nursery)
+    await trio.sleep(600)
+    assert wire.urls[:4] == ["http://a/v1/bundle", "http://b/base/v1/bundle"] * 2
+    nursery.cancel_scope.cancel()
+
+
+async def unheld(url: str, headers: dict[str, str]) -> Response:
+    return Response(304) if "if-none-match" in headers else bundle("one")
+
+
+async def again_and_again(url: str, headers: dict[str, str]) -> Response:
+    return bundle("one")
+
+
+async def without_tag(url: str, headers: dict[str, str]) -> Response:
+    return Response(200, {"content-type": MEDIA_TYPE}, b"one")
+
+
+async def redirected(url: str, headers: dict[str, str]) -> Response:
+    return Response(302, {"location": "/login"})
+
+
+async def at_once(url: str, headers: dict[str, str]) -> Response:
+    return Response(304, APPLIED_PREFERENCE) if "if-none-match" in headers else bundle("one")
+
+
+@pytest.mark.parametrize(
+    ("script", "most"),
+    [(unheld, 200), (again_and_again, 200), (without_tag, 200), (redirected, 200), (at_once, 5 * 3600)],
+)
+async def test_a_repo_gone_wild_is_not_asked_in_a_tight_loop(
+    script: Script,
+    most: int,
+    monkeypatch: pytest.MonkeyPatch,
+    nursery: trio.Nursery,
+    autojump_clock: MockClock,
+) -> None:
+    wire = Wire(monkeypatch, script)
+    pod = Pod(["http://repo"])
+    pod.start(nursery)
+    await trio.sleep(3600)
+    assert 60 < len(wire.asked) <= most + 20
+    assert len(pod.taken) <= 1
+    nursery.cancel_scope.cancel()
+
+
+async def test_retry_after_is_obeyed_and_spread(
+    monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async def busy(url: str, headers: dict[str, str]) -> Response:
+        return text_response(429, "too many", retry_after="300")
+
+    wire = Wire(monkeypatch, busy)
+    pod = Pod(["http://repo"])
+    pod.start(nursery)
+    await trio.sleep(86_400)
+    assert min(wire.gaps) >= 300
+    assert max(wire.gaps) <= 375.1
+    assert max(wire.gaps) - min(wire.gaps) > 30
+    assert pod.said("429 too many") == 1
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("said", ["soon", "-5", "Wed, 21 Oct 2015 07:28:00 GMT", "\xb2", ""])
+async def test_a_retry_after_that_is_no_number_of_seconds_is_passed_over(
+    said: str, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async def strange(url: str, headers: dict[str, str]) -> Response:
+        return Response(503, {"retry-after": said})
+
+    wire = Wire(monkeypatch, strange)
+    Pod(["http://repo"]).start(nursery)
+    await trio.sleep(600)
+    assert min(wire.gaps) >= 1
+    assert max(wire.gaps) <= 61
+    nursery.cancel_scope.cancel()
+
+
+async def test_reports_are_made_on_change_and_at_most_once_a_second(
+    monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    wire = Wire(monkeypatch, good)
+    pod = Pod(["http://repo"])
+    pod.start(nursery)
+    await trio.sleep(10)
+    wire.reports.clear()
+    for _ in range(1000):
+        pod.client.status_changed()
+        await trio.sleep(0.01)
+    await trio.sleep(10)
+    assert 10 <= len(wire.reports) <= 11
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_report_that_fails_is_made_again(
+    monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    wire = Wire(monkeypatch, good)
+    wire.reports_fail = True
+    Pod(["http://repo"]).start(nursery)
+    await trio.sleep(120)
+    assert 10 <= len(wire.reports) <= 60
+    wire.reports_fail = False
+    wire.reports.clear()
+    await trio.sleep(120)
+    assert len(wire.reports) == 1
+    nursery.cancel_scope.cancel()
+
+
+async def test_only_https_makes_a_bundle_trusted(
+    monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    wire = Wire(monkeypatch, good)
+    pods = [Pod(["https://repo"]), Pod(["http://https://repo"])]
+    for pod in pods:
+        pod.start(nursery)
+    await trio.sleep(1)
+    assert [pod.taken for pod in pods] == [[("one", True)], [("one", False)]]
+    assert wire.held == [True, True, True, True]
+    nursery.cancel_scope.cancel()
