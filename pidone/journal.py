@@ -17,6 +17,8 @@ class Journal:
     def __init__(self, echo: Callable[[str], None] | None = None) -> None:
         self.lines: deque[str] = deque(maxlen=RING)
         self.written = 0
+        self.told = 0  # of these, how many the repo has
+        self.changed: Callable[[], None] = lambda: None
         self._echo = echo or _print
 
     def write(self, event: str, **fields: object) -> None:
@@ -27,6 +29,12 @@ class Journal:
         self.lines.append(line)
         self.written += 1
         self._echo(line)
+        self.changed()
+
+    def untold(self) -> list[str]:
+        """The lines that the repo has not got yet, as far as they are still here."""
+        behind = min(self.written - self.told, len(self.lines))
+        return list(self.lines)[len(self.lines) - behind :]
 
 
 def quoted(value: object) -> str:

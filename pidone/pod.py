@@ -25,7 +25,6 @@ from pidone.telemetry import Telemetry
 
 TEARDOWN_BUDGET = 8.0  # seconds: below the 10 that runtimes which send TERM leave to a sandbox
 LINGER = 5.0  # seconds without a task before it dozes: labels are often changed one after the other
-LOG_LINES = 20  # in one report
 
 NOTHING = Plan(digest([]), ())
 NOBODY = Pod(name="", namespace="", uid="", ip="")
@@ -91,14 +90,12 @@ class PodProgram:
             }
             for state in self.engine.tasks
         }
-        logs = list(self.journal.lines)[-LOG_LINES:]
         return {
             "after": os.environ.get("PIDONE_LAST_WORDS", ""),  # why the program before this one ended
             "digest": self.telemetry.bundle_digest,
             "phase": self._phase.value,
             "reaped": self.reaper.orphans,
             "tasks": tasks,
-            "logs": logs,
         }
 
     def _setting(self, pod: Pod) -> Setting:
@@ -151,7 +148,7 @@ def _start_client(program: PodProgram, nursery: trio.Nursery) -> None:
         source=program.settings.pod_ip,
         random=program.random,
     )
-    program.changed = client.status_changed
+    program.changed = program.journal.changed = client.status_changed
     nursery.start_soon(_again_and_again, client.ask, program.journal)
     nursery.start_soon(_again_and_again, client.report, program.journal)
 
@@ -197,15 +194,20 @@ def main() -> bool:
         repo=",".join(program.settings.repos),
         after=os.environ.get("PIDONE_LAST_WORDS"),
     )
-    return trio.run(live, program)
+    try:
+        return trio.run(live, program)
+    except BaseException as error:
+        error.add_note(" | ".join(program.journal.untold()))
+        raise
 
 
 def last_words(error: BaseException) -> str:
-    """What is carried over a failure of the program itself: the error, and where it came from."""
+    """What is carried over a failure of the program itself: the error, its place, and what the repo was not told."""
     frames = []
     trace = error.__traceback__
     while trace is not None:
         code = trace.tb_frame.f_code
         frames.append(f"{code.co_filename.rpartition('/')[2]}:{trace.tb_lineno} {code.co_name}")
         trace = trace.tb_next
-    return f"{describe(error)} (at {' < '.join(reversed(frames[-8:]))})"
+    untold = "; ".join(getattr(error, "__notes__", ()))
+    return f"{describe(error)} (at {' < '.join(reversed(frames[-8:]))}) {untold}".rstrip()

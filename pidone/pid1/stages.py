@@ -14,7 +14,7 @@ import posix
 
 RETRY_MAX = 300.0  # seconds of doze after a failure of the program, at most
 GOOD_RUN = 600.0  # seconds after which earlier failures are forgotten
-WORDS_MAX = 2000  # characters of last words carried over
+WORDS_MAX = 6000  # characters of last words carried over; a request may have a head of 16 KiB
 
 STAGE, WORDS, FAILURES = b"PIDONE_STAGE", b"PIDONE_LAST_WORDS", b"PIDONE_FAILURES"
 

@@ -28,6 +28,7 @@ BACKOFF_MAX = 60.0  # seconds between two questions to a repo that does not answ
 ANSWER_GAP = 0.2  # seconds between two questions that are answered at once: a repo gone wild costs no more
 STATUS_GAP = 1.0  # seconds between two reports
 STATUS_TIMEOUT = 10.0
+LOG_LINES, LOG_WIDTH = 100, 300  # in one report, which may have 64 KiB: the newest lines, and of each the beginning
 
 
 class Consumer(Protocol):
@@ -170,6 +171,7 @@ class RepoClient:
             await trio.sleep(STATUS_GAP)
 
     async def _report_once(self) -> bool:
+        written = self._journal.written
         status = {
             "boot": self._boot,
             "version": __version__,
@@ -177,6 +179,7 @@ class RepoClient:
             "state": "rejected" if self._rejected else "applied",
             "error": self._error,
             "rejected": self._rejected.strip('"') or None,
+            "logs": [line[:LOG_WIDTH] for line in self._journal.untold()[-LOG_LINES:]],
             **self._consumer.status(),
         }
         try:
@@ -190,6 +193,8 @@ class RepoClient:
             )
         except TransferError:
             return False  # the question that is held open notices as well, and says so
+        if answer.status == 204:
+            self._journal.told = written
         return answer.status == 204
 
 

@@ -1,6 +1,8 @@
 """The protocol: time by MockClock on the handler, addresses on real sockets."""
 
 import json
+import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -320,3 +322,94 @@ async def test_each_address_gets_its_own(ask: Ask) -> None:
 async def test_a_report_too_large_is_refused(ask: Ask) -> None:
     response = await ask("/v1/status", "127.0.0.2", "POST", body=b" " * (64 * 1024 + 1))
     assert response.status == 413
+
+
+# The doorbell
+
+
+async def test_a_pod_with_tasks_is_sent_to_its_bundle_and_one_without_gets_a_bell(repo: Repo) -> None:
+    web = await repo.handle(get("/v1/doorbell"))
+    assert (web.status, web.headers["location"]) == (303, "/v1/bundle")
+    db = await repo.handle(get("/v1/doorbell", peer="127.0.0.3"))
+    assert db.status == 200
+    assert db.later is not None
+
+
+async def test_the_bell_rings_when_there_are_tasks_and_for_nothing_else(
+    repo: Repo, nursery: trio.Nursery
+) -> None:
+    bell = (await repo.handle(get("/v1/doorbell", peer="127.0.0.3"))).later
+    assert bell is not None
+    rung: list[bytes] = []
+
+    async def wait() -> None:
+        rung.append(await bell())
+
+    nursery.start_soon(wait)
+    await wait_all_tasks_blocked()
+    put(repo, pod(labels=CHECKED), pod("db", "127.0.0.3", labels={"other": "label"}))
+    await wait_all_tasks_blocked()
+    assert rung == []
+    assert repo.held == 1
+    put(repo, pod(labels=CHECKED), pod("db", "127.0.0.3", labels=CHECKED))
+    await wait_all_tasks_blocked()
+    assert rung == [b"!"]
+    assert repo.held == 0
+
+
+async def test_an_address_that_is_not_known_yet_has_a_bell_too(repo: Repo, nursery: trio.Nursery) -> None:
+    bell = (await repo.handle(get("/v1/doorbell", peer="127.0.0.9"))).later
+    assert bell is not None
+    rung: list[bytes] = []
+
+    async def wait() -> None:
+        rung.append(await bell())
+
+    nursery.start_soon(wait)
+    await wait_all_tasks_blocked()
+    put(repo, pod(labels=CHECKED), pod("new", "127.0.0.9", labels=CHECKED))
+    await wait_all_tasks_blocked()
+    assert rung == [b"!"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (get("/v1/doorbell", pidone_pod_uid="uid-db"), 409),
+        (get("/v1/doorbell", peer="10.0.0.1"), 403),
+    ],
+)
+async def test_who_is_refused_a_bundle_is_refused_a_bell(repo: Repo, request_: Request, status: int) -> None:
+    assert (await repo.handle(request_)).status == status
+
+
+async def test_a_terminating_pod_has_nothing_to_do_any_more(repo: Repo) -> None:
+    put(repo, pod(labels=CHECKED, terminating=True))
+    assert (await repo.handle(get("/v1/doorbell"))).status == 200
+
+
+async def test_last_words_at_the_door_are_logged(capsys: pytest.CaptureFixture[str], repo: Repo) -> None:
+    await repo.handle(get("/v1/doorbell", pidone_last_words="MemoryError: as if"))
+    assert 'pod=shop/web event=failed error="MemoryError: as if"' in capsys.readouterr().err
+
+
+async def test_a_pod_that_goes_away_takes_its_bell_with_it(repo: Repo, nursery: trio.Nursery) -> None:
+    """Over a real socket, closed and reset alike; and the server goes on."""
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    await nursery.start(
+        lambda task_status: serve(repo.handle, listeners, max_connections=9, task_status=task_status)
+    )
+    port = listeners[0].socket.getsockname()[1]
+    for reset in (False, True):
+        stream = await trio.open_tcp_stream("127.0.0.1", port, local_address="127.0.0.3")
+        await stream.send_all(b"GET /v1/doorbell HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await stream.receive_some()).startswith(b"HTTP/1.1 200")
+        await wait_all_tasks_blocked()
+        assert repo.held == 1
+        if reset:
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await stream.aclose()
+        with trio.fail_after(5):
+            while repo.held:
+                await trio.lowlevel.checkpoint()
+    nursery.cancel_scope.cancel()

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ import httpx
 
 from tests import pidns
 from tests.eureka import real
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -58,7 +58,7 @@ class World:
         for old in folder.glob("*.log"):
             old.unlink()
         self._closing = ExitStack()
-        repo_port, eureka_port = _free_port(), _free_port()
+        repo_port, eureka_port = free_port(), free_port()
         self.repo_url = f"http://127.0.0.1:{repo_port}"
         self.eureka_url = f"http://127.0.0.1:{eureka_port}/eureka"
         self.real_eureka = real.missing() is None
@@ -178,9 +178,3 @@ class World:
         except httpx.TransportError:
             return None
         return answer if answer.status_code == 200 else None
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
