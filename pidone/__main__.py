@@ -49,6 +49,10 @@ def process_one() -> int:
     posix.chdir("/")  # a working directory elsewhere would pin its file system
     if stage is None:
         stages.doze(argv)
+        if posix.getpid() != 1:
+            from pidone.pid1.subreaper import become_subreaper
+
+            become_subreaper()
     import time
 
     while True:

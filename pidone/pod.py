@@ -24,6 +24,8 @@ from pidone.repo.client import RepoClient
 from pidone.telemetry import Telemetry
 
 TEARDOWN_BUDGET = 8.0  # seconds: below the 10 that runtimes which send TERM leave to a sandbox
+PART_PAUSE_MAX = 30.0  # seconds before a part that failed is begun anew, at most
+TELL = 10.0  # seconds for telling the repo all before that
 LINGER = 5.0  # seconds without a task before it dozes: labels are often changed one after the other
 
 NOTHING = Plan(digest([]), ())
@@ -126,9 +128,9 @@ async def live(program: PodProgram, *, local: bytes | None = None) -> bool:
             if local is not None:
                 program.take(local, trusted=True)
             else:
-                _start_client(program, nursery)
+                client = _start_client(program, nursery)
                 if ask.repos() and stages.doze_program():  # without a doorbell nobody would wake it
-                    nursery.start_soon(_leave_when_idle, program, nursery.cancel_scope)
+                    nursery.start_soon(_leave_when_idle, program, client, nursery.cancel_scope)
             number = await anext(stops)
             journal.write("stopping", signal=number)
             await program.engine.drain(TEARDOWN_BUDGET)
@@ -138,7 +140,7 @@ async def live(program: PodProgram, *, local: bytes | None = None) -> bool:
     return False
 
 
-def _start_client(program: PodProgram, nursery: trio.Nursery) -> None:
+def _start_client(program: PodProgram, nursery: trio.Nursery) -> RepoClient:
     client = RepoClient(
         list(program.settings.repos),
         program,
@@ -151,27 +153,34 @@ def _start_client(program: PodProgram, nursery: trio.Nursery) -> None:
     program.changed = program.journal.changed = client.status_changed
     nursery.start_soon(_again_and_again, client.ask, program.journal)
     nursery.start_soon(_again_and_again, client.report, program.journal)
+    return client
 
 
-async def _leave_when_idle(program: PodProgram, scope: trio.CancelScope) -> None:
+async def _leave_when_idle(program: PodProgram, client: RepoClient, scope: trio.CancelScope) -> None:
     while True:
         await program.engine.wait_idle()
         with trio.move_on_after(program.settings.linger) as lingering:
             await program.engine.wait_busy()
         if lingering.cancelled_caught:
             program.journal.write("idle", reaped=program.reaper.orphans)
-            scope.cancel()
-            return
+            with trio.move_on_after(TELL):  # what is untold goes with the memory
+                await client.all_told()
+            if program.engine.idle:
+                scope.cancel()
+                return
 
 
 async def _again_and_again(part: Callable[[], Awaitable[None]], journal: Journal) -> None:
-    """A part that fails is begun anew: its failure must not take the tasks down."""
+    """A part that fails is begun anew, later each time: its failure must not take the tasks down."""
+    pause = 1.0
     while True:
+        began = trio.current_time()
         try:
             await part()
         except Exception as error:  # noqa: BLE001 - a bug of ours, or no memory: said, and tried again
             journal.write("part-failed", part=part.__qualname__, error=describe(error))
-        await trio.sleep(10)
+        pause = 1.0 if trio.current_time() - began > PART_PAUSE_MAX else min(2 * pause, PART_PAUSE_MAX)
+        await trio.sleep(pause)
 
 
 def _refuse_privileged(bundle: Bundle) -> None:

@@ -41,6 +41,7 @@ class Engine:
         self._actions: dict[str, Action] = {}  # by task digest: of what runs, and of what is wanted next
         self._scopes: dict[str, trio.CancelScope] = {}
         self._nursery: trio.Nursery | None = None
+        self._broken: Exception | None = None
         self._timer_is_stale = trio.Event()
         self._state_changed = trio.Event()
 
@@ -49,14 +50,24 @@ class Engine:
         """For looking only."""
         return self._core.tasks.values()
 
+    @property
+    def idle(self) -> bool:
+        """There is nothing to do, and nothing to take back."""
+        return self._core.idle
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Run until cancelled; then all runs are cancelled at once, without undoing (``drain`` does that)."""
+        """Run until cancelled; then all runs are cancelled at once, without undoing (``drain`` does that).
+
+        Raises what the core raised: a machine that failed in the middle of a step is not to be trusted further.
+        """
         async with trio.open_nursery() as self._nursery:
             task_status.started()
             while True:
                 self._timer_is_stale = trio.Event()
                 with trio.move_on_at(self._core.next_due()):
                     await self._timer_is_stale.wait()
+                if self._broken is not None:
+                    raise self._broken
                 self._handle(None)
 
     def apply(self, plan: Plan, *, setting: Setting | None = None) -> None:
@@ -94,9 +105,14 @@ class Engine:
 
     def _handle(self, event: Event | None) -> None:
         before = {name: (state.stage, state.state) for name, state in self._core.tasks.items()}
-        for command in self._core.handle(event, trio.current_time()):
-            self._do(command)
         self._timer_is_stale.set()
+        try:
+            commands = self._core.handle(event, trio.current_time())
+        except Exception as error:  # noqa: BLE001 - told by ``run``, and not by the task that happened to be here
+            self._broken = error
+            return
+        for command in commands:
+            self._do(command)
         if before != {name: (state.stage, state.state) for name, state in self._core.tasks.items()}:
             self._state_changed.set()
             self._state_changed = trio.Event()

@@ -15,6 +15,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
@@ -73,6 +74,8 @@ int main(int argc, char **argv) {
 	sigfillset(&set); // first: the kernel drops what comes to a process 1 that neither handles nor blocks it
 	sigprocmask(SIG_SETMASK, &set, NULL);
 	syscall(SYS_close_range, 3, ~0U, 0);
+	if (getpid() != 1)
+		prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); // hostPID, a desk; it stays over execve
 	if (chdir("/")) {} // a working directory elsewhere would pin its file system
 
 	int delayed = argc > 2 && argv[1][0] == '-' && argv[1][1] == 'd';

@@ -28,7 +28,10 @@ BACKOFF_MAX = 60.0  # seconds between two questions to a repo that does not answ
 ANSWER_GAP = 0.2  # seconds between two questions that are answered at once: a repo gone wild costs no more
 STATUS_GAP = 1.0  # seconds between two reports
 STATUS_TIMEOUT = 10.0
-LOG_LINES, LOG_WIDTH = 100, 300  # in one report, which may have 64 KiB: the newest lines, and of each the beginning
+LOG_LINES, LOG_WIDTH = (
+    100,
+    300,
+)  # in one report, which may have 64 KiB: the newest lines, and of each the beginning
 
 
 class Consumer(Protocol):
@@ -75,6 +78,7 @@ class RepoClient:
         self._error = ""  # why the bundle was rejected
         self._dirty = trio.Event()
         self._reached = trio.Event()
+        self._heard = trio.Event()
         self._boot = os.urandom(8).hex()
         self._headers = {**claims, "pidone-boot": self._boot, "pidone-version": __version__}
 
@@ -151,10 +155,15 @@ class RepoClient:
             if not answer.headers.get("content-type", "").startswith(MEDIA_TYPE):
                 raise Refused(f"expected {MEDIA_TYPE}, not {answer.headers.get('content-type', 'nothing')}")
             self._consumer.take(answer.body, trusted=trusted)
-        except Refused as error:
-            self._rejected, self._error = tag, str(error)
+        except Exception as error:  # noqa: BLE001 - a plan that brings out a bug of ours is refused as well
+            why = (
+                str(error)
+                if isinstance(error, Refused)
+                else f"internal error: {type(error).__name__}: {error}"
+            )
+            self._rejected, self._error = tag, why
             self._telemetry.bundle_rejections += 1
-            self._journal.write("plan-refused", error=error)
+            self._journal.write("plan-refused", error=why)
         else:
             self._applied, self._rejected, self._error = tag, "", ""
         self._dirty.set()
@@ -195,7 +204,14 @@ class RepoClient:
             return False  # the question that is held open notices as well, and says so
         if answer.status == 204:
             self._journal.told = written
+            self._heard.set()
+            self._heard = trio.Event()
         return answer.status == 204
+
+    async def all_told(self) -> None:
+        """Return when the repo has every line of the journal."""
+        while self._journal.untold():
+            await self._heard.wait()
 
 
 def _words(answer: Response) -> str:

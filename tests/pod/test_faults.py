@@ -1,0 +1,98 @@
+"""Process 1 under a fault injector: the same process at the end, and every fault reported."""
+
+import json
+import os
+import random
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import trio
+
+from pidone.http.message import Request, Response
+from pidone.plan.format import MEDIA_TYPE
+from tests import pidns
+from tests.http.serving import http_server
+from tests.pod.test_pod import ADDRESS, DOZE, Repo, metrics
+
+SECONDS = float(os.environ.get("PIDONE_TEST_FAULTS", "20"))
+GARBAGE = [
+    Response(500),
+    Response(200, {"content-type": MEDIA_TYPE, "etag": '"g1"'}, b"\xff\xfe garbage"),
+    Response(200, {"content-type": MEDIA_TYPE, "etag": '"g2"'}, b"[" * 50_000),
+    Response(200, {"content-type": MEDIA_TYPE}, b"{}"),
+    Response(200, {"content-type": "text/html", "etag": '"g3"'}, b"<html>"),
+    Response(304),
+    Response(404, {"retry-after": "1"}),
+    Response(302, {"location": "http://127.0.0.1:9/"}),
+    Response(200, {"content-type": MEDIA_TYPE, "etag": '"g4"'}, b"x" * 300_000),
+]
+
+
+class FaultyRepo(Repo):
+    """Answers nonsense now and then, and keeps every word that reaches it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard = ""
+        self.calm = False
+
+    async def handle(self, asked: Request) -> Response:
+        self.heard += asked.headers.get("pidone-last-words", "")
+        if asked.path == "/v1/status":
+            if not self.calm and random.random() < 0.2:
+                return Response(500)  # the report is not heard: it is to be made again
+            self.heard += asked.body.decode()
+            json.loads(asked.body)
+        elif not self.calm and random.random() < 0.2:
+            return random.choice(GARBAGE)
+        with trio.move_on_after(0.5):  # a held question is cut short, so that there are many
+            return await super().handle(asked)
+        return Response(304, {"preference-applied": "wait=1"})
+
+
+@pytest.mark.pidns
+@pytest.mark.parametrize("form", ["doze", "python"])
+async def test_the_same_process_at_the_end_and_every_fault_reported(
+    nursery: trio.Nursery, tmp_path: Path, form: str
+) -> None:
+    if form == "doze" and not DOZE.exists():
+        pytest.skip("doze is not built: make doze")
+    repo, record = FaultyRepo(), tmp_path / "faults"
+    record.touch()
+    url = f"http://127.0.0.1:{await http_server(nursery, repo.handle, body=1 << 16)}"
+    env = {"PIDONE_REPO": url, "PIDONE_POD_IP": ADDRESS, "PIDONE_POD_UID": "u", "PIDONE_LINGER": "1"}
+    env["PIDONE_DOZE"] = str(DOZE) if form == "doze" else "/nowhere"
+    program = [sys.executable, str(Path(__file__).with_name("faulty.py")), str(record)]
+    with (
+        (tmp_path / "log").open("wb") as output,
+        pidns.process_one(program, env=env, output=output) as process,
+    ):
+        with trio.move_on_after(SECONDS):
+            while True:
+                port = random.randrange(20_000, 30_000)
+                probe = {
+                    "name": "ready",
+                    "probe": {"tcpSocket": {"port": port, "host": ADDRESS}, "periodSeconds": 1},
+                }
+                repo.put(random.choice([[], [metrics(port)], [metrics(port), probe], [probe]]))
+                process.make_orphans(10)
+                assert process.same()
+                await trio.sleep(0.4 * random.random())
+        repo.calm = True
+        repo.put([metrics(port)])
+        faults = dict(line.split()[::-1] for line in record.read_text().splitlines())
+        # The last ones may wait for a program that dozes after a failure, for longer after each.
+        with trio.move_on_after(60):
+            while missing := [
+                f"{part} {number}" for number, part in faults.items() if number not in repo.heard
+            ]:
+                await trio.sleep(0.1)
+                faults = dict(line.split()[::-1] for line in record.read_text().splitlines())
+        assert process.same()
+        assert process.zombies() == 0
+    assert not missing, (tmp_path / "log").read_text()[-3000:]
+    print(f"{form}: {dict(Counter(faults.values()))} in {SECONDS:g} s")
+    assert len(faults) > SECONDS / 4
+    nursery.cancel_scope.cancel()
