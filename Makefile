@@ -50,8 +50,8 @@ format: $(READY)
 
 # The one that images and wheels carry: 18 kB and 12 KiB of memory. ziglang builds a C library first, once.
 doze: build/doze-x86_64 build/doze-aarch64
-	cp build/doze-$(shell uname -m) build/doze
-	cp build/doze-x86_64 build/doze-aarch64 pidone/pid1/
+	install build/doze-$(shell uname -m) build/doze
+	install build/doze-x86_64 build/doze-aarch64 pidone/pid1/
 
 build/doze-%: pidone/pid1/doze.c build/zig/.ready
 	ZIG_GLOBAL_CACHE_DIR=$(CACHE)/zig ZIG_LOCAL_CACHE_DIR=$(CACHE)/zig build/zig/bin/python -m ziglang cc \
@@ -76,7 +76,8 @@ IMAGE_ROOT ?= build/image-root
 MACHINE     = $(if $(filter arm64,$(ARCH)),aarch64,x86_64)
 
 image: image-root
-	@$(BIN)/python k3d/image/build.py pack --arch $(ARCH) --root $(IMAGE_ROOT) --out build/image.oci.tar
+	@$(BIN)/python k3d/image/build.py pack --arch $(ARCH) --root $(IMAGE_ROOT) \
+	  --out build/image$(if $(filter amd64,$(ARCH)),,-$(ARCH)).oci.tar
 
 image-root: $(READY) build/doze-$(MACHINE)
 	@CACHE=$(CACHE) $(BIN)/python k3d/image/build.py root --arch $(ARCH) --out $(IMAGE_ROOT)

@@ -49,7 +49,9 @@ class Settings:
         )
         linger = environ.get("PIDONE_LINGER", "")
         return cls(
-            repos, environ.get("PIDONE_POD_IP") or None, float(linger) if linger.isdecimal() else LINGER
+            repos,
+            environ.get("PIDONE_POD_IP") or None,
+            max(1.0, float(linger)) if linger.isdecimal() else LINGER,
         )
 
 
@@ -165,7 +167,8 @@ async def _leave_when_idle(program: PodProgram, client: RepoClient, scope: trio.
             program.journal.write("idle", reaped=program.reaper.orphans)
             with trio.move_on_after(TELL):  # what is untold goes with the memory
                 await client.all_told()
-            if program.engine.idle:
+            # A plan that was refused is there all the same: the doorbell would only call back at once.
+            if program.engine.idle and not client.refused:
                 scope.cancel()
                 return
 

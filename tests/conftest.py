@@ -1,3 +1,4 @@
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -22,4 +23,7 @@ def spring(tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A script's background job starts with these ignored, and so would every process that a test starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     (config.rootpath / "build").mkdir(exist_ok=True)  # for --basetemp, whose parent pytest does not make

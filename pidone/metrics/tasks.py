@@ -1,7 +1,7 @@
 """Collector ``tasks``: the plan, its tasks, and what process 1 reaped."""
 
+import sys
 from collections.abc import Iterable, Iterator
-from platform import python_version
 from time import time
 
 import trio
@@ -15,7 +15,7 @@ from pidone.telemetry import TaskView, Telemetry
 
 def collect(pod: Pod, reaper: Reaper, counts: Telemetry, tasks: Iterable[TaskView]) -> Iterator[Family]:
     yield gauge("pidone_build_info", "What this process is made of; always 1.").add(
-        1, version=__version__, python=python_version(), trio=trio.__version__
+        1, version=__version__, python=sys.version.partition(" ")[0], trio=trio.__version__
     )
     yield gauge("pidone_pod_info", "The pod that this process is part of; always 1.").add(
         1, uid=pod.uid, node=pod.node

@@ -71,7 +71,8 @@ def repos() -> list[tuple[str, int]]:
 
 
 def _connect(host: str, port: int) -> "_socket.socket":
-    family, kind, protocol, _, address = _socket.getaddrinfo(host, port, 0, _socket.SOCK_STREAM)[0]
+    # as bytes: a str would load the IDNA codec, and re and enum with it
+    family, kind, protocol, _, address = _socket.getaddrinfo(host.encode(), port, 0, _socket.SOCK_STREAM)[0]
     bell = _socket.socket(family, kind, protocol)
     bell.settimeout(TIMEOUT)
     source = posix.environ.get(b"PIDONE_POD_IP")

@@ -82,6 +82,11 @@ class RepoClient:
         self._boot = os.urandom(8).hex()
         self._headers = {**claims, "pidone-boot": self._boot, "pidone-version": __version__}
 
+    @property
+    def refused(self) -> bool:
+        """Whether the last bundle that came was refused."""
+        return bool(self._rejected)
+
     def status_changed(self) -> None:
         """There is something to report; reports are made at most every ``STATUS_GAP`` seconds."""
         self._dirty.set()

@@ -232,3 +232,18 @@ async def test_the_last_words_of_a_failed_program_reach_the_repo(
         report = await repo.report(lambda report: report["tasks"])
         assert report["after"] == words, "and with the first report, where there is one"
     nursery.cancel_scope.cancel()
+
+
+@pytest.mark.pidns
+@pytest.mark.skipif(not DOZE.exists(), reason="doze is not built: make doze")
+async def test_a_pod_whose_plan_was_refused_does_not_start_python_again_and_again(
+    repo: Repo, nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    url = await serve_repo(repo, nursery)
+    repo.put([{"name": "x", "fly": {}}])
+    with pod(url, tmp_path / "log", doze=str(DOZE), PIDONE_LINGER="1"):
+        await repo.report(lambda report: report["state"] == "rejected")
+        await trio.sleep(3)  # that it does not leave is what is asserted
+        assert len(repo.last_words) == 1, "the doorbell was asked for once"
+        assert len({report["boot"] for report in repo.reports}) == 1
+    nursery.cancel_scope.cancel()

@@ -1,0 +1,224 @@
+"""``python -m tests.bench.pid1 [--quick] [--json FILE] [--root DIR]``: process 1 beside pause and its peers.
+
+Prints one table; ratios are to pause, in the same run. Needs root, a C compiler, and for the peers Debian's
+tini, dumb-init and catatonit. Nothing is asserted: what is allowed stands in the issue, and in docs/footprint.md.
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+from tests.bench import candidates, measure
+from tests.bench.candidates import Candidate
+from tests.bench.world import PROBE_PERIOD, RENEWAL, World
+
+
+@dataclass(frozen=True)
+class Extent:
+    instances: int
+    idle: float  # seconds
+    starts: int
+    orphans: int
+    orphan_repeats: int
+    terms: int
+    early: int  # TERMs within the first 0.3 ms
+    wakes: int
+
+
+FULL = Extent(20, 5.0, 20, 10_000, 1, 1000, 100, 5)
+QUICK = Extent(3, 5.0, 6, 1_000, 1, 40, 40, 2)
+EARLY = 0.0003
+LATEST = 0.3
+
+Figures = dict[str, dict[str, float]]  # by figure and candidate
+
+
+def say(text: str) -> None:
+    print(f"{time.monotonic() - BEGAN:5.0f} s  {text}", file=sys.stderr, flush=True)
+
+
+BEGAN = time.monotonic()
+
+
+def run(found: list[Candidate], extent: Extent, world: World, save: Callable[[Figures], None]) -> Figures:
+    figures: Figures = defaultdict(dict)
+    for candidate in found:  # byte code and pages of the files are there afterwards, for all
+        if candidate.active:
+            with measure.running(candidate, world) as one:
+                if not measure.at_work(one, world, "register"):
+                    say(f"{candidate.name} does not come up")
+    say(f"idle: {extent.instances} of each at once")
+    for name, idle in measure.idle(found, world, extent.instances, extent.idle).items():
+        figures["private"][name] = idle.private
+        figures["wakeups"][name] = idle.wakeups
+        figures["requests"][name] = idle.requests
+        figures["instances"][name] = idle.instances
+    save(figures)
+    _starts(found, extent, world, figures)
+    say(f"orphans: {extent.orphans}, {extent.orphan_repeats} times")
+    collected: dict[str, list[measure.Orphans]] = defaultdict(list)
+    for candidate in _turns(found, extent.orphan_repeats):
+        taken = measure.orphans(candidate, world, extent.orphans)
+        if taken:
+            collected[candidate.name].append(taken)
+    for name, several in collected.items():
+        figures["orphan"][name] = median(each.cpu for each in several)
+        figures["most"][name] = max(each.most for each in several)
+        figures["left"][name] = max(each.left for each in several)
+    save(figures)
+    for candidate in found:
+        if candidate.active:
+            say(f"wakes: {candidate.name}")
+            woken = measure.wakes(candidate, world, extent.wakes)
+            if woken:
+                figures["wake cpu"][candidate.name] = median(woken.cpu)
+                figures["wake ask"][candidate.name] = woken.ask
+                figures["wake wall"][candidate.name] = median(woken.wall)
+    save(figures)
+    _terms(found, extent, world, figures, save)
+    return figures
+
+
+def _turns(found: list[Candidate], repeats: int) -> list[Candidate]:
+    turns: list[Candidate] = []
+    for _ in range(repeats):
+        turns += random.sample(found, len(found))
+    return turns
+
+
+def _starts(found: list[Candidate], extent: Extent, world: World, figures: Figures) -> None:
+    say(f"starts: {extent.starts} of each")
+    took: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for candidate in _turns(found, extent.starts):
+        took[candidate.name] += measure.starts(candidate, world, 1)
+    for name, several in took.items():
+        figures["start wall"][name] = median(wall for wall, _ in several)
+        figures["start cpu"][name] = median(cpu for _, cpu in several)
+
+
+def _terms(
+    found: list[Candidate],
+    extent: Extent,
+    world: World,
+    figures: Figures,
+    save: Callable[[Figures], None],
+) -> None:
+    say(f"TERM: {extent.terms} to each within {LATEST:g} s, {extent.early} within {EARLY * 1000:g} ms")
+    sent: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
+    parts = 5
+    for candidate in _turns(found, parts):
+        slots = 10 if candidate.active else 20  # an active one needs the processors to get anywhere in time
+        sent["lost", candidate.name].append(
+            measure.terms(candidate, world, extent.terms // parts, LATEST, slots, 2.0)
+        )
+        sent["lost early", candidate.name].append(
+            measure.terms(candidate, world, extent.early // parts, EARLY, 5, 0.3)
+        )
+        for (figure, name), several in sent.items():
+            figures[figure][name] = sum(lost for _, lost in several)
+            figures[f"{figure} of"][name] = sum(number for number, _ in several)
+        save(figures)
+
+
+def table(found: list[Candidate], figures: Figures, image: int | None) -> str:
+    names = [candidate.name for candidate in found]
+
+    def row(title: str, figure: str, show: Callable[[float], str], *, ratio: bool = True) -> str:
+        cells = []
+        base = figures.get(figure, {}).get("pause", 0)
+        for name in names:
+            value = figures.get(figure, {}).get(name)
+            cell = "-" if value is None else show(value)
+            if ratio and value is not None and base:
+                factor = value / base
+                cell += f" ({factor:.2f}x)" if factor < 9.95 else f" ({factor:.0f}x)"
+            cells.append(cell)
+        return f"| {title} | {' | '.join(cells)} |"
+
+    def share(figure: str) -> Figures:
+        lost = figures.get(figure, {})
+        return {figure: {name: lost[name] for name in lost}}
+
+    def of(figure: str) -> str:
+        return "/".join(sorted({f"{number:.0f}" for number in figures.get(f"{figure} of", {}).values()}))
+
+    def count(value: float) -> str:
+        return f"{value:.0f}"
+
+    lines = [
+        f"| | {' | '.join(names)} |",
+        f"| --- |{' --- |' * len(names)}",
+        row("private memory, KiB", "private", count),
+        row("exec to signals handled, us", "start wall", count),
+        row("the same, CPU us", "start cpu", count),
+        row("idle wakeups in 5 s", "wakeups", count, ratio=False),
+        row("requests made in them", "requests", count, ratio=False),
+        row("CPU per orphan, us", "orphan", lambda value: f"{value:.1f}"),
+        row("zombies left", "left", count, ratio=False),
+        row("most zombies at once", "most", count, ratio=False),
+        row(f"TERM lost, of {of('lost')} in 0-300 ms", "lost", count, ratio=False),
+        row(f"TERM lost, of {of('lost early')} in 0-0.3 ms", "lost early", count, ratio=False),
+        row("plan there to first probe, CPU ms of process 1", "wake cpu", count, ratio=False),
+        row("and of the child that asks", "wake ask", count, ratio=False),
+        row("the same, wall ms", "wake wall", count, ratio=False),
+    ]
+    if image is not None:
+        lines.append(f"\nThe image, compressed: {image / 1000:,.0f} kB")
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    load = " ".join(f"{number:.1f}" for number in os.getloadavg())
+    return (
+        f"Linux {platform.release()}, {platform.machine()}, {os.cpu_count()} processors, "
+        f"Python {platform.python_version()}, load {load}"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.pid1", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a minute; the figures are rough")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="the figures, as JSON too")
+    parser.add_argument("--root", type=Path, metavar="DIR", help="an unpacked image; else build/image")
+    parser.add_argument(
+        "--only", metavar="WORDS", help="pause, and candidates whose name has one of these words"
+    )
+    options = parser.parse_args()
+    if os.geteuid() != 0:
+        print("PID namespaces and other processes' memory need root here", file=sys.stderr)
+        return 1
+    candidates.build()
+    extent = QUICK if options.quick else FULL
+    found, image = candidates.find(options.root, say)
+    if options.only:
+        words = options.only.split(",")
+        found = [each for each in found if each.name == "pause" or any(word in each.name for word in words)]
+    before = machine()
+
+    def save(figures: Figures) -> None:  # after each part: a run that is interrupted keeps what it has
+        if options.json:
+            document = {"machine": before, "extent": asdict(extent), "image": image, "figures": figures}
+            options.json.write_text(json.dumps(document, indent=2))
+
+    with World() as world:
+        figures = run(found, extent, world, save)
+    print(
+        f"{extent.instances} of each at once, medians, ratios to pause; active: probe every {PROBE_PERIOD} s, "
+        f"registration, heartbeat every {RENEWAL} s, metrics.\n{before}; after {time.monotonic() - BEGAN:.0f} s: "
+        f"load {os.getloadavg()[0]:.1f}\n"
+    )
+    print(table(found, figures, image))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,252 @@
+"""What is in the image, and that it is enough: as root and as nobody, under a root file system that is read-only."""
+
+import json
+import os
+import shlex
+import signal
+import stat
+import statistics
+import subprocess
+import tarfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.image.podman import ARCHIVE, ROOT, Podman, missing, podman, until, version
+from tests.image.world import ALL, World, free_port, world
+
+pytestmark = [
+    pytest.mark.image,
+    pytest.mark.skipif(missing() is not None, reason=missing() or ""),
+]
+
+LIMIT = 8_250_000  # bytes of the compressed layer; the goal is 8,000 kB
+HERE = Path(__file__).parent
+# A sandbox as a runtime makes it, as far as files go: own mounts and PIDs, a read-only root, /dev and /proc.
+SANDBOX = """
+root=$1 uid=$2; shift 2
+mount --bind "$root" "$root" && mount --rbind /dev "$root/dev" && mount -t proc proc "$root/proc" || exit 125
+mount -o remount,bind,ro "$root" && exec /usr/sbin/chroot --groups= --userspec="$uid:$uid" "$root" "$@"
+"""
+
+
+@pytest.fixture(scope="module")
+def runtime() -> Iterator[Podman]:
+    with podman(ROOT / "build" / f"podman-{os.getpid()}", 6060) as program:
+        yield program
+
+
+@pytest.fixture(scope="module")
+def config(runtime: Podman) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(runtime("image", "inspect", f"localhost/pidone:{version()}"))[0]
+    return found
+
+
+@pytest.fixture(scope="module")
+def root(runtime: Podman) -> Path:
+    return Path(runtime("image", "mount", f"localhost/pidone:{version()}"))
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with world(tmp_path_factory.mktemp("world"), free_port(), free_port(), "127.0.0.1") as found:
+        yield found
+
+
+def sandbox(root: Path, uid: int, *command: str) -> list[str]:
+    own = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "/bin/sh", "-c", SANDBOX, "sandbox"]
+    return [*own, str(root), str(uid), *command]
+
+
+def environment(config: dict[str, Any], **changes: str) -> dict[str, str]:
+    return dict(entry.split("=", 1) for entry in config["Config"]["Env"]) | changes
+
+
+def test_the_compressed_image_is_within_its_limit() -> None:
+    with tarfile.open(ARCHIVE) as archive:
+        index = json.load(archive.extractfile("index.json"))  # type: ignore[arg-type]
+        digest = index["manifests"][0]["digest"].removeprefix("sha256:")
+        manifest = json.load(archive.extractfile(f"blobs/sha256/{digest}"))  # type: ignore[arg-type]
+    assert [layer["mediaType"].rpartition("+")[2] for layer in manifest["layers"]] == ["zstd"]
+    assert sum(layer["size"] for layer in manifest["layers"]) <= LIMIT
+
+
+def test_there_is_no_source_no_shell_and_nothing_that_gains_rights(root: Path) -> None:
+    programs = set()
+    for path in root.rglob("*"):
+        status = path.lstat()
+        assert (status.st_uid, status.st_gid) == (0, 0), path
+        assert path.suffix not in {".py", ".sh"}, path
+        assert path.name not in {"__pycache__", "sh", "bash", "dash", "busybox", "tests", "testing"}, path
+        if stat.S_ISLNK(status.st_mode):
+            assert (path.parent / os.readlink(path)).exists(), path
+            continue
+        assert stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode), path
+        assert not status.st_mode & (
+            stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX | stat.S_IWGRP | stat.S_IWOTH
+        ), path
+        assert status.st_mode & stat.S_IROTH, path
+        if stat.S_ISREG(status.st_mode) and status.st_mode & stat.S_IXUSR:
+            programs.add(path.name)
+    assert {name for name in programs if ".so" not in name} == {"doze", "python3.15"}
+
+
+def test_the_configuration_is_the_dockerfile_s(config: dict[str, Any]) -> None:
+    stage = (ROOT / "k3d" / "Dockerfile").read_text().rpartition("FROM scratch")[2].replace("\\\n", " ")
+    lines = dict(line.split(maxsplit=1) for line in stage.splitlines() if line and not line.startswith("#"))
+    assert lines["COPY"] == "--from=files /image /"
+    assert config["Config"]["Entrypoint"] == json.loads(lines["ENTRYPOINT"])
+    assert config["Config"]["Env"] == shlex.split(lines["ENV"])
+    assert not config["Config"].get("User"), "a pod's runAsUser decides"
+    assert config["Config"]["Entrypoint"][0] == "/doze"
+
+
+def test_the_dockerfile_s_files_are_made_by_the_same_target() -> None:
+    # It cannot be built without a registry; both call the same line of the Makefile.
+    commands = [
+        line for line in (ROOT / "k3d" / "Dockerfile").read_text().splitlines() if line.startswith("RUN")
+    ]
+    assert commands[-1].startswith("RUN make image-root ")
+    made = subprocess.run(
+        ["make", "-n", "image"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30
+    ).stdout
+    assert "k3d/image/build.py root" in made
+
+
+@pytest.mark.parametrize("uid", [0, 1000, 65534])
+@pytest.mark.parametrize("how", ["lazily", "eagerly"])
+def test_every_module_and_every_failure_path_finds_what_it_imports(
+    root: Path, config: dict[str, Any], uid: int, how: str
+) -> None:
+    python = config["Config"]["Entrypoint"][1:-1]
+    if how == "eagerly":
+        python = [word.replace("lazy_imports=all", "lazy_imports=normal") for word in python]
+    program = "import sys; sys.path.insert(0, '/pidone')\n" + (HERE / "every_path.py").read_text()
+    words = ["eager"] if how == "eagerly" else []
+    done = subprocess.run(
+        sandbox(root, uid, *python, "-c", program, *words),
+        env=environment(config), capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout.rpartition("\n")[0][-9:]) == (0, "all right"), done.stderr[-2000:]
+
+
+def test_the_path_is_the_standard_library_and_pidone(root: Path, config: dict[str, Any]) -> None:
+    # Asked of the process itself: -X importtime names what was loaded, -v from where.
+    entry = [*config["Config"]["Entrypoint"][1:-1], "-v", config["Config"]["Entrypoint"][-1]]
+    env = environment(config, PIDONE_STAGE="ask", PIDONE_REPO="http://127.0.0.1:1")
+    done = subprocess.run(
+        sandbox(root, 65534, *entry), env=env, capture_output=True, text=True, check=False, timeout=30
+    )
+    assert done.returncode == 4, done.stderr[-1000:]
+    loaded = [
+        line.split("'")[1] for line in done.stderr.splitlines() if line.startswith("# code object from '")
+    ]
+    assert loaded
+    assert [path for path in loaded if not path.startswith(("/usr/lib/python3.15/", "/pidone/"))] == []
+
+
+@pytest.mark.parametrize("uid", [0, 65534])
+def test_pods_run_their_tasks_and_go_back_to_sleep(
+    root: Path,
+    config: dict[str, Any],
+    here: World,
+    uid: int,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    www = tmp_path
+    (www / "index.html").write_text("well")
+    names = [f"u{uid}n{number}" for number in range(1, 5)]
+    addresses = {name: f"127.0.{1 + uid % 100}.{number}" for number, name in enumerate(names, 1)}
+    with ExitStack() as closing:
+        pods: dict[str, psutil.Process] = {}
+        for name, ip in addresses.items():
+            application = [
+                "/bin/busybox",
+                "httpd",
+                "-f",
+                "-p",
+                f"{ip}:8080",
+                "-h",
+                str(www),
+            ]
+            closing.enter_context(Running(application, {}))
+            env = environment(
+                config,
+                PIDONE_REPO=here.repo,
+                PIDONE_POD_IP=ip,
+                PIDONE_POD_UID=f"uid-{name}",
+                PIDONE_LINGER="1",
+            )
+            outer = closing.enter_context(Running(sandbox(root, uid, *config["Config"]["Entrypoint"]), env))
+            pods[name] = until("process 1", partial(doze_of, outer.pid))
+        for name in names:
+            until("the first question", partial(childless, pods[name]))
+        dozing = [private(process.pid) for process in pods.values()]
+        assert {process.uids().effective for process in pods.values()} == {uid}
+
+        here.pods(**{name: (ip, ALL | {"app": "ratings"}) for name, ip in addresses.items()})
+        for name, ip in addresses.items():
+            until(f"{name} is registered", partial(here.registered, name))
+            page = until("metrics", partial(here.metrics, ip))
+            assert "pidone_" in page
+        first = {name: here.renewed(name) for name in names}
+        for name in names:
+            until("a heartbeat", partial(here.renewed_after, name, first[name]))
+        active = [private(process.pid) for process in pods.values()]
+        with capsys.disabled():
+            middle = statistics.median(active) / 1024
+            print(
+                f"\nuid {uid}: private memory: dozing {statistics.median(dozing):g} KiB, active {middle:.2f} MiB"
+            )
+
+        here.pods(**dict.fromkeys(names))
+        for process in pods.values():
+            until("asleep again", partial(dozes, process), 30)
+            process.send_signal(signal.SIGTERM)
+
+
+class Running:
+    """A process of the test's, killed at the end, and with it what it holds (``--kill-child``)."""
+
+    def __init__(self, command: Sequence[str], env: dict[str, str]) -> None:
+        self._command, self._env = command, env
+
+    def __enter__(self) -> subprocess.Popen[bytes]:
+        null = subprocess.DEVNULL
+        self._process = subprocess.Popen(self._command, env=self._env, stdin=null, stdout=null, stderr=null)
+        return self._process
+
+    def __exit__(self, *exception: object) -> None:
+        self._process.kill()
+        self._process.wait(10)
+
+
+def doze_of(pid: int) -> psutil.Process | None:
+    """The process 1 that ``unshare`` has started, once it is doze."""
+    for child in psutil.Process(pid).children():
+        try:
+            if dozes(child):
+                return child
+        except psutil.Error:
+            pass
+    return None
+
+
+def private(pid: int) -> int:
+    """KiB; with several copies running, so that what they share is not counted."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
+
+
+def childless(process: psutil.Process) -> bool:
+    return not process.children()
+
+
+def dozes(process: psutil.Process) -> bool:
+    return process.exe().endswith("/doze")
