@@ -122,6 +122,7 @@ async def live(program: PodProgram, *, local: bytes | None = None) -> bool:
     Raises ``Refused`` for a local bundle that cannot be run; a repo's is refused to the repo.
     """
     journal = program.journal
+    stopped = False
     with trio.open_signal_receiver(*signals.STOP) as stops:
         async with trio.open_nursery() as nursery:
             await nursery.start(program.reaper.run)
@@ -134,12 +135,12 @@ async def live(program: PodProgram, *, local: bytes | None = None) -> bool:
                 if ask.repos() and stages.doze_program():  # without a doorbell nobody would wake it
                     nursery.start_soon(_leave_when_idle, program, client, nursery.cancel_scope)
             number = await anext(stops)
+            stopped = True
             journal.write("stopping", signal=number)
             await program.engine.drain(TEARDOWN_BUDGET)
             journal.write("stopped", reaped=program.reaper.orphans)
             nursery.cancel_scope.cancel()
-            return True
-    return False
+    return stopped
 
 
 def _start_client(program: PodProgram, nursery: trio.Nursery) -> RepoClient:
@@ -163,12 +164,13 @@ async def _leave_when_idle(program: PodProgram, client: RepoClient, scope: trio.
         await program.engine.wait_idle()
         with trio.move_on_after(program.settings.linger) as lingering:
             await program.engine.wait_busy()
-        if lingering.cancelled_caught:
+        # A plan that was refused is there all the same: the doorbell would only call back at once.
+        if lingering.cancelled_caught and not client.refused:
             program.journal.write("idle", reaped=program.reaper.orphans)
             with trio.move_on_after(TELL):  # what is untold goes with the memory
                 await client.all_told()
-            # A plan that was refused is there all the same: the doorbell would only call back at once.
-            if program.engine.idle and not client.refused:
+            if program.engine.idle:
+                signals.block()  # a TERM that comes while the receivers go stays pending, for doze
                 scope.cancel()
                 return
 
