@@ -227,7 +227,7 @@ def test_the_child_stops_and_continues_and_is_forwarded_to_in_between(alone: boo
         wait_for(lambda: child.name() == "sleep")
         pidone.signal(number)
         wait_for(lambda: child.status() == psutil.STATUS_STOPPED)
-        assert pidone.status("State") == "S"
+        wait_for(lambda: pidone.status("State") == "S")
         pidone.signal(signal.SIGCONT)
         wait_for(lambda: child.status() == psutil.STATUS_SLEEPING)
         pidone.signal(signal.SIGTERM)
@@ -244,7 +244,7 @@ def test_under_a_parent_that_could_continue_it_pidone_stops_with_the_child() -> 
             assert child.status() == psutil.STATUS_STOPPED
             pidone.signal(signal.SIGCONT)
             wait_for(lambda: child.status() == psutil.STATUS_SLEEPING)
-            assert pidone.status("State") == "S"
+            wait_for(lambda: pidone.status("State") == "S")
         child.suspend()  # not by the terminal: whoever did it will continue the child, and not us
         child.resume()
         pidone.signal(signal.SIGTERM)
@@ -291,7 +291,7 @@ def test_orphans_come_to_it_and_are_reaped(alone: bool) -> None:
         wait_for(
             lambda: len(psutil.Process(pidone.pid).children()) == 2
         )  # the command, and the one that lives
-        assert pidone.status("State") == "S"
+        wait_for(lambda: pidone.status("State") == "S")
         pidone.signal(signal.SIGTERM)
         assert pidone.wait() == 143
 
