@@ -302,7 +302,7 @@ def test_a_process_1_that_does_not_reap_keeps_them_all() -> None:
     """The negative case: so the test above sees zombies where there are some."""
     with pidns.process_one(["/bin/sleep", "1000"], env={}) as process:
         process.make_orphans(20)
-        assert process.zombies() == 20
+        wait_for(lambda: process.zombies() == 20)
 
 
 LEAVING = dedent("""
