@@ -208,12 +208,16 @@ def test_a_byte_on_the_doorbell_asks_again_and_a_plan_becomes_the_same_process(d
 
 
 def test_the_end_of_a_doorbell_asks_again_after_a_random_while(director: Director) -> None:
-    with dozing(*director.program) as process:
-        _, bell = director.next("bell")
-        bell.close()
-        # over RING_SPREAD (30 s): that a try comes within a quarter of a second has a chance of 1 in 120
-        assert director.nobody_starts(0.25)
-        assert process.same()
+    """Over 30 s: one comes within a quarter of a second with a chance of 1 in 120, three with 1 in a million."""
+    quiet = []
+    for _ in range(3):
+        with dozing(*director.program) as process:
+            _, bell = director.next("bell")
+            bell.close()
+            quiet.append(director.nobody_starts(0.25))
+            assert process.same()
+        director.drain()
+    assert any(quiet)
 
 
 def test_it_asks_again_when_it_was_told_to(director: Director) -> None:
