@@ -84,7 +84,7 @@ async def test_the_same_process_at_the_end_and_every_fault_reported(
         repo.put([metrics(port)])
         faults = dict(line.split()[::-1] for line in record.read_text().splitlines())
         # The last ones may wait for a program that dozes after a failure, for longer after each.
-        with trio.move_on_after(60):
+        with trio.move_on_after(200):
             while missing := [
                 f"{part} {number}" for number, part in faults.items() if number not in repo.heard
             ]:
@@ -94,5 +94,5 @@ async def test_the_same_process_at_the_end_and_every_fault_reported(
         assert process.zombies() == 0
     assert not missing, (tmp_path / "log").read_text()[-3000:]
     print(f"{form}: {dict(Counter(faults.values()))} in {SECONDS:g} s")
-    assert len(faults) > SECONDS / 4
+    assert len(faults) > SECONDS / 10
     nursery.cancel_scope.cancel()
