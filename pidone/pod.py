@@ -41,6 +41,7 @@ class Settings:
     )  # PIDONE_REPO: URLs in the order of trying, separated by commas
     pod_ip: str | None = None  # PIDONE_POD_IP: connect from and listen on this address alone
     linger: float = LINGER  # PIDONE_LINGER
+    after: str = ""  # PIDONE_LAST_WORDS: why the program before this one ended
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> "Settings":
@@ -50,8 +51,9 @@ class Settings:
         linger = environ.get("PIDONE_LINGER", "")
         return cls(
             repos,
-            environ.get("PIDONE_POD_IP") or None,
-            max(1.0, float(linger)) if linger.isdecimal() else LINGER,
+            pod_ip=environ.get("PIDONE_POD_IP") or None,
+            linger=max(1.0, float(linger)) if linger.isdecimal() else LINGER,
+            after=environ.get(stages.WORDS.decode(), ""),
         )
 
 
@@ -95,7 +97,7 @@ class PodProgram:
             for state in self.engine.tasks
         }
         return {
-            "after": os.environ.get("PIDONE_LAST_WORDS", ""),  # why the program before this one ended
+            "after": self.settings.after,
             "digest": self.telemetry.bundle_digest,
             "phase": self._phase.value,
             "reaped": self.reaper.orphans,
@@ -170,7 +172,7 @@ async def _leave_when_idle(program: PodProgram, client: RepoClient, scope: trio.
             with trio.move_on_after(TELL):  # what is untold goes with the memory
                 await client.all_told()
             if program.engine.idle:
-                signals.block()  # a TERM that comes while the receivers go stays pending, for doze
+                stages.block()  # a TERM that comes while the receivers go stays pending, for doze
                 scope.cancel()
                 return
 
@@ -206,7 +208,7 @@ def main() -> bool:
         version=__version__,
         pid1=os.getpid() == 1,
         repo=",".join(program.settings.repos),
-        after=os.environ.get("PIDONE_LAST_WORDS"),
+        after=program.settings.after or None,
     )
     try:
         return trio.run(live, program)

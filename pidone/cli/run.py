@@ -63,11 +63,11 @@ def _bundle(text: str, file: str, pod: Mapping[str, Any], arguments: Mapping[str
 
 
 def _live(bundle: bytes) -> int:
-    from pidone.pid1 import signals
+    from pidone.pid1 import stages
     from pidone.pid1.subreaper import become_subreaper
     from pidone.pod import PodProgram, Settings, live
 
-    signals.block()
+    stages.block()
     if os.getpid() != 1:
         become_subreaper()
     program = PodProgram(Settings(repos=(), pod_ip=os.environ.get("PIDONE_POD_IP")), Journal())

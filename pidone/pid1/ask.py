@@ -11,6 +11,7 @@ import _socket
 import posix
 
 from pidone.pid1.claims import claims
+from pidone.pid1.stages import WORDS
 
 IN_CLUSTER = "http://pidone-repo.pidone-system.svc:6060"
 TIMEOUT = 3.0  # seconds for connecting to one repo, and as much for each part of its answer
@@ -19,8 +20,6 @@ PAUSE_MAX = 3600.0  # seconds; what a repo may ask for with Retry-After
 
 ANSWER = 3  # the descriptor on which doze listens
 PLAN, NOBODY = 3, 4  # exit codes: doze becomes the engine, or asks again later and later
-
-WORDS = b"PIDONE_LAST_WORDS"
 
 
 def main() -> int:

@@ -2,13 +2,8 @@
 
 import signal
 
-# To process 1 the kernel drops a signal that has no handler, unless it is blocked: then it stays pending.
-# So all are blocked in the first lines of the program and unblocked when the receivers stand.
+# All signals are blocked in the first lines of the program (``stages.block``), and until the receivers stand.
 STOP = (signal.SIGTERM, signal.SIGINT)
-
-
-def block() -> None:
-    signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
 
 
 def unblock() -> None:

@@ -115,11 +115,11 @@ def test_a_signal_during_the_start_is_not_lost(
 STORM = dedent("""
     import os, sys, time
     import trio
-    from pidone.pid1 import signals
+    from pidone.pid1 import signals, stages
     from pidone.pid1.reaper import Reaper
 
     async def main():
-        signals.block()
+        stages.block()
         reaper, wrong, codes = Reaper(), [], list(range(256)) + [-9, -15]
         async with trio.open_nursery() as nursery:
             await nursery.start(reaper.run)
