@@ -31,10 +31,18 @@ class Journal:
         self._echo(line)
         self.changed()
 
-    def untold(self) -> list[str]:
-        """The lines that the repo has not got yet, as far as they are still here."""
-        behind = min(self.written - self.told, len(self.lines))
-        return list(self.lines)[len(self.lines) - behind :]
+    def untold(self, most: int = RING) -> tuple[list[str], int]:
+        """The oldest ``most`` lines that the repo has not got yet, and what ``told`` becomes when it has them.
+
+        Where lines were pushed out of the ring before they were told, the first one says how many.
+        """
+        gone = self.written - len(self.lines)
+        first = max(self.told, gone)
+        lines = list(self.lines)[first - gone :][:most]
+        told = first + len(lines)
+        if self.told < gone:
+            lines.insert(0, f"{lines[0].partition(' ')[0]} event=lines-lost count={gone - self.told}")
+        return lines, told
 
 
 def quoted(value: object) -> str:

@@ -213,7 +213,7 @@ def main() -> bool:
     try:
         return trio.run(live, program)
     except BaseException as error:
-        error.add_note(" | ".join(program.journal.untold()))
+        error.add_note(" | ".join(program.journal.untold()[0]))
         raise
 
 

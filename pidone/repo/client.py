@@ -28,10 +28,10 @@ BACKOFF_MAX = 60.0  # seconds between two questions to a repo that does not answ
 ANSWER_GAP = 0.2  # seconds between two questions that are answered at once: a repo gone wild costs no more
 STATUS_GAP = 1.0  # seconds between two reports
 STATUS_TIMEOUT = 10.0
-LOG_LINES, LOG_WIDTH = (
-    100,
-    300,
-)  # in one report, which may have 64 KiB: the newest lines, and of each the beginning
+REPORT_PAUSE_MAX = 10.0  # seconds before a report that failed is made again, at most
+LOG_LINES = 100  # in one report, which may have 64 KiB: the oldest that are untold; the rest follow at once
+LOG_WIDTH = 300  # characters of each
+ERROR_WIDTH = 4000
 
 
 class Consumer(Protocol):
@@ -175,25 +175,30 @@ class RepoClient:
 
     async def report(self) -> None:
         """Report what runs whenever it has changed, until cancelled; a report that fails is made again later."""
+        failures = 0
         while True:
             await self._dirty.wait()
             await self._reached.wait()
             self._dirty = trio.Event()
-            if not await self._report_once():
+            if await self._report_once():
+                failures = 0
+            else:
+                # Soon at first: the journal is a ring, and what is written meanwhile pushes out what is untold.
+                failures += 1
                 self._dirty.set()
-                await trio.sleep(STATUS_GAP + 10 * self._random.random())
+                await trio.sleep(min(REPORT_PAUSE_MAX, 2.0 ** min(failures, 10)) * self._random.random())
             await trio.sleep(STATUS_GAP)
 
     async def _report_once(self) -> bool:
-        written = self._journal.written
+        lines, told = self._journal.untold(LOG_LINES)
         status = {
             "boot": self._boot,
             "version": __version__,
             "time": time(),
             "state": "rejected" if self._rejected else "applied",
-            "error": self._error,
+            "error": self._error[:ERROR_WIDTH],
             "rejected": self._rejected.strip('"') or None,
-            "logs": [line[:LOG_WIDTH] for line in self._journal.untold()[-LOG_LINES:]],
+            "logs": [line[:LOG_WIDTH] for line in lines],
             **self._consumer.status(),
         }
         try:
@@ -208,14 +213,16 @@ class RepoClient:
         except TransferError:
             return False  # the question that is held open notices as well, and says so
         if answer.status == 204:
-            self._journal.told = written
+            self._journal.told = told
+            if told < self._journal.written:
+                self._dirty.set()
             self._heard.set()
             self._heard = trio.Event()
         return answer.status == 204
 
     async def all_told(self) -> None:
         """Return when the repo has every line of the journal."""
-        while self._journal.untold():
+        while self._journal.told < self._journal.written:
             await self._heard.wait()
 
 

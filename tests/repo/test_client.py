@@ -11,7 +11,7 @@ from trio.testing import MockClock
 
 from pidone.errors import ConnectError, Refused
 from pidone.http.message import Request, Response, text_response
-from pidone.journal import Journal
+from pidone.journal import RING, Journal
 from pidone.plan.format import MEDIA_TYPE
 from pidone.repo import client as module
 from pidone.repo.client import RepoClient
@@ -178,16 +178,27 @@ class Wire:
         self.urls: list[str] = []
         self.held: list[bool] = []
         self.reports: list[float] = []
+        self.lines: list[str] = []  # of the reports that did not fail
         self.reports_fail = False
         monkeypatch.setattr(module, "request", self.request)
 
     async def request(
-        self, method: str, url: str, *, headers: dict[str, str], timeout: float, **options: object
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: dict[str, str],
+        timeout: float,
+        body: bytes = b"",
+        **options: object,
     ) -> Response:
         if method == "POST":
             self.reports.append(trio.current_time())
             await trio.sleep(0.01)
-            return Response(503 if self.reports_fail else 204)
+            if self.reports_fail:
+                return Response(503)
+            self.lines += json.loads(body)["logs"]
+            return Response(204)
         self.asked.append(trio.current_time())
         self.urls.append(url)
         self.held.append("prefer" in headers)
@@ -378,6 +389,42 @@ async def test_a_report_that_fails_is_made_again(
     wire.reports.clear()
     await trio.sleep(120)
     assert len(wire.reports) == 1
+    nursery.cancel_scope.cancel()
+
+
+async def test_every_line_of_the_journal_arrives_once_and_in_order_however_many_there_are(
+    monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    wire = Wire(monkeypatch, good)
+    pod = Pod(["http://repo"])
+    pod.start(nursery)
+    await trio.sleep(10)
+    wire.lines.clear()
+    wire.reports_fail = True
+    for number in range(150):  # more than one report takes, no more than the ring holds
+        pod.journal.write("event", number=number)
+    pod.client.status_changed()
+    await trio.sleep(5)
+    wire.reports_fail = False
+    await pod.client.all_told()
+    assert [line.partition("number=")[2] for line in wire.lines] == [str(number) for number in range(150)]
+    nursery.cancel_scope.cancel()
+
+
+async def test_lines_that_were_pushed_out_before_they_were_told_are_counted(
+    monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    wire = Wire(monkeypatch, good)
+    pod = Pod(["http://repo"])
+    pod.start(nursery)
+    await trio.sleep(10)
+    wire.lines.clear()
+    for number in range(RING + 7):
+        pod.journal.write("event", number=number)
+    pod.client.status_changed()
+    await pod.client.all_told()
+    assert wire.lines[0].endswith("event=lines-lost count=7")
+    assert [line.partition("number=")[2] for line in wire.lines[1:]] == [str(n) for n in range(7, RING + 7)]
     nursery.cancel_scope.cancel()
 
 
