@@ -13,6 +13,7 @@ from pidone import __version__, actions
 from pidone.actions import Setting
 from pidone.engine.runner import Engine, describe
 from pidone.errors import Refused
+from pidone.http.connect import Lookups
 from pidone.journal import Journal
 from pidone.pid1 import ask, signals, stages
 from pidone.pid1.claims import claims
@@ -124,6 +125,7 @@ async def live(program: PodProgram, *, local: bytes | None = None) -> bool:
     Raises ``Refused`` for a local bundle that cannot be run; a repo's is refused to the repo.
     """
     journal = program.journal
+    trio.socket.set_custom_hostname_resolver(Lookups())
     stopped = False
     with trio.open_signal_receiver(*signals.STOP) as stops:
         async with trio.open_nursery() as nursery:
@@ -223,7 +225,8 @@ def last_words(error: BaseException) -> str:
     trace = error.__traceback__
     while trace is not None:
         code = trace.tb_frame.f_code
-        frames.append(f"{code.co_filename.rpartition('/')[2]}:{trace.tb_lineno} {code.co_name}")
+        line = trace.tb_lineno or ""  # the image has none of foreign code
+        frames.append(f"{code.co_filename.rpartition('/')[2]}:{line} {code.co_name}")
         trace = trace.tb_next
     untold = "; ".join(getattr(error, "__notes__", ()))
     return f"{describe(error)} (at {' < '.join(reversed(frames[-8:]))}) {untold}".rstrip()

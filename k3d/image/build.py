@@ -8,7 +8,8 @@
 
 What goes into the image stands in three lists beside this script: ``packages.txt`` (which Debian packages are
 fetched), ``system.txt`` (which of their files), ``modules.txt`` (which modules of the standard library and of
-the wheels). pidone itself is there as a whole, without its command line.
+the wheels). pidone itself is there as a whole, without its command line; ``instead/`` has small modules in the
+place of the standard library's large ones, where Trio or attrs ask little of them.
 
 Modules are there as sourceless byte code beside their path (``trio/_path.pyc``), compiled with -OO by the
 interpreter that will run them: no source to compare with, so no stat of one, no time stamps in the files, and
@@ -40,7 +41,7 @@ SUITE = "forky"
 PYTHON = "python3.15"
 KEYRINGS = Path("/usr/share/keyrings")
 LISTS_AGE = 86400  # seconds for which the suite's index is not fetched again
-WHEELS = ("attrs", "h11", "idna", "outcome", "sniffio", "sortedcontainers", "trio")
+WHEELS = ("attrs", "h11", "outcome", "sniffio", "sortedcontainers", "trio")
 LEFT_OUT = ("pidone/__main__.py", "pidone/cli/*", "pidone/language/*")  # of pidone's own wheel
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 LOADERS = {"amd64": "lib64/ld-linux-x86-64.so.2", "arm64": "lib/ld-linux-aarch64.so.1"}
@@ -57,11 +58,28 @@ from compression import zstd
 sys.stdout.buffer.write(zstd.compress(sys.stdin.buffer.read(), int(sys.argv[1])))
 """
 
+# Line numbers are kept of pidone's own code alone: of the others they are 0.5 MiB of each active pod's memory, and
+# a traceback names their files and functions all the same.
 COMPILE = """
-import json, py_compile, sys
+import json, marshal, py_compile, sys, types
+
+def without_lines(code):
+    # "No location", for eight instructions with each byte (Objects/locations.md): without an entry for an
+    # instruction the traceback module fails.
+    rounds, rest = divmod(len(code.co_code) // 2, 8)
+    table = b"\\xff" * rounds + (bytes([0xF8 | rest - 1]) if rest else b"")
+    inner = (without_lines(one) if isinstance(one, types.CodeType) else one for one in code.co_consts)
+    return code.replace(co_linetable=table, co_consts=tuple(inner))
+
 for source, target, shown in json.load(sys.stdin):
     py_compile.compile(source, target, shown, doraise=True, optimize=2,
                        invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    if not shown.startswith("/pidone/pidone/"):
+        with open(target, "r+b") as compiled:
+            head, code = compiled.read(16), marshal.load(compiled)
+            compiled.seek(16)
+            compiled.write(marshal.dumps(without_lines(code)))
+            compiled.truncate()
 """
 
 
@@ -166,6 +184,10 @@ class Root:
 
     def _own(self, wheels: Path) -> Iterator[tuple[Path, Path, str]]:
         yield self._byte_code(wheels / "pidone/__main__.py", "pidone/__main__.py")
+        for source in sorted(
+            (HERE / "instead").glob("*.py")
+        ):  # found first: the script's folder leads sys.path
+            yield self._byte_code(source, f"pidone/{source.name}")
         for source in sorted((wheels / "pidone").rglob("*.py")):
             name = str(source.relative_to(wheels))
             if not any(fnmatch.fnmatch(name, pattern) for pattern in LEFT_OUT):
@@ -387,7 +409,7 @@ def modules_in(logs: Iterable[Path]) -> set[str]:
         places = [base / one for base in (full, wheels) for one in (f"{path}.py", f"{path}/__init__.py")]
         return any(place.exists() for place in places) or any(full.glob(f"lib-dynload/{name}.*.so"))
 
-    left_out = frozen | OPTIONAL
+    left_out = frozen | OPTIONAL | {path.stem for path in (HERE / "instead").iterdir()}
     names = {name for name in names if name not in left_out and not name.startswith("compression")}
     return {name for name in names if name.partition(".")[0] not in {"pidone", "__main__"} and file(name)}
 

@@ -7,6 +7,7 @@ import trio
 
 from pidone.actions import Context, Setting
 from pidone.errors import Refused, TaskFailed
+from pidone.http.connect import encoded
 from pidone.http.message import Request, Response, text_response
 from pidone.http.server import serve
 from pidone.metrics.exposition import CONTENT_TYPE, Family, gauge, render
@@ -30,7 +31,9 @@ class Metrics:
     async def run(self, context: Context) -> None:
         """Listen until cancelled. A port that is taken fails the run: the application goes first."""
         try:
-            listeners = await trio.open_tcp_listeners(self._port, host=self._source)
+            listeners = await trio.open_tcp_listeners(
+                self._port, host=encoded(self._source) if self._source else None
+            )
         except OSError as error:
             where = f"{self._source or '*'}:{self._port}"
             raise TaskFailed(f"cannot listen on {where}: {error.strerror or error}") from error

@@ -8,6 +8,7 @@ import trio
 from pidone.actions import Context, Setting
 from pidone.errors import PidoneError, Refused
 from pidone.http.client import reason, request
+from pidone.http.connect import connect
 from pidone.plan.fields import Fields
 
 HEALTHY, UNHEALTHY = "healthy", "unhealthy"
@@ -119,7 +120,7 @@ def _tcp_socket(fields: Fields, setting: Setting, timeout: float) -> Ask:
     async def ask() -> str:
         with trio.move_on_after(timeout):
             try:
-                stream = await trio.open_tcp_stream(host, port, local_address=setting.source)
+                stream = await connect(host, port, source=setting.source)
             except OSError as error:
                 return f"{host}:{port}: {reason(error)}"
             await trio.aclose_forcefully(stream)

@@ -15,6 +15,7 @@ import trio
 
 from pidone import __version__
 from pidone.errors import ConnectError, ProtocolError, TransferTimeout
+from pidone.http.connect import connect
 from pidone.http.message import Response
 
 USER_AGENT = f"pidone/{__version__}"
@@ -80,8 +81,8 @@ async def _connect(where: SplitResult, source: str | None, *, insecure: bool) ->
     assert where.hostname is not None
     secure = where.scheme == "https"
     with trio.move_on_after(CONNECT_TIMEOUT):
-        stream: trio.abc.Stream = await trio.open_tcp_stream(
-            where.hostname, where.port or (443 if secure else 80), local_address=source
+        stream: trio.abc.Stream = await connect(
+            where.hostname, where.port or (443 if secure else 80), source=source
         )
         if secure:
             import ssl  # 1 MiB: only pods that speak https pay for it
