@@ -81,21 +81,11 @@ async def _connect(where: SplitResult, source: str | None, *, insecure: bool) ->
     assert where.hostname is not None
     secure = where.scheme == "https"
     with trio.move_on_after(CONNECT_TIMEOUT):
-        stream: trio.abc.Stream = await connect(
-            where.hostname, where.port or (443 if secure else 80), source=source
-        )
+        stream = await connect(where.hostname, where.port or (443 if secure else 80), source=source)
         if secure:
-            import ssl  # 1 MiB: only pods that speak https pay for it
+            from pidone.http.tls import secured
 
-            context = ssl.create_default_context()
-            if insecure:
-                context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-            stream = trio.SSLStream(stream, context, server_hostname=where.hostname, https_compatible=True)
-            try:
-                await stream.do_handshake()
-            except BaseException:
-                await trio.aclose_forcefully(stream)
-                raise
+            return await secured(stream, where.hostname, insecure=insecure)
         return stream
     raise OSError(f"no connection within {CONNECT_TIMEOUT:g} s")
 

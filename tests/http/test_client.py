@@ -290,14 +290,24 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout {path} -days 2"
     )
     subprocess.run(
-        [*words.split(), "-subj", "/CN=self", "-out", f"{path}.crt"], check=True, capture_output=True
+        [
+            *words.split(),
+            "-subj",
+            "/CN=self",
+            "-addext",
+            "subjectAltName=IP:127.0.0.1",
+            "-out",
+            f"{path}.crt",
+        ],
+        check=True,
+        capture_output=True,
     )
     path.write_text(path.read_text() + Path(f"{path}.crt").read_text())
     return path
 
 
-async def test_a_self_signed_server_is_refused_unless_any_certificate_will_do(
-    certificate: Path, nursery: trio.Nursery
+async def test_a_self_signed_server_is_refused_unless_it_is_trusted_or_any_certificate_will_do(
+    certificate: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate)
@@ -316,6 +326,18 @@ async def test_a_self_signed_server_is_refused_unless_any_certificate_will_do(
     assert (await request("GET", url, timeout=10, insecure=True)).body == b"hello"
     with pytest.raises(ConnectError, match="certificate verify failed: self-signed certificate"):
         await request("GET", url, timeout=10)
+    monkeypatch.setenv("PIDONE_CA", f"{certificate}.crt")
+    assert (await request("GET", url, timeout=10)).body == b"hello"
+    with pytest.raises(ConnectError, match=r"Hostname mismatch|not valid for"):
+        await request("GET", url.replace("127.0.0.1", "localhost"), timeout=10)
+    (tmp_path / "empty.pem").touch()
+    for file, why in (
+        ("/no/such.pem", "No such file"),
+        (str(tmp_path / "empty.pem"), "no certificate in it"),
+    ):
+        monkeypatch.setenv("PIDONE_CA", file)
+        with pytest.raises(ConnectError, match=f"PIDONE_CA={file}: {why}.*; it names"):
+            await request("GET", url, timeout=10)
     nursery.cancel_scope.cancel()
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 import pytest
@@ -26,6 +26,23 @@ pytestmark = [
 ]
 
 LIMIT = 8_000_000  # bytes of the compressed layer
+PRIVATE = 12 * 1024  # KiB of an active pod
+DOZING = 22  # KiB: half of pause's
+# None of them is there for a pod that probes, registers, heartbeats and is scraped over plain http.
+NOT_LOADED = {
+    "ssl",
+    "_ssl",
+    "ctypes",
+    "idna",
+    "asyncio",
+    "email",
+    "http",
+    "traceback",
+    "tokenize",
+    "pathlib",
+    "locale",
+}
+MODULES = 200
 HERE = Path(__file__).parent
 # A sandbox as a runtime makes it, as far as files go: own mounts and PIDs, a read-only root, /dev and /proc.
 SANDBOX = """
@@ -199,6 +216,8 @@ def test_pods_run_their_tasks_and_go_back_to_sleep(
         for name in names:
             until("a heartbeat", partial(here.renewed_after, name, first[name]))
         active = [private(process.pid) for process in pods.values()]
+        assert statistics.median(dozing) <= DOZING
+        assert statistics.median(active) <= PRIVATE
         with capsys.disabled():
             middle = statistics.median(active) / 1024
             print(
@@ -211,15 +230,46 @@ def test_pods_run_their_tasks_and_go_back_to_sleep(
             process.send_signal(signal.SIGTERM)
 
 
+def test_an_active_pod_loads_no_more_than_it_needs(
+    root: Path, config: dict[str, Any], here: World, tmp_path: Path
+) -> None:
+    ip, log = "127.0.9.1", tmp_path / "imports"
+    *words, script = config["Config"]["Entrypoint"][1:]
+    env = environment(
+        config, PIDONE_STAGE="run", PIDONE_REPO=here.repo, PIDONE_POD_IP=ip, PIDONE_POD_UID="uid-one"
+    )
+    with ExitStack() as closing:
+        httpd = ["/bin/busybox", "httpd", "-f", "-p", f"{ip}:8080", "-h", str(tmp_path)]
+        closing.enter_context(Running(httpd, {}))
+        (tmp_path / "index.html").write_text("well")
+        here.pods(one=(ip, ALL | {"app": "ratings"}))
+        output = closing.enter_context(log.open("wb"))
+        closing.enter_context(Running(sandbox(root, 1000, *words, "-X", "importtime", script), env, output))
+        until("registered", partial(here.registered, "one"))
+        until("metrics", partial(here.metrics, ip))
+        first = here.renewed("one")
+        until("a heartbeat", partial(here.renewed_after, "one", first))
+        here.pods(one=None)
+    lines = [line for line in log.read_text().splitlines() if line.startswith("import time:") and "|" in line]
+    loaded = {line.rpartition("|")[2].strip() for line in lines}
+    assert "trio._core._run" in loaded
+    assert not loaded & NOT_LOADED
+    assert len(loaded) <= MODULES
+
+
 class Running:
     """A process of the test's, killed at the end, and with it what it holds (``--kill-child``)."""
 
-    def __init__(self, command: Sequence[str], env: dict[str, str]) -> None:
-        self._command, self._env = command, env
+    def __init__(
+        self, command: Sequence[str], env: dict[str, str], errors: IO[bytes] | int = subprocess.DEVNULL
+    ) -> None:
+        self._command, self._env, self._errors = command, env, errors
 
     def __enter__(self) -> subprocess.Popen[bytes]:
         null = subprocess.DEVNULL
-        self._process = subprocess.Popen(self._command, env=self._env, stdin=null, stdout=null, stderr=null)
+        self._process = subprocess.Popen(
+            self._command, env=self._env, stdin=null, stdout=null, stderr=self._errors
+        )
         return self._process
 
     def __exit__(self, *exception: object) -> None:
