@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 export PIP_CACHE_DIR := $(CACHE)/pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help env demo test check format doze image image-root lock eureka clean
+.PHONY: help env demo test check format schema doze image image-root lock eureka clean
 
 help:
 	@echo "make demo    three pods, a repo and a Eureka on this machine, every step checked (KEEP=1 stays up)"
@@ -18,6 +18,7 @@ help:
 	@echo "make env     the development environment in .venv"
 	@echo "make doze    build/doze: process 1 of pods without tasks, static, for x86-64 and arm64 (no compiler needed)"
 	@echo "make image   build/image.oci.tar from Debian packages and wheels, without a registry (ARCH=amd64 or arm64)"
+	@echo "make schema  the JSON Schemas in schema/ from their parts"
 	@echo "make eureka  the real Eureka server for demo and tests (needs Java 17 and Maven)"
 	@echo "make lock    requirements.lock from the two pyproject.toml"
 
@@ -47,6 +48,10 @@ check: $(READY)
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# Everything that is made of the parts in schema/; a test says where that was forgotten.
+schema: $(READY)
+	@$(BIN)/python -m pidone.language.assembly
 
 # The one that images and wheels carry: 18 kB and 12 KiB of memory. ziglang builds a C library first, once.
 doze: build/doze-x86_64 build/doze-aarch64

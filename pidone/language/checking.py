@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pidone.language.findings import Finding, Source, Span, ordered, shown, suggestion
-from pidone.language.model import TaskBinding, TaskSet
+from pidone.language.model import TaskBinding, TaskSet, object_of
 from pidone.language.reading import Document, read
 from pidone.language.schemas import API_VERSION, KINDS, validator
 from pidone.language.semantics import Path, check_task_binding, check_task_set
@@ -21,6 +21,7 @@ _TYPES = {
     "array": "a list",
     "string": "a string",
     "integer": "a whole number",
+    "number": "a number",
     "boolean": "true or false",
     "null": "nothing",
 }
@@ -61,12 +62,10 @@ def check_text(text: str, file: str) -> Checked:
         _check_document(document, kind)
         _check_once(document, kind, first)
         findings += _without_echoes(document.findings)
-        ours.append((kind, document.root.value))
+        ours.append(document.root.value)
     if findings:
         return Checked(ordered(findings))
-    return Checked(
-        objects=tuple((TaskSet if kind == "TaskSet" else TaskBinding).of(value) for kind, value in ours)
-    )
+    return Checked(objects=tuple(object_of(value) for value in ours))
 
 
 def _kind(document: Document) -> str | None:
@@ -109,7 +108,7 @@ def _check_document(document: Document, kind: str) -> None:
         path = tuple(error.absolute_path)
         broken.append(path)
         _MESSAGES.get(error.validator, _other)(document, path, error)
-    if kind == "TaskSet":
+    if kind.endswith("TaskSet"):
         check_task_set(document, lambda path: not any(one[: len(path)] == path for one in broken))
     else:
         check_task_binding(document)
@@ -213,7 +212,7 @@ def _const(document: Document, path: Path, error: Any) -> None:
 
 def _choice(document: Document, path: Path, error: Any) -> None:
     """``oneOf``: exactly one of these keys."""
-    options = [branch["required"][0] for branch in error.validator_value]
+    options = [branch["required"][0] for branch in error.validator_value if "required" in branch]
     found = [name for name in error.instance if name in options]
     what = error.schema["x-pidone-choice"]
     named = error.instance.get("name")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 _WIDEST = 160  # characters of a source line that are shown
-_MOST = 16  # words that are listed where none is close
+_MOST = 20  # words that are listed where none is close
 _MOST_COMPARED = 200
 _LINE_END = re.compile(r"\r\n|[\n\r\x85\u2028\u2029]")  # what the YAML parser counts as one
 

@@ -1,11 +1,11 @@
-"""TaskSets and TaskBindings as values, after they were checked."""
+"""TaskSets and TaskBindings as values, after they were checked. Those of the whole cluster are of the same classes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from pidone.language.schemas import MISSING
-from pidone.language.selector import Requirement, Selector
+from pidone.language.selector import Selector
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +16,8 @@ class Param:
     type: str = "string"  # string | integer | boolean | duration
     default: Any = MISSING
     field_path: str = ""  # where in a Pod object it is found, in the words of the Downward API
+    variable: str = ""  # the variable in the env of a container where it is found
+    container: str = ""  # that container; empty for any
     pattern: str = ""
     enum: tuple[Any, ...] = ()
     minimum: int | None = None
@@ -24,11 +26,14 @@ class Param:
 
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> "Param":
+        source = value.get("valueFrom", {})
         return cls(
             name=value["name"],
             type=value.get("type", "string"),
             default=value.get("default", MISSING),
-            field_path=value.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath", ""),
+            field_path=source.get("fieldRef", {}).get("fieldPath", ""),
+            variable=source.get("containerEnv", {}).get("name", ""),
+            container=source.get("containerEnv", {}).get("container", ""),
             pattern=value.get("pattern", ""),
             enum=tuple(value.get("enum", ())),
             minimum=value.get("minimum"),
@@ -45,6 +50,13 @@ class TaskSet:
     namespace: str = ""  # empty where the file names none
     params: tuple[Param, ...] = ()
     tasks: tuple[Mapping[str, Any], ...] = ()
+    extends: tuple[str, ...] = ()  # names of sets, earlier first
+    disable: tuple[str, ...] = ()  # names of tasks of those sets
+    cluster: bool = False  # a ClusterTaskSet
+
+    @property
+    def kind(self) -> str:
+        return "ClusterTaskSet" if self.cluster else "TaskSet"
 
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> "TaskSet":
@@ -54,35 +66,42 @@ class TaskSet:
             name=metadata["name"],
             namespace=metadata.get("namespace", ""),
             params=tuple(Param.of(param) for param in spec.get("params", ())),
-            tasks=tuple(spec["tasks"]),
+            tasks=tuple(spec.get("tasks", ())),
+            extends=tuple(spec.get("extends", ())),
+            disable=tuple(spec.get("disable", ())),
+            cluster=value["kind"] == "ClusterTaskSet",
         )
 
 
 @dataclass(frozen=True, slots=True)
 class TaskBinding:
-    """In which pods of its namespace which TaskSets run, with which values."""
+    """In which pods of its namespace, or of all of them, which sets run, with which values."""
 
     name: str
     namespace: str = ""  # empty where the file names none
     pod_selector: Selector = field(default_factory=Selector)
     task_sets: tuple[str, ...] = ()
     params: Mapping[str, Any] = field(default_factory=dict)
+    cluster: bool = False  # a ClusterTaskBinding
+
+    @property
+    def kind(self) -> str:
+        return "ClusterTaskBinding" if self.cluster else "TaskBinding"
 
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> "TaskBinding":
         """From a document without findings."""
         metadata, spec = value["metadata"], value["spec"]
-        selector = spec["podSelector"]
         return cls(
             name=metadata["name"],
             namespace=metadata.get("namespace", ""),
-            pod_selector=Selector(
-                labels=selector.get("matchLabels", {}),
-                requirements=tuple(
-                    Requirement(one["key"], one["operator"], tuple(one.get("values", ())))
-                    for one in selector.get("matchExpressions", ())
-                ),
-            ),
+            pod_selector=Selector.of(spec["podSelector"]),
             task_sets=tuple(spec["taskSets"]),
             params=spec.get("params", {}),
+            cluster=value["kind"] == "ClusterTaskBinding",
         )
+
+
+def object_of(value: Mapping[str, Any]) -> TaskSet | TaskBinding:
+    """What a document without findings holds."""
+    return (TaskSet if value["kind"].endswith("TaskSet") else TaskBinding).of(value)

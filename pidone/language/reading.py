@@ -120,7 +120,7 @@ def read(text: str, file: str) -> tuple[list[Document], list[Finding]]:
         return documents, [source.finding(*stop.said)]
     if not documents:
         return [], [
-            source.finding(Span(1, 1), "the file is empty; expected a TaskSet or a TaskBinding", "empty")
+            source.finding(Span(1, 1), "the file is empty; expected TaskSets or TaskBindings", "empty")
         ]
     return documents, []
 

@@ -112,7 +112,7 @@ def _object(value: Mapping[str, Any], shape: Shape, table: Mapping[str, Any], pa
     rendered = {}
     for name, inner in shape.properties.items():
         given = value.get(name, inner.default)
-        if given is not MISSING:
+        if given is not MISSING and not inner.unused:
             rendered[name] = _value(given, inner, table, f"{path}.{name}" if path else name)
     if shape.values is not None:
         for name, given in value.items():

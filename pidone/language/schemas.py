@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 API_VERSION = "pidone.dev/v1alpha1"
-KINDS = ("TaskSet", "TaskBinding")
+KINDS = ("TaskSet", "ClusterTaskSet", "TaskBinding", "ClusterTaskBinding")
 MISSING: Any = object()  # the default of a field that has none
 
 _REFERENCES = ({"$ref": "#/definitions/reference"}, {"$ref": "#/definitions/text"})
@@ -41,22 +41,31 @@ def validator(kind: str) -> Any:
     """A jsonschema validator whose ``anyOf`` and ``oneOf`` are the two forms the schema uses them in.
 
     The stock ones answer with the errors of all branches, or with the whole instance. Ours know that
-    ``anyOf`` is literal or reference, told apart by ``$(``, and that ``oneOf`` is "exactly one of these
-    keys": each is one small error. Integers are integers (the stock type takes 8080.0), and ``$`` in a
-    pattern is the very end.
+    ``anyOf`` is literal or reference, told apart by ``$(``, or "one of these keys at least", and that ``oneOf``
+    is "exactly one of these keys", or none where its last branch is "none of them": each is one small error.
+    Integers are integers (the stock type takes 8080.0), and ``$`` in a pattern is the very end.
     """
     from jsonschema import Draft202012Validator, validators
     from jsonschema.exceptions import ValidationError
 
     def any_of(validator: Any, branches: Any, instance: Any, _part: Any) -> Iterator[Any]:
+        if "required" in branches[0]:
+            if isinstance(instance, dict) and not any(
+                branch["required"][0] in instance for branch in branches
+            ):
+                yield ValidationError(
+                    "missing", validator="required", validator_value=branches[0]["required"]
+                )
+            return
         branch = branches[1] if isinstance(instance, str) and "$(" in instance else branches[0]
         if not validator.evolve(schema=branch).is_valid(instance):
             yield ValidationError("neither a value nor a reference")
 
     def one_of(_validator: Any, branches: Any, instance: Any, _part: Any) -> Iterator[Any]:
         if isinstance(instance, dict):
-            found = [branch["required"][0] for branch in branches if branch["required"][0] in instance]
-            if len(found) != 1:
+            names = [branch["required"][0] for branch in branches if "required" in branch]
+            found = sum(name in instance for name in names)
+            if found > 1 or not (found or len(names) < len(branches)):
                 yield ValidationError("not exactly one", context=())
 
     def pattern(_validator: Any, pattern: Any, instance: Any, _part: Any) -> Iterator[Any]:
@@ -85,7 +94,7 @@ def regex(pattern: str) -> re.Pattern[str]:
 class Shape:
     """What one position in a task takes."""
 
-    type: str  # object | array | string | integer | duration | boolean | literal
+    type: str  # object | array | string | integer | duration | boolean | port | literal
     properties: Mapping[str, "Shape"] = field(default_factory=dict)
     values: "Shape | None" = None  # of a map with free keys
     items: "Shape | None" = None
@@ -96,7 +105,8 @@ class Shape:
     least: float | None = None  # seconds
     most: float | None = None
     task: str = ""  # the value names a task with this action
-    edges: bool = False  # the value is a list of edges
+    edges: bool = False  # the value is a list of edges or events
+    unused: bool = False  # the plan does not have it
     program: bool = False  # the value is an argv
     literal: Any = None  # a validator of the value once it holds no references
 
@@ -166,7 +176,8 @@ def _shape(part: Mapping[str, Any], whole: Mapping[str, Any]) -> Shape:
         least=part.get("x-pidone-least"),
         most=part.get("x-pidone-most"),
         task=part.get("x-pidone-task", ""),
-        edges=part.get("items") == {"$ref": "#/definitions/edge"},
+        edges=part.get("x-pidone-edges", False),
+        unused=part.get("x-pidone-unused", False),
         program=part.get("x-pidone-program", False),
         literal=validator("TaskSet").evolve(schema=literal) if kind not in {"object", "array"} else None,
     )

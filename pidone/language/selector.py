@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,17 @@ class Selector:
 
     labels: Mapping[str, str] = field(default_factory=dict)
     requirements: tuple[Requirement, ...] = ()
+
+    @classmethod
+    def of(cls, value: Mapping[str, Any]) -> "Selector":
+        """From ``matchLabels`` and ``matchExpressions`` as a file without findings has them."""
+        return cls(
+            labels=value.get("matchLabels", {}),
+            requirements=tuple(
+                Requirement(one["key"], one["operator"], tuple(one.get("values", ())))
+                for one in value.get("matchExpressions", ())
+            ),
+        )
 
 
 def matches(selector: Selector, labels: Mapping[str, str]) -> bool:

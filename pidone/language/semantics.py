@@ -237,7 +237,8 @@ class _Tasks:
 
     def _check_type(self, span: Span, value: str, reference: Reference, shape: Shape, given: str) -> None:
         """Text takes every value; elsewhere the whole scalar is the reference, and the types must agree."""
-        if shape.type in {"string", given} or value != reference.text:
+        fitting = {"port": {"integer", "string"}}.get(shape.type, {shape.type})
+        if given in fitting or shape.type == "string" or value != reference.text:
             return
         remedy = f"; give the param type: {shape.type}" if reference.name.startswith("params.") else ""
         message = f"{reference.text} is of type {given}, and {shape.what} stands here{remedy}"

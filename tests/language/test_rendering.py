@@ -192,7 +192,7 @@ def test_what_a_value_makes_must_fit_its_position() -> None:
     port = task_set(
         "[{name: port, type: integer}]", "[{name: ready, probe: {tcpSocket: {port: $(params.port)}}}]"
     )
-    message = 'task "ready": probe.tcpSocket.port: 70000 is not a port; give 1-65535 or $(params.<name>)'
+    message = 'task "ready": probe.tcpSocket.port: 70000 is not a port; give 1-65535, the name'
     with pytest.raises(LanguageError, match=re.escape(message)):
         render([port], {"port": 70000}, POD)
     every = task_set(
