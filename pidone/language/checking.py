@@ -216,7 +216,7 @@ def _choice(document: Document, path: Path, error: Any) -> None:
     found = [name for name in error.instance if name in options]
     what = error.schema["x-pidone-choice"]
     named = error.instance.get("name")
-    task = f'task "{named}"' if what == "action" and isinstance(named, str) else str(path[-1])
+    task = f'{"task " if what == "action" else ""}"{named}"' if isinstance(named, str) else str(path[-1])
     if found:
         once = "; a task does one thing" if what == "action" else f"; it takes one {what}"
         number = "two" if len(found) == 2 else len(found)

@@ -6,13 +6,14 @@ from typing import Any
 
 from pidone.errors import LanguageError
 from pidone.language import duration
+from pidone.language.containers import variable
 from pidone.language.findings import shown
 from pidone.language.model import Param
+from pidone.language.pods import place, pod_field
 from pidone.language.schemas import MISSING, regex
 
 POD_MAX_LENGTH = 253  # of a string that the pod's author chose, where the param does not say otherwise
 
-_KEYED = re.compile(r"(metadata\.(?:labels|annotations))\['([^']+)'\]")
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _ARTICLE = {"integer": "an integer", "string": "a string", "boolean": "true or false"}
@@ -26,18 +27,19 @@ def value_of(param: Param, arguments: Mapping[str, Any], pod: Mapping[str, Any])
         if wrong:
             raise LanguageError(f'param "{param.name}": the TaskBinding gives {shown(value)}, which {wrong}')
         return value
-    text = pod_field(param.field_path, pod) if param.field_path else None
+    text = _from_pod(param, pod)
     if text is not None:
         value = from_text(param, text)
         wrong = mismatch(param, value, max_length=POD_MAX_LENGTH)
         if wrong:
             raise LanguageError(
-                f'param "{param.name}": the pod\'s {place(param)} is {shown(text)}, which {wrong}'
+                f'param "{param.name}": the pod\'s {source(param)} is {shown(text)}, which {wrong}'
             )
         return value
     if param.default is not MISSING:
         return param.default
-    given = f"set the {place(param)} on the pod, " if param.field_path else ""
+    where = source(param)
+    given = f"set the {where}{'' if param.variable else ' on the pod'}, " if where else ""
     raise LanguageError(
         f'param "{param.name}" has no value: {given}'
         "pass it in the TaskBinding's params, or give it a default"
@@ -86,22 +88,21 @@ def _wrong_type(param: Param, value: Any) -> str:
     return f"is not {_ARTICLE[param.type]}" + ("; quote it" if param.type == "string" else "")
 
 
-def place(param: Param) -> str:
-    """Where the pod has the value, in words: ``label "app"``."""
-    keyed = _KEYED.fullmatch(param.field_path)
-    if keyed is None:
-        return param.field_path
-    return f'{"label" if keyed.group(1).endswith("labels") else "annotation"} "{keyed.group(2)}"'
+def source(param: Param) -> str:
+    """Where the pod has the value, in words: ``label "app"``; empty where the param does not ask the pod."""
+    if param.variable:
+        where = f'container "{param.container}"' if param.container else "a container"
+        return f"variable {param.variable} in the env of {where}"
+    return place(param.field_path) if param.field_path else ""
 
 
-def pod_field(path: str, pod: Mapping[str, Any]) -> str | None:
-    """A field of a core/v1 Pod object, by a path as the Downward API writes it."""
-    keyed = _KEYED.fullmatch(path)
-    steps = [*keyed.group(1).split("."), keyed.group(2)] if keyed else path.split(".")
-    value: Any = pod
-    for step in steps:
-        value = value.get(step) if isinstance(value, Mapping) else None
-    return value if isinstance(value, str) else None
+def _from_pod(param: Param, pod: Mapping[str, Any]) -> str | None:
+    try:
+        if param.variable:
+            return variable(pod, param.variable, param.container)
+    except LanguageError as error:
+        raise LanguageError(f'param "{param.name}": {error}') from error
+    return pod_field(param.field_path, pod) if param.field_path else None
 
 
 def from_text(param: Param, text: str) -> Any:

@@ -1,15 +1,19 @@
 """TaskSets and a pod to a plan's tasks: values resolved, durations in seconds, defaults filled in."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pidone.errors import LanguageError
 from pidone.language import duration
+from pidone.language.containers import own_ports, port_number, probe_of
 from pidone.language.findings import shown, suggestion
 from pidone.language.model import TaskSet
 from pidone.language.params import value_of
+from pidone.language.pods import place, pod_field
+from pidone.language.pruning import pruned
 from pidone.language.schemas import MISSING, Action, Shape, action_of, task_shape
-from pidone.language.substitution import POD, substitute, written
+from pidone.language.substitution import POD, escaped, references, substitute, written
 
 
 def render(
@@ -49,27 +53,39 @@ def _check_arguments(task_sets: Sequence[TaskSet], arguments: Mapping[str, objec
 def _tasks(
     task_set: TaskSet, arguments: Mapping[str, object], pod: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    table = _pod_facts(pod)
+    tasks = pruned(task_set.tasks, (pod.get("metadata") or {}).get("labels") or {})
+    table = _facts(pod)
+    wanted = {name for task in tasks for name in _referred(task)}
     for param in task_set.params:
-        table[f"params.{param.name}"] = value_of(param, arguments, pod)
-    found = {task["name"]: action_of(task) for task in task_set.tasks}
-    return [_task(task, found, table) for task in task_set.tasks]
+        # One that no task of this pod refers to needs no value; what the binding gives is looked at all the same.
+        if f"params.{param.name}" in wanted or param.name in arguments:
+            table[f"params.{param.name}"] = value_of(param, arguments, pod)
+    found = {task["name"]: action_of(task) for task in tasks}
+    return [_task(task, found, table, pod) for task in tasks]
 
 
 def _task(
-    task: Mapping[str, Any], actions: Mapping[str, Action | None], table: Mapping[str, Any]
+    task: Mapping[str, Any],
+    actions: Mapping[str, Action | None],
+    table: Mapping[str, Any],
+    pod: Mapping[str, Any],
 ) -> dict[str, Any]:
     action = actions[task["name"]]
     if action is None:
         raise LanguageError(f'task "{task["name"]}" has not exactly one action')
     try:
-        rendered = _value({**action.defaults, **task}, task_shape(), table, "")
+        given = {**action.defaults, **task}
+        if action.name == "probe":
+            given["probe"] = _whole_probe(task["probe"], pod)
+        rendered = _object(given, task_shape(), _Setting(table, pod), "")
+        if action.name == "probe":
+            _number_ports(rendered["probe"], given["probe"].get("container", ""), pod)
     except LanguageError as error:
         raise LanguageError(f'task "{task["name"]}": {error}') from error
-    if "needs" in rendered:
-        rendered["needs"] = [_edge(edge, actions) for edge in rendered["needs"]]
-    plan: dict[str, Any] = rendered
-    return plan
+    for name, shape in task_shape().properties.items():
+        if shape.edges and name in rendered:
+            rendered[name] = [_edge(edge, actions) for edge in rendered[name]]
+    return rendered
 
 
 def _edge(edge: str, actions: Mapping[str, Action | None]) -> str:
@@ -78,25 +94,76 @@ def _edge(edge: str, actions: Mapping[str, Action | None]) -> str:
     return edge if dot or action is None else f"{name}.{action.ready}"
 
 
-def _pod_facts(pod: Mapping[str, Any]) -> dict[str, Any]:
+def _facts(pod: Mapping[str, Any]) -> dict[str, Any]:
     """``pod.*``; a fact that the pod does not have yet is left out, and missed only where it is used."""
-    facts = {name: (pod.get(part) or {}).get(key) for name, (part, key) in POD.items()}
-    facts["pod.namespace"] = facts["pod.namespace"] or "default"  # as kubectl apply does with a manifest
+    facts = {name: pod_field(path, pod) for name, path in POD.items()}
+    facts["pod.ports"] = ",".join(map(str, own_ports(pod)))
     return {name: value for name, value in facts.items() if value}
 
 
-def _value(value: Any, shape: Shape, table: Mapping[str, Any], path: str) -> Any:
+def _referred(value: Any) -> Iterator[str]:
+    """The names of all references in a task."""
+    if isinstance(value, str):
+        yield from (reference.name for reference in references(value))
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _referred(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _referred(inner)
+
+
+def _whole_probe(probe: Mapping[str, Any], pod: Mapping[str, Any]) -> dict[str, Any]:
+    """A probe with a handler: of ``from``, the pod's own, with the fields that the task gives before its own."""
+    if "from" not in probe:
+        return dict(probe)
+    try:
+        own, container = probe_of(pod, probe["from"], probe.get("container", ""))
+    except LanguageError as error:
+        raise LanguageError(f"probe.from: {error}") from error
+    given = {name: value for name, value in probe.items() if name != "from"}
+    return {**_escaped(own), **given, "container": container}
+
+
+def _escaped(value: Any) -> Any:
+    """What a pod holds is text: in it a reference is none."""
+    if isinstance(value, Mapping):
+        return {name: _escaped(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_escaped(inner) for inner in value]
+    return escaped(value) if isinstance(value, str) else value
+
+
+def _number_ports(probe: dict[str, Any], container: str, pod: Mapping[str, Any]) -> None:
+    for handler in ("httpGet", "tcpSocket"):
+        port = probe.get(handler, {}).get("port")
+        if isinstance(port, str):
+            try:
+                probe[handler]["port"] = port_number(pod, port, container)
+            except LanguageError as error:
+                raise LanguageError(f"probe.{handler}.port: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    """What a value may be made of."""
+
+    table: Mapping[str, Any]  # params.* and pod.*
+    pod: Mapping[str, Any]
+
+
+def _value(value: Any, shape: Shape, setting: _Setting, path: str) -> Any:
     """``value`` as the plan has it; the shape says what stands at its position."""
     if shape.type == "object":
-        return _object(value, shape, table, path)
+        return _object(value, shape, setting, path)
     if shape.type == "array" and shape.items is not None:
-        return [_value(item, shape.items, table, f"{path}[{index}]") for index, item in enumerate(value)]
+        return [_value(item, shape.items, setting, f"{path}[{index}]") for index, item in enumerate(value)]
     if shape.type == "literal":
         return value
     result = value
     if isinstance(value, str) and "$(" in value:
         try:
-            result = substitute(value, table)
+            result = substitute(value, setting.table)
             if shape.type == "string":  # a string is asked for here, whatever the param's type
                 result = written(result)
         except LanguageError as error:
@@ -107,17 +174,32 @@ def _value(value: Any, shape: Shape, table: Mapping[str, Any], path: str) -> Any
     return _seconds(result, shape, path) if shape.type == "duration" else result
 
 
-def _object(value: Mapping[str, Any], shape: Shape, table: Mapping[str, Any], path: str) -> dict[str, Any]:
+def _object(value: Mapping[str, Any], shape: Shape, setting: _Setting, path: str) -> dict[str, Any]:
     """In the schema's order, which is the same in every process."""
     rendered = {}
     for name, inner in shape.properties.items():
         given = value.get(name, inner.default)
-        if given is not MISSING and not inner.unused:
-            rendered[name] = _value(given, inner, table, f"{path}.{name}" if path else name)
+        below = f"{path}.{name}" if path else name
+        if given is MISSING or inner.unused:
+            continue
+        if name == "valueFrom":
+            rendered["value"] = _from_field(given["fieldRef"]["fieldPath"], setting.pod, path)
+        else:
+            rendered[name] = _value(given, inner, setting, below)
     if shape.values is not None:
         for name, given in value.items():
-            rendered[name] = _value(given, shape.values, table, f"{path}.{name}")
+            rendered[name] = _value(given, shape.values, setting, f"{path}.{name}")
     return rendered
+
+
+def _from_field(field_path: str, pod: Mapping[str, Any], path: str) -> str:
+    """As in a container's env: a label or an annotation that is not there is empty, and everything else is there."""
+    value = pod_field(field_path, pod)
+    if value is None and not field_path.endswith("']"):
+        raise LanguageError(f"{path}: the pod has no {place(field_path)} yet")
+    if value and "\0" in value:
+        raise LanguageError(f"{path}: the pod's {place(field_path)} holds a zero byte")
+    return value or ""
 
 
 def _seconds(value: Any, shape: Shape, path: str) -> int | float:

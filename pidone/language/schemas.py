@@ -15,6 +15,7 @@ from typing import Any
 
 API_VERSION = "pidone.dev/v1alpha1"
 KINDS = ("TaskSet", "ClusterTaskSet", "TaskBinding", "ClusterTaskBinding")
+ANY_ACTION = "any"  # of a field that names a task: whatever it does
 MISSING: Any = object()  # the default of a field that has none
 
 _REFERENCES = ({"$ref": "#/definitions/reference"}, {"$ref": "#/definitions/text"})
@@ -82,6 +83,20 @@ def validator(kind: str) -> Any:
     return strict(schema(kind))
 
 
+def mismatch_of(definition: str, value: object) -> str:
+    """Why a value that nobody checked does not fit a definition of the schema; empty where it fits."""
+    part = {"$ref": f"#/definitions/{definition}"}
+    for error in validator("TaskSet").evolve(schema=part).iter_errors(value):
+        path = ".".join(str(step) for step in error.absolute_path)
+        if error.validator == "additionalProperties":
+            unknown = next(key for key in error.instance if key not in error.schema["properties"])
+            return f"{path}{'.' if path else ''}{unknown} is not known"
+        scalar = not isinstance(error.instance, dict | list)
+        what = error.schema.get("x-pidone-value", {}).get("what", "a value that fits")
+        return f"{path}: {error.instance if scalar else 'this'} is not {what}" if path else "it does not fit"
+    return ""
+
+
 @cache
 def regex(pattern: str) -> re.Pattern[str]:
     r"""A schema's pattern: ``$`` at its end is the end of the text; Python's lets a newline follow."""
@@ -104,7 +119,8 @@ class Shape:
     rule: str = ""
     least: float | None = None  # seconds
     most: float | None = None
-    task: str = ""  # the value names a task with this action
+    task: str = ""  # the value names a task with this action, or with ANY_ACTION
+    required: frozenset[str] = frozenset()  # the properties that must be there
     edges: bool = False  # the value is a list of edges or events
     unused: bool = False  # the plan does not have it
     program: bool = False  # the value is an argv
@@ -176,6 +192,7 @@ def _shape(part: Mapping[str, Any], whole: Mapping[str, Any]) -> Shape:
         least=part.get("x-pidone-least"),
         most=part.get("x-pidone-most"),
         task=part.get("x-pidone-task", ""),
+        required=frozenset(part.get("required", ())),
         edges=part.get("x-pidone-edges", False),
         unused=part.get("x-pidone-unused", False),
         program=part.get("x-pidone-program", False),

@@ -14,13 +14,19 @@ from pidone.language.model import Param
 from pidone.language.params import mismatch
 from pidone.language.reading import Document
 from pidone.language.rendering import out_of_range
-from pidone.language.schemas import MISSING, Action, Shape, action_of, task_shape
+from pidone.language.schemas import ANY_ACTION, MISSING, Action, Shape, action_of, task_shape
 from pidone.language.substitution import POD, Reference, references
 from pidone.plan.format import find_cycle
 
 Path = tuple[str | int, ...]
 _PARAMS: Path = ("spec", "params")
 _TASKS: Path = ("spec", "tasks")
+EVENTS = {
+    "pod": ("terminating", "containersStarted"),
+    "signal": ("SIGHUP",),
+}  # what runOn takes beside states
+_VERBS = {"needs": "needs", "while": "runs while", "runOn": "runs on"}
+_WAITING = ("needs", "while")  # what may not lead around in a circle
 _CONSTRAINTS = {"pattern": "string", "maxLength": "string", "minimum": "integer", "maximum": "integer"}
 
 
@@ -136,6 +142,11 @@ class _Tasks:
     def check(self) -> None:
         _check_unique(self._document, "task", _TASKS, self._tasks)
         for index, task in self._tasks.items():
+            if task["name"] in EVENTS:
+                message = f'no task can be called "{task["name"]}": it is where events such as '
+                message += f"{task['name']}.{EVENTS[task['name']][0]} come from; rename it"
+                self._say((*_TASKS, index, "name"), message, "reserved-name")
+        for index, task in self._tasks.items():
             for path, value, shape in _positions(task, task_shape(), (*_TASKS, index)):
                 if self._document.full:
                     return
@@ -180,9 +191,13 @@ class _Tasks:
 
     def _check_edge(self, task: str, path: Path, edge: str) -> None:
         name, dot, state = edge.partition(".")
+        key = str(path[-2])
+        if name in EVENTS:
+            self._check_event(key, path, edge)
+            return
         if name not in self._actions:
             meant = suggestion(name, (other for other in self._actions if other != task))
-            message = f'task "{task}" needs "{name}", which is not in this TaskSet{meant}'
+            message = f'task "{task}" {_VERBS[key]} "{name}", which is not in this TaskSet{meant}'
             self._say(path, message, "unknown-task")
             return
         action = self._actions[name]
@@ -191,17 +206,26 @@ class _Tasks:
             message = f'"{name}" is a {action.name} task and is never "{state}"; it can be {can}'
             self._say(path, message, "unknown-state")
 
+    def _check_event(self, key: str, path: Path, edge: str) -> None:
+        source, _, event = edge.partition(".")
+        known = [f"{source}.{one}" for one in EVENTS[source]]
+        if event not in EVENTS[source]:
+            self._say(path, f'there is no event "{edge}"{suggestion(edge, known)}', "unknown-event")
+        elif key != "runOn":
+            self._say(path, f'"{edge}" happens and does not last; it can stand in runOn', "event")
+
     def _check_task_name(self, path: Path, name: str, action: str) -> None:
         """A field that names a task with a given action, as ``follow`` and ``of`` do."""
+        field = next(step for step in reversed(path) if isinstance(step, str))
         fitting = [other for other, is_a in self._actions.items() if is_a is not None and is_a.name == action]
         if name not in self._actions:
-            message = f'{path[-1]}: "{name}" is not in this TaskSet'
+            message = f'{field}: "{name}" is not in this TaskSet'
             self._say(path, message + suggestion(name, fitting or self._actions), "unknown-task")
             return
         is_a = self._actions[name]
-        if is_a is not None and is_a.name != action:
+        if is_a is not None and action not in {is_a.name, ANY_ACTION}:
             such = f", such as {', '.join(fitting)}" if fitting else ""
-            message = f'"{name}" is a {is_a.name} task; {path[-1]} takes a {action} task{such}'
+            message = f'"{name}" is a {is_a.name} task; {field} takes a {action} task{such}'
             self._say(path, message, "task-kind")
 
     def _check_program(self, path: Path, program: object) -> None:
@@ -256,13 +280,14 @@ class _Tasks:
         needs: dict[str, list[str]] = {}
         where: dict[tuple[str, str], Path] = {}
         for index, task in self._tasks.items():
-            edges = task.get("needs")
             targets = needs.setdefault(task["name"], [])
-            for place, edge in enumerate(edges if isinstance(edges, list) else ()):
-                if isinstance(edge, str):
-                    target = edge.partition(".")[0]
-                    targets.append(target)
-                    where.setdefault((task["name"], target), (*_TASKS, index, "needs", place))
+            for key in _WAITING:
+                edges = task.get(key)
+                for place, edge in enumerate(edges if isinstance(edges, list) else ()):
+                    if isinstance(edge, str):
+                        target = edge.partition(".")[0]
+                        targets.append(target)
+                        where.setdefault((task["name"], target), (*_TASKS, index, key, place))
         order = list(needs)
         while not self._document.full and (cycle := find_cycle(needs)):
             first = min(range(len(cycle) - 1), key=lambda at: order.index(cycle[at]))

@@ -12,12 +12,14 @@ from typing import Any
 
 from pidone.errors import LanguageError
 
-POD = {  # the facts of a pod that every task may refer to, and where a Pod object has them
-    "pod.name": ("metadata", "name"),
-    "pod.namespace": ("metadata", "namespace"),
-    "pod.uid": ("metadata", "uid"),
-    "pod.ip": ("status", "podIP"),
-    "pod.nodeName": ("spec", "nodeName"),
+POD = {  # the facts of a pod that every task may refer to, and where a Pod object has them; lists have commas between
+    "pod.name": "metadata.name",
+    "pod.namespace": "metadata.namespace",
+    "pod.uid": "metadata.uid",
+    "pod.ip": "status.podIP",
+    "pod.ips": "status.podIPs",
+    "pod.nodeName": "spec.nodeName",
+    "pod.ports": "spec.containers[*].ports",
 }
 
 _TOKEN = re.compile(r"\$\$\(|\$\(([^()]*)\)|\$\(")
@@ -54,6 +56,11 @@ def substitute(text: str, table: Mapping[str, Any]) -> Any:
     return _TOKEN.sub(replacement, text)
 
 
+def escaped(text: str) -> str:
+    """What ``substitute`` makes ``text`` of."""
+    return text.replace("$(", "$$(")
+
+
 def written(value: Any) -> str:
     """A value as text: booleans as JSON and YAML have them."""
     return str(value).lower() if isinstance(value, bool) else str(value)
@@ -63,5 +70,5 @@ def _look_up(name: str, table: Mapping[str, Any]) -> Any:
     if name in table:
         return table[name]
     if name in POD:
-        raise LanguageError(f"$({name}) has no value: the pod has no {'.'.join(POD[name])} yet")
+        raise LanguageError(f"$({name}) has no value: the pod has no {POD[name]} yet")
     raise LanguageError(f"$({name}) is not known")

@@ -26,8 +26,55 @@ POD: dict[str, Any] = {
         "labels": {"app": "ratings"},
         "annotations": {"pidone.dev/port": "9080"},
     },
-    "spec": {"nodeName": "node-1"},
-    "status": {"podIP": "10.42.0.18"},
+    "spec": {
+        "nodeName": "node-1",
+        "serviceAccountName": "web",
+        "containers": [
+            {
+                "name": "app",
+                "ports": [{"name": "http", "containerPort": 9080}, {"name": "admin", "containerPort": 9081}],
+                "env": [
+                    {"name": "spring.application.name", "value": "ratings"},
+                    {"name": "PASSWORD", "valueFrom": {"secretKeyRef": {"name": "db", "key": "password"}}},
+                    {"name": "URL", "value": "http://$(HOST)/"},
+                ],
+                "readinessProbe": {
+                    "httpGet": {
+                        "path": "healthz",
+                        "port": "http",
+                        "scheme": "HTTP",
+                        "httpHeaders": [{"name": "X", "value": "$(pod.name)"}],
+                    },
+                    "periodSeconds": 7,
+                    "terminationGracePeriodSeconds": 30,
+                },
+                "livenessProbe": {"exec": {"command": ["cat", "/tmp/alive"]}},
+            },
+            {
+                "name": "proxy",
+                "ports": [{"name": "admin", "containerPort": 15000}, {"containerPort": 15001}],
+                "env": [{"name": "LEVEL", "value": "info"}],
+            },
+        ],
+        "initContainers": [
+            {
+                "name": "setup",
+                "ports": [{"name": "gone", "containerPort": 1}],
+                "readinessProbe": {"exec": {}},
+            },
+            {
+                "name": "sidecar",
+                "restartPolicy": "Always",
+                "env": [{"name": "LEVEL", "value": "debug"}],
+                "startupProbe": {"grpc": {"port": 5000, "service": ""}},
+            },
+        ],
+    },
+    "status": {
+        "podIP": "10.42.0.18",
+        "podIPs": [{"ip": "10.42.0.18"}, {"ip": "fd00::12"}],
+        "hostIP": "10.0.0.1",
+    },
 }
 
 
@@ -58,12 +105,13 @@ def arguments_of(
     return list(task["exec"]["command"][1:])
 
 
-EXPECTED = Path(__file__).parent / "good" / "everything.json"
+EXPECTED = sorted((Path(__file__).parent / "good").glob("*.json"))
 
 
-def test_every_field_is_rendered() -> None:
-    tasks = render(from_file("tests/language/good/everything.yaml"), {}, POD)
-    assert tasks == json.loads(EXPECTED.read_text("utf-8"))
+@pytest.mark.parametrize("expected", EXPECTED, ids=lambda file: file.stem)
+def test_every_field_is_rendered(expected: Path) -> None:
+    tasks = render(from_file(f"tests/language/good/{expected.stem}.yaml"), {}, POD)
+    assert tasks == json.loads(expected.read_text("utf-8"))
 
 
 def test_the_pod_can_decode_it() -> None:
@@ -177,7 +225,7 @@ def test_a_value_that_is_missing_or_does_not_fit_is_said(
     params: str, given: dict[str, object], pod: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(LanguageError, match=re.escape(message)):
-        render([task_set(params, run("x"))], given, pod)
+        render([task_set(params, run("$(params.app)"))], given, pod)
 
 
 def test_a_fact_that_the_pod_does_not_have_yet_is_said_where_it_is_used() -> None:
@@ -186,6 +234,19 @@ def test_a_fact_that_the_pod_does_not_have_yet_is_said_where_it_is_used() -> Non
     with pytest.raises(LanguageError, match=re.escape(message)):
         render([one], {}, {"metadata": {"name": "x"}})
     assert arguments_of("[]", "x", pod={}) == ["x"]
+
+
+def test_a_param_that_no_task_refers_to_needs_no_value() -> None:
+    assert arguments_of("[{name: a}, {name: b, default: c}]", "$(params.b)") == ["c"]
+    with pytest.raises(LanguageError, match="gives 5, which is not a string"):
+        arguments_of("[{name: a}]", "x", given={"a": 5})
+
+
+def test_lists_of_the_pod_are_text_with_commas() -> None:
+    assert arguments_of("[]", "$(pod.ips)", "$(pod.ports)") == [
+        "10.42.0.18,fd00::12",
+        "9080,9081,15000,15001",
+    ]
 
 
 def test_what_a_value_makes_must_fit_its_position() -> None:
@@ -270,5 +331,6 @@ def test_escaping_every_bracket_gives_any_text(text: str) -> None:
 
 
 if __name__ == "__main__":
-    rendered = render(from_file("tests/language/good/everything.yaml"), {}, POD)
-    EXPECTED.write_text(json.dumps(rendered, indent=2) + "\n", "utf-8")
+    for file in EXPECTED:
+        rendered = render(from_file(f"tests/language/good/{file.stem}.yaml"), {}, POD)
+        file.write_text(json.dumps(rendered, indent=2) + "\n", "utf-8")
