@@ -6,15 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pidone.errors import LanguageError
 from pidone.language.checking import check_text
 from pidone.language.model import TaskSet
 from pidone.language.rendering import render
 from pidone.language.schemas import actions
-from pidone.language.substitution import references, substitute
 from pidone.plan.format import decode_plan
 
 ROOT = Path(__file__).parent.parent.parent
@@ -148,84 +145,11 @@ def test_equal_input_gives_equal_digests() -> None:
     assert first == second
 
 
-def test_a_whole_scalar_keeps_its_type_and_text_takes_it_as_text() -> None:
-    one = task_set(
-        "[{name: port, type: integer, default: 80}]",
-        "[{name: ready, probe: {httpGet: {port: $(params.port), path: /at/$(params.port)}}}]",
-    )
-    (task,) = render([one], {}, POD)
-    assert task["probe"]["httpGet"]["port"] == 80
-    assert task["probe"]["httpGet"]["path"] == "/at/80"
-    assert arguments_of("[{name: on-it, type: boolean, default: true}]", '"$(params.on-it)"') == ["true"]
-
-
-def test_substitution_is_one_pass() -> None:
-    annotation = "[{name: a, valueFrom: {fieldRef: {fieldPath: \"metadata.annotations['a']\"}}}]"
-    pod = {**POD, "metadata": {"annotations": {"a": "$(pod.name)$$(x)"}}}
-    assert arguments_of(annotation, "x$(params.a)", "$(params.a)", pod=pod) == [
-        "x$(pod.name)$$(x)",
-        "$(pod.name)$$(x)",
-    ]
-
-
-def test_two_dollars_are_the_text_itself() -> None:
-    assert arguments_of("[]", "$$(pod.name)", '"a $$(x) $(pod.name) $5 $"') == [
-        "$(pod.name)",
-        "a $(x) ratings-7d9c $5 $",
-    ]
-
-
 def test_a_binding_counts_before_the_pod_and_the_pod_before_the_default() -> None:
     params = "[{name: app, default: c, valueFrom: {fieldRef: {fieldPath: \"metadata.labels['app']\"}}}]"
     assert arguments_of(params, "$(params.app)", given={"app": "a"}) == ["a"]
     assert arguments_of(params, "$(params.app)") == ["ratings"]
     assert arguments_of(params, "$(params.app)", pod={"metadata": {"name": "x"}}) == ["c"]
-
-
-APP = "{name: app, valueFrom: {fieldRef: {fieldPath: \"metadata.labels['app']\"}}"
-NAME = "{name: x, valueFrom: {fieldRef: {fieldPath: metadata.name}}"
-
-
-@pytest.mark.parametrize(
-    ("params", "given", "pod", "message"),
-    [
-        (
-            f"[{APP}}}]",
-            {},
-            {},
-            'TaskSet "web": param "app" has no value: set the label "app" on the pod, pass it in',
-        ),
-        (
-            "[{name: app}]",
-            {},
-            {},
-            "has no value: pass it in the TaskBinding's params, or give it a default",
-        ),
-        (
-            f'[{APP}, pattern: "^[a-q]+$"}}]',
-            {},
-            POD,
-            'TaskSet "web": param "app": the pod\'s label "app" is "ratings", which does not match ^[a-q]+$',
-        ),
-        (f"[{APP}, maxLength: 3}}]", {}, POD, "which is longer than 3 characters"),
-        (f"[{APP}}}]", {}, {"metadata": {"labels": {"app": "x" * 254}}}, "is longer than 253 characters"),
-        (f"[{APP}}}]", {}, {"metadata": {"labels": {"app": "a\r\nX: y"}}}, "which holds a control character"),
-        (f"[{APP}, type: integer}}]", {}, POD, 'is "ratings", which is not an integer'),
-        (f"[{APP}, type: boolean}}]", {}, POD, 'is "ratings", which is not true or false'),
-        (f"[{APP}, type: duration}}]", {}, POD, 'is "ratings", which is not a duration; write it like 10s'),
-        (f"[{APP}, enum: [a, b]}}]", {}, POD, 'which is none of "a", "b"'),
-        ("[{name: app, type: integer}]", {"app": "1"}, {}, 'gives "1", which is not an integer'),
-        ("[{name: app, type: integer, minimum: 2}]", {"app": 1}, {}, "gives 1, which is less than 2"),
-        ("[{name: app, type: integer, maximum: 2}]", {"app": 3}, {}, "gives 3, which is greater than 2"),
-        ("[{name: app}]", {"app": 5}, {}, "gives 5, which is not a string; quote it"),
-        ("[{name: app}]", {"ap": "x"}, {}, 'declared in none of the TaskSets "web"; did you mean "app"?'),
-    ],
-)  # fmt: skip
-def test_a_value_that_is_missing_or_does_not_fit_is_said(
-    params: str, given: dict[str, object], pod: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(LanguageError, match=re.escape(message)):
-        render([task_set(params, run("$(params.app)"))], given, pod)
 
 
 def test_a_fact_that_the_pod_does_not_have_yet_is_said_where_it_is_used() -> None:
@@ -268,66 +192,6 @@ def test_two_sets_with_a_task_of_one_name_are_a_conflict() -> None:
     message = 'TaskSets "web" and "other" both have a task "run"; rename one'
     with pytest.raises(LanguageError, match=re.escape(message)):
         render([one, other], {}, POD)
-
-
-def structure(value: Any) -> Any:
-    """The value without its scalars."""
-    match value:
-        case dict():
-            return {key: structure(inner) for key, inner in value.items()}
-        case list():
-            return [structure(inner) for inner in value]
-        case _:
-            return type(value).__name__
-
-
-HOSTILE = st.one_of(
-    st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), min_size=1, max_size=40),
-    st.lists(
-        st.sampled_from(["$(pod.name)", "$$(", "$(params.a)", "$(", ")", '"', "}", "]", ": ", "a"]),
-        min_size=1,
-    ).map("".join),
-)
-PASSED_ON = task_set(
-    "[{name: a, maxLength: 1000}]",
-    """
-    - name: registration
-      register:
-        eureka:
-          url: http://e:1/e
-          app: $(params.a)
-          port: 80
-          metadata: {whole: $(params.a), inside: "x$(params.a)y$(params.a)", not: "$$(params.a)"}
-    - name: run
-      exec: {command: [/bin/run, $(params.a), "$(params.a)"]}""",
-)
-
-
-@given(HOSTILE)
-def test_no_value_changes_structure_or_is_looked_at_again(value: str) -> None:
-    tasks = render([PASSED_ON], {"a": value}, POD)
-    assert structure(tasks) == structure(render([PASSED_ON], {"a": "a"}, POD))
-    eureka = tasks[0]["register"]["eureka"]
-    assert eureka["app"] == value
-    assert eureka["metadata"] == {"whole": value, "inside": f"x{value}y{value}", "not": "$(params.a)"}
-    assert tasks[1]["exec"]["command"] == ["/bin/run", value, value]
-
-
-@given(st.one_of(st.text(), st.integers(), st.booleans()))
-def test_a_whole_reference_is_the_value_itself(value: object) -> None:
-    assert substitute("$(params.a)", {"params.a": value}) is value
-
-
-@given(st.text())
-def test_text_without_references_is_left_as_it_is(text: str) -> None:
-    if "$(" not in text:
-        assert substitute(text, {}) == text
-        assert not references(text)
-
-
-@given(st.text(alphabet="ab$() .", max_size=30))
-def test_escaping_every_bracket_gives_any_text(text: str) -> None:
-    assert substitute(text.replace("$(", "$$("), {}) == text
 
 
 if __name__ == "__main__":
