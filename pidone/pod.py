@@ -18,9 +18,8 @@ from pidone.journal import Journal
 from pidone.pid1 import ask, signals, stages
 from pidone.pid1.claims import claims
 from pidone.pid1.reaper import Reaper
-from pidone.plan.digest import digest
 from pidone.plan.format import decode_bundle
-from pidone.plan.model import Bundle, Phase, Plan, Pod
+from pidone.plan.model import Bundle, Phase, Pod
 from pidone.repo.client import RepoClient
 from pidone.telemetry import Telemetry
 
@@ -29,7 +28,6 @@ PART_PAUSE_MAX = 30.0  # seconds before a part that failed is begun anew, at mos
 TELL = 10.0  # seconds for telling the repo all before that
 LINGER = 5.0  # seconds without a task before it dozes: labels are often changed one after the other
 
-NOTHING = Plan(digest([]), ())
 NOBODY = Pod(name="", namespace="", uid="", ip="")
 
 
@@ -75,9 +73,10 @@ class PodProgram:
         bundle = decode_bundle(data, actions.names())
         if not trusted:
             _refuse_privileged(bundle)
-        # The pod's end undoes everything and starts nothing; the process stays until the runtime kills it.
-        plan = NOTHING if bundle.phase is Phase.TERMINATING else bundle.plan
-        self.engine.apply(plan, setting=self._setting(bundle.pod))
+        if bundle.phase is Phase.TERMINATING:
+            self.engine.end(TEARDOWN_BUDGET)  # the process stays until the runtime kills it
+        else:
+            self.engine.apply(bundle.plan, setting=self._setting(bundle.pod))
         if bundle.phase is not self._phase or bundle.plan.digest != self.telemetry.bundle_digest:
             self.journal.write(
                 "plan", digest=bundle.plan.digest, tasks=len(bundle.plan.tasks), phase=bundle.phase.value
@@ -127,7 +126,7 @@ async def live(program: PodProgram, *, local: bytes | None = None) -> bool:
     journal = program.journal
     trio.socket.set_custom_hostname_resolver(Lookups())
     stopped = False
-    with trio.open_signal_receiver(*signals.STOP) as stops:
+    with trio.open_signal_receiver(*signals.STOP, signals.RELOAD) as arrivals:
         async with trio.open_nursery() as nursery:
             await nursery.start(program.reaper.run)
             await nursery.start(program.engine.run)
@@ -138,7 +137,11 @@ async def live(program: PodProgram, *, local: bytes | None = None) -> bool:
                 client = _start_client(program, nursery)
                 if ask.repos() and stages.doze_program():  # without a doorbell nobody would wake it
                     nursery.start_soon(_leave_when_idle, program, client, nursery.cancel_scope)
-            number = await anext(stops)
+            number = await anext(arrivals)
+            while number == signals.RELOAD and (program.engine.happened(signals.RELOADED) or local is None):
+                number = await anext(
+                    arrivals
+                )  # on a desk a hangup that no task runs on is the terminal's end
             stopped = True
             journal.write("stopping", signal=number)
             await program.engine.drain(TEARDOWN_BUDGET)
@@ -169,7 +172,8 @@ async def _leave_when_idle(program: PodProgram, client: RepoClient, scope: trio.
         with trio.move_on_after(program.settings.linger) as lingering:
             await program.engine.wait_busy()
         # A plan that was refused is there all the same: the doorbell would only call back at once.
-        if lingering.cancelled_caught and not client.refused:
+        # And after the pod's end there is no other plan.
+        if lingering.cancelled_caught and not client.refused and not program.engine.ending:
             program.journal.write("idle", reaped=program.reaper.orphans)
             with trio.move_on_after(TELL):  # what is untold goes with the memory
                 await client.all_told()

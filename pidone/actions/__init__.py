@@ -10,6 +10,7 @@ and nothing else is needed here for a new action. Its fields and states for peop
 
 import os
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Protocol
@@ -45,6 +46,12 @@ class Context(Protocol):
 
     async def state_change(self, task: str, seen: str) -> str:
         """Wait until another task is in another state than ``seen``."""
+
+    def grace(self) -> AbstractContextManager[None]:
+        """For cleaning up after a cancellation: shielded from it, for ``stopTimeout`` seconds.
+
+        What takes longer is cut off without an exception, as where the pod's end has no time left.
+        """
 
     def action_of(self, task: str) -> "Action | None":
         """The action of another task, to work with; None while there is none."""

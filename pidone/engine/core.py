@@ -3,23 +3,33 @@
 ``Core.handle(event, now)`` takes what happened and answers with what to do. Times are seconds of one
 monotonic clock. The life of a task:
 
-    waiting ──needs held──► due ──its time──► running ──ended──► due, or finished
-       │                     │                   │
-       └──── its task leaves the plan ───────────┴──► stopping ──► undoing ──► gone
+    waiting ──needs held──► armed, due ──its event, its time──► running ──ended──► armed, due, finished, failed
+       │                       │    ▲                              │
+       │                 while does │ not hold              while does not hold
+       │                       ▼    │                              ▼
+       │                       paused ◄────────────────────── pausing
+       └──────── its task leaves the plan, from anywhere ──────────┴──► stopping ──► undoing ──► gone
 
-A task that leaves is stopped only when every leaving task that needs it is gone, so undoing goes through
+A task that leaves is stopped only when every leaving task that depends on it is gone, so undoing goes through
 the graph in reverse, one level at a time and each level at once. New tasks are made when all that leave
-are gone: a port or a registration is given up before its successor asks for it.
+are gone: a port or a registration is given up before its successor asks for it. Tasks that stay do not notice.
+
+A paused task answers for nothing: whatever its action reported last, none of its states holds until it
+runs again. What cannot run yet, because a run is on, because ``needs`` or ``while`` do not hold or within the
+floor, is remembered once: an event is neither lost nor queued.
+
+Work is proportional to what an event changes and not to the plan: ``_dirty`` are the tasks to look at again.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from math import inf
+from heapq import heapify, heappop, heappush
+from math import floor, inf
 from random import Random
 
 from pidone.plan.difference import difference
-from pidone.plan.model import Edge, Task
+from pidone.plan.model import TERMINATING, Edge, Task
 
 START_FLOOR = 1.0  # seconds between two starts of one task, whatever its backoff says (s6 has the same)
 GOOD_RUN = 600.0  # seconds after which earlier failures are forgotten (the kubelet's rule)
@@ -29,12 +39,19 @@ JITTER = 0.1  # the part of a period by which it may be shortened; never lengthe
 class Stage(StrEnum):
     """Where a task stands in its life."""
 
-    WAITING = "waiting"
-    DUE = "due"
+    WAITING = "waiting"  # for its needs
+    ARMED = "armed"  # for an event
+    DUE = "due"  # for its time
     RUNNING = "running"
+    PAUSING = "pausing"  # a run that has been cancelled, because of its while
+    PAUSED = "paused"
     FINISHED = "finished"
+    FAILED = "failed"  # for good: its backoffLimit is reached
     STOPPING = "stopping"
     UNDOING = "undoing"
+
+
+_PAUSE = (Stage.PAUSING, Stage.PAUSED)
 
 
 @dataclass(slots=True)
@@ -46,27 +63,44 @@ class TaskState:
     stage: Stage = Stage.WAITING
     state: str = ""  # the state its action reported last: healthy, registered, ...
     leaving: bool = False
-    due: float = 0.0
+    pending: bool = False  # an event came that no run has answered yet
+    due: float = inf
     slot: float = 0.0  # the time in its period that this run belongs to
+    floor: float = 0.0  # no start before
     started: float = 0.0
     runs: int = 0
     failures: int = 0
     streak: int = 0  # failures since the last good run
+    ends: int = 0  # runs that ended and were begun again since the last good one: what backoff grows with
     error: str = ""  # of the last run
     last_duration: float | None = None
     last_success: float | None = None
 
     @property
     def shown(self) -> str:
-        """One word for people: what its action says, else where it stands."""
-        return self.state or self.stage.value
+        """One word for people: paused where it is, else what its action says, else where it stands."""
+        return "paused" if self.stage in _PAUSE else self.state or self.stage.value
 
 
 @dataclass(frozen=True, slots=True)
 class PlanChanged:
-    """Event: these are the tasks from now on. No tasks: the end."""
+    """Event: these are the tasks from now on. No tasks: nothing is wanted at present."""
 
     tasks: tuple[Task, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Event: the pod ends. What runs on that has until ``undo_at``, then everything is undone. Once, and for good."""
+
+    undo_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Happened:
+    """Event: something of the pod that tasks may run on, as ``signal.SIGHUP``."""
+
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +127,7 @@ class UndoEnded:
     name: str
 
 
-Event = PlanChanged | StateReported | RunEnded | UndoEnded
+Event = PlanChanged | Ending | Happened | StateReported | RunEnded | UndoEnded
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +159,20 @@ class Core:
 
     def __init__(self, random: Random) -> None:
         self.tasks: dict[str, TaskState] = {}
-        self._wanted: tuple[Task, ...] = ()
+        self.changes = 0  # of a stage or a state; grows, so that a difference says that something changed
+        self.ending = False
         self._random = random
+        self._wanted: tuple[Task, ...] = ()
+        self._coming = False  # whether some of them are not there yet
+        self._leaving: set[str] = set()
+        self._farewells: set[str] = set()  # what runs on the end, and has not yet
+        self._undo_at = inf
+        self._floors: dict[str, float] = {}  # of tasks that have left, for those that come under their names
+        self._dependents: dict[str, list[str]] = {}  # by task: whose needs or while it is in
+        self._listeners: dict[str, list[str]] = {}  # by event: who runs on it
+        self._timers: list[tuple[float, str]] = []  # a heap; an entry that its task has left behind is stale
+        self._dirty: dict[str, None] = {}  # as an ordered set
+        self._commands: list[Command] = []
 
     @property
     def idle(self) -> bool:
@@ -134,122 +180,272 @@ class Core:
         return not self.tasks and not self._wanted
 
     def next_due(self) -> float:
-        """When ``handle(None, now)`` is wanted at the latest; infinity where only events count.
-
-        While something leaves nothing starts, however long it has been due: the leaving's end is an event.
-        """
-        if any(state.leaving for state in self.tasks.values()):
-            return inf
-        return min((state.due for state in self.tasks.values() if state.stage is Stage.DUE), default=inf)
+        """When ``handle(None, now)`` is wanted at the latest; infinity where only events count."""
+        if self.ending:  # nothing but the farewells starts, and when they are over only events count
+            dues = [self.tasks[name].due for name in self._farewells if self._is_due(name)]
+            return min([self._undo_at, *dues]) if self._farewells else inf
+        while self._timers:
+            due, name = self._timers[0]
+            if self._is_due(name) and self.tasks[name].due == due:
+                return due
+            heappop(self._timers)
+        return inf
 
     def handle(self, event: Event | None, now: float) -> list[Command]:
         """Take in what happened, or just the time, and say what to do. An event of a task that is gone is nothing."""
         match event:
             case PlanChanged(tasks):
-                self._wanted = tasks
-                running = {name: s.task.digest for name, s in self.tasks.items() if not s.leaving}
-                for name in difference(running, tasks).leaving:
-                    self.tasks[name].leaving = True
+                self._take_plan(tasks)
+            case Ending(undo_at):
+                self._end(undo_at)
+            case Happened(name):
+                self._fire(name)
             case StateReported(name, word):
-                state = self.tasks.get(name)
-                if state is not None and state.state != word:
-                    state.state, state.since = word, now
+                if name in self.tasks:
+                    self._reported(self.tasks[name], word, now)
             case RunEnded(name, error, lasting):
                 if name in self.tasks:
                     self._run_ended(self.tasks[name], error, lasting=lasting, now=now)
             case UndoEnded(name):
-                self.tasks.pop(name, None)
-        return list(self._settle(now))
+                if name in self.tasks and self.tasks[name].stage is Stage.UNDOING:
+                    self._remove(name)
+        self._settle(now)
+        commands, self._commands = self._commands, []
+        return commands
 
-    def _settle(self, now: float) -> Iterator[Command]:
-        yield from self._tear_down(now)
-        leaving = any(state.leaving for state in self.tasks.values())
-        if not leaving:
-            for task in self._wanted:
-                if task.name not in self.tasks:
-                    self.tasks[task.name] = TaskState(task, since=now)
-        for state in self.tasks.values():
-            if state.leaving:
-                continue
-            if state.stage is Stage.WAITING and all(self._holds(edge) for edge in state.task.needs):
-                # a first run at a random time of its period: pods that start together do not beat together
-                wait = self._random.random() * state.task.every if state.task.every else 0.0
-                state.slot = now + wait
-                self._enter(state, Stage.DUE, now, due=state.slot)
-            if state.stage is Stage.DUE and state.due <= now and not leaving:
-                state.runs += 1
-                state.started = now
-                self._enter(state, Stage.RUNNING, now)
-                yield Start(state.task)
+    # The plan
 
-    def _tear_down(self, now: float) -> Iterator[Command]:
+    def _take_plan(self, tasks: tuple[Task, ...]) -> None:
+        if self.ending:
+            return
+        self._wanted, self._coming = tasks, True
+        running = {name: s.task.digest for name, s in self.tasks.items() if not s.leaving}
+        for name in difference(running, tasks).leaving:
+            self._leave(name)
+
+    def _leave(self, name: str) -> None:
+        self.tasks[name].leaving = True
+        self._leaving.add(name)
+        self._touch_dependents(name)
+
+    def _remove(self, name: str) -> None:
+        state = self.tasks.pop(name)
+        self._leaving.discard(name)
+        self._floors[name] = state.floor
+        self.changes += 1
+
+    def _create(self, now: float) -> None:
+        self._coming = False
+        for task in self._wanted:
+            if task.name not in self.tasks:
+                floor_then = self._floors.get(task.name, 0.0)
+                self.tasks[task.name] = TaskState(task, since=now, floor=floor_then)
+                self.changes += 1
+        self._floors = {name: until for name, until in self._floors.items() if until > now}
+        self._dependents, self._listeners = {}, {}
+        for name, state in self.tasks.items():
+            for edge in state.task.gates:
+                self._dependents.setdefault(edge.task, []).append(name)
+            for edge in state.task.run_on:
+                self._listeners.setdefault(str(edge), []).append(name)
+            self._dirty[name] = None
+
+    def _end(self, undo_at: float) -> None:
+        if self.ending:
+            return
+        self._fire(TERMINATING)
+        self.ending, self._undo_at, self._wanted, self._coming = True, undo_at, (), False
+        listeners = self._listeners.get(TERMINATING, ())
+        self._farewells = {name for name in listeners if name in self.tasks and self.tasks[name].pending}
+
+    # What follows from what happened
+
+    def _settle(self, now: float) -> None:
+        if self._leaving:
+            self._tear_down(now)
+        if self._coming and not self._leaving:
+            self._create(now)
+        while self._timers and self._timers[0][0] <= now:
+            self._dirty[heappop(self._timers)[1]] = None
+        while self._dirty:
+            name = next(iter(self._dirty))
+            del self._dirty[name]
+            if name in self.tasks and not self.tasks[name].leaving:
+                self._advance(self.tasks[name], now)
+        if self.ending and not self._saying_farewell(now):
+            self._farewells = set()
+            for name, state in self.tasks.items():
+                if not state.leaving:
+                    self._leave(name)
+            self._tear_down(now)
+
+    def _saying_farewell(self, now: float) -> bool:
+        """Whether one of them runs or will; what is held up by its gates alone is not waited for."""
+        busy = (Stage.DUE, Stage.RUNNING, Stage.PAUSING)
+        return now < self._undo_at and any(
+            name in self.tasks and not self.tasks[name].leaving and self.tasks[name].stage in busy
+            for name in self._farewells
+        )
+
+    def _tear_down(self, now: float) -> None:
         settled = False
         while not settled:
             settled = True
-            needed = {
-                edge.task for state in self.tasks.values() if state.leaving for edge in state.task.needs
-            }
-            for name, state in list(self.tasks.items()):
-                if not state.leaving or name in needed:
-                    continue
+            needed = {edge.task for name in self._leaving for edge in self.tasks[name].task.gates}
+            for name in [name for name in self.tasks if name in self._leaving and name not in needed]:
+                state = self.tasks[name]
                 if state.stage is Stage.RUNNING:
+                    self._commands.append(Cancel(name))
                     self._enter(state, Stage.STOPPING, now)
-                    yield Cancel(name)
-                elif state.stage in {Stage.WAITING, Stage.DUE, Stage.FINISHED}:
+                elif state.stage is Stage.PAUSING:
+                    self._enter(state, Stage.STOPPING, now)
+                elif state.stage not in {Stage.STOPPING, Stage.UNDOING}:
                     if state.runs:
                         self._enter(state, Stage.UNDOING, now)
-                        yield Undo(state.task)
+                        self._commands.append(Undo(state.task))
                     else:
-                        del self.tasks[name]
-                        settled = False  # what it needed may go now
+                        self._remove(name)
+                        settled = False  # what it depended on may go now
+
+    def _advance(self, state: TaskState, now: float) -> None:
+        task = state.task
+        if state.stage is Stage.WAITING:
+            if not all(map(self._holds, task.needs)):
+                return
+            self._open(state, now)
+        held = not task.while_ or all(map(self._holds, task.while_))
+        if state.stage is Stage.PAUSED and held:
+            self._resume(state, now)
+        elif not held and state.stage is Stage.RUNNING:
+            self._enter(state, Stage.PAUSING, now)
+            self._commands.append(Cancel(task.name))
+        elif not held and state.stage in {Stage.ARMED, Stage.DUE}:
+            state.state = ""
+            self._enter(state, Stage.PAUSED, now, due=state.due)
+        if state.pending and state.stage in {Stage.ARMED, Stage.DUE} and state.due > max(now, state.floor):
+            self._schedule(state, now, now)
+        may_start = not self.ending or task.name in self._farewells
+        if may_start and state.stage is Stage.DUE and state.due <= now:
+            state.runs += 1
+            state.pending, state.started, state.floor = False, now, now + START_FLOOR
+            self._enter(state, Stage.RUNNING, now)
+            self._commands.append(Start(task))
+            self._fire(f"{task.name}.started")
+
+    def _open(self, state: TaskState, now: float) -> None:
+        """Its needs hold, once and for all."""
+        if state.task.every is not None:
+            # a first run at a random time of its period: pods that start together do not beat together
+            state.slot = now + self._random.random() * state.task.every
+            self._schedule(state, state.slot, now)
+        else:
+            self._schedule(state, inf if state.task.run_on else now, now)
+
+    def _resume(self, state: TaskState, now: float) -> None:
+        every = state.task.every
+        if every is not None and state.due <= now:
+            # the same phase; what the pause left out is not made up for
+            state.slot += every * (floor((now - state.slot) / every) + 1) if state.slot <= now else 0.0
+            state.due = state.slot
+        self._schedule(state, state.due, now)
+
+    def _schedule(self, state: TaskState, due: float, now: float) -> None:
+        """Its next run is then, and not before its floor; at infinity only an event starts it."""
+        self._dirty[state.task.name] = None  # an event may have come already
+        if due == inf:
+            self._enter(state, Stage.ARMED, now)
+            return
+        due = max(due, state.floor)
+        self._enter(state, Stage.DUE, now, due=due)
+        if len(self._timers) > 64 + 4 * len(self.tasks):
+            # events leave stale entries behind, of times that may be far off
+            self._timers = [(other.due, name) for name, other in self.tasks.items() if self._is_due(name)]
+            heapify(self._timers)
+        heappush(self._timers, (due, state.task.name))
+
+    # What happened
+
+    def _reported(self, state: TaskState, word: str, now: float) -> None:
+        at_work = {Stage.RUNNING, Stage.PAUSING, Stage.STOPPING, Stage.UNDOING}
+        if state.state == word or state.stage not in at_work:
+            return
+        state.state, state.since = word, now
+        self.changes += 1
+        if not state.leaving and state.stage is not Stage.PAUSING:
+            self._fire_state(state)
 
     def _run_ended(self, state: TaskState, error: str | None, *, lasting: bool, now: float) -> None:
-        task = state.task
-        if state.stage is Stage.STOPPING:
+        stage, task = state.stage, state.task
+        if stage is Stage.STOPPING:
             self._enter(state, Stage.FINISHED, now)  # from here _tear_down takes it on
-            return
-        duration = state.last_duration = now - state.started
-        state.error = error or ""
-        if error is None or duration >= GOOD_RUN:
-            state.streak = 0
-        if error is None:
-            state.last_success = now
-            again = task.restart == "Always"
-        else:
-            state.failures += 1
-            state.streak += 1
-            again = task.restart != "Never"
-            if task.backoff_limit is not None and state.streak > task.backoff_limit:
-                again = False
-        if task.every is None and not again:
-            self._enter(state, Stage.FINISHED, now)
-            return
-        retry = now + self._delay(task, state.streak, lasting=lasting)
-        if task.every is None:
-            due = retry
-        else:
-            if state.slot <= now:  # a retry within the period leaves the next one where it is
-                shortened = task.every * (1 - JITTER * self._random.random())
-                state.slot = max(
-                    state.slot + shortened, now
-                )  # periods missed by a long run are not made up for
-            due = min(state.slot, retry) if error is not None and again else state.slot
-        self._enter(state, Stage.DUE, now, due=max(due, state.started + START_FLOOR))
+        elif stage in {Stage.RUNNING, Stage.PAUSING}:
+            state.last_duration = now - state.started
+            if stage is Stage.PAUSING and error is not None:
+                # cut off, so neither good nor bad; begun again, or in its period, when its while holds again
+                state.state = ""
+                self._enter(state, Stage.PAUSED, now, due=now)
+                self._dirty[task.name] = None
+                return
+            self._judge(state, error, lasting=lasting, now=now)
+            if stage is Stage.PAUSING and not state.leaving:
+                self._fire_state(state)  # it came to its end before the cancellation came to it
 
-    def _delay(self, task: Task, streak: int, *, lasting: bool) -> float:
-        """Full jitter (a random part of a growing limit): what failed together does not come back together."""
-        if streak == 0:
-            return 0.0
+    def _judge(self, state: TaskState, error: str | None, *, lasting: bool, now: float) -> None:
+        task = state.task
+        state.error = error or ""
+        if now - state.started >= GOOD_RUN:
+            state.streak = state.ends = 0
+        if error is None:
+            state.streak, state.last_success = 0, now
+        else:
+            state.streak += 1
+            state.failures += 1
+        repeated = task.every is not None or bool(task.run_on)
+        # An end that is good in itself is one too many for what should run for ever: as in a pod, it backs off.
+        state.ends = 0 if error is None and repeated else state.ends + 1
+        again = task.restart == "Always" if error is None else task.restart != "Never"
+        if self.ending:
+            if state.pending and task.name in self._farewells:
+                self._schedule(state, now, now)
+            else:
+                self._farewells.discard(task.name)
+                self._enter(state, Stage.FINISHED, now)
+        elif error is not None and task.backoff_limit is not None and state.streak > task.backoff_limit:
+            self._enter(state, Stage.FAILED, now)
+            if state.state != "failed":
+                state.state = "failed"
+                self._fire_state(state)
+        elif not repeated and not again:
+            self._enter(state, Stage.FINISHED, now)
+        else:
+            retry = now + self._delay(task, state.ends, lasting=lasting) if again else inf
+            if repeated and error is None:
+                retry = inf
+            self._schedule(state, min(self._next_slot(state, now), retry), now)
+
+    def _next_slot(self, state: TaskState, now: float) -> float:
+        every = state.task.every
+        if every is None:
+            return inf
+        if state.slot <= now:  # a retry within the period leaves the next one where it is
+            shortened = every * (1 - JITTER * self._random.random())
+            state.slot = max(state.slot + shortened, now)  # periods missed by a long run are not made up for
+        return state.slot
+
+    def _delay(self, task: Task, ends: int, *, lasting: bool) -> float:
+        """A random part of a growing limit: what failed together does not come back together."""
         backoff = task.backoff
         if lasting:
             return backoff.maximum
-        exponent = min(streak - 1, 64)  # beyond, the limit has long been reached and floats overflow
+        exponent = min(ends - 1, 64)  # beyond, the limit has long been reached and floats overflow
         limit = min(backoff.maximum, backoff.initial * backoff.factor**exponent)
-        return limit * self._random.random()
+        return limit * (1 - backoff.jitter * self._random.random())
+
+    # Edges and events
 
     def _holds(self, edge: Edge) -> bool:
         state = self.tasks.get(edge.task)
-        if state is None or state.leaving:
+        if state is None or state.leaving or state.stage in _PAUSE:
             return False
         match edge.state:
             case "started":
@@ -259,11 +455,37 @@ class Core:
             case wanted:
                 return state.state == wanted
 
-    def _enter(self, state: TaskState, stage: Stage, now: float, *, due: float = 0.0) -> None:
+    def _fire_state(self, state: TaskState) -> None:
+        name = state.task.name
+        self._touch_dependents(name)
+        if state.state != "started":  # a start fires that, and once
+            self._fire(f"{name}.{state.state}")
+        if state.state in {"succeeded", "failed"}:
+            self._fire(f"{name}.completed")
+
+    def _fire(self, event: str) -> None:
+        for name in self._listeners.get(event, ()) if not self.ending else ():
+            state = self.tasks.get(name)
+            if state is not None and not state.leaving and state.stage is not Stage.FAILED:
+                state.pending = True
+                self._dirty[name] = None
+
+    def _touch_dependents(self, name: str) -> None:
+        for dependent in self._dependents.get(name, ()):
+            self._dirty[dependent] = None
+
+    def _is_due(self, name: str) -> bool:
+        state = self.tasks.get(name)
+        return state is not None and state.stage is Stage.DUE and not state.leaving
+
+    def _enter(self, state: TaskState, stage: Stage, now: float, *, due: float = inf) -> None:
         state.stage, state.since, state.due = stage, now, due
+        self.changes += 1
+        self._touch_dependents(state.task.name)
 
 
 def waits_for(state: TaskState, states: Iterable[TaskState]) -> str:
-    """Why a task is waiting, for people: the edges that do not hold, as ``task.state (is ...)``."""
+    """Why a task does not run, for people: what it depends on, as ``task.state (is ...)``."""
     by_name = {other.task.name: other.shown for other in states}
-    return ", ".join(f"{edge} (is {by_name.get(edge.task, 'gone')})" for edge in state.task.needs)
+    edges = state.task.needs if state.stage is Stage.WAITING else state.task.while_
+    return ", ".join(f"{edge} (is {by_name.get(edge.task, 'gone')})" for edge in edges)

@@ -4,7 +4,9 @@ One nursery holds every run and every undoing; each run has a cancel scope of it
 the core in the step in which they happen, without a queue: nothing can pile up, and nothing can be lost.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from math import inf
 from random import Random
 
 import trio
@@ -14,14 +16,18 @@ from pidone.actions import Action, Setting
 from pidone.engine.core import (
     Cancel,
     Core,
+    Ending,
     Event,
+    Happened,
     PlanChanged,
     RunEnded,
+    Stage,
     Start,
     StateReported,
     TaskState,
     Undo,
     UndoEnded,
+    waits_for,
 )
 from pidone.errors import PidoneError, RegistryRefused
 from pidone.journal import Journal
@@ -40,10 +46,13 @@ class Engine:
         self._changed = changed
         self._actions: dict[str, Action] = {}  # by task digest: of what runs, and of what is wanted next
         self._scopes: dict[str, trio.CancelScope] = {}
+        self._graces: set[trio.CancelScope] = set()
         self._nursery: trio.Nursery | None = None
         self._broken: Exception | None = None
-        self._timer_is_stale = trio.Event()
+        self._timer = trio.CancelScope()
         self._state_changed = trio.Event()
+        self._late = False  # the budget of the end is spent
+        self._over = trio.Event()
 
     @property
     def tasks(self) -> Iterable[TaskState]:
@@ -55,20 +64,28 @@ class Engine:
         """There is nothing to do, and nothing to take back."""
         return self._core.idle
 
+    @property
+    def ending(self) -> bool:
+        """Whether the pod's end has begun."""
+        return self._core.ending
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run until cancelled; then all runs are cancelled at once, without undoing (``drain`` does that).
 
         Raises what the core raised: a machine that failed in the middle of a step is not to be trusted further.
         """
-        async with trio.open_nursery() as self._nursery:
-            task_status.started()
-            while True:
-                self._timer_is_stale = trio.Event()
-                with trio.move_on_at(self._core.next_due()):
-                    await self._timer_is_stale.wait()
-                if self._broken is not None:
-                    raise self._broken
-                self._handle(None)
+        try:
+            async with trio.open_nursery() as self._nursery:
+                task_status.started()
+                while True:
+                    # events move the deadline and wake nobody
+                    with trio.CancelScope(deadline=self._core.next_due()) as self._timer:
+                        await trio.sleep_forever()
+                    if self._broken is not None:
+                        raise self._broken
+                    self._handle(None)
+        finally:
+            self._over.set()
 
     def apply(self, plan: Plan, *, setting: Setting | None = None) -> None:
         """Go over to another plan. Raises ``Refused`` when a part of it cannot be built; then nothing changes."""
@@ -82,14 +99,37 @@ class Engine:
         in_use = {task.digest for task in plan.tasks} | {state.task.digest for state in self.tasks}
         self._actions = {digest: action for digest, action in self._actions.items() if digest in in_use}
 
+    def happened(self, event: str) -> bool:
+        """Tell of something that tasks may run on, one of ``pidone.plan.model.EVENTS``; whether any does."""
+        self._handle(Happened(event))
+        return any(event == str(edge) for state in self.tasks for edge in state.task.run_on)
+
+    def end(self, budget: float) -> None:
+        """Begin the end, once and for good; ``budget`` seconds later what is left is cancelled, then killed.
+
+        What runs on ``pod.terminating`` has half of them. Then all is undone in reverse order of ``needs``.
+        """
+        if self._core.ending:
+            return
+        assert self._nursery is not None
+        self._handle(Ending(trio.current_time() + budget / 2))
+        self._nursery.start_soon(self._keep_to, budget)
+
     async def drain(self, budget: float) -> None:
-        """Take everything back, in reverse order of ``needs``, within ``budget`` seconds; what is left is cancelled."""
-        self._handle(PlanChanged(()))
+        """Bring about the end, or wait for the one that has begun. Cancelling this does not stop it."""
+        self.end(budget)
+        await self._over.wait()
+
+    async def _keep_to(self, budget: float) -> None:
         with trio.move_on_after(budget):
             await self.wait_idle()
+            self._over.set()
             return
         late = [state.task.name for state in self.tasks]
         self._journal.write("teardown-late", budget=f"{budget:g}s", tasks=",".join(late))
+        self._late = True
+        for scope in self._graces:
+            scope.cancel()
         assert self._nursery is not None
         self._nursery.cancel_scope.cancel()
 
@@ -104,16 +144,17 @@ class Engine:
             await self._state_changed.wait()
 
     def _handle(self, event: Event | None) -> None:
-        before = {name: (state.stage, state.state) for name, state in self._core.tasks.items()}
-        self._timer_is_stale.set()
+        before = self._core.changes
         try:
             commands = self._core.handle(event, trio.current_time())
         except Exception as error:  # noqa: BLE001 - told by ``run``, and not by the task that happened to be here
             self._broken = error
+            self._timer.cancel()
             return
         for command in commands:
             self._do(command)
-        if before != {name: (state.stage, state.state) for name, state in self._core.tasks.items()}:
+        self._timer.deadline = self._core.next_due()
+        if before != self._core.changes:
             self._state_changed.set()
             self._state_changed = trio.Event()
             self._changed()
@@ -125,31 +166,42 @@ class Engine:
                 scope = self._scopes[task.name] = trio.CancelScope()
                 self._nursery.start_soon(self._run, task, scope, name=task.name)
             case Cancel(name):
+                state = self._core.tasks[name]
+                if state.stage is Stage.PAUSING:
+                    self._journal.write("paused", task=name, waits=waits_for(state, self.tasks))
                 self._scopes[name].cancel()
             case Undo(task):
                 self._nursery.start_soon(self._undo, task, name=f"undo {task.name}")
 
     async def _run(self, task: Task, scope: trio.CancelScope) -> None:
         ended = RunEnded(task.name, "cancelled")
-        with scope:
-            try:
-                with trio.fail_after(task.timeout or float("inf")):
-                    await self._actions[task.digest].run(_TaskContext(self, task))
+        limit = trio.CancelScope()
+        if task.timeout is not None:
+            limit.deadline = trio.current_time() + task.timeout
+        try:
+            with scope, limit:
+                await self._actions[task.digest].run(_TaskContext(self, task))
                 ended = RunEnded(task.name)
-            except trio.TooSlowError:
+            if limit.cancelled_caught:
                 ended = RunEnded(task.name, f"not done within its timeout of {task.timeout:g} s")
-            except Exception as error:  # noqa: BLE001 - whatever a task does, the others and the process go on
-                ended = RunEnded(task.name, describe(error), lasting=isinstance(error, RegistryRefused))
+        except Exception as error:  # noqa: BLE001 - whatever a task does, the others and the process go on
+            # around the scopes: they take the cancellation out of a group, and what is left of it comes here
+            ended = RunEnded(task.name, describe(error), lasting=isinstance(error, RegistryRefused))
         if not scope.cancel_called and ended.error is not None:
             self._journal.write("failed", task=task.name, error=ended.error)
+        self._scopes.pop(task.name, None)
         self._handle(ended)
+        state = self._core.tasks.get(task.name)
+        if state is not None and state.stage is Stage.FAILED:
+            self._journal.write("gave-up", task=task.name, failures=state.streak)
 
     async def _undo(self, task: Task) -> None:
-        with trio.move_on_after(task.stop_timeout) as limit:
-            try:
+        limit = trio.CancelScope(deadline=trio.current_time() + task.stop_timeout)
+        try:
+            with limit:
                 await self._actions[task.digest].undo(_TaskContext(self, task))
-            except Exception as error:  # noqa: BLE001 - as above: what cannot be undone must not stop the rest
-                self._journal.write("undo-failed", task=task.name, error=describe(error))
+        except Exception as error:  # noqa: BLE001 - as above: what cannot be undone must not stop the rest
+            self._journal.write("undo-failed", task=task.name, error=describe(error))
         if limit.cancelled_caught:
             self._journal.write("undo-late", task=task.name, stopTimeout=f"{task.stop_timeout:g}s")
         self._handle(UndoEnded(task.name))
@@ -160,6 +212,7 @@ class _TaskContext:
 
     def __init__(self, engine: Engine, task: Task) -> None:
         self._engine = engine
+        self._task = task
         self._name = task.name
 
     def report(self, state: str) -> None:
@@ -178,6 +231,16 @@ class _TaskContext:
         while (state := self.state_of(task)) == seen:
             await self._engine._state_changed.wait()
         return state
+
+    @contextmanager
+    def grace(self) -> Iterator[None]:
+        seconds = -inf if self._engine._late else self._task.stop_timeout
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + seconds) as scope:
+            self._engine._graces.add(scope)
+            try:
+                yield
+            finally:
+                self._engine._graces.discard(scope)
 
     def action_of(self, task: str) -> Action | None:
         state = self._engine._core.tasks.get(task)

@@ -4,6 +4,7 @@ import signal
 
 # All signals are blocked in the first lines of the program (``stages.block``), and until the receivers stand.
 STOP = (signal.SIGTERM, signal.SIGINT)
+RELOAD, RELOADED = signal.SIGHUP, "signal.SIGHUP"  # and as the event that tasks run on
 
 
 def unblock() -> None:

@@ -2,8 +2,9 @@
 
     {"format": 1, "digest": "sha256-...", "phase": "Running",
      "pod": {"name", "namespace", "uid", "ip", "nodeName"},
-     "tasks": [{"name": "ready", "needs": ["other.state"], "every": 10, "timeout": 5, "stopTimeout": 2,
-                "restartPolicy": "Always", "backoff": {"initial": 1, "max": 300, "factor": 2},
+     "tasks": [{"name": "ready", "needs": ["other.state"], "while": ["other.state"],
+                "runOn": ["other.state", "pod.terminating"], "every": 10, "timeout": 5, "stopTimeout": 2,
+                "restartPolicy": "Always", "backoff": {"initial": 1, "max": 300, "factor": 2, "jitter": 1},
                 "backoffLimit": 3, "<action>": {...}}, ...]}
 
 ``digest`` is over ``tasks``. A task has exactly one key that names an action; its value belongs to that
@@ -11,13 +12,13 @@ action's module. Pods are older than controllers by months: what a pod does not 
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 from pidone.errors import Refused
 from pidone.plan.digest import digest
 from pidone.plan.fields import Fields, kind
-from pidone.plan.model import Backoff, Bundle, Edge, Phase, Plan, Pod, Task
+from pidone.plan.model import EVENTS, Backoff, Bundle, Edge, Phase, Plan, Pod, Task
 
 FORMAT = 1
 MEDIA_TYPE = "application/vnd.pidone.bundle.v1+json"
@@ -27,6 +28,8 @@ MAX_TASKS = 1000
 _COMMON = {
     "name",
     "needs",
+    "while",
+    "runOn",
     "every",
     "timeout",
     "stopTimeout",
@@ -62,11 +65,14 @@ def decode_bundle(data: bytes, actions: Iterable[str]) -> Bundle:
         node=facts.text("nodeName", ""),
     )
     said = envelope.text("digest")
+    if phase == Phase.TERMINATING:
+        # The end starts nothing, so it needs no plan, and a pod that cannot read this one must end all the same.
+        return Bundle(Phase.TERMINATING, pod, Plan(said, ()))
     plan = decode_plan(value.get("tasks"), actions)
     if said != plan.digest:
         raise Refused(f"bundle.digest: the tasks have {plan.digest}, not {said}: damaged on the way")
     # A newer controller may put more facts around the tasks; only what is to be done must be understood whole.
-    return Bundle(Phase.TERMINATING if phase == Phase.TERMINATING else Phase.RUNNING, pod, plan)
+    return Bundle(Phase.RUNNING, pod, plan)
 
 
 def decode_plan(tasks: object, actions: Iterable[str]) -> Plan:
@@ -99,6 +105,7 @@ def _task(value: object, path: str, actions: frozenset[str]) -> Task:
             initial=given.seconds("initial", backoff.initial, least=0.1),
             maximum=given.seconds("max", backoff.maximum, least=1),
             factor=given.seconds("factor", backoff.factor, least=1, most=10),
+            jitter=given.seconds("jitter", backoff.jitter, most=1),
         )
         given.done()
     restart = fields.text("restartPolicy", "OnFailure" if action == "exec" else "Always")
@@ -109,7 +116,9 @@ def _task(value: object, path: str, actions: frozenset[str]) -> Task:
         action=action,
         config=value[action],
         digest=digest(value),
-        needs=tuple(_edge(text, path) for text in fields.texts("needs")),
+        needs=_edges(fields, "needs"),
+        while_=_edges(fields, "while"),
+        run_on=_edges(fields, "runOn"),
         every=fields.seconds("every", None, least=0.1),
         timeout=fields.seconds("timeout", None, least=0.1),
         stop_timeout=fields.seconds("stopTimeout", 2.0, most=3600),
@@ -121,11 +130,14 @@ def _task(value: object, path: str, actions: frozenset[str]) -> Task:
     return task
 
 
-def _edge(text: str, path: str) -> Edge:
-    task, dot, state = text.partition(".")
-    if not (task and dot and state):
-        raise Refused(f'{path}.needs: expected "task.state", not "{text}"')
-    return Edge(task, state)
+def _edges(fields: Fields, name: str) -> tuple[Edge, ...]:
+    edges = []
+    for text in fields.texts(name):
+        task, dot, state = text.partition(".")
+        if not (task and dot and state):
+            raise Refused(f'{fields.path}.{name}: expected "task.state", not "{text}"')
+        edges.append(Edge(task, state))
+    return tuple(edges)
 
 
 def _check_graph(tasks: tuple[Task, ...]) -> None:
@@ -135,12 +147,27 @@ def _check_graph(tasks: tuple[Task, ...]) -> None:
         if by_name.setdefault(task.name, task) is not task:
             raise Refused(f'task "{task.name}" is there twice')
     for task in tasks:
-        for edge in task.needs:
-            if edge.task not in by_name:
-                raise Refused(f'task "{task.name}" needs "{edge.task}", which is not in the plan')
-    cycle = find_cycle({task.name: [edge.task for edge in task.needs] for task in tasks})
+        _check_edges(task, by_name)
+    # A while that waits for its own task is as closed a door as such a need. An event that a task causes by
+    # its own run is not: it runs again, and again.
+    cycle = find_cycle({task.name: [edge.task for edge in task.gates] for task in tasks})
     if cycle:
         raise Refused(f"these tasks wait for each other: {' -> '.join(cycle)}")
+
+
+def _check_edges(task: Task, known: Container[str]) -> None:
+    for edge in task.needs:
+        if edge.task not in known:
+            raise Refused(f'task "{task.name}" needs "{edge.task}", which is not in the plan')
+    for edge in task.while_:
+        if edge.task not in known:
+            raise Refused(f'task "{task.name}" runs while "{edge}", and "{edge.task}" is not in the plan')
+    for edge in task.run_on:
+        if edge.task not in known and str(edge) not in EVENTS:
+            raise Refused(
+                f'task "{task.name}" runs on "{edge}", and "{edge.task}" is not in the plan; '
+                f"events of the pod are {', '.join(sorted(EVENTS))}"
+            )
 
 
 def find_cycle(needs: Mapping[str, Iterable[str]]) -> list[str]:

@@ -15,7 +15,7 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """``task.state``: held while that task is in that state."""
+    """``task.state``: held while that task is in that state. In ``run_on`` also one of ``EVENTS``."""
 
     task: str
     state: str
@@ -24,13 +24,22 @@ class Edge:
         return f"{self.task}.{self.state}"
 
 
+# What happens to the pod and not to a task: what ``runOn`` takes beside edges.
+TERMINATING = "pod.terminating"
+EVENTS = frozenset({TERMINATING, "pod.containersStarted", "signal.SIGHUP"})
+
+
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Seconds before the next try: full jitter below ``initial * factor ** failures``, capped at ``maximum``."""
+    """Seconds before the next try: ``initial * factor ** failures``, capped at ``maximum``.
+
+    ``jitter`` is the part of it that is left to chance: 1 is full jitter, 0 is none.
+    """
 
     initial: float = 1.0
     maximum: float = 300.0
     factor: float = 2.0
+    jitter: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +50,20 @@ class Task:
     action: str
     config: Mapping[str, Any]
     digest: str
-    needs: tuple[Edge, ...] = ()
+    needs: tuple[Edge, ...] = ()  # what must hold once, before the first run
+    while_: tuple[Edge, ...] = ()  # what must hold all the time
+    run_on: tuple[Edge, ...] = ()  # on each of these a run
     every: float | None = None  # seconds
     timeout: float | None = None  # seconds, of one run
     stop_timeout: float = 2.0  # seconds its undoing may take
     restart: str = "Always"  # Always | OnFailure | Never, as a pod's restartPolicy
     backoff: Backoff = field(default_factory=Backoff)
     backoff_limit: int | None = None
+
+    @property
+    def gates(self) -> tuple[Edge, ...]:
+        """What it depends on: these tasks are there before it, and go after it."""
+        return self.needs + self.while_
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from pidone.plan.fields import Fields
 from pidone.plan.format import decode_plan
 from pidone.plan.model import Pod, Task
 from pidone.telemetry import Telemetry
+from tests.actions.watcher import Watcher
 
 POD = Pod("web-7d9c", "shop", "uid-1", "127.0.0.1", "node-1")
 
@@ -183,30 +184,6 @@ def test_what_is_not_understood_is_refused(config: dict[str, Any], message: str)
         make(config)
 
 
-class Watcher:
-    """A context that remembers the states."""
-
-    def __init__(self) -> None:
-        self.states: list[str] = []
-        self.reported = trio.Event()
-
-    def report(self, state: str) -> None:
-        self.states.append(state)
-        self.reported.set()
-
-    def log(self, event: str, **fields: object) -> None:
-        raise NotImplementedError
-
-    def state_of(self, task: str) -> str:
-        raise NotImplementedError
-
-    async def state_change(self, task: str, seen: str) -> str:
-        raise NotImplementedError
-
-    def action_of(self, task: str) -> None:
-        raise NotImplementedError
-
-
 async def test_it_listens_until_it_is_stopped(free_port: Any) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
@@ -217,8 +194,7 @@ async def test_it_listens_until_it_is_stopped(free_port: Any) -> None:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(make({"port": port}).run, watcher)
-        await watcher.reported.wait()
-        assert watcher.states == ["listening"]
+        assert await watcher.next_state() == "listening"
         answer = await ask("/metrics?name=x")
         assert answer.status == 200
         assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"

@@ -14,6 +14,7 @@ from pidone.pid1.reaper import Reaper
 from pidone.plan.fields import Fields
 from pidone.plan.model import Pod
 from pidone.telemetry import Telemetry
+from tests.actions.watcher import Watcher
 
 SETTING = Setting(Pod("p", "n", "u", "127.0.0.1"), None, Reaper(), Telemetry(), lambda: ())
 
@@ -63,36 +64,6 @@ def test_a_probe_that_is_not_understood_is_refused(config: dict[str, Any], messa
     with pytest.raises(Refused) as refused:
         build(Fields(config, "x"), SETTING)
     assert str(refused.value) == message
-
-
-class Watcher:
-    """A context that remembers the states, and tells who waits for one."""
-
-    def __init__(self) -> None:
-        self.states: list[str] = []
-        self.reasons: list[str] = []
-        self._send, self._receive = trio.open_memory_channel[str](100)
-
-    def report(self, state: str) -> None:
-        if not self.states or self.states[-1] != state:
-            self.states.append(state)
-            self._send.send_nowait(state)
-
-    async def next_state(self) -> str:
-        with trio.fail_after(10):
-            return await self._receive.receive()
-
-    def log(self, event: str, **fields: object) -> None:
-        self.reasons.append(str(fields.get("reason")))
-
-    def state_of(self, task: str) -> str:
-        raise NotImplementedError
-
-    async def state_change(self, task: str, seen: str) -> str:
-        raise NotImplementedError
-
-    def action_of(self, task: str) -> None:
-        return None
 
 
 @pytest.mark.parametrize("status", [200, 302, 404, 500])

@@ -1,4 +1,4 @@
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from random import Random
 from typing import Any
@@ -11,6 +11,8 @@ from pidone.engine.core import (
     Cancel,
     Command,
     Core,
+    Ending,
+    Happened,
     PlanChanged,
     RunEnded,
     Stage,
@@ -23,9 +25,28 @@ from pidone.plan.digest import digest
 from pidone.plan.model import Backoff, Edge, Task
 
 
-def task(name: str, *needs: str, version: int = 1, **fields: Any) -> Task:
-    edges = tuple(Edge(*need.split(".")) for need in needs)
-    return Task(name, "exec", {}, digest([name, needs, version]), edges, **fields)
+def task(
+    name: str,
+    *needs: str,
+    version: int = 1,
+    while_: Sequence[str] = (),
+    run_on: Sequence[str] = (),
+    **fields: Any,
+) -> Task:
+    return Task(
+        name,
+        "exec",
+        {},
+        digest([name, needs, while_, run_on, version]),
+        edges(needs),
+        edges(while_),
+        edges(run_on),
+        **fields,
+    )
+
+
+def edges(words: Sequence[str]) -> tuple[Edge, ...]:
+    return tuple(Edge(*word.split(".")) for word in words)
 
 
 def names(commands: list[Command]) -> list[str]:
@@ -124,7 +145,7 @@ def test_backoff_limit_is_the_number_of_retries(core: Core) -> None:
         core.handle(RunEnded("a", "no"), core.tasks["a"].started)
         core.handle(None, core.next_due())
     core.handle(RunEnded("a", "no"), core.tasks["a"].started)
-    assert core.tasks["a"].stage is Stage.FINISHED
+    assert core.tasks["a"].stage is Stage.FAILED
     assert core.tasks["a"].runs == 3
 
 
@@ -211,6 +232,260 @@ def test_events_of_a_task_that_is_gone_are_nothing(core: Core) -> None:
     for event in (RunEnded("ghost", "x"), UndoEnded("ghost"), StateReported("ghost", "healthy")):
         assert core.handle(event, 1) == []
     assert list(core.tasks) == ["a"]
+
+
+def test_unchanged_tasks_go_on_beating_while_another_takes_long_to_leave(core: Core) -> None:
+    beat, old = task("beat", every=10.0), task("old")
+    core.handle(PlanChanged((beat, old)), 0)
+    first = core.next_due()
+    assert names(core.handle(PlanChanged((beat,)), 0)) == ["cancel old"]
+    assert names(core.handle(None, first)) == ["start beat"]
+
+
+# while
+
+
+def test_while_pauses_and_resumes(core: Core) -> None:
+    core.handle(PlanChanged((task("up"), task("a", while_=["up.healthy"]))), 0)
+    assert core.tasks["a"].stage is Stage.PAUSED, "it guards the first start as well"
+    assert names(core.handle(StateReported("up", "healthy"), 1)) == ["start a"]
+    assert names(core.handle(StateReported("up", "unhealthy"), 2)) == ["cancel a"]
+    assert core.tasks["a"].shown == "paused"
+    assert names(core.handle(StateReported("up", "healthy"), 3)) == [], "the old run has not ended yet"
+    assert names(core.handle(RunEnded("a", "cancelled"), 4)) == ["start a"]
+    assert core.tasks["a"].failures == 0, "paused, not failed"
+
+
+def test_a_pause_within_a_second_of_the_start_keeps_to_the_floor(core: Core) -> None:
+    core.handle(PlanChanged((task("up"), task("a", while_=["up.healthy"]))), 0)
+    core.handle(StateReported("up", "healthy"), 0)
+    core.handle(StateReported("up", "unhealthy"), 0.1)
+    core.handle(RunEnded("a", "cancelled"), 0.1)
+    assert names(core.handle(StateReported("up", "healthy"), 0.2)) == []
+    assert core.next_due() == 1
+
+
+def test_no_state_of_a_paused_task_holds(core: Core) -> None:
+    plan = (
+        task("up"),
+        task("web", while_=["up.healthy"]),
+        task("beat", while_=["web.registered"]),
+        task("late", "web.started"),
+    )
+    core.handle(PlanChanged(plan), 0)
+    core.handle(StateReported("up", "healthy"), 0)
+    assert names(core.handle(StateReported("web", "registered"), 0)) == ["start beat"]
+    assert names(core.handle(StateReported("up", "unhealthy"), 1)) == ["cancel web", "cancel beat"]
+    core.handle(RunEnded("beat", "cancelled"), 1)
+    core.handle(RunEnded("web", "cancelled"), 1)
+    assert core.tasks["web"].state == ""
+    assert core.tasks["beat"].stage is Stage.PAUSED
+    assert names(core.handle(StateReported("up", "healthy"), 2)) == ["start web"]
+    assert names(core.handle(StateReported("web", "registered"), 3)) == ["start beat"]
+
+
+def test_a_paused_period_keeps_its_phase_and_makes_up_for_nothing(core: Core) -> None:
+    core.handle(PlanChanged((task("up"), task("a", while_=["up.healthy"], every=10.0))), 0)
+    slot = core.tasks["a"].slot
+    core.handle(StateReported("up", "healthy"), slot + 32)
+    assert core.next_due() == pytest.approx(slot + 40)
+
+
+def test_a_run_that_ends_well_before_its_cancellation_counts(core: Core) -> None:
+    plan = (
+        task("up"),
+        task("a", while_=["up.healthy"], restart="OnFailure"),
+        task("b", run_on=["a.succeeded"]),
+    )
+    core.handle(PlanChanged(plan), 0)
+    core.handle(StateReported("up", "healthy"), 0)
+    assert names(core.handle(StateReported("up", "unhealthy"), 1)) == ["cancel a"]
+    assert names(core.handle(StateReported("a", "succeeded"), 1)) == []
+    assert names(core.handle(RunEnded("a"), 1)) == ["start b"]
+    assert core.tasks["a"].stage is Stage.FINISHED
+    assert names(core.handle(StateReported("up", "healthy"), 2)) == [], "it is done"
+
+
+# runOn
+
+
+def test_run_on_runs_each_time_a_state_is_entered(core: Core) -> None:
+    core.handle(PlanChanged((task("up"), task("a", run_on=["up.unhealthy"], restart="OnFailure"))), 0)
+    for turn in range(3):
+        assert names(core.handle(StateReported("up", "healthy"), 10 * turn)) == []
+        assert names(core.handle(StateReported("up", "unhealthy"), 10 * turn + 1)) == ["start a"]
+        assert names(core.handle(StateReported("up", "unhealthy"), 10 * turn + 2)) == []
+        assert names(core.handle(RunEnded("a"), 10 * turn + 3)) == []
+        assert core.tasks["a"].stage is Stage.ARMED
+
+
+def test_events_during_a_run_are_remembered_once(core: Core) -> None:
+    core.handle(PlanChanged((task("a", run_on=["signal.SIGHUP"]),)), 0)
+    assert names(core.handle(Happened("signal.SIGHUP"), 5)) == ["start a"]
+    for _ in range(1000):
+        assert names(core.handle(Happened("signal.SIGHUP"), 6)) == []
+    assert names(core.handle(RunEnded("a"), 7)) == ["start a"]
+    assert names(core.handle(RunEnded("a"), 9)) == []
+    assert core.next_due() == float("inf")
+
+
+def test_a_flood_of_events_is_a_run_a_second(core: Core) -> None:
+    core.handle(PlanChanged((task("a", run_on=["signal.SIGHUP"]),)), 0)
+    starts, now = [], 0.0
+    for _ in range(1000):
+        now += 0.01
+        commands = names(core.handle(Happened("signal.SIGHUP"), now)) + names(core.handle(None, now))
+        if commands:
+            starts.append(now)
+            core.handle(RunEnded("a"), now)
+    assert len(starts) == 10
+    assert all(after - before >= 1 for before, after in pairwise(starts))
+
+
+def test_an_event_before_needs_hold_or_in_a_pause_is_remembered(core: Core) -> None:
+    plan = (task("up"), task("a", "up.started", while_=["up.healthy"], run_on=["pod.containersStarted"]))
+    core.handle(PlanChanged(plan), 0)
+    core.handle(Happened("pod.containersStarted"), 1)
+    assert names(core.handle(StateReported("up", "healthy"), 2)) == ["start a"]
+    core.handle(StateReported("up", "unhealthy"), 4)
+    core.handle(RunEnded("a", "cancelled"), 4)
+    core.handle(Happened("pod.containersStarted"), 5)
+    assert names(core.handle(StateReported("up", "healthy"), 6)) == ["start a"]
+
+
+def test_run_on_and_every_together_run_on_both(core: Core) -> None:
+    core.handle(PlanChanged((task("a", run_on=["signal.SIGHUP"], every=100.0),)), 0)
+    slot = core.next_due()
+    assert names(core.handle(Happened("signal.SIGHUP"), 0)) == ["start a"]
+    core.handle(RunEnded("a"), 0)
+    assert core.next_due() == max(slot, 1), "the event leaves the period where it is"
+    assert names(core.handle(None, core.next_due())) == ["start a"]
+
+
+def test_started_and_completed_are_events_of_each_run(core: Core) -> None:
+    plan = (task("a", every=5.0), task("b", run_on=["a.started"]), task("c", run_on=["a.completed"]))
+    core.handle(PlanChanged(plan), 0)
+    for turn in range(3):
+        now = core.next_due()
+        assert sorted(names(core.handle(None, now))) == ["start a", "start b"]
+        core.handle(StateReported("a", "started"), now)
+        word = "failed" if turn == 1 else "succeeded"
+        assert names(core.handle(StateReported("a", word), now + 1)) == ["start c"]
+        for name in "abc":
+            core.handle(RunEnded(name), now + 2)
+
+
+def test_a_failed_run_on_an_event_is_tried_again_by_its_restart_policy() -> None:
+    for policy, again in (("OnFailure", True), ("Always", True), ("Never", False)):
+        core = Core(Random(1))
+        core.handle(PlanChanged((task("a", run_on=["signal.SIGHUP"], restart=policy),)), 0)
+        core.handle(Happened("signal.SIGHUP"), 100)
+        core.handle(RunEnded("a", "no"), 100)
+        assert (core.next_due() < 110) is again
+
+
+# Failing for good, and how waits grow
+
+
+def test_a_task_at_its_backoff_limit_is_failed_for_good(core: Core) -> None:
+    plan = (task("a", run_on=["signal.SIGHUP"], every=5.0, backoff_limit=0), task("b", "a.failed"))
+    core.handle(PlanChanged(plan), 0)
+    core.handle(Happened("signal.SIGHUP"), 0)
+    core.handle(StateReported("a", "registered"), 0)
+    assert names(core.handle(RunEnded("a", "no"), 1)) == ["start b"]
+    assert core.tasks["a"].shown == "failed"
+    assert names(core.handle(Happened("signal.SIGHUP"), 50)) == []
+    assert core.next_due() == float("inf")
+    core.handle(PlanChanged((task("a", version=2),)), 60)
+    core.handle(RunEnded("b", "cancelled"), 60)
+    assert names(core.handle(UndoEnded("b"), 60)) == ["undo a"]
+    assert names(core.handle(UndoEnded("a"), 60)) == ["start a"], "another plan, another chance"
+
+
+def test_what_should_run_for_ever_and_ends_well_backs_off_as_in_a_pod(core: Core) -> None:
+    core.handle(PlanChanged((task("a", backoff=Backoff(jitter=0)),)), 0)
+    now, waits = 0.0, []
+    for _ in range(5):
+        core.handle(RunEnded("a"), now)
+        waits.append(core.next_due() - now)
+        now = core.next_due()
+        core.handle(None, now)
+    assert waits == [1, 2, 4, 8, 16]
+    core.handle(RunEnded("a"), now + 600)
+    assert core.next_due() == now + 601
+
+
+@pytest.mark.parametrize(("jitter", "least"), [(0, 8), (0.25, 6), (1, 1)])
+def test_jitter_is_the_part_of_a_wait_that_is_left_to_chance(jitter: float, least: float) -> None:
+    waits = []
+    for seed in range(200):
+        core = Core(Random(seed))
+        core.handle(PlanChanged((task("a", backoff=Backoff(initial=8, jitter=jitter)),)), 0)
+        core.handle(RunEnded("a", "no"), 0)
+        waits.append(core.next_due())
+    assert least <= min(waits) <= least + 0.1
+    assert max(waits) <= 8
+
+
+def test_the_floor_holds_across_plans(core: Core) -> None:
+    core.handle(PlanChanged((task("a", version=1),)), 0)
+    core.handle(PlanChanged((task("a", version=2),)), 0.1)
+    core.handle(RunEnded("a", "cancelled"), 0.1)
+    assert names(core.handle(UndoEnded("a"), 0.1)) == []
+    assert core.next_due() == 1
+
+
+# The end
+
+
+def test_the_end_runs_the_farewells_first_and_then_undoes_in_reverse(core: Core) -> None:
+    plan = (
+        task("web"),
+        task("beat", while_=["web.registered"], every=10.0),
+        task("bye", "web.registered", run_on=["pod.terminating"]),
+        task("last", "bye.succeeded", run_on=["pod.terminating"]),
+        task("held", "web.lost", run_on=["pod.terminating"]),
+    )
+    core.handle(PlanChanged(plan), 0)
+    core.handle(StateReported("web", "registered"), 0)
+    assert names(core.handle(Ending(undo_at=20), 10)) == ["start bye"]
+    assert names(core.handle(None, 15)) == [], "triggers are silent: no beat"
+    assert names(core.handle(StateReported("bye", "succeeded"), 15)) == ["start last"]
+    assert names(core.handle(RunEnded("bye"), 15)) == []
+    assert names(core.handle(RunEnded("last", "no"), 16)) == ["undo last"], (
+        "not tried again; and held is not waited for"
+    )
+    assert names(core.handle(UndoEnded("last"), 16)) == ["undo bye"]
+    assert core.tasks["web"].stage is Stage.RUNNING
+    assert names(core.handle(UndoEnded("bye"), 17)) == ["cancel web"]
+    assert core.next_due() == float("inf")
+
+
+def test_the_end_comes_once_and_no_plan_comes_after_it(core: Core) -> None:
+    core.handle(PlanChanged((task("a"), task("bye", run_on=["pod.terminating"]))), 0)
+    assert names(core.handle(Ending(undo_at=9), 5)) == ["start bye"]
+    assert names(core.handle(Ending(undo_at=9), 6)) == []
+    assert names(core.handle(PlanChanged((task("b"),)), 6)) == []
+    assert names(core.handle(RunEnded("bye"), 7)) == ["cancel a", "undo bye"]
+    core.handle(UndoEnded("bye"), 7)
+    core.handle(RunEnded("a", "cancelled"), 7)
+    assert names(core.handle(UndoEnded("a"), 7)) == []
+    assert core.idle
+
+
+def test_a_farewell_that_hangs_leaves_the_time_to_undo(core: Core) -> None:
+    core.handle(PlanChanged((task("a"), task("bye", run_on=["pod.terminating"]))), 0)
+    core.handle(Ending(undo_at=9), 5)
+    assert core.next_due() == 9
+    assert names(core.handle(None, 9)) == ["cancel a", "cancel bye"]
+
+
+def test_a_farewell_that_is_on_already_runs_once_more(core: Core) -> None:
+    core.handle(PlanChanged((task("bye", run_on=["pod.terminating", "signal.SIGHUP"]),)), 0)
+    core.handle(Happened("signal.SIGHUP"), 4)
+    assert names(core.handle(Ending(undo_at=9), 5)) == []
+    assert names(core.handle(RunEnded("bye"), 6)) == ["start bye"]
+    assert names(core.handle(RunEnded("bye"), 7)) == ["undo bye"]
 
 
 def _plans() -> st.SearchStrategy[tuple[Task, ...]]:

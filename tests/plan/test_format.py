@@ -109,6 +109,52 @@ def test_a_bundle_that_is_not_one_is_refused(data: bytes, part: str) -> None:
         decode_bundle(data, ACTIONS)
 
 
+def test_edges_events_and_jitter_are_read() -> None:
+    tasks = [
+        {"name": "ready", "exec": {}, "backoff": {"jitter": 0.2}},
+        {"name": "b", "exec": {}, "while": ["ready.started"], "runOn": ["pod.terminating", "ready.failed"]},
+        {
+            "name": "signal",
+            "exec": {},
+            "runOn": ["signal.SIGHUP", "pod.containersStarted", "signal.succeeded"],
+        },
+    ]
+    ready, b, self_made = decode_plan(tasks, ACTIONS).tasks
+    assert ready.backoff.jitter == 0.2
+    assert b.while_ == b.gates == (Edge("ready", "started"),)
+    assert b.run_on == (Edge("pod", "terminating"), Edge("ready", "failed"))
+    assert [str(edge) for edge in self_made.run_on] == tasks[2]["runOn"]
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ({"while": ["b.x"]}, 'task "a" runs while "b.x", and "b" is not in the plan'),
+        ({"while": ["b"]}, 'task "a".while: expected "task.state", not "b"'),
+        ({"while": ["a.x"]}, "these tasks wait for each other: a -> a"),
+        (
+            {"runOn": ["pod.started"]},
+            'task "a" runs on "pod.started", and "pod" is not in the plan; events of the pod are pod.containersStarted, pod.terminating, signal.SIGHUP',  # noqa: E501 - one message
+        ),
+        ({"needs": ["pod.terminating"]}, 'task "a" needs "pod", which is not in the plan'),
+        ({"backoff": {"jitter": 1.5}}, 'task "a".backoff.jitter: expected 0 to 1, not 1.5'),
+    ],
+)
+def test_an_edge_that_leads_nowhere_is_refused(task: dict[str, Any], message: str) -> None:
+    with pytest.raises(Refused) as refused:
+        decode_plan([{"name": "a", "exec": {}} | task], ACTIONS)
+    assert str(refused.value) == message
+
+
+def test_the_end_of_the_pod_is_understood_whatever_its_plan_has_become() -> None:
+    """An old pod that cannot read its newest plan still runs the one before, and has that to undo."""
+    tasks = [{"name": "a", "hologram": {}}]
+    body = canonical(encode_bundle(tasks, phase=Phase.TERMINATING, pod=POD))
+    assert decode_bundle(body, ACTIONS).phase is Phase.TERMINATING
+    with pytest.raises(Refused):
+        decode_bundle(bundle(tasks), ACTIONS)
+
+
 def test_more_facts_in_the_envelope_do_not_matter_to_an_older_pod() -> None:
     assert decode_bundle(bundle([], containers={}, revision=7), ACTIONS).plan.tasks == ()
 

@@ -1,0 +1,40 @@
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import trio
+
+
+class Watcher:
+    """A ``Context`` for an action alone: remembers the states, and tells who waits for one."""
+
+    def __init__(self) -> None:
+        self.stop_timeout = 2.0
+        self.states: list[str] = []
+        self.reasons: list[str] = []
+        self._send, self._receive = trio.open_memory_channel[str](100)
+
+    def report(self, state: str) -> None:
+        if not self.states or self.states[-1] != state:
+            self.states.append(state)
+            self._send.send_nowait(state)
+
+    async def next_state(self) -> str:
+        with trio.fail_after(10):
+            return await self._receive.receive()
+
+    def log(self, event: str, **fields: object) -> None:
+        self.reasons.append(str(fields.get("reason")))
+
+    def state_of(self, task: str) -> str:
+        raise NotImplementedError
+
+    async def state_change(self, task: str, seen: str) -> str:
+        raise NotImplementedError
+
+    @contextmanager
+    def grace(self) -> Iterator[None]:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + self.stop_timeout):
+            yield
+
+    def action_of(self, task: str) -> None:
+        return None
