@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pidone.errors import PidoneError
+from pidone.language.binding import Rules, derive
 from pidone.plan import model
 from pidone.plan.digest import canonical
 from pidone.plan.format import MAX_BUNDLE, MAX_TASKS, encode_bundle
 from pidone.plan.model import Phase
-from pidone_controller.binding import Rules, derive
 from pidone_controller.inventory import Inventory, Pod
 
 Derive = Callable[[Pod, Rules], list[dict[str, Any]]]

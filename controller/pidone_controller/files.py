@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from pidone.errors import LanguageError
+from pidone.language.binding import Rules, collect, shown
 from pidone.language.checking import check_bytes
 from pidone.language.model import TaskBinding, TaskSet
 from pidone.language.pods import read_pods
-from pidone_controller.binding import Rules, collect, shown
 from pidone_controller.inventory import Inventory, InventoryError, Pod, project
 from pidone_controller.log import Log
 

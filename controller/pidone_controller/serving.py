@@ -19,9 +19,9 @@ from typing import Any
 import trio
 
 from pidone.http.message import JSON, Request, Response, text_response
+from pidone.language.binding import Rules
 from pidone.plan.format import MEDIA_TYPE
 from pidone_controller import preferences, reports
-from pidone_controller.binding import Rules
 from pidone_controller.bundles import EMPTY, Bundle, Entry, Shelf
 from pidone_controller.inventory import (
     Claims,

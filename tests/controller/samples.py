@@ -3,8 +3,8 @@
 from textwrap import dedent
 from typing import Any
 
+from pidone.language.binding import Rules, collect
 from pidone.language.checking import check_text
-from pidone_controller.binding import Rules, collect
 from pidone_controller.inventory import Inventory, Pod, project
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from pidone_controller.binding import BindingError, collect, derive
+from pidone.language.binding import BindingError, collect, derive
 from pidone_controller.bundles import EMPTY, encode
 from tests.controller.samples import binding, inventory, pod, rules, task_set
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from pidone.errors import LanguageError
+from pidone.language.binding import derive
 from pidone.language.pods import read_pods
-from pidone_controller.binding import derive
 from pidone_controller.files import InventoryFile, TaskFiles, live_pods
 from pidone_controller.inventory import InventoryError
 from tests.controller.samples import binding, manifest, pod, task_set

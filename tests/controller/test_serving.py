@@ -13,8 +13,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from pidone.http import client
 from pidone.http.message import Request, Response
 from pidone.http.server import serve
+from pidone.language.binding import Rules
 from pidone.plan.format import MEDIA_TYPE, decode_bundle
-from pidone_controller.binding import Rules
 from pidone_controller.inventory import Pod
 from pidone_controller.log import log
 from pidone_controller.serving import MAX_HELD, Repo

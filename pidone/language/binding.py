@@ -7,15 +7,25 @@ how people lose an afternoon.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from pidone.errors import LanguageError, PidoneError
 from pidone.language.model import TaskBinding, TaskSet
 from pidone.language.rendering import render
 from pidone.language.selector import matches
-from pidone_controller.inventory import Pod
 
 ANY = ""  # the namespace of what names none, outside a cluster: it is for pods of all of them
+
+
+class Bound(Protocol):
+    """What is read of a pod; ``manifest`` is its core/v1 object."""
+
+    @property
+    def namespace(self) -> str: ...
+    @property
+    def labels(self) -> Mapping[str, str]: ...
+    @property
+    def manifest(self) -> Mapping[str, Any]: ...
 
 
 class BindingError(PidoneError):
@@ -56,7 +66,7 @@ def shown(item: TaskSet | TaskBinding) -> str:
     return f"{type(item).__name__} {item.namespace}/{item.name}".replace(" /", " ")
 
 
-def derive(pod: Pod, rules: Rules) -> list[dict[str, Any]]:
+def derive(pod: Bound, rules: Rules) -> list[dict[str, Any]]:
     """The rendered tasks of one pod; none where nothing binds it. Raises ``BindingError``."""
     tasks: dict[str, dict[str, Any]] = {}
     owners: dict[str, TaskBinding] = {}  # which binding each task came by
@@ -77,7 +87,7 @@ def derive(pod: Pod, rules: Rules) -> list[dict[str, Any]]:
     return list(tasks.values())
 
 
-def _render(binding: TaskBinding, pod: Pod, rules: Rules) -> list[dict[str, Any]]:
+def _render(binding: TaskBinding, pod: Bound, rules: Rules) -> list[dict[str, Any]]:
     task_sets = []
     for name in binding.task_sets:
         task_set = rules.task_set(pod.namespace, name)
