@@ -1,41 +1,142 @@
 """Commands and their options; what a command does stands in the module of its name, imported when it is called."""
 
 import argparse
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Callable, Sequence
 
 from pidone import __version__
 
+EXAMPLES = """\
+examples:
+  pidone check tasks                                  every mistake in a folder, with its place and remedy
+  pidone explain TaskSet.spec.tasks.probe             what can stand there, and what it means
+  pidone render tasks/eureka.yaml --pod pod.yaml      the plan that this pod would get
+  pidone graph tasks/eureka.yaml                      the tasks, and what waits for what
+  pidone test tasks                                   run the cases beside the sets on a fake clock
+  pidone run tasks/metrics.yaml                       run the tasks here, without a repo
+  source <(pidone completion bash)                    complete all of this
+"""
+INTERRUPTED, BROKEN_PIPE = 130, 141  # as a shell has them: 128 and the number of the signal
+# What completes an argument (its attribute ``complete``): file names, paths of fields, kinds.
+FILES, FIELDS, KIND_NAMES = "files", "fields", "kinds"
+
 
 def run(argv: Sequence[str]) -> int:
-    """The exit code: 0, 1 findings, 2 usage (argparse's own)."""
-    arguments = _parser().parse_args(argv)
-    match arguments.command:
-        case "check":
-            from pidone.cli.check import check
+    """The exit code: 0, 1 findings or failures, 2 usage (argparse's own) or a file that cannot be read."""
+    try:
+        arguments = parser().parse_args(argv)
+        command: Callable[[argparse.Namespace], int] = arguments.call
+        code = command(arguments)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        _discard_output()
+        return BROKEN_PIPE
+    except OSError as error:
+        _discard_output()
+        print(f"pidone: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except Exception as error:  # noqa: BLE001 - a traceback helps nobody but us, and is in the line
+        from pidone.pod import last_words
 
-            return check(arguments.file)
-        case _:
-            from pidone.cli.run import run_file
+        print(
+            f"pidone {__version__} failed, and should not have: {last_words(error)}. "
+            "Please report this line, with the command and its files, where you have pidone from.",
+            file=sys.stderr,
+        )
+        return 1
+    return code
 
-            return run_file(arguments.file, arguments.pod, dict(arguments.param))
+
+def _discard_output() -> None:
+    """What is still unwritten goes nowhere, quietly: the interpreter would try again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """All commands; an argument's attribute ``complete`` says what a shell completes it with."""
+    whole = argparse.ArgumentParser(
         prog="pidone",
         description="Process 1 of a pod. Without arguments it is just that, configured by PIDONE_REPO; "
-        "with a command it helps to write what pods run.",
+        "`pidone -- COMMAND` is process 1 of one container; with a command it helps to write what pods run.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"pidone {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    check = commands.add_parser("check", help="find the mistakes in TaskSets and TaskBindings")
-    check.add_argument("file", nargs="+", metavar="FILE", help="a file, a folder, or - for standard input")
-    run_command = commands.add_parser("run", help="run the TaskSets of a file here, without a repo")
-    run_command.add_argument("file", metavar="FILE", help="a file with one TaskSet or several")
-    run_command.add_argument(
-        "--pod", metavar="POD", help="the pod to be: a manifest, or kubectl get pod -o yaml"
+    whole.add_argument("--version", action="version", version=f"pidone {__version__}")
+    commands = whole.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _writing(commands)
+    _trying(commands)
+    completion = _command(commands, "completion", _completion, "print the completion script of a shell")
+    completion.add_argument("shell", choices=["bash", "zsh", "fish"], help="the shell it is for")
+    return whole
+
+
+Commands = argparse._SubParsersAction  # argparse has no public name for it
+
+
+def _command(
+    commands: "Commands[argparse.ArgumentParser]",
+    name: str,
+    call: Callable[[argparse.Namespace], int],
+    summary: str,
+    epilog: str = "",
+) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    run_command.add_argument(
+    command.set_defaults(call=call)
+    return command
+
+
+def _writing(commands: "Commands[argparse.ArgumentParser]") -> None:
+    check = _command(commands, "check", _check, "find the mistakes in TaskSets and TaskBindings")
+    _file(check, nargs="+", text="a file, a folder, or - for standard input")
+
+    explain = _command(
+        commands,
+        "explain",
+        _explain,
+        "say what a field is for",
+        "examples:\n  pidone explain TaskSet\n  pidone explain TaskSet.spec.tasks.probe\n"
+        "  pidone explain TaskBinding --recursive\n",
+    )
+    path = explain.add_argument(
+        "path", metavar="PATH", help="a kind and the fields below it, as TaskSet.spec.tasks"
+    )
+    path.complete = FIELDS  # type: ignore[attr-defined]
+    explain.add_argument("--recursive", action="store_true", help="names and types of all fields below")
+
+    schema = _command(commands, "schema", _schema, "print the JSON Schema of a kind, for editors")
+    kind = schema.add_argument(
+        "kind", nargs="?", default="TaskSet", metavar="KIND", help="TaskSet or TaskBinding"
+    )
+    kind.complete = KIND_NAMES  # type: ignore[attr-defined]
+
+
+def _trying(commands: "Commands[argparse.ArgumentParser]") -> None:
+    run_command = _command(commands, "run", _run, "run the TaskSets of a file here, without a repo")
+    _file(run_command, text="a file with TaskSets; with TaskBindings in it, the pod's labels decide")
+    _pod(run_command)
+
+
+def _file(command: argparse.ArgumentParser, *, text: str, nargs: str | None = None) -> None:
+    command.add_argument("file", nargs=nargs, metavar="FILE", help=text).complete = FILES  # type: ignore[attr-defined]
+
+
+def _pod(command: argparse.ArgumentParser, *, required: bool = False) -> None:
+    command.add_argument(
+        "--pod",
+        metavar="POD",
+        required=required,
+        help="the pod: a manifest, or what kubectl get pod -o yaml (or json) prints",
+    ).complete = FILES  # type: ignore[attr-defined]
+    command.add_argument(
         "--param",
         action="append",
         default=[],
@@ -43,7 +144,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="a param's value, as a TaskBinding would give it",
     )
-    return parser
 
 
 def _assignment(text: str) -> tuple[str, str]:
@@ -51,3 +151,37 @@ def _assignment(text: str) -> tuple[str, str]:
     if not name or not equals:
         raise argparse.ArgumentTypeError(f'"{text}" is not NAME=VALUE')
     return name, value
+
+
+# One function a command: the imports of a command are no others' time.
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from pidone.cli.check import check
+
+    return check(arguments.file)
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    from pidone.cli.explain import explain
+
+    return explain(arguments.path, recursive=arguments.recursive)
+
+
+def _schema(arguments: argparse.Namespace) -> int:
+    from pidone.cli.schema import print_schema
+
+    return print_schema(arguments.kind)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from pidone.cli.run import run_file
+
+    return run_file(arguments.file, arguments.pod, dict(arguments.param))
+
+
+def _completion(arguments: argparse.Namespace) -> int:
+    from pidone.cli.completion import script
+
+    print(script(arguments.shell, parser()), end="")
+    return 0

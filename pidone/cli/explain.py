@@ -1,0 +1,91 @@
+"""``pidone explain PATH``: what a field is for, as ``kubectl explain`` shows it; every word is the schema's."""
+
+import sys
+
+from pidone.cli.fields import Field, every_field, facts, kind_field, paragraph, written
+from pidone.language.findings import suggestion
+from pidone.language.schemas import API_VERSION, KINDS
+
+
+def explain(path: str, *, recursive: bool) -> int:
+    """0, or 2 for a path that leads nowhere, with what was meant."""
+    found, wrong = _find(path)
+    if found is None:
+        print(f"pidone explain: {wrong}", file=sys.stderr)
+        return 2
+    kind, field = found
+    print(_page(kind, field, recursive=recursive), end="")
+    return 0
+
+
+def _find(path: str) -> tuple[tuple[str, Field] | None, str]:
+    first, *rest = path.split(".")
+    kind = next((kind for kind in KINDS if kind.lower() == first.lower().removesuffix("s")), None)
+    if kind is None:
+        return None, f'"{first}" is not a kind{_elsewhere(path, list(KINDS))}'
+    field, walked = kind_field(kind), kind
+    for name in rest:
+        inside = field.fields()
+        if name not in inside:
+            return None, f'{walked} has no field "{name}"{_elsewhere(name, list(inside))}'
+        field, walked = inside[name], f"{walked}.{name}"
+    return (kind, field), ""
+
+
+def _elsewhere(name: str, near: list[str]) -> str:
+    """What was meant: a name near by, else the same name anywhere, else what there is."""
+    meant = suggestion(name, near)
+    if "did you mean" in meant:
+        return meant
+    paths = [path for path, _ in every_field() if path.endswith(f".{name}")]
+    return f'; did you mean "{min(paths, key=len)}"?' if paths else meant
+
+
+def _page(kind: str, field: Field, *, recursive: bool) -> str:
+    lines = [f"KIND:     {kind}", f"VERSION:  {API_VERSION}", ""]
+    if field.name != kind:
+        required = " -required-" if field.required else ""
+        lines += [f"FIELD: {field.name} <{field.type}>{required}", ""]
+    lines += ["DESCRIPTION:", paragraph(field.description, 4)]
+    if extra := facts(field):
+        lines.append(paragraph(extra, 4))
+    if field.form:
+        lines.append(paragraph(field.form, 4))
+    content = field.content()
+    if content.description not in {field.description, ""}:
+        lines.append(paragraph(content.description, 4))
+    if content.states:
+        states = ", ".join(content.states)
+        lines += ["", "STATES:", paragraph(f"{states}. A plain needs waits for {_ready(content)}.", 4)]
+    if defaults := content.part.get("x-pidone-task-defaults"):
+        lines += ["", "DEFAULTS OF THE TASK:", paragraph(written(defaults), 4)]
+    inside = field.fields()
+    if inside:
+        what, names = content.choice
+        rule = f"Exactly one {what} of {', '.join(names)}."
+        lines += ["", "FIELDS:", *([paragraph(rule, 2), ""] if names else [])]
+        lines += _outline(field, 2) if recursive else _list(inside)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _ready(action: Field) -> str:
+    return str(action.part["x-pidone-ready"])
+
+
+def _list(fields: dict[str, Field]) -> list[str]:
+    lines = []
+    for field in fields.values():
+        required = " -required-" if field.required else ""
+        text = " ".join(part for part in (field.description, facts(field)) if part)
+        lines += [f"  {field.name}\t<{field.type}>{required}", *([paragraph(text, 4)] if text else []), ""]
+    return lines
+
+
+def _outline(field: Field, indent: int) -> list[str]:
+    """Names and types only, all the way down."""
+    lines = []
+    for inner in field.fields().values():
+        required = " -required-" if inner.required else ""
+        lines.append(f"{' ' * indent}{inner.name}\t<{inner.type}>{required}")
+        lines += _outline(inner, indent + 2)
+    return lines

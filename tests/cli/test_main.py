@@ -1,0 +1,133 @@
+"""The command line as a whole: help, exit codes, what goes wrong without a traceback, completion."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+
+from pidone.cli import main
+from pidone.cli.completion import script
+
+COMMANDS = [
+    *("check", "explain", "schema", "run", "completion"),
+]
+
+
+def pidone(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pidone", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def test_help_is_quick_and_names_every_command_with_examples() -> None:
+    taken = []
+    for _ in range(3):  # the best of three: what is measured is the program, not this machine's other work
+        began = time.perf_counter()
+        helped = pidone("--help")
+        taken.append(time.perf_counter() - began)
+    assert helped.returncode == 0
+    for command in COMMANDS:
+        assert f"  {command} " in helped.stdout or f"  {command}\n" in helped.stdout
+    assert "examples:" in helped.stdout
+    assert min(taken) < 0.15
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main.run([command, "--help"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: pidone {command} ")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["chekc", "x"], ["check"], ["run", "a.yaml", "--param", "x"], ["explain", "--nope", "x"]]
+)
+def test_wrong_usage_is_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main.run(arguments)
+    assert ended.value.code == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def raising(error: BaseException) -> Callable[..., int]:
+    def command(*_: object, **__: object) -> int:
+        raise error
+
+    return command
+
+
+def test_a_mistake_of_ours_is_one_line_and_where_to_report_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pidone.cli.explain.explain", raising(KeyError("spec")))
+    assert main.run(["explain", "TaskSet"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "KeyError: 'spec' (at test_main.py:" in error
+    assert "Please report this line" in error
+
+
+def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pidone.cli.explain.explain", raising(KeyboardInterrupt()))
+    assert main.run(["explain", "TaskSet"]) == 130
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    ended = subprocess.run(
+        ["bash", "-c", f'{sys.executable} -m pidone schema | head -1; echo "${{PIPESTATUS[0]}}"'],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ended.stdout in {"{\n141\n", "{\n0\n"}  # 0 where the pipe took it all before the reader left
+    assert ended.stderr == ""
+
+
+def test_a_full_disk_is_said_not_traced() -> None:
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "pidone", "schema"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert ended.returncode == 2
+    assert ended.stderr == "pidone: No space left on device\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_completion_script_has_every_command_and_option(shell: str) -> None:
+    text = script(shell, main.parser())
+    for word in (*COMMANDS, "recursive", "param", "TaskSet.spec.tasks.probe"):
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        ("ex", ["explain"]),
+        ("explain TaskBinding.spec.podSelector.matchL", ["TaskBinding.spec.podSelector.matchLabels"]),
+        ("run --pa", ["--param"]),
+        ("run --pod pyproject.t", ["pyproject.toml"]),
+        ("check pyproject.t", ["pyproject.toml"]),
+        ("completion ", ["bash", "fish", "zsh"]),
+        ("schema Task", ["TaskBinding", "TaskSet"]),
+    ],
+)
+def test_bash_completes(line: str, completed: list[str], pytestconfig: pytest.Config) -> None:
+    program = f"""
+        source <({sys.executable} -m pidone completion bash)
+        compopt() {{ :; }}
+        COMP_LINE='pidone {line}'; read -ra COMP_WORDS <<<"$COMP_LINE"
+        [[ $COMP_LINE == *' ' ]] && COMP_WORDS+=('')
+        COMP_CWORD=$(( ${{#COMP_WORDS[@]}} - 1 )); _pidone; printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    ended = subprocess.run(
+        ["bash", "-c", program], capture_output=True, text=True, check=True, cwd=pytestconfig.rootpath
+    )
+    assert sorted(ended.stdout.split()) == completed
+    assert ended.stderr == ""
