@@ -120,8 +120,20 @@ def _writing(commands: "Commands[argparse.ArgumentParser]") -> None:
 
 
 def _trying(commands: "Commands[argparse.ArgumentParser]") -> None:
+    what = "files and folders with TaskSets; where TaskBindings are among them, the pod's labels decide"
+    render = _command(commands, "render", _render, "print the plan that a pod would get")
+    _file(render, nargs="+", text=what)
+    _pod(render, required=True)
+    render.add_argument(
+        "-o",
+        "--output",
+        choices=["json", "yaml", "digest"],
+        default="json",
+        help="json unless told otherwise",
+    )
+
     run_command = _command(commands, "run", _run, "run the TaskSets of a file here, without a repo")
-    _file(run_command, text="a file with TaskSets; with TaskBindings in it, the pod's labels decide")
+    _file(run_command, nargs="+", text=what)
     _pod(run_command)
 
 
@@ -175,9 +187,15 @@ def _schema(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from pidone.cli.run import run_file
+    from pidone.cli.run import run_files
 
-    return run_file(arguments.file, arguments.pod, dict(arguments.param))
+    return run_files(arguments.file, arguments.pod, dict(arguments.param))
+
+
+def _render(arguments: argparse.Namespace) -> int:
+    from pidone.cli.render import render_files
+
+    return render_files(arguments.file, arguments.pod, dict(arguments.param), arguments.output)
 
 
 def _completion(arguments: argparse.Namespace) -> int:

@@ -3,63 +3,32 @@
 import os
 import socket
 import sys
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import trio
 
-from pidone.errors import LanguageError, Refused
+from pidone.cli.render import DeskPod, bundle_for, read_objects, read_pod
+from pidone.errors import PidoneError, Refused
 from pidone.journal import Journal
-from pidone.language.checking import check_text
-from pidone.language.model import TaskSet
-from pidone.language.params import from_text
-from pidone.language.pods import pod_facts, read_pods
-from pidone.language.rendering import render
 from pidone.plan.digest import canonical
-from pidone.plan.format import encode_bundle
-from pidone.plan.model import Phase
 
 
-def run_file(file: str, pod_file: str | None, arguments: Mapping[str, str]) -> int:
+def run_files(paths: Sequence[str], pod_file: str | None, arguments: Mapping[str, str]) -> int:
     """Run until TERM or INT, then take everything back; 0 then, 1 for mistakes in the files, 2 for no file."""
     try:
-        text = Path(file).read_text(encoding="utf-8", errors="replace")
-        pod = _pod(Path(pod_file).read_text(encoding="utf-8", errors="replace") if pod_file else None)
-        bundle = _bundle(text, file, pod, arguments)
+        pod = (read_pod(pod_file) if pod_file else _here()).with_facts("127.0.0.1")
+        bundle = bundle_for(pod, read_objects(paths), arguments)
     except OSError as error:
         print(f"pidone run: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
-    except LanguageError as error:
+    except PidoneError as error:
         print(error, file=sys.stderr)
         return 1
-    return _live(bundle)
+    return _live(canonical(bundle))
 
 
-def _pod(text: str | None) -> Mapping[str, Any]:
-    if text is None:
-        name = socket.gethostname()
-        return {"metadata": {"name": name, "namespace": "default"}, "status": {"podIP": "127.0.0.1"}}
-    pods = read_pods(text)
-    if len(pods) != 1:
-        raise LanguageError(f"--pod: expected one pod, not {len(pods)}")
-    return pods[0]
-
-
-def _bundle(text: str, file: str, pod: Mapping[str, Any], arguments: Mapping[str, str]) -> bytes:
-    checked = check_text(text, file)
-    if checked.findings:
-        raise LanguageError("\n".join(str(finding) for finding in checked.findings))
-    task_sets = [item for item in checked.objects if isinstance(item, TaskSet)]
-    if not task_sets:
-        raise LanguageError(f"{file}: there is no TaskSet in it")
-    params = {param.name: param for task_set in task_sets for param in task_set.params}
-    unknown = sorted(arguments.keys() - params.keys())
-    if unknown:
-        raise LanguageError(f'--param {unknown[0]}: no TaskSet of {file} has a param "{unknown[0]}"')
-    values = {name: from_text(params[name], value) for name, value in arguments.items()}
-    tasks = render(task_sets, values, pod)
-    return canonical(encode_bundle(tasks, phase=Phase.RUNNING, pod=pod_facts(pod)))
+def _here() -> DeskPod:
+    return DeskPod({"metadata": {"name": socket.gethostname()}})
 
 
 def _live(bundle: bytes) -> int:

@@ -1,0 +1,163 @@
+"""``pidone render``: the plan that a pod would get, made on a desk by the code that makes it in the controller."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from pidone.cli.check import _check, _files
+from pidone.errors import LanguageError, PidoneError
+from pidone.language.binding import collect, derive
+from pidone.language.findings import shown, suggestion
+from pidone.language.model import TaskBinding, TaskSet
+from pidone.language.params import from_text, mismatch
+from pidone.language.pods import pod_facts, read_pods
+from pidone.language.rendering import render
+from pidone.plan.format import encode_bundle
+from pidone.plan.model import Phase
+
+DOCUMENTATION = "192.0.2.1"  # an address that RFC 5737 sets aside for examples
+
+Objects = Mapping[str, Sequence[TaskSet | TaskBinding]]  # by file
+
+
+@dataclass(frozen=True, slots=True)
+class DeskPod:
+    """A pod as its file has it, which may be a manifest that was never applied."""
+
+    manifest: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return pod_facts(self.manifest).name
+
+    @property
+    def namespace(self) -> str:
+        return pod_facts(self.manifest).namespace
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        labels: Mapping[str, str] = (self.manifest.get("metadata") or {}).get("labels") or {}
+        return labels
+
+    def with_facts(self, ip: str) -> "DeskPod":
+        """What only a running pod has (address, uid, node) where the file has none: ``ip``, and names for the rest."""
+        pod = self.manifest
+        status = {"podIP": ip, "podIPs": [{"ip": ip}]} | (pod.get("status") or {})
+        metadata = {"name": "pod", "namespace": "default", "uid": f"uid-of-{self.name}"} | (
+            pod.get("metadata") or {}
+        )
+        spec = {"nodeName": "node"} | (pod.get("spec") or {})
+        return DeskPod({**pod, "metadata": metadata, "spec": spec, "status": status})
+
+    def __str__(self) -> str:
+        return f"pod {self.namespace}/{self.name}"
+
+
+def render_files(paths: Sequence[str], pod_file: str, arguments: Mapping[str, str], output: str) -> int:
+    """Print the bundle as ``json`` or ``yaml``, or its ``digest``. 0, 1 for mistakes in the files, 2 for no file."""
+    try:
+        given = read_pod(pod_file)
+        pod = given.with_facts(DOCUMENTATION)
+        bundle = bundle_for(pod, read_objects(paths), arguments)
+    except OSError as error:
+        print(f"pidone render: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    except PidoneError as error:
+        print(error, file=sys.stderr)
+        return 1
+    if pod_facts(given.manifest).ip != bundle["pod"]["ip"]:
+        print(f"{pod} has no address yet; {DOCUMENTATION} stands in the plan for it", file=sys.stderr)
+    if not bundle["tasks"]:
+        labels = ", ".join(f"{key}={value}" for key, value in sorted(pod.labels.items())) or "none"
+        print(f"no TaskBinding chooses {pod}, whose labels are: {labels}", file=sys.stderr)
+    match output:
+        case "digest":
+            print(bundle["digest"])
+        case "yaml":
+            print(_yaml(bundle))
+        case _:
+            print(json.dumps(bundle, indent=2, ensure_ascii=False))
+    return 0
+
+
+def read_objects(paths: Sequence[str]) -> Objects:
+    """What files and folders hold, by file. Raises ``LanguageError`` with every finding, and ``OSError``."""
+    checked = {file: _check(file) for path in paths for file in _files(path)}
+    findings = [str(finding) for one in checked.values() for finding in one.findings]
+    if findings:
+        raise LanguageError("\n".join(findings))
+    objects = {file: one.objects for file, one in checked.items()}
+    if not task_sets(objects):
+        raise LanguageError(f"{', '.join(paths)}: there is no TaskSet in it")
+    return objects
+
+
+def task_sets(objects: Objects) -> list[TaskSet]:
+    return [item for items in objects.values() for item in items if isinstance(item, TaskSet)]
+
+
+def read_pod(file: str) -> DeskPod:
+    """The one pod of a file. Raises ``LanguageError`` and ``OSError``."""
+    try:
+        pods = read_pods(Path(file).read_text(encoding="utf-8", errors="replace"))
+    except LanguageError as error:
+        raise LanguageError(f"{file}: {error}") from error
+    if len(pods) != 1:
+        names = ", ".join(str(DeskPod(pod)).removeprefix("pod ") for pod in pods[:5])
+        raise LanguageError(
+            f"{file}: expected one pod, not {len(pods)} ({names}); kubectl get pod NAME -o yaml has one"
+        )
+    return DeskPod(pods[0])
+
+
+def bundle_for(pod: DeskPod, objects: Objects, arguments: Mapping[str, str]) -> dict[str, Any]:
+    """What the repo would serve to ``pod``. Raises ``PidoneError`` that names the pod.
+
+    With TaskBindings among the objects the pod's labels decide, as in a cluster; without, it gets all TaskSets.
+    """
+    bound = any(isinstance(item, TaskBinding) for items in objects.values() for item in items)
+    if bound and arguments:
+        raise LanguageError(
+            f"--param {min(arguments)}: there are TaskBindings in the files, and they give the params; "
+            "change it there, or leave them out"
+        )
+    try:
+        tasks = _bound(pod, objects) if bound else _all(pod, task_sets(objects), arguments)
+    except PidoneError as error:
+        raise LanguageError(f"{pod}: {error}") from error
+    return encode_bundle(tasks, phase=Phase.RUNNING, pod=pod_facts(pod.manifest))
+
+
+def _bound(pod: DeskPod, objects: Objects) -> list[dict[str, Any]]:
+    rules, complaints = collect(objects.items())
+    if complaints:
+        raise LanguageError("\n".join(complaints))
+    return derive(pod, rules)
+
+
+def _all(pod: DeskPod, sets: Sequence[TaskSet], arguments: Mapping[str, str]) -> list[dict[str, Any]]:
+    params = {param.name: param for task_set in sets for param in task_set.params}
+    values = {}
+    for name, text in arguments.items():
+        if name not in params:
+            meant = suggestion(name, sorted(params))
+            raise LanguageError(f'--param {name}: no TaskSet here has a param "{name}"{meant}')
+        values[name] = from_text(params[name], text)
+        if wrong := mismatch(params[name], values[name]):
+            raise LanguageError(f"--param {name}: {shown(text)} {wrong}")
+    return render(sets, values, pod.manifest)
+
+
+def _yaml(bundle: Mapping[str, Any]) -> str:
+    from ruamel.yaml import YAML
+
+    text = StringIO()
+    writer: Any = YAML(typ="safe", pure=True)  # its attributes are typed as None
+    writer.default_flow_style = False
+    writer.sort_base_mapping_type_on_output = False
+    writer.dump(bundle, text)
+    return text.getvalue().rstrip()
