@@ -120,6 +120,12 @@ def _writing(commands: "Commands[argparse.ArgumentParser]") -> None:
 
 
 def _trying(commands: "Commands[argparse.ArgumentParser]") -> None:
+    graph = _command(commands, "graph", _graph, "draw which task waits for which")
+    _file(graph, nargs="+", text="files and folders with TaskSets")
+    graph.add_argument(
+        "--format", choices=["text", "dot", "mermaid"], default="text", help="text unless told otherwise"
+    )
+
     what = "files and folders with TaskSets; where TaskBindings are among them, the pod's labels decide"
     render = _command(commands, "render", _render, "print the plan that a pod would get")
     _file(render, nargs="+", text=what)
@@ -196,6 +202,12 @@ def _render(arguments: argparse.Namespace) -> int:
     from pidone.cli.render import render_files
 
     return render_files(arguments.file, arguments.pod, dict(arguments.param), arguments.output)
+
+
+def _graph(arguments: argparse.Namespace) -> int:
+    from pidone.cli.graph import print_graph
+
+    return print_graph(arguments.file, arguments.format)
 
 
 def _completion(arguments: argparse.Namespace) -> int:
