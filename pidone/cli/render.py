@@ -62,7 +62,8 @@ def render_files(paths: Sequence[str], pod_file: str, arguments: Mapping[str, st
     try:
         given = read_pod(pod_file)
         pod = given.with_facts(DOCUMENTATION)
-        bundle = bundle_for(pod, read_objects(paths), arguments)
+        objects = read_objects(paths)
+        bundle = bundle_for(pod, objects, param_values(objects, arguments))
     except OSError as error:
         print(f"pidone render: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
@@ -114,19 +115,34 @@ def read_pod(file: str) -> DeskPod:
     return DeskPod(pods[0])
 
 
-def bundle_for(pod: DeskPod, objects: Objects, arguments: Mapping[str, str]) -> dict[str, Any]:
+def param_values(objects: Objects, arguments: Mapping[str, str]) -> dict[str, Any]:
+    """A command line's NAME=VALUE with the types of the params. Raises ``LanguageError``."""
+    params = {param.name: param for task_set in task_sets(objects) for param in task_set.params}
+    values = {}
+    for name, text in arguments.items():
+        if name not in params:
+            meant = suggestion(name, sorted(params))
+            raise LanguageError(f'--param {name}: no TaskSet here has a param "{name}"{meant}')
+        values[name] = from_text(params[name], text)
+        if wrong := mismatch(params[name], values[name]):
+            raise LanguageError(f"--param {name}: {shown(text)} {wrong}")
+    return values
+
+
+def bundle_for(pod: DeskPod, objects: Objects, values: Mapping[str, Any]) -> dict[str, Any]:
     """What the repo would serve to ``pod``. Raises ``PidoneError`` that names the pod.
 
-    With TaskBindings among the objects the pod's labels decide, as in a cluster; without, it gets all TaskSets.
+    With TaskBindings among the objects the pod's labels decide, as in a cluster; without, it gets all TaskSets,
+    and ``values`` are those of their params.
     """
     bound = any(isinstance(item, TaskBinding) for items in objects.values() for item in items)
-    if bound and arguments:
+    if bound and values:
         raise LanguageError(
-            f"--param {min(arguments)}: there are TaskBindings in the files, and they give the params; "
+            f'param "{min(values)}": there are TaskBindings in the files, and they give the params; '
             "change it there, or leave them out"
         )
     try:
-        tasks = _bound(pod, objects) if bound else _all(pod, task_sets(objects), arguments)
+        tasks = _bound(pod, objects) if bound else render(task_sets(objects), values, pod.manifest)
     except PidoneError as error:
         raise LanguageError(f"{pod}: {error}") from error
     return encode_bundle(tasks, phase=Phase.RUNNING, pod=pod_facts(pod.manifest))
@@ -137,19 +153,6 @@ def _bound(pod: DeskPod, objects: Objects) -> list[dict[str, Any]]:
     if complaints:
         raise LanguageError("\n".join(complaints))
     return derive(pod, rules)
-
-
-def _all(pod: DeskPod, sets: Sequence[TaskSet], arguments: Mapping[str, str]) -> list[dict[str, Any]]:
-    params = {param.name: param for task_set in sets for param in task_set.params}
-    values = {}
-    for name, text in arguments.items():
-        if name not in params:
-            meant = suggestion(name, sorted(params))
-            raise LanguageError(f'--param {name}: no TaskSet here has a param "{name}"{meant}')
-        values[name] = from_text(params[name], text)
-        if wrong := mismatch(params[name], values[name]):
-            raise LanguageError(f"--param {name}: {shown(text)} {wrong}")
-    return render(sets, values, pod.manifest)
 
 
 def _yaml(bundle: Mapping[str, Any]) -> str:

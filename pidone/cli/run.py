@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import trio
 
-from pidone.cli.render import DeskPod, bundle_for, read_objects, read_pod
+from pidone.cli.render import DeskPod, bundle_for, param_values, read_objects, read_pod
 from pidone.errors import PidoneError, Refused
 from pidone.journal import Journal
 from pidone.plan.digest import canonical
@@ -17,7 +17,8 @@ def run_files(paths: Sequence[str], pod_file: str | None, arguments: Mapping[str
     """Run until TERM or INT, then take everything back; 0 then, 1 for mistakes in the files, 2 for no file."""
     try:
         pod = (read_pod(pod_file) if pod_file else _here()).with_facts("127.0.0.1")
-        bundle = bundle_for(pod, read_objects(paths), arguments)
+        objects = read_objects(paths)
+        bundle = bundle_for(pod, objects, param_values(objects, arguments))
     except OSError as error:
         print(f"pidone run: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2

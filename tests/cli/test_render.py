@@ -130,14 +130,14 @@ def test_params_are_given_as_a_binding_would(desk: Desk) -> None:
 )
 def test_a_wrong_param_is_1_and_named(desk: Desk, params: dict[str, str], said: str) -> None:
     files, pod = desk.write("a.yaml", SET), desk.write("pod.yaml", POD)
-    assert desk.render(files, pod=pod, **params) == (1, "", f"pod shop/web-1: {said}\n")
+    assert desk.render(files, pod=pod, **params) == (1, "", f"{said}\n")
 
 
 def test_params_beside_bindings_are_refused(desk: Desk) -> None:
     files = desk.write("a.yaml", SET, BINDING)
     code, _, said = desk.render(files, pod=desk.write("pod.yaml", POD), port="81")
     assert code == 1
-    assert said.startswith("--param port: there are TaskBindings in the files, and they give the params")
+    assert said.startswith('param "port": there are TaskBindings in the files, and they give the params')
 
 
 def test_a_param_without_a_value_names_pod_set_and_remedy(desk: Desk) -> None:
