@@ -11,7 +11,7 @@ import trio
 
 from pidone import __version__, actions
 from pidone.actions import Setting
-from pidone.engine.runner import Engine, describe
+from pidone.engine.runner import Build, Engine, describe
 from pidone.errors import Refused
 from pidone.http.connect import Lookups
 from pidone.journal import Journal
@@ -59,14 +59,23 @@ class Settings:
 class PodProgram:
     """Takes bundles to the engine, and reports on it: the ``Consumer`` of the repo client."""
 
-    def __init__(self, settings: Settings, journal: Journal) -> None:
-        self.random = Random()
+    def __init__(
+        self,
+        settings: Settings,
+        journal: Journal,
+        *,
+        random: Random | None = None,
+        build: Build | None = None,
+    ) -> None:
+        self.random = random or Random()
         self.journal = journal
         self.reaper = Reaper()
         self.telemetry = Telemetry()
         self.settings = settings
         self.changed: Callable[[], None] = lambda: None
-        self.engine = Engine(self._setting(NOBODY), journal, changed=self._changed, random=self.random)
+        self.engine = Engine(
+            self._setting(NOBODY), journal, changed=self._changed, random=self.random, build=build
+        )
         self._phase = Phase.RUNNING
 
     def take(self, data: bytes, *, trusted: bool) -> None:

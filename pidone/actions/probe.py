@@ -51,7 +51,7 @@ class Probe:
         if len(handlers) != 1:
             raise Refused(f"{fields.path}: expected one of httpGet and tcpSocket, not {len(handlers)}")
         make = _http_get if handlers == ["httpGet"] else _tcp_socket
-        self._ask: Ask = make(fields.object(handlers[0]), setting, self._timeout)
+        self.ask: Ask = make(fields.object(handlers[0]), setting, self._timeout)
         fields.done()
 
     async def run(self, context: Context) -> None:
@@ -59,7 +59,7 @@ class Probe:
         asked = trio.current_time()
         why_before = ""
         while True:
-            why_not = await self._ask()
+            why_not = await self.ask()
             if why_not and why_not != why_before:
                 context.log("probe-failed", reason=why_not)
             why_before = why_not

@@ -35,7 +35,7 @@ class Register:
     """
 
     def __init__(self, registry: Registry, follow: str | None) -> None:
-        self._registry = registry
+        self.registry = registry
         self._follow = follow
         self._running = False
         self._asked = False  # whether the registry may know the instance
@@ -86,20 +86,20 @@ class Register:
 
     async def undo(self, context: Context) -> None:
         if self._asked:
-            await _whole(self._registry.deregister())
+            await _whole(self.registry.deregister())
             self._asked = False
             context.log("deregistered")
             context.report("")
 
     async def _register(self, context: Context, status: Status) -> None:
         self._asked = True
-        shown = await _whole(self._registry.register(status))
+        shown = await _whole(self.registry.register(status))
         context.log("registered", status=status, overridden=shown if shown != status else None)
         context.report(REGISTERED)
 
     async def _renew(self, context: Context, status: Status, beat: _Beat) -> None:
         try:
-            known = await _whole(self._registry.heartbeat())
+            known = await _whole(self.registry.heartbeat())
         except PidoneError as error:
             # No answer is not a "no": the registry may be away, and the lease outlives short absences. The
             # heartbeat's own backoff asks again.

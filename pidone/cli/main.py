@@ -138,6 +138,14 @@ def _trying(commands: "Commands[argparse.ArgumentParser]") -> None:
         help="json unless told otherwise",
     )
 
+    test = _command(
+        commands,
+        "test",
+        _test,
+        "run the cases beside the TaskSets, each in a pod of its own, on a fake clock",
+    )
+    _file(test, nargs="+", text="case files (eureka.test.yaml), or folders with some")
+
     run_command = _command(commands, "run", _run, "run the TaskSets of a file here, without a repo")
     _file(run_command, nargs="+", text=what)
     _pod(run_command)
@@ -208,6 +216,12 @@ def _graph(arguments: argparse.Namespace) -> int:
     from pidone.cli.graph import print_graph
 
     return print_graph(arguments.file, arguments.format)
+
+
+def _test(arguments: argparse.Namespace) -> int:
+    from pidone.cli.test import test
+
+    return test(arguments.file)
 
 
 def _completion(arguments: argparse.Namespace) -> int:

@@ -33,13 +33,22 @@ from pidone.errors import PidoneError, RegistryRefused
 from pidone.journal import Journal
 from pidone.plan.model import Plan, Task
 
+Build = Callable[[Task, Setting], Action]
+
 
 class Engine:
     """Runs the plan it was given last. ``changed`` is called after every change of a task's state."""
 
     def __init__(
-        self, setting: Setting, journal: Journal, *, changed: Callable[[], None], random: Random
+        self,
+        setting: Setting,
+        journal: Journal,
+        *,
+        changed: Callable[[], None],
+        random: Random,
+        build: Build | None = None,
     ) -> None:
+        self._build = build
         self._setting = setting
         self._journal = journal
         self._core = Core(random)
@@ -90,10 +99,9 @@ class Engine:
     def apply(self, plan: Plan, *, setting: Setting | None = None) -> None:
         """Go over to another plan. Raises ``Refused`` when a part of it cannot be built; then nothing changes."""
         self._setting = setting or self._setting
+        build = self._build or actions.build
         self._actions |= {
-            task.digest: actions.build(task, self._setting)
-            for task in plan.tasks
-            if task.digest not in self._actions
+            task.digest: build(task, self._setting) for task in plan.tasks if task.digest not in self._actions
         }
         self._handle(PlanChanged(plan.tasks))
         in_use = {task.digest for task in plan.tasks} | {state.task.digest for state in self.tasks}

@@ -100,14 +100,22 @@ def _close(group: str) -> bool:
     return "did you mean" in suggestion(group, [_GROUP])
 
 
-def _check_document(document: Document, kind: str) -> None:
+def check_schema(document: Document, kind: str) -> list[Path]:
+    """Say what does not fit the schema of ``kind``; the paths where."""
     broken: list[Path] = []
     for error in validator(kind).iter_errors(document.root.value):
         if document.full:
-            return
+            break
         path = tuple(error.absolute_path)
         broken.append(path)
         _MESSAGES.get(error.validator, _other)(document, path, error)
+    return broken
+
+
+def _check_document(document: Document, kind: str) -> None:
+    broken = check_schema(document, kind)
+    if document.full:
+        return
     if kind.endswith("TaskSet"):
         check_task_set(document, lambda path: not any(one[: len(path)] == path for one in broken))
     else:

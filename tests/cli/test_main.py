@@ -11,7 +11,7 @@ from pidone.cli import main
 from pidone.cli.completion import script
 
 COMMANDS = [
-    *("check", "explain", "schema", "graph", "render", "run", "completion"),
+    *("check", "explain", "schema", "graph", "render", "test", "run", "completion"),
 ]
 
 

@@ -1,0 +1,194 @@
+"""The world around a pod as a script has it: real tasks, real engine, real plan, and answers that are given.
+
+What is simulated is one border, where an action asks something of the world: a probe's question, the three
+calls of a registry, the start of a program, a port to listen on. Everything else is what runs in pods, on Trio's
+mock clock, and where pods wait a random time the wait is the shortest: a period is exact, and a retry comes at once.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Any
+
+import trio
+
+from pidone import actions
+from pidone.actions import Action, Context, Setting
+from pidone.actions.metrics import LISTENING, Metrics
+from pidone.actions.probe import Probe
+from pidone.actions.register import Register
+from pidone.errors import RegistryError, RegistryRefused, TaskFailed, TransferTimeout
+from pidone.language import duration
+from pidone.pid1.reaper import Child, Reaper
+from pidone.plan.model import Task
+from pidone.registries import Status
+
+CALL_TIMEOUT = (
+    5.0  # seconds a registry that does not answer is waited for, as the registries' modules have it
+)
+WORDS = {  # what can be given, by action; the first one holds until another is given
+    "probe": ("fails", "succeeds", "answers <status>", "times out"),
+    "register": ("accepts", "refuses", "fails", "times out", "forgets"),
+    "exec": ("succeeds", "exits <code>", "hangs"),
+    "metrics": ("listens", "fails"),
+}
+
+_GIVEN = re.compile(r"(?P<word>[a-z]+( out)?)( (?P<number>[0-9]{1,3}))?( after (?P<after>[0-9hms]+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How the world answers: a word of ``WORDS``, its number, and after how many seconds."""
+
+    word: str
+    number: int = 0
+    after: float = 0.0
+
+    @classmethod
+    def of(cls, text: str, action: str) -> "Answer | None":
+        """Read ``answers 503 after 2s``; None for what is no answer to this action."""
+        found = _GIVEN.fullmatch(text)
+        if found is None:
+            return None
+        word, number, after = found["word"], found["number"], found["after"]
+        known = {each.partition(" <")[0]: "<" in each for each in WORDS.get(action, ())}
+        wait = duration.seconds(after) if after else 0.0
+        if known.get(word) is not (number is not None) or wait is None:
+            return None
+        return cls(word, int(number or 0), wait)
+
+
+class World:
+    """The answers at present, and every call that was made: time, task, what."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Answer] = {}
+        self.calls: dict[str, list[str]] = defaultdict(list)
+
+    def build(self, task: Task, setting: Setting) -> Action:
+        """The action as a pod builds it, which refuses what a pod refuses, with the world around it replaced."""
+        action = actions.build(task, replace(setting, reaper=_Programs(self, task)))
+        match action:
+            case Probe():
+                action.ask = _Asked(self, task)
+            case Register():
+                action.registry = _Registry(self, task)
+            case Metrics():
+                return _Listener(self, task)
+        return action
+
+    def answer(self, task: Task) -> Answer:
+        return self.answers.get(task.name) or Answer(WORDS[task.action][0])
+
+    def called(self, task: Task, what: str) -> None:
+        self.calls[task.name].append(what)
+
+
+class Shortest(Random):
+    """Every random wait is the shortest one."""
+
+    def random(self) -> float:
+        return 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    world: World
+    task: Task
+
+    async def __call__(self) -> str:
+        answer, timeout = self.world.answer(self.task), float(self.task.config.get("timeoutSeconds", 1))
+        if answer.word == "times out" or answer.after >= timeout:
+            await trio.sleep(timeout)
+            return f"no answer within {timeout:g} s"
+        await trio.sleep(answer.after)
+        if answer.word == "answers":
+            return "" if 200 <= answer.number < 400 else f"answered {answer.number}"
+        return "" if answer.word == "succeeds" else "connection refused"
+
+
+@dataclass(frozen=True, slots=True)
+class _Registry:
+    world: World
+    task: Task
+
+    async def register(self, status: Status) -> str:
+        await self._call(f"register {status}")
+        return status.value
+
+    async def heartbeat(self) -> bool:
+        forgotten = (await self._call("heartbeat")).word == "forgets"
+        if forgotten:
+            self.world.answers[self.task.name] = Answer(
+                "accepts"
+            )  # until it is registered again, that is now
+        return not forgotten
+
+    async def deregister(self) -> None:
+        await self._call("deregister")
+
+    async def _call(self, what: str) -> Answer:
+        self.world.called(self.task, what)
+        answer = self.world.answer(self.task)
+        if answer.word == "times out" or answer.after >= CALL_TIMEOUT:
+            await trio.sleep(CALL_TIMEOUT)
+            raise TransferTimeout(f"{what}: no answer within {CALL_TIMEOUT:g} s")
+        await trio.sleep(answer.after)
+        if answer.word == "refuses":
+            raise RegistryRefused(f"{what}: answered 401")
+        if answer.word == "fails":
+            raise RegistryError(f"{what}: answered 503")
+        return answer
+
+
+class _Programs(Reaper):
+    """Starts nothing, and is answered by the script."""
+
+    def __init__(self, world: World, task: Task) -> None:
+        super().__init__()
+        self._world, self._task = world, task
+
+    def spawn(self, argv: Any, *, env: Mapping[str, str], cwd: str = "/") -> Child:
+        del env, cwd
+        self._world.called(self._task, " ".join(argv))
+        return _Program(self._world.answer(self._task))
+
+
+class _Program(Child):
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(0)
+        self._code = answer.number if answer.word == "exits" else 0
+        self._until = float("inf") if answer.word == "hangs" else trio.current_time() + answer.after
+
+    async def wait(self) -> int:
+        with trio.move_on_at(self._until):
+            await self._ended.wait()
+        if self.returncode is None:
+            self.returncode = self._code
+            self._ended.set()
+        return self.returncode
+
+    def signal_group(self, number: int) -> None:
+        if self.returncode is None:
+            self.returncode = -number
+            self._ended.set()
+
+
+@dataclass(frozen=True, slots=True)
+class _Listener:
+    world: World
+    task: Task
+
+    async def run(self, context: Context) -> None:
+        if self.world.answer(self.task).word == "fails":
+            raise TaskFailed("cannot listen: Address already in use")
+        context.report(LISTENING)
+        try:
+            await trio.sleep_forever()
+        finally:
+            context.report("")
+
+    async def undo(self, context: Context) -> None:
+        """The listener went with the run."""

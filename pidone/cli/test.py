@@ -1,0 +1,228 @@
+"""``pidone test``: the cases beside the sets, each a pod of its own on a fake clock; hours take milliseconds."""
+
+import pathlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from itertools import groupby
+from typing import Any
+
+import trio
+import trio.testing
+
+from pidone.cli.cases import GONE, TERMINATES, CaseFile, Path, check_names, read_cases, task_actions
+from pidone.cli.rehearsal import Answer, Shortest, World
+from pidone.cli.render import DeskPod, Objects, bundle_for, read_objects, task_sets
+from pidone.errors import LanguageError, PidoneError
+from pidone.journal import Journal
+from pidone.language import duration
+from pidone.language.findings import Finding, shown
+from pidone.plan.digest import canonical
+from pidone.plan.model import Phase
+from pidone.pod import PodProgram, Settings
+
+ENDING = ".test.yaml"
+ADDRESS = "10.0.0.1"  # of a pod whose case gives it none
+MOMENT = 0.001  # seconds: what is given at a time holds just before it, and what is expected is looked at just after
+
+
+def test(paths: Sequence[str]) -> int:
+    """Run the case files and those in the folders. 0, 1 for failures and mistakes, 2 where there is none to run."""
+    try:
+        files = list(dict.fromkeys(file for path in paths for file in _case_files(path)))
+        results = [result for file in files for result in _test_file(file)]
+    except OSError as error:
+        print(f"pidone test: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    if not files:
+        print(f"pidone test: no *{ENDING} in {', '.join(paths)}", file=sys.stderr)
+        return 2
+    failed = results.count(False)
+    number = f"{len(results)} case{'' if len(results) == 1 else 's'}"
+    print(f"{number}: {failed} failed" if failed else f"{number}: all passed", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _case_files(path: str) -> Iterator[str]:
+    if pathlib.Path(path).is_dir():
+        yield from (str(file) for file in sorted(pathlib.Path(path).rglob(f"*{ENDING}")) if file.is_file())
+    else:
+        yield path
+
+
+def _test_file(file: str) -> Iterator[bool]:
+    """Whether each case passed; False alone for a file with mistakes."""
+    print(file)
+    found, findings = read_cases(pathlib.Path(file).read_text(encoding="utf-8", errors="replace"), file)
+    objects: Objects = {}
+    if found is not None:
+        paths = found.files or [pathlib.Path(file).name.removesuffix(ENDING) + ".yaml"]
+        try:
+            objects = read_objects([str(pathlib.Path(file).parent / path) for path in paths])
+        except LanguageError as error:
+            print(error)
+            yield False
+            return
+        findings = check_names(found, task_sets(objects))
+    if found is None or findings:
+        print("\n".join(map(str, findings)))
+        yield False
+        return
+    for index, case in enumerate(found.cases):
+        said, history = Run(found, index, objects).outcome()
+        print(f"  {'FAIL' if said else 'ok  '}  {case['name']}")
+        if said:
+            print("\n".join([*map(str, said), *(f"          {line}" for line in history)]))
+        yield not said
+
+
+class Run:
+    """One case: a pod from its start, through the steps."""
+
+    def __init__(self, file: CaseFile, index: int, objects: Objects) -> None:
+        self._file = file
+        self._path: Path = ("cases", index)
+        self._case = file.cases[index]
+        self._objects = objects
+        self._actions = task_actions(task_sets(objects))
+        self._pod: dict[str, Any] = deepcopy(dict(self._case.get("pod", {})))
+        self._findings: list[Finding] = []
+        self._history: list[str] = []
+        self._seen: dict[str, str] = {}
+        self._world = World()
+
+    def outcome(self) -> tuple[list[Finding], list[str]]:
+        """What was expected and not found, with what had happened until then; two empty lists where all is well."""
+        try:
+            bundle = self._bundle()
+        except PidoneError as error:
+            if self._case.get("rejected", "\0") not in str(error):
+                self._say(("rejected",) if "rejected" in self._case else ("name",), str(error), "rejected")
+            return self._findings, []
+        if "rejected" in self._case:
+            self._say(
+                ("rejected",), "a plan can be made for this pod; expected that it is rejected", "rejected"
+            )
+            return self._findings, []
+        self._compare_plan({task["name"]: task for task in bundle["tasks"]})
+        if self._case.get("steps") and not self._findings:
+            trio.run(self._live, bundle, clock=trio.testing.MockClock(autojump_threshold=0))
+        return self._findings, self._history if self._findings else []
+
+    def _bundle(self) -> dict[str, Any]:
+        pod = DeskPod(self._pod).with_facts(ADDRESS)
+        return bundle_for(pod, self._objects, self._case.get("params", {}))
+
+    def _say(self, path: Path, message: str, rule: str) -> None:
+        self._findings.append(self._file.finding((*self._path, *path), message, rule))
+
+    def _compare_plan(self, tasks: Mapping[str, Any]) -> None:
+        if "tasks" in self._case and set(self._case["tasks"]) != set(tasks):
+            got = ", ".join(tasks) or "none"
+            self._say(
+                ("tasks",), f"the pod gets the tasks {got}; expected {_listed(self._case['tasks'])}", "tasks"
+            )
+        for name, fields in self._case.get("plan", {}).items():
+            if name not in tasks:
+                self._say(("plan", name), f'the pod does not get the task "{name}"', "plan")
+            else:
+                self._compare_fields(("plan", name), fields, tasks[name])
+
+    def _compare_fields(self, path: Path, expected: Any, got: Any) -> None:
+        if isinstance(expected, dict) and isinstance(got, Mapping):
+            for name, value in expected.items():
+                if name in got:
+                    self._compare_fields((*path, name), value, got[name])
+                else:
+                    self._say((*path, name), f'the plan has no "{name}" here; it has {_listed(got)}', "plan")
+        elif expected != got:
+            where = ".".join(map(str, path[1:]))
+            self._say(path, f"{where} is {shown(got)}; expected {shown(expected)}", "plan")
+
+    async def _live(self, bundle: Mapping[str, Any]) -> None:
+        program = PodProgram(
+            Settings(repos=()), Journal(lambda _: None), random=Shortest(), build=self._world.build
+        )
+        start = trio.current_time() + MOMENT
+        program.changed = lambda: self._note(program, trio.current_time() - start)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(program.engine.run)
+            nursery.start_soon(self._begin, program, bundle, start)
+            for place, step in enumerate(self._case["steps"]):
+                at = start + float(duration.seconds(step["at"]) or 0.0)
+                await trio.sleep_until(at - MOMENT)
+                self._given(step)
+                if "pod" in step:
+                    await trio.sleep_until(at)
+                    self._pod_changed(program, step["pod"])
+                await trio.sleep_until(at + MOMENT)
+                await trio.testing.wait_all_tasks_blocked()
+                self._compare_step(program, ("steps", place), step)
+                if self._findings:
+                    break
+            nursery.cancel_scope.cancel()
+
+    async def _begin(self, program: PodProgram, bundle: Mapping[str, Any], start: float) -> None:
+        await trio.sleep_until(start)
+        program.take(canonical(bundle), trusted=True)
+
+    def _given(self, step: Mapping[str, Any]) -> None:
+        for name, text in step.get("given", {}).items():
+            answer = Answer.of(text, self._actions[name])
+            assert answer is not None  # by check_names
+            self._world.answers[name] = answer
+
+    def _pod_changed(self, program: PodProgram, change: Any) -> None:
+        phase = Phase.RUNNING
+        if change == TERMINATES:
+            phase = Phase.TERMINATING
+        else:
+            metadata = self._pod.setdefault("metadata", {})
+            for part, values in change.items():
+                metadata[part] = {
+                    key: value
+                    for key, value in {**metadata.get(part, {}), **values}.items()
+                    if value is not None
+                }
+        program.take(canonical({**self._bundle(), "phase": phase.value}), trusted=True)
+
+    def _note(self, program: PodProgram, now: float) -> None:
+        """Write down what changed; called by the engine after every change."""
+        states = {state.task.name: state.shown for state in program.engine.tasks}
+        for name in self._seen.keys() | states.keys():
+            state = states.get(name, GONE)
+            if self._seen.get(name) != state:
+                self._history.append(
+                    f"{duration.text(round(now, 2)) if now >= 0.01 else '0s':>8}  {name} is {state}"
+                )
+        self._seen = states
+
+    def _compare_step(self, program: PodProgram, path: Path, step: Mapping[str, Any]) -> None:
+        states = {state.task.name: state for state in program.engine.tasks}
+        for name, expected in step.get("expect", {}).items():
+            got = states[name].shown if name in states else GONE
+            if got != expected:
+                error = f' ("{states[name].error}")' if name in states and states[name].error else ""
+                message = f'at {step["at"]} "{name}" is {got}{error}; expected {expected}'
+                self._say((*path, "expect", name), message, "state")
+        for name, texts in step.get("calls", {}).items():
+            made, self._world.calls[name] = self._world.calls[name], []
+            if made != list(_unfolded(texts)):
+                message = f'until {step["at"]} "{name}" made these calls: {_folded(made)}; expected {_listed(texts)}'
+                self._say((*path, "calls", name), message, "calls")
+
+
+def _unfolded(texts: Sequence[str]) -> Iterator[str]:
+    """``heartbeat x 4`` four times."""
+    for text in texts:
+        what, times, number = text.rpartition(" x ")
+        yield from [what] * int(number) if times and number.isdecimal() else [text]
+
+
+def _folded(calls: Sequence[str]) -> str:
+    groups = [(what, len(list(same))) for what, same in groupby(calls)]
+    return _listed([f"{what} x {number}" if number > 1 else what for what, number in groups])
+
+
+def _listed(items: Sequence[str] | Mapping[str, Any]) -> str:
+    return ", ".join(items) or "none"
