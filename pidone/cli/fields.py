@@ -158,7 +158,12 @@ def paragraph(text: str, indent: int, width: int = 88) -> str:
 
 
 def _followed(part: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
-    """``part`` with its reference followed; what stands beside a reference counts before what it leads to."""
+    """``part`` with its reference followed; what stands beside a reference counts before what it leads to.
+
+    Of an ``if`` the ``else`` is described: what stands there as a rule.
+    """
+    if "else" in part:
+        return _followed(part["else"], whole)
     if "$ref" not in part:
         return dict(part)
     target = whole["definitions"][part["$ref"].removeprefix("#/definitions/")]
