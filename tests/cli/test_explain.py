@@ -39,7 +39,7 @@ def test_a_heartbeat_s_page_says_how_often(capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("path", "kind"),
     [
-        ("TaskSet.spec.tasks", "<[]Object> -required-"),
+        ("TaskSet.spec", "<Object> -required-"),
         ("TaskSet.spec.tasks.needs", "<[]string>"),
         ("TaskSet.spec.tasks.every", "<duration>"),
         ("TaskSet.spec.tasks.name", "<string> -required-"),
