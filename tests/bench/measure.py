@@ -5,6 +5,7 @@ import os
 import random
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -209,6 +210,13 @@ def idle(candidates: list[Candidate], world: World, instances: int, seconds: flo
                 failed=instances - len(mine),
             )
     return found
+
+
+def yardstick() -> float:
+    """CPU milliseconds of the shape that goals for starting were measured with: other machines, other figures."""
+    script = "import trio, h11, time; trio.run(trio.sleep, 0); print(time.process_time() * 1000)"
+    done = subprocess.run([sys.executable, "-OO", "-c", script], stdout=subprocess.PIPE, check=True)
+    return float(done.stdout)
 
 
 def starts(candidate: Candidate, world: World, repeats: int) -> list[tuple[int, int]]:
