@@ -58,6 +58,7 @@ def process_one() -> int:
     while True:
         began = time.monotonic()
         try:
+            _use_generated()
             from pidone import pod
 
             stopped = pod.main()
@@ -69,6 +70,14 @@ def process_one() -> int:
         if stopped:
             # without the interpreter's clean-up, which takes longer than all that a pod waits for here
             posix._exit(0)
+
+
+def _use_generated() -> None:
+    try:
+        from pidone.generated import use  # type: ignore[import-untyped, import-not-found, unused-ignore]
+    except ImportError:  # only the image has it
+        return
+    use()
 
 
 def _last_words(error: BaseException) -> str:

@@ -60,8 +60,8 @@ sys.stdout.buffer.write(zstd.compress(sys.stdin.buffer.read(), int(sys.argv[1]))
 
 # Line numbers are kept of pidone's own code alone: of the others they are 0.5 MiB of each active pod's memory, and
 # a traceback names their files and functions all the same.
-COMPILE = """
-import json, marshal, py_compile, sys, types
+WITHOUT_LINES = """
+import types
 
 def without_lines(code):
     # "No location", for eight instructions with each byte (Objects/locations.md): without an entry for an
@@ -70,6 +70,12 @@ def without_lines(code):
     table = b"\\xff" * rounds + (bytes([0xF8 | rest - 1]) if rest else b"")
     inner = (without_lines(one) if isinstance(one, types.CodeType) else one for one in code.co_consts)
     return code.replace(co_linetable=table, co_consts=tuple(inner))
+"""
+
+COMPILE = (
+    WITHOUT_LINES
+    + """
+import json, marshal, py_compile, sys
 
 for source, target, shown in json.load(sys.stdin):
     py_compile.compile(source, target, shown, doraise=True, optimize=2,
@@ -81,6 +87,59 @@ for source, target, shown in json.load(sys.stdin):
             compiled.write(marshal.dumps(without_lines(code)))
             compiled.truncate()
 """
+)
+
+# A pod with tasks, for as long as it takes to load what such a pod loads: see generated.py.
+GENERATE = (
+    WITHOUT_LINES
+    + """
+import sys
+root = sys.argv[1]
+sys.path[:] = [f"{root}/pidone", f"{root}/usr/lib/{sys.argv[2]}", f"{root}/usr/lib/{sys.argv[2]}/lib-dynload"]
+from pidone import generated
+generated.record()
+from random import Random
+import trio
+from pidone import pod
+from pidone.http.client import request
+from pidone.http.message import Response
+from pidone.http.server import serve
+from pidone.journal import Journal
+from pidone.plan.digest import canonical
+from pidone.plan.format import encode_bundle
+from pidone.plan.model import Phase, Pod
+
+async def answer(asked):
+    return Response(503, {"content-type": "text/plain"}, b"no")
+
+async def main():
+    listeners = await trio.open_tcp_listeners(0, host=b"127.0.0.1")
+    port = listeners[0].socket.getsockname()[1]
+    tasks = [
+        {"name": "ready", "probe": {"httpGet": {"port": port}}},
+        {"name": "open", "probe": {"tcpSocket": {"port": port}}},
+        {"name": "up", "needs": ["open.healthy"], "register": {
+            "eureka": {"url": f"http://127.0.0.1:{port}/eureka", "app": "a", "port": 1}, "follow": "open"}},
+        {"name": "beat", "every": 1, "heartbeat": {"of": "up"}},
+        {"name": "metrics", "metrics": {"port": 0}},
+    ]
+    bundle = encode_bundle(tasks, phase=Phase.RUNNING, pod=Pod("p", "n", "u", "127.0.0.1"))
+    bundle["tasks"][-1]["metrics"]["port"] = port + 1 if port < 65535 else port - 1
+    bundle = encode_bundle(bundle["tasks"], phase=Phase.RUNNING, pod=Pod("p", "n", "u", "127.0.0.1"))
+    settings = pod.Settings(repos=(f"http://127.0.0.1:{port}",))
+    program = pod.PodProgram(settings, Journal(lambda line: None))
+    with trio.move_on_after(1.5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: serve(answer, listeners, max_connections=9))
+            nursery.start_soon(pod.live, program)
+            await trio.sleep(0.2)
+            program.take(canonical(bundle), trusted=False)
+            await trio.sleep_forever()
+
+trio.run(main)
+generated.save(without_lines)
+"""
+)
 
 
 def main() -> int:
@@ -141,6 +200,7 @@ class Root:
         self._copy_system(full)
         byte_code = [*self._modules(full, wheels), *self._own(wheels)]
         compile_all(own, compiler, byte_code)
+        run_python(own, compiler, GENERATE, str(self.out), PYTHON)
         shutil.copy(doze, self.out / "doze")
         (self.out / "etc/hosts").write_text(HOSTS)
         (self.out / "etc/nsswitch.conf").write_text(NSSWITCH)
@@ -184,9 +244,9 @@ class Root:
 
     def _own(self, wheels: Path) -> Iterator[tuple[Path, Path, str]]:
         yield self._byte_code(wheels / "pidone/__main__.py", "pidone/__main__.py")
-        for source in sorted(
-            (HERE / "instead").glob("*.py")
-        ):  # found first: the script's folder leads sys.path
+        yield self._byte_code(HERE / "generated.py", "pidone/pidone/generated.py")
+        # Found before the standard library's: the script's folder leads sys.path.
+        for source in sorted((HERE / "instead").glob("*.py")):
             yield self._byte_code(source, f"pidone/{source.name}")
         for source in sorted((wheels / "pidone").rglob("*.py")):
             name = str(source.relative_to(wheels))
@@ -204,12 +264,15 @@ def compile_all(own: str, root: Path, byte_code: Iterable[tuple[Path, Path, str]
     run_python(own, root, COMPILE, data=json.dumps(words).encode())
 
 
+OPTIONS = ["-S", "-s", "-P", "-B", "-OO", "-X", "no_debug_ranges", "-X", "lazy_imports=all"]
+
+
 def run_python(own: str, root: Path, program: str, *argv: str, data: bytes = b"") -> bytes:
     """By the unpacked interpreter, through its own loader: it runs on a machine whose libc is older."""
     libraries = root / f"usr/lib/{MACHINES[own]}-linux-gnu"
     command = [libraries / Path(LOADERS[own]).name, "--library-path", libraries, root / f"usr/bin/{PYTHON}"]
     done = subprocess.run(
-        [*map(str, command), "-S", "-s", "-P", "-B", "-X", "no_debug_ranges", "-c", program, *argv],
+        [*map(str, command), *OPTIONS, "-c", program, *argv],
         input=data,
         env={"PYTHONHOME": str(root / "usr"), "LC_ALL": "C.UTF-8"},
         stdout=subprocess.PIPE,

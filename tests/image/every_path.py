@@ -9,12 +9,12 @@ import types
 
 if "eager" in sys.argv:
     # Each import at its place, whether or not anybody uses it: a hole in the list is an error here. But for
-    # what Trio imports and pods do not use: names of threads, and names of hosts that are not ASCII.
+    # what is imported and not used in pods: names of threads, names of hosts that are not ASCII, DTLS, locales.
     class Absent(types.ModuleType):
         def __getattr__(self, name: str) -> object:
             return lambda *given: None
 
-    for absent in ("idna", "ctypes", "ctypes.util"):
+    for absent in ("idna", "ctypes", "ctypes.util", "locale", "trio._dtls"):
         sys.modules[absent] = Absent(absent)
     sys.modules["ctypes"].util = sys.modules["ctypes.util"]  # type: ignore[attr-defined]
     import trio
