@@ -58,7 +58,7 @@ class ProcessOne:
     _helper: socket.socket
 
     def make_orphans(self, count: int) -> None:
-        """Make that many processes whose parent has ended; returns when all were made, and ended."""
+        """Make that many processes whose parent has ended; returns when all were made."""
         self._helper.sendall(f"{count}\n".encode())
         assert self._helper.recv(16) == b"made\n", "the helper has ended"
 
@@ -71,6 +71,10 @@ class ProcessOne:
 
     def zombies(self) -> int:
         return sum(child.status() == psutil.STATUS_ZOMBIE for child in psutil.Process(self.pid).children())
+
+    def alone(self) -> bool:
+        """Whether every orphan has ended and is reaped: its only child is the helper."""
+        return len(psutil.Process(self.pid).children()) <= 1
 
     def signal(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)

@@ -203,6 +203,14 @@ class Repo:
 
         return Response(200, {"content-type": "application/octet-stream"}, later=ring)
 
+    def died(self, peer: str, words: str) -> None:
+        """The program in a pod has died of a fatal signal while it asked; ``words`` are faulthandler's."""
+        address = normalise(peer)
+        found = self._who(address, Claims())
+        self._log(
+            "died", pod=found.path if isinstance(found, Pod) else address, error=words[: reports.MAX_TEXT]
+        )
+
     def _awaited(self, address: str, claims: Claims) -> bool:
         """Whether the pod at this address has something to do, or is to be told that it is not who it says."""
         found = self._who(address, claims)

@@ -110,7 +110,12 @@ async def _accept(
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     await serve(
-        repo.handle, listeners, max_connections=connections, max_body=MAX_REPORT, task_status=task_status
+        repo.handle,
+        listeners,
+        max_connections=connections,
+        max_body=MAX_REPORT,
+        fatal=repo.died,
+        task_status=task_status,
     )
 
 

@@ -6,8 +6,8 @@ middleboxes have long dropped an idle connection, and "dropped" would have to be
 
 import os
 import socket
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager
 from urllib.parse import SplitResult, urlsplit
 
 import h11
@@ -33,14 +33,16 @@ async def request(
     limit: int = 1 << 20,
     head_only: bool = False,
     insecure: bool = False,
+    fatal: bool = False,
 ) -> Response:
     """Send one request and read the whole answer; redirects are answers like any other.
 
     ``timeout`` is seconds for everything together, of which connecting may take ``CONNECT_TIMEOUT``.
     ``source`` is the local address to connect from. An answer's body of more than ``limit`` bytes is a
     ``ProtocolError``. With ``head_only`` the body is not waited for; with ``insecure`` any certificate will
-    do. Raises a ``TransferError``. On cancel the connection is closed at once, and whether
-    the server has acted on the request is not known.
+    do. With ``fatal`` the reason goes into the connection if this process dies of a fatal signal while it waits
+    for an answer over plain http: the error output of a sandbox goes nowhere. Raises a ``TransferError``. On
+    cancel the connection is closed at once, and whether the server has acted on the request is not known.
     """
     try:
         where = urlsplit(url)
@@ -53,13 +55,15 @@ async def request(
     if not usable:
         raise ConnectError(f"{redacted(url)} is not an http:// or https:// URL with a host")
     shown = f"{method} {redacted(url)}"
+    connection = h11.Connection(h11.CLIENT)
     try:
         with trio.fail_after(timeout):
             async with AsyncExitStack() as closing:
                 stream = await closing.enter_async_context(await _connect(where, source, insecure=insecure))
-                return await _exchange(
-                    stream, method, where, dict(headers or {}), body, 0 if head_only else limit
-                )
+                await _send(stream, method, where, dict(headers or {}), body, connection)
+                if fatal and isinstance(stream, trio.SocketStream):
+                    closing.enter_context(_fatal_errors_to(stream))
+                return await _receive(stream, connection, 0 if head_only else limit)
     except trio.TooSlowError:
         raise TransferTimeout(f"{shown}: no answer within {timeout:g} s") from None
     except (h11.RemoteProtocolError, h11.LocalProtocolError) as error:
@@ -90,10 +94,25 @@ async def _connect(where: SplitResult, source: str | None, *, insecure: bool) ->
     raise OSError(f"no connection within {CONNECT_TIMEOUT:g} s")
 
 
-async def _exchange(
-    stream: trio.abc.Stream, method: str, where: SplitResult, headers: dict[str, str], body: bytes, limit: int
-) -> Response:
-    connection = h11.Connection(h11.CLIENT)
+@contextmanager
+def _fatal_errors_to(stream: trio.SocketStream) -> Iterator[None]:
+    import faulthandler
+
+    faulthandler.enable(stream.socket.fileno(), all_threads=False)
+    try:
+        yield
+    finally:
+        faulthandler.disable()
+
+
+async def _send(
+    stream: trio.abc.Stream,
+    method: str,
+    where: SplitResult,
+    headers: dict[str, str],
+    body: bytes,
+    connection: h11.Connection,
+) -> None:
     host = where.netloc.rpartition("@")[2]
     fields = {"host": host, "user-agent": USER_AGENT, "connection": "close", "accept-encoding": "identity"}
     if where.username is not None:
@@ -105,7 +124,6 @@ async def _exchange(
     head = h11.Request(method=method, target=target, headers=list(fields.items()))
     sent = [connection.send(head), connection.send(h11.Data(data=body)), connection.send(h11.EndOfMessage())]
     await stream.send_all(b"".join(part for part in sent if part))
-    return await _receive(stream, connection, limit)
 
 
 async def _receive(stream: trio.abc.Stream, connection: h11.Connection, limit: int) -> Response:

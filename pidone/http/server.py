@@ -9,10 +9,14 @@ import trio
 from pidone.http.message import Request, Response, text_response
 
 Handler = Callable[[Request], Awaitable[Response]]
+Fatal = Callable[[str, str], None]  # the peer, and its last words
 
 # Seconds a connection may take to send a whole request, to read an answer, and idle between two. Longer than
 # a scraper's interval is pointless, shorter than a slow network's round trips is harmful.
 REQUEST_TIMEOUT = 15.0
+
+FATAL = b"Fatal Python error: "  # how faulthandler begins, in a peer that dies while its request is held
+AHEAD = 1 << 16  # bytes that a peer may send ahead, before its request is answered
 
 _BODILESS = frozenset({204, 304})
 
@@ -23,12 +27,15 @@ async def serve(
     *,
     max_connections: int,
     max_body: int = 1 << 16,
+    fatal: Fatal | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Answer requests until cancelled, then close listeners and connections at once.
 
-    ``handler`` may take as long as it likes (a held request); an error in it is a 500 for that request
-    alone. A connection beyond ``max_connections`` is closed unanswered, so that a flood costs no memory.
+    ``handler`` may take as long as it likes (a held request), and is cancelled when the peer closes; an error
+    in it is a 500 for that request alone. ``fatal`` is told when a peer has died of a fatal signal meanwhile,
+    with what ``pidone.repo.client`` lets faulthandler write into the connection. A connection beyond
+    ``max_connections`` is closed unanswered, so that a flood costs no memory.
     """
     open_now = 0
 
@@ -41,7 +48,7 @@ async def serve(
         try:
             # a peer that goes away, or talks no HTTP, is no event: it may come back and do better
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError, OSError):
-                await _converse(stream, handler, max_body)
+                await _converse(stream, handler, max_body, fatal)
         finally:
             open_now -= 1
             await trio.aclose_forcefully(stream)
@@ -51,7 +58,7 @@ async def serve(
         task_status.started()
 
 
-async def _converse(stream: trio.SocketStream, handler: Handler, max_body: int) -> None:
+async def _converse(stream: trio.SocketStream, handler: Handler, max_body: int, fatal: Fatal | None) -> None:
     peer = stream.socket.getpeername()[0]
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=16384)
     while True:
@@ -61,7 +68,13 @@ async def _converse(stream: trio.SocketStream, handler: Handler, max_body: int) 
             if waited.cancelled_caught or request is None:
                 return
             if isinstance(request, Request):
-                response = await _answer(handler, request)
+                answer = await _answer_while_there(stream, connection, handler, request)
+                ahead = connection.trailing_data[0]
+                if fatal is not None and ahead.startswith(FATAL):
+                    fatal(peer, ahead.decode(errors="replace"))
+                if answer is None:
+                    return
+                response = answer
             else:
                 response = request
         except h11.RemoteProtocolError as error:
@@ -119,6 +132,27 @@ async def _read(
             )
         else:  # the peer has closed
             return None
+
+
+async def _answer_while_there(
+    stream: trio.SocketStream, connection: h11.Connection, handler: Handler, request: Request
+) -> Response | None:
+    """The handler's answer; None where the peer has closed before. What it sends ahead goes to ``connection``."""
+    response = None
+    async with trio.open_nursery() as nursery:
+
+        async def watch() -> None:
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError, OSError):
+                while data := await stream.receive_some():
+                    connection.receive_data(data)
+                    if len(connection.trailing_data[0]) > AHEAD:
+                        await trio.sleep_forever()
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(watch)
+        response = await _answer(handler, request)
+        nursery.cancel_scope.cancel()
+    return response
 
 
 async def _answer(handler: Handler, request: Request) -> Response:

@@ -135,6 +135,7 @@ class RepoClient:
                 timeout=WAIT + SLACK,
                 source=self._source,
                 limit=MAX_BUNDLE,
+                fatal=True,
             )
         except TransferError as error:
             return Answer(0.0, str(error))

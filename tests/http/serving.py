@@ -5,17 +5,24 @@ from functools import partial
 
 import trio
 
-from pidone.http.server import Handler, serve
+from pidone.http.server import Fatal, Handler, serve
 
 Talk = Callable[[trio.SocketStream], Awaitable[None]]
 
 
 async def http_server(
-    nursery: trio.Nursery, handler: Handler, *, connections: int = 9, body: int = 999
+    nursery: trio.Nursery,
+    handler: Handler,
+    *,
+    connections: int = 9,
+    body: int = 999,
+    fatal: Fatal | None = None,
 ) -> int:
     """A server of ours; returns its port."""
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    await nursery.start(partial(serve, handler, listeners, max_connections=connections, max_body=body))
+    await nursery.start(
+        partial(serve, handler, listeners, max_connections=connections, max_body=body, fatal=fatal)
+    )
     port: int = listeners[0].socket.getsockname()[1]
     return port
 

@@ -209,3 +209,71 @@ async def test_a_client_that_left_while_it_was_held_frees_its_place_at_the_answe
     await wait_all_tasks_blocked(0.01)
     assert len(await converse(port, get("/", LAST))) > 1_000_000
     nursery.cancel_scope.cancel()
+
+
+async def test_a_handler_that_holds_a_request_is_cancelled_when_the_peer_goes(nursery: trio.Nursery) -> None:
+    held, released = trio.Event(), trio.Event()
+
+    async def hold(request: Request) -> Response:
+        held.set()
+        try:
+            await trio.sleep_forever()
+        finally:
+            released.set()
+        raise AssertionError
+
+    port = await http_server(nursery, hold, connections=1)
+    async with await connect(port) as stream:
+        await stream.send_all(get("/"))
+        await held.wait()
+    with trio.fail_after(5):
+        await released.wait()
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_request_that_was_sent_ahead_of_a_held_answer_is_answered_after_it(
+    nursery: trio.Nursery,
+) -> None:
+    go, held = trio.Event(), trio.Event()
+
+    async def hold(request: Request) -> Response:
+        if request.path == "/held":
+            held.set()
+            await go.wait()
+        return text_response(200, f"this is {request.path}")
+
+    port = await http_server(nursery, hold)
+    async with await connect(port) as stream:
+        await stream.send_all(get("/held"))
+        await held.wait()
+        await stream.send_all(get("/next", LAST))
+        await wait_all_tasks_blocked()
+        go.set()
+        said = await read(stream)
+    assert said.index(b"this is /held") < said.index(b"this is /next")
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("closes", [True, False])
+async def test_the_last_words_of_a_peer_that_dies_are_told(nursery: trio.Nursery, *, closes: bool) -> None:
+    held, go, told = trio.Event(), trio.Event(), list[tuple[str, str]]()
+
+    async def hold(request: Request) -> Response:
+        held.set()
+        await go.wait()
+        return Response(204)
+
+    port = await http_server(nursery, hold, fatal=lambda peer, words: told.append((peer, words)))
+    words = b"Fatal Python error: Segmentation fault\n\n  File ..."
+    async with await connect(port) as stream:
+        await stream.send_all(get("/"))
+        await held.wait()
+        await stream.send_all(words)
+        if closes:
+            await stream.send_eof()
+        else:
+            await wait_all_tasks_blocked()
+            go.set()
+        await read(stream)
+    assert told == [("127.0.0.1", words.decode())]
+    nursery.cancel_scope.cancel()

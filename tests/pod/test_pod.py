@@ -1,6 +1,7 @@
 """A real process 1 and a repo that the test plays: what is taken, what is refused, and what goes on."""
 
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ class Repo:
 
     def __init__(self) -> None:
         self.changed = trio.Event()
+        self.held = trio.Event()  # a question that knows the bundle
         self.body = b""
         self.tasks = False
         self.last_words: list[str] = []
@@ -41,6 +43,7 @@ class Repo:
 
     def put_bytes(self, body: bytes) -> None:
         self.body = body
+        self.held = trio.Event()
         self.changed.set()
         self.changed = trio.Event()
 
@@ -57,6 +60,7 @@ class Repo:
                 return Response(303)
             return Response(200, later=self._ring)
         while self._tag() in asked.headers.get("if-none-match", ""):
+            self.held.set()
             await self.changed.wait()
         return Response(200, {"content-type": MEDIA_TYPE, "etag": self._tag()}, self.body)
 
@@ -246,4 +250,33 @@ async def test_a_pod_whose_plan_was_refused_does_not_start_python_again_and_agai
         await trio.sleep(3)  # that it does not leave is what is asserted
         assert len(repo.last_words) == 1, "the doorbell was asked for once"
         assert len({report["boot"] for report in repo.reports}) == 1
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.pidns
+async def test_the_words_of_a_fatal_signal_leave_by_the_network(
+    repo: Repo, nursery: trio.Nursery, tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    told, heard = list[tuple[str, str]](), trio.Event()
+
+    def fatal(peer: str, words: str) -> None:
+        told.append((peer, words))
+        heard.set()
+
+    url = f"http://127.0.0.1:{await http_server(nursery, repo.handle, body=1 << 16, fatal=fatal)}"
+    repo.put([metrics(free_port())])
+    env = {"PIDONE_REPO": url, "PIDONE_POD_IP": ADDRESS, "PIDONE_POD_UID": "u", "PIDONE_DOZE": "/nowhere"}
+    program = [sys.executable, str(Path(__file__).with_name("fatal.py"))]
+    with (
+        (tmp_path / "log").open("wb") as output,
+        pidns.process_one(program, env=env, output=output) as process,
+    ):
+        await repo.report(lambda report: report["tasks"].get("metrics", {}).get("state") == "listening")
+        with trio.fail_after(10):
+            await repo.held.wait()
+            process.signal(signal.SIGUSR1)
+            await heard.wait()
+    assert [peer for peer, _ in told] == [ADDRESS]
+    assert told[0][1].startswith("Fatal Python error: Segmentation fault")
+    assert "in die" in told[0][1]
     nursery.cancel_scope.cancel()
