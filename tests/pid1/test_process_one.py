@@ -61,7 +61,7 @@ def test_without_a_repo_it_reaps_and_waits_and_leaves_on_term_with_0(log: Path, 
     with log.open("wb") as output, pidns.process_one(PIDONE, env=env, output=output) as process:
         wait_for(lambda: waits(process, env, log))
         process.make_orphans(200)
-        wait_for(lambda: process.alone())
+        wait_for(process.alone)
         survived = {
             signal.SIGHUP,
             signal.SIGUSR1,
@@ -73,7 +73,7 @@ def test_without_a_repo_it_reaps_and_waits_and_leaves_on_term_with_0(log: Path, 
         for number in survived | {signal.SIGQUIT, signal.SIGTTIN, signal.SIGCONT}:
             process.signal(number)
         process.make_orphans(10)
-        wait_for(lambda: process.alone())
+        wait_for(process.alone)
         assert process.same()
         began = time.monotonic()
         process.signal(signal.SIGTERM)
