@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pidone.language.checking import Checked, check_bytes
+from pidone.language.checking import Checked, Parsed, check_parsed, extended_sets, parse_bytes
 from pidone.language.reading import MAX_CHARACTERS
 
 STANDARD_INPUT = "-"
@@ -18,10 +18,12 @@ def check(paths: Sequence[str]) -> int:
     """
     try:
         files = [file for path in paths for file in _files(path)]
-        checked = [_check(file) for file in dict.fromkeys(files)]
+        parsed = [_parse(file) for file in dict.fromkeys(files)]
     except OSError as error:
         print(f"pidone check: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
+    sets = extended_sets(parsed)  # a set may extend another file's
+    checked = [check_parsed(one, sets) for one in parsed]
     if not checked:
         print(f"pidone check: no .yaml or .yml file in {', '.join(paths) or 'no path'}", file=sys.stderr)
         return 2
@@ -42,11 +44,11 @@ def _files(path: str) -> Iterator[str]:
             yield str(file)
 
 
-def _check(file: str) -> Checked:
+def _parse(file: str) -> Parsed:
     if file == STANDARD_INPUT:
-        return check_bytes(sys.stdin.buffer.read(_TOO_MUCH), "<stdin>")
+        return parse_bytes(sys.stdin.buffer.read(_TOO_MUCH), "<stdin>")
     with Path(file).open("rb") as stream:
-        return check_bytes(stream.read(_TOO_MUCH), file)
+        return parse_bytes(stream.read(_TOO_MUCH), file)
 
 
 def _summary(checked: Sequence[Checked]) -> str:

@@ -8,14 +8,16 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from pidone.cli.check import _check, _files
+from pidone.cli.check import _files, _parse
 from pidone.errors import LanguageError, PidoneError
 from pidone.language.binding import collect, derive
+from pidone.language.checking import check_parsed, extended_sets
 from pidone.language.findings import shown, suggestion
 from pidone.language.model import TaskBinding, TaskSet
 from pidone.language.params import from_text, mismatch
 from pidone.language.pods import pod_facts, read_pods
 from pidone.language.rendering import render
+from pidone.language.resolution import heirs
 from pidone.plan.format import encode_bundle
 from pidone.plan.model import Phase
 
@@ -87,18 +89,21 @@ def render_files(paths: Sequence[str], pod_file: str, arguments: Mapping[str, st
 
 def read_objects(paths: Sequence[str]) -> Objects:
     """What files and folders hold, by file. Raises ``LanguageError`` with every finding, and ``OSError``."""
-    checked = {file: _check(file) for path in paths for file in _files(path)}
+    parsed = {file: _parse(file) for path in paths for file in _files(path)}
+    sets = extended_sets(parsed.values())
+    checked = {file: check_parsed(one, sets) for file, one in parsed.items()}
     findings = [str(finding) for one in checked.values() for finding in one.findings]
     if findings:
         raise LanguageError("\n".join(findings))
     objects = {file: one.objects for file, one in checked.items()}
-    if not task_sets(objects):
+    if not any(isinstance(item, TaskSet) for items in objects.values() for item in items):
         raise LanguageError(f"{', '.join(paths)}: there is no TaskSet in it")
     return objects
 
 
 def task_sets(objects: Objects) -> list[TaskSet]:
-    return [item for items in objects.values() for item in items if isinstance(item, TaskSet)]
+    """The sets that no other extends, each with all that it extends. Raises ``LanguageError``."""
+    return heirs([item for items in objects.values() for item in items if isinstance(item, TaskSet)])
 
 
 def read_pod(file: str) -> DeskPod:

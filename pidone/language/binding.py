@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pidone.errors import LanguageError, PidoneError
+from pidone.language.extends import ANY, Sets
 from pidone.language.model import TaskBinding, TaskSet
 from pidone.language.rendering import render
+from pidone.language.resolution import flatten
 from pidone.language.selector import matches
-
-ANY = ""  # the namespace of what names none, outside a cluster: it is for pods of all of them
 
 
 class Bound(Protocol):
@@ -36,77 +36,91 @@ class BindingError(PidoneError):
 class Rules:
     """Everything people wrote, at one moment. Compared by identity: a change makes a new one."""
 
-    task_sets: Mapping[tuple[str, str], TaskSet] = field(default_factory=dict)  # by namespace and name
-    bindings: Sequence[TaskBinding] = ()  # those of ANY first, then by namespace and name
+    sets: Sets = field(default_factory=Sets)
+    bindings: Sequence[TaskBinding] = ()  # the cluster's first, then those of ANY, then by namespace and name
+    flattened: dict[int, TaskSet] = field(
+        default_factory=dict, compare=False
+    )  # by identity, as they are asked for
 
-    def task_set(self, namespace: str, name: str) -> TaskSet | None:
-        """The nearer one: the namespace's own before one for all."""
-        return self.task_sets.get((namespace, name)) or self.task_sets.get((ANY, name))
+    def task_set(self, name: str, binding: TaskBinding, namespace: str) -> TaskSet:
+        """A set of a binding, for pods of a namespace, with all that it extends. Raises ``BindingError``.
+
+        The namespace's own counts before one for all; a binding of the cluster takes the cluster's.
+        """
+        found = self.sets.find(name, namespace, cluster=binding.cluster)
+        if found is None:
+            kind, where = (
+                ("ClusterTaskSet", "") if binding.cluster else ("TaskSet", f" for pods in {namespace}")
+            )
+            raise BindingError(f'{shown(binding)} names {kind} "{name}", which is not there{where}')
+        if id(found) not in self.flattened:
+            try:
+                self.flattened[id(found)] = flatten(found, self.sets)
+            except LanguageError as error:
+                raise BindingError(f"{shown(binding)}: {error}") from error
+        return self.flattened[id(found)]
 
 
 def collect(files: Iterable[tuple[str, Iterable[TaskSet | TaskBinding]]]) -> tuple[Rules, tuple[str, ...]]:
     """Rules from files in order, and what is there twice: the first stays, the complaint names both files."""
-    first: dict[tuple[type, str, str], tuple[str, TaskSet | TaskBinding]] = {}
+    first: dict[tuple[str, str, str], tuple[str, TaskSet | TaskBinding]] = {}
     complaints: list[str] = []
     for file, objects in files:
         for item in objects:
-            there, kept = first.setdefault((type(item), item.namespace, item.name), (file, item))
+            there, kept = first.setdefault((item.kind, item.namespace, item.name), (file, item))
             if kept is not item:
                 complaints.append(f"{shown(item)} is in {there} and again in {file}; the first counts")
     items = [item for _, item in first.values()]
     bindings = [item for item in items if isinstance(item, TaskBinding)]
     return Rules(
-        task_sets={(item.namespace, item.name): item for item in items if isinstance(item, TaskSet)},
-        bindings=sorted(bindings, key=lambda binding: (binding.namespace, binding.name)),
+        sets=Sets.of(item for item in items if isinstance(item, TaskSet)),
+        bindings=sorted(bindings, key=lambda one: (not one.cluster, one.namespace, one.name)),
     ), tuple(complaints)
 
 
 def shown(item: TaskSet | TaskBinding) -> str:
     """``TaskBinding shop/web``; without a namespace where it is for all."""
-    return f"{type(item).__name__} {item.namespace}/{item.name}".replace(" /", " ")
+    return f"{item.kind} {item.namespace}/{item.name}".replace(" /", " ")
 
 
 def derive(pod: Bound, rules: Rules) -> list[dict[str, Any]]:
     """The rendered tasks of one pod; none where nothing binds it. Raises ``BindingError``."""
     tasks: dict[str, dict[str, Any]] = {}
-    owners: dict[str, TaskBinding] = {}  # which binding each task came by
+    owners: dict[
+        str, tuple[TaskBinding, Mapping[str, Any]]
+    ] = {}  # by which binding each task came, as written
     for binding in rules.bindings:
         if binding.namespace not in {ANY, pod.namespace} or not matches(binding.pod_selector, pod.labels):
             continue
-        for task in _render(binding, pod, rules):
+        sets = [rules.task_set(name, binding, pod.namespace) for name in binding.task_sets]
+        written = {task["name"]: task for task_set in sets for task in task_set.tasks}
+        for task in _render(binding, sets, pod):
             name = task["name"]
             if name in tasks:
-                earlier = owners[name]
-                shared = [item for item in binding.task_sets if item in earlier.task_sets]
-                # One set bound twice is one set, as long as both bindings make the same of it.
-                if shared and tasks[name] == task:
-                    continue
-                raise BindingError(_conflict(name, earlier, binding, shared))
+                earlier, there = owners[name]
+                # What is bound twice, or inherited twice, is one, as long as both bindings make the same of it.
+                if written[name] is not there or tasks[name] != task:
+                    raise BindingError(_conflict(name, earlier, binding, same=written[name] is there))
+                continue
             tasks[name] = task
-            owners[name] = binding
+            owners[name] = binding, written[name]
     return list(tasks.values())
 
 
-def _render(binding: TaskBinding, pod: Bound, rules: Rules) -> list[dict[str, Any]]:
-    task_sets = []
-    for name in binding.task_sets:
-        task_set = rules.task_set(pod.namespace, name)
-        if task_set is None:
-            raise BindingError(
-                f'{shown(binding)} names TaskSet "{name}", which is not there for pods in {pod.namespace}'
-            )
-        task_sets.append(task_set)
+def _render(binding: TaskBinding, task_sets: Sequence[TaskSet], pod: Bound) -> list[dict[str, Any]]:
     try:
         return render(task_sets, binding.params, pod.manifest)
     except LanguageError as error:
         raise BindingError(f"{shown(binding)}: {error}") from error
 
 
-def _conflict(task: str, first: TaskBinding, second: TaskBinding, shared: Sequence[str]) -> str:
+def _conflict(task: str, first: TaskBinding, second: TaskBinding, *, same: bool) -> str:
     both = f"{shown(first)} and {shown(second)}"
-    if shared:
+    if same:
+        shared = [name for name in second.task_sets if name in first.task_sets]
+        what = f'bind TaskSet "{shared[0]}"' if shared else "bind sets that extend the same one"
         return (
-            f'{both} bind TaskSet "{shared[0]}" with different params, and task "{task}" cannot be both; '
+            f'{both} {what} with different params, and task "{task}" cannot be both; '
             "bind it once, or give both the same params"
         )
     return f'{both} each bring a task "{task}"; rename one, or bind one of them'

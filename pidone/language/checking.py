@@ -4,10 +4,11 @@ The schema says what is wrong, one small function for each keyword says it in wo
 what a schema cannot. All mistakes of a file come in one run, in the file's order, none twice.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pidone.language.extends import Sets
 from pidone.language.findings import Finding, Source, Span, ordered, shown, suggestion
 from pidone.language.model import TaskBinding, TaskSet, object_of
 from pidone.language.reading import Document, read
@@ -35,23 +36,65 @@ class Checked:
     objects: tuple[TaskSet | TaskBinding, ...] = ()
 
 
-def check_bytes(data: bytes, file: str) -> Checked:
-    """``check_text`` for what was read from a file: UTF-8, as YAML in Kubernetes is."""
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """A file as YAML: its documents, and what was found so far."""
+
+    documents: tuple[Document, ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+    @classmethod
+    def of(cls, text: str, file: str) -> "Parsed":
+        documents, findings = read(text, file)
+        return cls(tuple(documents), tuple(findings))
+
+
+def parse_bytes(data: bytes, file: str) -> Parsed:
+    """What was read from a file: UTF-8, as YAML in Kubernetes is. ``file`` is only what findings call it."""
     try:
-        return check_text(data.decode("utf-8"), file)
+        return Parsed.of(data.decode("utf-8"), file)
     except UnicodeDecodeError as error:
         before = data[: error.start].decode("utf-8")
         span = Span(before.count("\n") + 1, len(before) - before.rfind("\n"))
         source = Source.of(data.decode("utf-8", errors="replace"), file)
-        return Checked((source.finding(span, "this is not UTF-8; save the file as UTF-8", "encoding"),))
+        return Parsed((), (source.finding(span, "this is not UTF-8; save the file as UTF-8", "encoding"),))
+
+
+def check_bytes(data: bytes, file: str) -> Checked:
+    """Check one file by itself: what it extends may be elsewhere. Never raises for bad input."""
+    parsed = parse_bytes(data, file)
+    return check_parsed(parsed, extended_sets([parsed]))
 
 
 def check_text(text: str, file: str) -> Checked:
-    """Check every TaskSet and TaskBinding of a YAML file; documents of other kinds are passed over.
+    """``check_bytes`` for text."""
+    parsed = Parsed.of(text, file)
+    return check_parsed(parsed, extended_sets([parsed]))
 
-    ``file`` is only what findings call it. Never raises for bad input.
+
+def extended_sets(files: Iterable[Parsed]) -> Sets:
+    """The sets of these files that others of them extend, as far as the schema finds nothing in them.
+
+    And those that extend: a name that is nearly the name of one of them is a mistake.
     """
-    documents, findings = read(text, file)
+    values = [
+        document.root.value
+        for file in files
+        for document in file.documents
+        if isinstance(document.root.value, dict) and document.root.value.get("kind") in KINDS
+    ]
+    if not any(isinstance(one.get("spec"), dict) and "extends" in one["spec"] for one in values):
+        return Sets()
+    return Sets.of(
+        TaskSet.of(one)
+        for one in values
+        if one["kind"].endswith("TaskSet") and validator(one["kind"]).is_valid(one)
+    )
+
+
+def check_parsed(parsed: Parsed, sets: Sets) -> Checked:
+    """Check every object of ours in a file; documents of other kinds are passed over. ``sets`` are those there are."""
+    documents, findings = parsed.documents, list(parsed.findings)
     first: dict[tuple[str, str, str], Document] = {}
     ours = []
     for document in documents:
@@ -59,7 +102,7 @@ def check_text(text: str, file: str) -> Checked:
         if kind is None:
             findings += [one for one in document.findings if one.rule == "kind"]
             continue
-        _check_document(document, kind)
+        _check_document(document, kind, sets)
         _check_once(document, kind, first)
         findings += _without_echoes(document.findings)
         ours.append(document.root.value)
@@ -112,12 +155,12 @@ def check_schema(document: Document, kind: str) -> list[Path]:
     return broken
 
 
-def _check_document(document: Document, kind: str) -> None:
+def _check_document(document: Document, kind: str, sets: Sets) -> None:
     broken = check_schema(document, kind)
     if document.full:
         return
     if kind.endswith("TaskSet"):
-        check_task_set(document, lambda path: not any(one[: len(path)] == path for one in broken))
+        check_task_set(document, lambda path: not any(one[: len(path)] == path for one in broken), sets)
     else:
         check_task_binding(document)
 

@@ -58,6 +58,16 @@ class TaskSet:
     def kind(self) -> str:
         return "ClusterTaskSet" if self.cluster else "TaskSet"
 
+    @property
+    def key(self) -> tuple[bool, str, str]:
+        """What tells it from all other sets: whether it is the cluster's, its namespace, its name."""
+        return self.cluster, self.namespace, self.name
+
+    @property
+    def title(self) -> str:
+        """``TaskSet "web"``."""
+        return f'{self.kind} "{self.name}"'
+
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> "TaskSet":
         """From a document without findings."""

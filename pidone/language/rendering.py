@@ -22,23 +22,31 @@ def render(
     """The plan's ``tasks``, in the order of the sets and of their files.
 
     ``arguments`` are the values the binding gives; ``pod`` is a core/v1 Pod object. Raises ``LanguageError``
-    where a param has no fitting value, an argument belongs to no param, or two sets have a task of one name.
+    where a param has no fitting value, an argument belongs to no param, or two sets have a task of one name. The
+    sets are flattened; what two of them extend is there once.
     """
     _check_arguments(task_sets, arguments)
-    tasks: list[dict[str, Any]] = []
-    origin: dict[str, str] = {}
+    tasks: dict[str, dict[str, Any]] = {}
+    origin: dict[str, tuple[TaskSet, Mapping[str, Any]]] = {}
     for task_set in task_sets:
         for task in task_set.tasks:
-            there = origin.setdefault(task["name"], task_set.name)
-            if there != task_set.name:
+            first, there = origin.setdefault(task["name"], (task_set, task))
+            if there is not task:
                 raise LanguageError(
-                    f'TaskSets "{there}" and "{task_set.name}" both have a task "{task["name"]}"; rename one'
+                    f'{first.title} and {task_set.title} both have a task "{task["name"]}"; rename one'
                 )
         try:
-            tasks += _tasks(task_set, arguments, pod)
+            rendered = _tasks(task_set, arguments, pod)
         except LanguageError as error:
-            raise LanguageError(f'TaskSet "{task_set.name}": {error}') from error
-    return tasks
+            raise LanguageError(f"{task_set.title}: {error}") from error
+        for one in rendered:
+            if tasks.setdefault(one["name"], one) != one:
+                first, _ = origin[one["name"]]
+                raise LanguageError(
+                    f'{first.title} and {task_set.title} make different tasks of the "{one["name"]}" that both '
+                    "extend; give the same defaults to its params"
+                )
+    return list(tasks.values())
 
 
 def _check_arguments(task_sets: Sequence[TaskSet], arguments: Mapping[str, object]) -> None:

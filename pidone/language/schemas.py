@@ -91,6 +91,13 @@ def mismatch_of(definition: str, value: object) -> str:
         if error.validator == "additionalProperties":
             unknown = next(key for key in error.instance if key not in error.schema["properties"])
             return f"{path}{'.' if path else ''}{unknown} is not known"
+        if error.validator == "oneOf":
+            names = [branch["required"][0] for branch in error.validator_value if "required" in branch]
+            found = [name for name in names if name in error.instance]
+            return f"{path or 'it'} has {' and '.join(found) or 'none of ' + ', '.join(names)}"
+        if error.validator == "required":
+            absent = next(name for name in error.validator_value if name not in error.instance)
+            return f'{path or "it"} has no "{absent}"'
         scalar = not isinstance(error.instance, dict | list)
         what = error.schema.get("x-pidone-value", {}).get("what", "a value that fits")
         return f"{path}: {error.instance if scalar else 'this'} is not {what}" if path else "it does not fit"

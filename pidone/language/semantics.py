@@ -6,13 +6,15 @@ by the schema already, and is passed over here, so that all mistakes of a file c
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from pidone.language import duration
-from pidone.language.findings import Span, shown, suggestion
-from pidone.language.model import Param
+from pidone.language.extends import Flat, Sets, flat
+from pidone.language.findings import Source, Span, shown, suggestion
+from pidone.language.model import Param, TaskSet
 from pidone.language.params import mismatch
-from pidone.language.reading import Document
+from pidone.language.reading import Document, Node
 from pidone.language.rendering import out_of_range
 from pidone.language.schemas import ANY_ACTION, MISSING, Action, Shape, action_of, task_shape
 from pidone.language.substitution import POD, Reference, references
@@ -30,12 +32,77 @@ _WAITING = ("needs", "while")  # what may not lead around in a circle
 _CONSTRAINTS = {"pattern": "string", "maxLength": "string", "minimum": "integer", "maximum": "integer"}
 
 
-def check_task_set(document: Document, sound: Callable[[Path], bool]) -> None:
-    """``sound(path)`` says whether the schema found nothing at or below a path."""
+def check_task_set(document: Document, sound: Callable[[Path], bool], sets: Sets) -> None:
+    """``sound(path)`` says whether the schema found nothing at or below a path; ``sets`` are those there are."""
     spec = document.root.value.get("spec")
-    if isinstance(spec, dict):
-        types = _check_params(document, _named(spec, "params"), sound)
-        _Tasks(document, _named(spec, "tasks"), types, sound).check()
+    if not isinstance(spec, dict):
+        return
+    before = len(document.findings)
+    params, tasks = _named(spec, "params"), _named(spec, "tasks")
+    types = _check_params(document, params, sound)
+    heir = _heir(document.root.value, sound, sets)
+    found = flat(heir, sets)
+    if sound(()):
+        _say_problems(document, found, sets)
+    inherited = _Inherited(
+        actions={task["name"]: action_of(task) for task in found.task_set.tasks},
+        params={param.name: param.type for param in found.task_set.params},
+        open_ended=bool(found.missing or found.problems),
+    )
+    _Tasks(document, tasks, types, sound, inherited).check()
+    if heir.extends and not inherited.open_ended and len(document.findings) == before:
+        bases = (sets.base(name, heir) for name in heir.extends)
+        known = {
+            one for base in bases if base is not None for one in inconsistencies(flat(base, sets).task_set)
+        }
+        for message, rule in inconsistencies(found.task_set):
+            if (message, rule) not in known:
+                disabled = (place for place, name in enumerate(heir.disable) if f'"{name}"' in message)
+                place = next(disabled, None)
+                span = document.key(("spec", "extends"))
+                span = span if place is None else document.span(("spec", "disable", place))
+                document.say(span, f"with all that is extended, {message}", rule)
+
+
+def _heir(value: Mapping[str, Any], sound: Callable[[Path], bool], sets: Sets) -> TaskSet:
+    """The set of a document; of one with mistakes as much as is needed to know what it inherits."""
+    metadata = value.get("metadata")
+    metadata = metadata if isinstance(metadata, dict) else {}
+    if not sound(()):
+        extends = value["spec"].get("extends")
+        return TaskSet(
+            name=str(metadata.get("name")),
+            namespace=str(metadata.get("namespace", "")),
+            extends=tuple(one for one in extends if isinstance(one, str))
+            if isinstance(extends, list)
+            else (),
+            cluster=value.get("kind") == "ClusterTaskSet",
+        )
+    made = TaskSet.of(value)
+    there = sets.by_key.get((made.cluster, made.namespace, made.name))
+    return there if there == made else made
+
+
+def _say_problems(document: Document, found: Flat, sets: Sets) -> None:
+    for owner, index in found.missing:
+        # What is extended may be elsewhere, as in the cluster; what is nearly a name of ours is a mistake.
+        name = owner.extends[index]
+        meant = suggestion(name, sets.names(owner))
+        if owner.key == found.task_set.key and "did you mean" in meant:
+            span = document.span(("spec", "extends", index))
+            document.say(span, f'there is no set "{name}"{meant}', "unknown-set")
+    for problem in found.problems:
+        if problem.owner.key == found.task_set.key:
+            document.say(document.span(("spec", *problem.path)), problem.message, problem.rule)
+
+
+def inconsistencies(task_set: TaskSet) -> list[tuple[str, str]]:
+    """What is wrong with the edges, names and references of a flattened set, each with its rule."""
+    document = Document(Node(Span(1, 1)), Source.of("", task_set.name))
+    types = {param.name: param.type for param in task_set.params}
+    tasks = dict(enumerate(map(dict, task_set.tasks)))
+    _Tasks(document, tasks, types, lambda _: True, _Inherited()).check()
+    return [(finding.message, finding.rule) for finding in document.findings]
 
 
 def check_task_binding(document: Document) -> None:
@@ -123,6 +190,15 @@ def _check_param(document: Document, path: Path, value: Mapping[str, Any]) -> No
         document.say(document.span((*path, "default")), message, "param-type")
 
 
+@dataclass(frozen=True, slots=True)
+class _Inherited:
+    """What a set has from those that it extends."""
+
+    actions: Mapping[str, Action | None] = field(default_factory=dict)
+    params: Mapping[str, str] = field(default_factory=dict)  # types
+    open_ended: bool = False  # there may be more
+
+
 class _Tasks:
     """The tasks of one set."""
 
@@ -132,12 +208,17 @@ class _Tasks:
         tasks: Mapping[int, dict[str, Any]],
         params: Mapping[str, str],
         sound: Callable[[Path], bool],
+        inherited: _Inherited,
     ) -> None:
         self._sound = sound
         self._document = document
         self._tasks = tasks
-        self._params = params
-        self._actions: dict[str, Action | None] = {task["name"]: action_of(task) for task in tasks.values()}
+        self._params = {**inherited.params, **params}
+        self._open_ended = inherited.open_ended
+        own = {
+            task["name"]: action_of(task) or inherited.actions.get(task["name"]) for task in tasks.values()
+        }
+        self._actions: dict[str, Action | None] = {**inherited.actions, **own}
 
     def check(self) -> None:
         _check_unique(self._document, "task", _TASKS, self._tasks)
@@ -196,6 +277,8 @@ class _Tasks:
             self._check_event(key, path, edge)
             return
         if name not in self._actions:
+            if self._open_ended:
+                return
             meant = suggestion(name, (other for other in self._actions if other != task))
             message = f'task "{task}" {_VERBS[key]} "{name}", which is not in this TaskSet{meant}'
             self._say(path, message, "unknown-task")
@@ -219,6 +302,8 @@ class _Tasks:
         field = next(step for step in reversed(path) if isinstance(step, str))
         fitting = [other for other, is_a in self._actions.items() if is_a is not None and is_a.name == action]
         if name not in self._actions:
+            if self._open_ended:
+                return
             message = f'{field}: "{name}" is not in this TaskSet'
             self._say(path, message + suggestion(name, fitting or self._actions), "unknown-task")
             return
@@ -248,7 +333,7 @@ class _Tasks:
         elif kind == "params":
             if name in self._params:
                 self._check_type(span, value, reference, shape, self._params[name])
-            else:
+            elif not self._open_ended:
                 message = f"{reference.text} is not a declared param" + suggestion(name, self._params)
                 self._document.say(span, message, "unknown-param")
         elif reference.name in POD:

@@ -65,6 +65,26 @@ def port(output: str) -> int:
     return found
 
 
+def test_what_a_set_extends_may_be_in_another_file(desk: Desk) -> None:
+    heir = """
+        apiVersion: pidone.dev/v1alpha1
+        kind: TaskSet
+        metadata: {name: web}
+        spec: {extends: [check], params: [{name: port, type: integer, default: 9}]}
+    """
+    web, pod = desk.write("web.yaml", heir), desk.write("pod.yaml", POD)
+    code, output, _ = desk.render(web, desk.write("check.yaml", SET), pod=pod)
+    assert code == 0
+    assert port(output) == 9
+    code, _, said = desk.render(web, pod=pod)
+    assert code == 1
+    assert 'TaskSet "web" extends "check", which is not there' in said
+    code, output, _ = desk.render(
+        web, desk.write("all.yaml", SET, BINDING.replace("[check]", "[web]")), pod=pod
+    )
+    assert port(output) == 8081
+
+
 def test_without_a_binding_the_pod_gets_every_set_as_a_pod_would_read_it(desk: Desk) -> None:
     code, output, said = desk.render(desk.write("a.yaml", SET), pod=desk.write("pod.yaml", POD))
     assert (code, said) == (0, "")

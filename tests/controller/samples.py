@@ -64,11 +64,13 @@ def rules(*texts: str) -> Rules:
     return found
 
 
-def task_set(name: str = "check", *, task: str = "ready", period: int = 5, namespace: str = "") -> str:
+def task_set(
+    name: str = "check", *, task: str = "ready", period: int = 5, namespace: str = "", cluster: bool = False
+) -> str:
     """One probe, of a port that a param gives."""
     return f"""\
 apiVersion: pidone.dev/v1alpha1
-kind: TaskSet
+kind: {"Cluster" if cluster else ""}TaskSet
 metadata: {{name: {name}{f", namespace: {namespace}" if namespace else ""}}}
 spec:
   params:
@@ -88,10 +90,11 @@ def binding(
     labels: str = "check: 'yes'",
     params: str = "",
     namespace: str = "",
+    cluster: bool = False,
 ) -> str:
     return f"""\
 apiVersion: pidone.dev/v1alpha1
-kind: TaskBinding
+kind: {"Cluster" if cluster else ""}TaskBinding
 metadata: {{name: {name}{f", namespace: {namespace}" if namespace else ""}}}
 spec:
   podSelector:

@@ -39,10 +39,72 @@ def test_an_explicit_default_namespace_is_only_that_one() -> None:
     assert derive(pod(namespace="default", labels=CHECKED), found)
 
 
+def test_the_cluster_s_bindings_come_first_and_take_the_cluster_s_sets() -> None:
+    found = rules(
+        task_set("base", task="theirs", namespace="shop"),
+        task_set("base", task="base", cluster=True),
+        task_set("a", task="a", namespace="shop"),
+        binding("a", sets="a", namespace="shop"),
+        binding("z", sets="base", cluster=True),
+    )
+    assert [task["name"] for task in derive(pod(labels=CHECKED), found)] == ["base", "a"]
+    assert [task["name"] for task in derive(pod(namespace="bank", labels=CHECKED), found)] == ["base"]
+
+
+def test_a_binding_of_a_namespace_takes_its_own_set_and_then_the_cluster_s() -> None:
+    cluster = task_set("base", task="all", cluster=True)
+    bound = [binding("b", sets="base", namespace="shop"), binding("b", sets="base", namespace="bank")]
+    found = rules(cluster, task_set("base", task="own", namespace="shop"), *bound)
+    assert [task["name"] for task in derive(pod(labels=CHECKED), found)] == ["own"]
+    assert [task["name"] for task in derive(pod(namespace="bank", labels=CHECKED), found)] == ["all"]
+
+
+def heir(name: str, base: str, *, params: str = "") -> str:
+    return f"""\
+apiVersion: pidone.dev/v1alpha1
+kind: TaskSet
+metadata: {{name: {name}}}
+spec:
+  extends: [{base}]
+  params: [{params}]
+  tasks: [{{name: {name}, probe: {{tcpSocket: {{port: 1}}}}}}]
+"""
+
+
+def test_what_two_bound_sets_extend_is_there_once() -> None:
+    sets = [task_set("base", cluster=True), heir("a", "base"), heir("b", "base")]
+    found = rules(*sets, binding("one", sets="a"), binding("two", sets="b"))
+    assert [task["name"] for task in derive(pod(labels=CHECKED), found)] == ["ready", "a", "b"]
+
+
+def test_a_set_is_flattened_once_for_all_pods() -> None:
+    found = rules(task_set("base", cluster=True), heir("a", "base"), binding(sets="a"))
+    first = derive(pod(labels=CHECKED), found)
+    made = dict(found.flattened)
+    assert derive(pod("other", labels=CHECKED), found) == first
+    assert made == found.flattened
+    assert len(made) == 1
+
+
 @pytest.mark.parametrize(
     ("texts", "named"),
     [
         ([binding("one", sets="gone")], ["TaskBinding one", '"gone"']),
+        (
+            [task_set("only", namespace="shop"), binding("one", sets="only", cluster=True)],
+            ["ClusterTaskBinding one", 'ClusterTaskSet "only"'],
+        ),
+        (
+            [heir("a", "gone"), binding(sets="a")],
+            ["TaskBinding checked", 'TaskSet "a" extends "gone", which is not'],
+        ),
+        (
+            [
+                *(task_set("base"), heir("a", "base"), heir("b", "base")),
+                *(binding("one", sets="a", params="port: 1"), binding("two", sets="b", params="port: 2")),
+            ],
+            ["TaskBinding one", "TaskBinding two", "extend the same one", "different params", '"ready"'],
+        ),
         (
             [task_set(), binding("one", params="port: 1"), binding("two", params="port: 2")],
             ["TaskBinding one", "TaskBinding two", '"check"', "different params"],
@@ -71,11 +133,11 @@ def test_of_two_files_with_the_same_object_the_first_counts() -> None:
     one = rules(task_set(period=1))
     two = rules(task_set(period=2))
     files = [
-        ("a.yaml", [one.task_sets["", "check"]]),
-        ("b.yaml", [two.task_sets["", "check"]]),
+        ("a.yaml", [one.sets.by_key[False, "", "check"]]),
+        ("b.yaml", [two.sets.by_key[False, "", "check"]]),
     ]
     found, complaints = collect(files)
-    assert found.task_sets["", "check"] is one.task_sets["", "check"]
+    assert found.sets.find("check", "shop") is one.sets.find("check", "shop")
     assert complaints == ("TaskSet check is in a.yaml and again in b.yaml; the first counts",)
 
 

@@ -160,7 +160,7 @@ def test_one_file_may_hold_several(tmp_path: Path) -> None:
     desk.write("all.yaml", "---\n".join([task_set(namespace="shop"), foreign, binding()]))
     desk.look()
     assert desk.period() == 5
-    assert list(desk.files.rules.task_sets) == [("shop", "check")]
+    assert list(desk.files.rules.sets.by_key) == [(False, "shop", "check")]
 
 
 # The inventory
@@ -249,4 +249,4 @@ def test_a_file_that_may_be_read_later_is_read_then(desk: Desk) -> None:
     assert desk.look() == ""
     (desk.folder / "later").write_text(task_set("more", task="more"))
     assert "read" in desk.look()
-    assert ("", "more") in desk.files.rules.task_sets
+    assert desk.files.rules.sets.find("more", "")

@@ -11,6 +11,7 @@ from pidone.errors import LanguageError
 from pidone.language.checking import check_text
 from pidone.language.model import TaskSet
 from pidone.language.rendering import render
+from pidone.language.resolution import heirs
 from pidone.language.schemas import actions
 from pidone.plan.format import decode_plan
 
@@ -107,7 +108,7 @@ EXPECTED = sorted((Path(__file__).parent / "good").glob("*.json"))
 
 @pytest.mark.parametrize("expected", EXPECTED, ids=lambda file: file.stem)
 def test_every_field_is_rendered(expected: Path) -> None:
-    tasks = render(from_file(f"tests/language/good/{expected.stem}.yaml"), {}, POD)
+    tasks = render(heirs(from_file(f"tests/language/good/{expected.stem}.yaml")), {}, POD)
     assert tasks == json.loads(expected.read_text("utf-8"))
 
 
@@ -189,12 +190,12 @@ def test_what_a_value_makes_must_fit_its_position() -> None:
 
 def test_two_sets_with_a_task_of_one_name_are_a_conflict() -> None:
     one, other = task_set("[]", run("a")), task_set("[]", run("b"), name="other")
-    message = 'TaskSets "web" and "other" both have a task "run"; rename one'
+    message = 'TaskSet "web" and TaskSet "other" both have a task "run"; rename one'
     with pytest.raises(LanguageError, match=re.escape(message)):
         render([one, other], {}, POD)
 
 
 if __name__ == "__main__":
     for file in EXPECTED:
-        rendered = render(from_file(f"tests/language/good/{file.stem}.yaml"), {}, POD)
+        rendered = render(heirs(from_file(f"tests/language/good/{file.stem}.yaml")), {}, POD)
         file.write_text(json.dumps(rendered, indent=2) + "\n", "utf-8")

@@ -1,0 +1,31 @@
+"""Sets as they are rendered: each with all that it extends, and consistent as a whole."""
+
+from collections.abc import Sequence
+
+from pidone.errors import LanguageError
+from pidone.language.extends import Sets, flat
+from pidone.language.findings import suggestion
+from pidone.language.model import TaskSet
+from pidone.language.semantics import inconsistencies
+
+
+def flatten(task_set: TaskSet, sets: Sets) -> TaskSet:
+    """The set with all that it extends, which ``sets`` must have. Raises ``LanguageError``."""
+    found = flat(task_set, sets)
+    for owner, index in found.missing:
+        name = owner.extends[index]
+        meant = suggestion(name, sets.names(owner))
+        raise LanguageError(f'{owner.title} extends "{name}", which is not there{meant}')
+    for problem in found.problems:
+        raise LanguageError(f"{problem.owner.title}: {problem.message}")
+    if task_set.extends:  # without, the checker has said what there is to say
+        for message, _ in inconsistencies(found.task_set):
+            raise LanguageError(f"{task_set.title} with all that it extends: {message}")
+    return found.task_set
+
+
+def heirs(task_sets: Sequence[TaskSet]) -> list[TaskSet]:
+    """What a file of sets comes to: those that no other of them extends, flattened. Raises ``LanguageError``."""
+    sets = Sets.of(task_sets)
+    extended = [sets.base(name, one) for one in task_sets for name in one.extends]
+    return [flatten(one, sets) for one in task_sets if not any(one is base for base in extended)]
