@@ -6,7 +6,7 @@
 
 An object whose properties hold ``x-pidone-variants: <folder>`` gets one property for each file of the folder,
 of which a value has exactly one. ``partOfTask`` is the task without what must be there: what ``override: merge``
-brings.
+brings. The CustomResourceDefinitions are made of the result.
 """
 
 import json
@@ -14,6 +14,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from pidone.language.crds import crd, manifest
 
 TOP = Path(__file__).parent.parent.parent  # of a clone; the parts are in no wheel
 GROUP, VERSION = "pidone.dev", "v1alpha1"
@@ -40,6 +42,7 @@ def files() -> dict[Path, str]:
         schema = assembled(kind)
         name = f"{kind.lower()}.{VERSION}.schema.json"
         made[Path("schema", name)] = json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+        made[Path("k3d/crds", f"{kind.lower()}s.yaml")] = manifest(crd(schema))
     return made
 
 
@@ -69,6 +72,7 @@ def assembled(kind: str) -> dict[str, Any]:
                 "description": definitions["metadata"]["description"],
             },
             "spec": own["spec"],
+            "status": {"description": "What the controller says of it.", "type": "object"},
         },
         "definitions": _used(own["spec"], definitions),
     }
