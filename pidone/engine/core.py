@@ -324,7 +324,7 @@ class Core:
             self._enter(state, Stage.PAUSED, now, due=state.due)
         if state.pending and state.stage in {Stage.ARMED, Stage.DUE} and state.due > max(now, state.floor):
             self._schedule(state, now, now)
-        may_start = not self.ending or task.name in self._farewells
+        may_start = not self.ending or (task.name in self._farewells and now < self._undo_at)
         if may_start and state.stage is Stage.DUE and state.due <= now:
             state.runs += 1
             state.pending, state.started, state.floor = False, now, now + START_FLOOR

@@ -1,11 +1,9 @@
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pidone.engine.core import (
     Cancel,
@@ -486,102 +484,3 @@ def test_a_farewell_that_is_on_already_runs_once_more(core: Core) -> None:
     assert names(core.handle(Ending(undo_at=9), 5)) == []
     assert names(core.handle(RunEnded("bye"), 6)) == ["start bye"]
     assert names(core.handle(RunEnded("bye"), 7)) == ["undo bye"]
-
-
-def _plans() -> st.SearchStrategy[tuple[Task, ...]]:
-    """Acyclic by construction: a task needs only names before its own."""
-
-    @st.composite
-    def build(draw: st.DrawFn) -> tuple[Task, ...]:
-        chosen = draw(st.lists(st.sampled_from("abcde"), unique=True))
-        return tuple(
-            task(
-                name,
-                *[
-                    f"{other}.{draw(st.sampled_from(['started', 'healthy']))}"
-                    for other in sorted(chosen)
-                    if other < name and draw(st.booleans())
-                ],
-                version=draw(st.integers(1, 2)),
-                every=draw(st.sampled_from([None, 2.0])),
-                restart=draw(st.sampled_from(["Always", "OnFailure"])),
-            )
-            for name in chosen
-        )
-
-    return build()
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.data())
-def test_whatever_happens_the_rules_hold(data: st.DataObject) -> None:
-    """No run before its needs, one end for each start, nothing starts or is needed while it leaves."""
-    core, now = Core(Random(data.draw(st.integers(0, 9)))), 0.0
-    running: dict[str, Task] = {}
-    undoing: set[str] = set()
-    ever: dict[str, bool] = {}
-
-    def take(commands: list[Command]) -> None:
-        for command in commands:
-            match command:
-                case Start(item):
-                    assert item.name not in running
-                    assert item.name not in undoing
-                    state = core.tasks[item.name]
-                    assert not state.leaving
-                    if state.runs == 1:
-                        for edge in item.needs:
-                            other = core.tasks[edge.task]
-                            assert other.runs if edge.state == "started" else other.state == edge.state
-                    running[item.name] = item
-                case Cancel(name):
-                    assert name in running
-                    for state in core.tasks.values():
-                        assert not state.leaving or name not in {edge.task for edge in state.task.needs}
-                    ever[name] = True
-                case Undo(item):
-                    assert item.name not in running
-                    undoing.add(item.name)
-
-    plan: tuple[Task, ...] = ()
-    for _ in range(data.draw(st.integers(1, 25))):
-        now += data.draw(st.sampled_from([0.0, 0.1, 1.0, 700.0]))
-        kind = data.draw(st.sampled_from(["plan", "end", "fail", "state", "undone", "time"]))
-        if kind == "plan":
-            plan = data.draw(_plans())
-            take(core.handle(PlanChanged(plan), now))
-        elif kind in {"end", "fail"} and running:
-            name = data.draw(st.sampled_from(sorted(running)))
-            del running[name]
-            take(core.handle(RunEnded(name, "no" if kind == "fail" else None), now))
-        elif kind == "state" and running:
-            name = data.draw(st.sampled_from(sorted(running)))
-            take(core.handle(StateReported(name, data.draw(st.sampled_from(["healthy", "x"]))), now))
-        elif kind == "undone" and undoing:
-            name = data.draw(st.sampled_from(sorted(undoing)))
-            undoing.remove(name)
-            take(core.handle(UndoEnded(name), now))
-        else:
-            take(core.handle(None, now))
-    # Let everything end: the last plan stands, and then nothing.
-    for wanted in (plan, ()):
-        take(core.handle(PlanChanged(wanted), now))
-        for _ in _until_quiet(core, running, undoing):
-            now += 0.01
-            leaving = [name for name in running if core.tasks[name].leaving]
-            for name in leaving:
-                del running[name]
-                take(core.handle(RunEnded(name, "cancelled"), now))
-            for name in sorted(undoing):
-                undoing.remove(name)
-                take(core.handle(UndoEnded(name), now))
-        assert {state.task.digest for state in core.tasks.values()} == {item.digest for item in wanted}
-    assert core.idle
-
-
-def _until_quiet(core: Core, running: dict[str, Task], undoing: set[str]) -> Iterator[None]:
-    for _ in range(100):
-        if not undoing and not any(core.tasks[name].leaving for name in running):
-            return
-        yield
-    raise AssertionError("a teardown that does not end")

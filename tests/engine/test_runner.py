@@ -233,3 +233,133 @@ async def test_an_idle_engine_does_nothing(
     await trio.sleep(3600)
     assert turns < 10
     nursery.cancel_scope.cancel()
+
+
+async def test_a_paused_task_is_cancelled_and_begun_again(
+    bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async def flip(context: Context) -> None:
+        for word in ("healthy", "unhealthy", "healthy"):
+            context.report(word)
+            await trio.sleep(10)
+        await trio.sleep_forever()
+
+    bench.bodies = {"flip": flip}
+    await nursery.start(bench.engine.run)
+    bench.engine.apply(plan({"name": "flip"}, {"name": "a", "while": ["flip.healthy"]}))
+    await trio.sleep(15)
+    assert bench.log == ["run flip", "run a", "cancelled a"]
+    assert bench.state("a").shown == "paused"
+    assert any("event=paused task=a waits=" in line and "unhealthy" in line for line in bench.journal.lines)
+    await trio.sleep(10)
+    assert bench.log[3:] == ["run a"]
+    assert bench.state("a").failures == 0
+    nursery.cancel_scope.cancel()
+
+
+async def test_the_end_says_farewell_first_and_only_once(
+    bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async def flush(context: Context) -> None:
+        await trio.sleep(1)
+
+    bench.bodies = {"bye": flush}
+    await nursery.start(bench.engine.run)
+    bench.engine.apply(plan({"name": "a"}, {"name": "bye", "runOn": ["pod.terminating"]}))
+    await wait_all_tasks_blocked()
+    bench.engine.end(8)
+    assert bench.engine.ending
+    bench.engine.end(8)
+    bench.engine.apply(plan({"name": "late"}))
+    await bench.engine.drain(8)
+    assert bench.log[:2] == ["run a", "run bye"]
+    assert sorted(bench.log[2:]) == ["cancelled a", "undo a", "undo bye"]
+    assert bench.engine.idle
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_farewell_that_hangs_has_half_of_the_budget(bench: Bench, autojump_clock: MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(bench.engine.run)
+        bench.engine.apply(plan({"name": "a"}, {"name": "bye", "runOn": ["pod.terminating"]}))
+        await wait_all_tasks_blocked()
+        began = trio.current_time()
+        await bench.engine.drain(8)
+        assert trio.current_time() - began == pytest.approx(4)
+        assert "undo a" in bench.log
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_grace_is_as_long_as_the_stop_timeout_and_ends_with_the_budget(
+    bench: Bench, autojump_clock: MockClock
+) -> None:
+    took: dict[str, float] = {}
+
+    def cleaning(name: str) -> Body:
+        async def body(context: Context) -> None:
+            try:
+                await trio.sleep_forever()
+            finally:
+                began = trio.current_time()
+                with context.grace():
+                    await trio.sleep_forever()
+                took[name] = trio.current_time() - began
+
+        return body
+
+    bench.bodies = {name: cleaning(name) for name in ("short", "long", "after")}
+    async with trio.open_nursery() as nursery:
+        await nursery.start(bench.engine.run)
+        bench.engine.apply(
+            plan(
+                {"name": "after", "stopTimeout": 50},
+                {"name": "short", "stopTimeout": 3},
+                {"name": "long", "stopTimeout": 50, "needs": ["after.started"]},
+            )
+        )
+        await wait_all_tasks_blocked()
+        await bench.engine.drain(8)
+        nursery.cancel_scope.cancel()
+    assert took == pytest.approx({"short": 3, "long": 8, "after": 0}), (
+        "after is cancelled when nothing is left"
+    )
+
+
+async def test_what_a_task_raises_while_it_is_cancelled_does_not_end_the_engine(
+    bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async def raises_at_the_end(context: Context) -> None:
+        async with trio.open_nursery() as inner:
+            inner.start_soon(trio.sleep_forever)
+            try:
+                await trio.sleep_forever()
+            finally:
+                raise ZeroDivisionError
+
+    bench.bodies = {"a": raises_at_the_end}
+    await nursery.start(bench.engine.run)
+    bench.engine.apply(plan({"name": "a", "timeout": 5, "backoffLimit": 0}, {"name": "b"}))
+    await trio.sleep(6)
+    assert bench.state("a").shown == "failed"
+    assert any("event=gave-up task=a failures=1" in line for line in bench.journal.lines)
+    assert bench.state("b").state == "healthy"
+    bench.engine.apply(plan({"name": "c"}))
+    await wait_all_tasks_blocked()
+    assert [state.task.name for state in bench.engine.tasks] == ["c"]
+    nursery.cancel_scope.cancel()
+
+
+async def test_events_reach_the_tasks_that_run_on_them(
+    bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async def once(context: Context) -> None:
+        pass
+
+    bench.bodies = {"a": once}
+    await nursery.start(bench.engine.run)
+    bench.engine.apply(plan({"name": "a", "runOn": ["signal.SIGHUP"]}))
+    assert bench.engine.happened("signal.SIGHUP")
+    assert not bench.engine.happened("pod.containersStarted"), "nobody runs on it"
+    await wait_all_tasks_blocked()
+    assert bench.log == ["run a"]
+    nursery.cancel_scope.cancel()

@@ -1,0 +1,385 @@
+"""Whatever plans and events come, in whatever order: what the engine promises holds after every step.
+
+Hypothesis chooses the steps, and cuts a sequence that breaks a promise down to the shortest that does. The
+rules are stated here a second time, from the outside: over the commands, and over what a reader sees.
+PIDONE_TEST_STEPS sets how many steps; the usual size is 20,000, the nightly one 1,000,000.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from itertools import combinations
+from random import Random
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+
+from pidone.engine.core import (
+    START_FLOOR,
+    Cancel,
+    Command,
+    Core,
+    Ending,
+    Event,
+    Happened,
+    PlanChanged,
+    RunEnded,
+    Stage,
+    Start,
+    StateReported,
+    TaskState,
+    Undo,
+    UndoEnded,
+)
+from pidone.plan.difference import difference
+from pidone.plan.digest import digest
+from pidone.plan.model import EVENTS, Backoff, Edge, Task
+
+STEPS = int(os.environ.get("PIDONE_TEST_STEPS", "20000"))
+STEPS_EACH = 50  # in a sequence; life goes on for twelve in some of them
+
+NAMES = "abcdefg"
+STATES = (
+    "healthy",
+    "healthy",
+    "healthy",
+    "succeeded",
+    "failed",
+)  # so that edges often hold, and are often lost
+EDGES = ("started", "completed", *STATES)
+BUSY = (Stage.RUNNING, Stage.PAUSING, Stage.STOPPING)
+
+done: Counter[str] = Counter()
+
+
+def make_plan(seed: int) -> tuple[Task, ...]:
+    """A plan for each number; acyclic, since a task depends only on names before its own."""
+    random = Random(seed)
+    chosen = [name for name in NAMES if random.random() < 0.6]
+    tasks = []
+    for index, name in enumerate(chosen):
+
+        def edges(among: list[str], chance: float) -> tuple[Edge, ...]:
+            return tuple(Edge(other, random.choice(EDGES)) for other in among if random.random() < chance)
+
+        events = tuple(Edge(*event.split(".")) for event in sorted(EVENTS) if random.random() < 0.15)
+        needs, while_ = edges(chosen[:index], 0.15), edges(chosen[:index], 0.25)
+        run_on = events + (edges(chosen, 0.2) if random.random() < 0.4 else ())
+        every = random.choice([None, None, 0.1, 2.0, 3600.0])
+        restart = random.choice(["Always", "OnFailure", "Never"])
+        limit = random.choice([None, None, 0, 2])
+        backoff = Backoff(random.choice([0.1, 5.0]), 300.0, 2.0, random.choice([0.0, 0.5, 1.0]))
+        words = [str(edge) for edge in (*needs, Edge("|", "|"), *while_, Edge("|", "|"), *run_on)]
+        content = digest([name, words, every, restart, limit, backoff.initial, backoff.jitter])
+        tasks.append(
+            Task(
+                name, "exec", {}, content, needs, while_, run_on, every,
+                restart=restart, backoff=backoff, backoff_limit=limit,
+            )
+        )  # fmt: skip
+    random.shuffle(tasks)  # any order in the file
+    return tuple(tasks)
+
+
+PLANS = [make_plan(seed) for seed in range(4096)]
+
+
+class Promises(RuleBasedStateMachine):
+    """A core, what the world around it does, and what was promised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.core = Core(Random(7))
+        self.now = 1000.0
+        self.plan: tuple[Task, ...] = ()
+        self.running: dict[str, Task] = {}
+        self.cancelled: set[str] = set()
+        self.undoing: set[str] = set()
+        self.opened: dict[str, TaskState] = {}  # whose needs held once
+        self.started: dict[str, float] = {}
+        self.starts: Counter[str] = Counter()
+        self.ends: Counter[str] = Counter()
+        self.sound = True
+        self.farewells: set[str] | None = None  # from the end on: what may start, once each
+
+    # The world; each step is a rule, and most take a number that chooses among what there is
+
+    @rule(seed=st.integers(0, 1 << 20))
+    def life_goes_on(self, seed: int) -> None:
+        """Runs, undoings and time go their way, so that there is something for the other steps to fall into."""
+        random = Random(seed)
+        for _ in range(12):
+            index = random.randrange(64)
+            match random.randrange(6):
+                case 0:
+                    self.an_undoing_ends(index)
+                case 1:
+                    self.a_cancelled_run_ends(index)
+                case 2:
+                    self.a_run_ends(index, random.choice([None, None, "no"]), lasting=False)
+                case 3:
+                    self.the_timer_rings()
+                case _:
+                    self.a_state_is_reported(index, random.choice(STATES))
+
+    @rule(seed=st.integers(0, len(PLANS) - 1), burst=st.sampled_from([1, 1, 10]), patient=st.booleans())
+    def plan_changes(self, seed: int, burst: int, *, patient: bool) -> None:
+        for turn in range(burst):
+            plan = PLANS[(seed + turn) % len(PLANS)]
+            if self.farewells is None:
+                self.plan = plan
+            self.handle(PlanChanged(plan))
+        if patient and self.farewells is None:
+            self.settle()
+
+    @rule()
+    def the_same_plan_comes_again(self) -> None:
+        self.handle(None)
+        assert not difference({task.name: task.digest for task in self.plan}, self.plan).leaving
+        assert not difference({task.name: task.digest for task in self.plan}, self.plan).coming
+        before = self.core.changes
+        assert self.handle(PlanChanged(self.plan)) == []
+        assert self.core.changes == before
+
+    @rule(index=st.integers(0, 63), outcome=st.sampled_from([None, None, "no"]), lasting=st.booleans())
+    def a_run_ends(self, index: int, outcome: str | None, *, lasting: bool) -> None:
+        if self.running:
+            self.end(_pick(self.running, index), outcome, lasting=lasting)
+
+    @rule(index=st.integers(0, 63))
+    def a_cancelled_run_ends(self, index: int) -> None:
+        if self.cancelled:
+            self.end(_pick(self.cancelled, index), "cancelled")
+
+    @rule(index=st.integers(0, 63), word=st.sampled_from(["", "started", *STATES]))
+    def a_state_is_reported(self, index: int, word: str) -> None:
+        if self.running:
+            self.handle(StateReported(_pick(self.running, index), word))
+
+    @rule(index=st.integers(0, 63))
+    def an_undoing_ends(self, index: int) -> None:
+        if self.undoing:
+            name = _pick(self.undoing, index)
+            self.undoing.remove(name)
+            self.handle(UndoEnded(name))
+
+    @rule(seconds=st.sampled_from([0.05, 0.5, 1.0, 10.0, 700.0, 5000.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        self.handle(None)
+
+    @rule()
+    def the_timer_rings(self) -> None:
+        due = self.core.next_due()
+        if due < self.now + 1e6:
+            self.now = max(self.now, due)
+            self.handle(None)
+
+    @rule(event=st.sampled_from(sorted(EVENTS)))
+    def something_happens(self, event: str) -> None:
+        listeners = [state for state in self.core.tasks.values() if event in map(str, state.task.run_on)]
+        runs = {state.task.name: state.runs for state in listeners}
+        self.handle(Happened(event))
+        for state in listeners:
+            if not state.leaving and state.stage is not Stage.FAILED and self.farewells is None:
+                assert state.pending or state.runs > runs[state.task.name], "an event is not lost"
+
+    @rule(name=st.sampled_from(NAMES))
+    def an_event_comes_late(self, name: str) -> None:
+        if name not in self.running and name not in self.undoing:
+            before = self.core.changes
+            self.handle(None)
+            between = self.core.changes
+            for event in (RunEnded(name, "late"), StateReported(name, "healthy"), UndoEnded(name)):
+                assert self.handle(event) == []
+            assert self.core.changes == between >= before
+
+    @rule(really=st.integers(0, 29))
+    def the_end_comes(self, really: int) -> None:
+        if really == 0 and self.farewells is None:
+            self.farewells = {
+                name
+                for name, state in self.core.tasks.items()
+                if not state.leaving and "pod.terminating" in map(str, state.task.run_on)
+            }
+            self.plan = ()
+            self.handle(Ending(self.now + 4))
+
+    def teardown(self) -> None:
+        """Everything ends: what the last plan wants is all that is there; then nothing is."""
+        if not self.sound:
+            return
+        self.settle()
+        assert {state.task.digest for state in self.core.tasks.values()} == {
+            task.digest for task in self.plan
+        }
+        assert len(self.core._timers) <= 65 + 4 * len(NAMES)
+        self.handle(Ending(self.now))
+        self.farewells, self.plan = set(), ()
+        self.settle()
+        assert self.core.idle
+        assert self.core.next_due() == float("inf")
+        assert self.starts == self.ends, "each start has exactly one end"
+        done["sequences"] += 1
+
+    def settle(self) -> None:
+        if self.farewells is not None:
+            self.now += 5
+            self.handle(None)
+        for _ in range(10 * len(NAMES)):
+            for name in sorted(self.undoing):
+                self.undoing.remove(name)
+                self.handle(UndoEnded(name))
+            for name in [name for name in sorted(self.running) if self.core.tasks[name].leaving]:
+                if name in self.cancelled:
+                    self.end(name, "cancelled")
+        assert not self.undoing
+        assert not any(state.leaving for state in self.core.tasks.values())
+
+    def end(self, name: str, outcome: str | None, *, lasting: bool = False) -> None:
+        del self.running[name]
+        self.cancelled.discard(name)
+        self.ends[name] += 1
+        self.handle(RunEnded(name, outcome, lasting=lasting))
+
+    # The promises
+
+    def handle(self, event: Event | None) -> list[Command]:
+        done["steps"] += 1
+        self.sound = False  # until the promises were looked at
+        before = dict(self.core.tasks)
+        commands = self.core.handle(event, self.now)
+        gone = [name for name, state in before.items() if self.core.tasks.get(name) is not state]
+        assert all(event == UndoEnded(name) or not before[name].runs for name in gone), "what ran is undone"
+        coming = {name for name, state in self.core.tasks.items() if before.get(name) is not state}
+        for name in coming:
+            self.opened.pop(name, None)
+        if coming:
+            assert not any(state.leaving for name, state in before.items() if name not in gone), (
+                "old before new"
+            )
+        for command in commands:
+            match command:
+                case Start(task):
+                    self.check_start(task)
+                case Cancel(name):
+                    assert name in self.running, "what is cancelled runs"
+                    assert name not in self.cancelled, "and is cancelled once"
+                    self.cancelled.add(name)
+                    self.check_order(name)
+                case Undo(task):
+                    assert task.name not in self.running
+                    assert task.name not in self.undoing
+                    self.undoing.add(task.name)
+                    self.check_order(task.name)
+        self.check_everything()
+        self.sound = True
+        return commands
+
+    def check_start(self, task: Task) -> None:
+        done["starts"] += 1
+        state = self.core.tasks[task.name]
+        assert state.task is task
+        assert task.name not in self.running, "at most one run at a time"
+        assert task.name not in self.undoing
+        assert not state.leaving
+        assert self.opened.get(task.name) is state or self.hold(task.needs), "no run before its needs"
+        assert self.hold(task.while_), "no run without its while"
+        assert self.now - self.started.get(task.name, 0.0) >= START_FLOOR - 1e-6, "a second between starts"
+        if self.farewells is not None:
+            assert task.name in self.farewells, "the end starts nothing but farewells, each once"
+            self.farewells.remove(task.name)
+        self.running[task.name] = task
+        self.started[task.name] = self.now
+        self.starts[task.name] += 1
+
+    def check_order(self, name: str) -> None:
+        if self.core.tasks[name].leaving:
+            for state in self.core.tasks.values():
+                depends = name in {edge.task for edge in state.task.gates}
+                assert not (state.leaving and depends), "who depends on it goes first"
+
+    def check_everything(self) -> None:
+        done["checks"] += 1
+        for name, state in self.core.tasks.items():
+            assert (name in self.running) is (state.stage in BUSY)
+            assert (name in self.undoing) is (state.stage is Stage.UNDOING)
+            if state.leaving:
+                continue
+            assert self.farewells is not None or state.task in self.plan
+            held = self.hold(state.task.while_)
+            if self.hold(state.task.needs):
+                self.opened[name] = state
+                assert state.stage is not Stage.WAITING, "no task waits for what holds"
+            if not held:
+                assert state.stage not in {Stage.RUNNING, Stage.DUE, Stage.ARMED}, "none survives its while"
+            if held:
+                assert state.stage is not Stage.PAUSED, "no task is paused without a reason"
+            if self.farewells is None:
+                assert not (state.stage is Stage.DUE and state.due <= self.now), "what is due has started"
+                assert not (state.stage is Stage.ARMED and state.pending), "what happened is not forgotten"
+        assert self.core.next_due() > self.now or self.farewells is not None
+
+    def hold(self, edges: Iterable[Edge]) -> bool:
+        return all(map(self.holds, edges))
+
+    def holds(self, edge: Edge) -> bool:
+        """As the documentation has it: a state that the task's action reported, unless it is paused or leaves."""
+        state = self.core.tasks.get(edge.task)
+        if state is None or state.leaving or state.shown == "paused":
+            return False
+        if edge.state == "started":
+            return state.runs > 0
+        return state.state in ({"succeeded", "failed"} if edge.state == "completed" else {edge.state})
+
+
+def _pick(names: Iterable[str], index: int) -> str:
+    ordered = sorted(names)
+    return ordered[index % len(ordered)]
+
+
+def test_the_promises_hold_whatever_happens() -> None:
+    done.clear()
+    while done["steps"] < STEPS:
+        size = max(1, min(1000, (STEPS - done["steps"]) // STEPS_EACH))
+        run_state_machine_as_test(  # type: ignore[no-untyped-call]
+            Promises,
+            settings=settings(
+                max_examples=size,
+                stateful_step_count=STEPS_EACH,
+                deadline=None,
+                database=None,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
+    print(dict(done))
+    assert done["starts"] > STEPS / 20, "the sequences do something"
+
+
+def test_a_plan_after_another_is_the_same_as_that_plan_alone() -> None:
+    """What runs, and what waits for what, does not depend on the plan before."""
+    for first, second in combinations(PLANS[:60], 2):
+        direct, after = Core(Random(1)), Core(Random(1))
+        direct.handle(PlanChanged(second), 100.0)
+        running = {
+            command.task.name
+            for command in after.handle(PlanChanged(first), 0.0)
+            if isinstance(command, Start)
+        }
+        commands = after.handle(PlanChanged(second), 90.0)
+        while any(state.leaving for state in after.tasks.values()):
+            (command, *commands) = commands
+            match command:
+                case Cancel(name):
+                    running.discard(name)
+                    commands += after.handle(RunEnded(name, "cancelled"), 90.0)
+                case Undo(task):
+                    commands += after.handle(UndoEnded(task.name), 90.0)
+        assert {name: state.task for name, state in after.tasks.items()} == {
+            name: state.task for name, state in direct.tasks.items()
+        }
+        kept = {task.digest for task in first}
+        for name, state in direct.tasks.items():
+            if state.task.digest not in kept and state.task.every is None:
+                assert after.tasks[name].stage is state.stage
