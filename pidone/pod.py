@@ -40,6 +40,7 @@ class Settings:
     )  # PIDONE_REPO: URLs in the order of trying, separated by commas
     pod_ip: str | None = None  # PIDONE_POD_IP: connect from and listen on this address alone
     linger: float = LINGER  # PIDONE_LINGER
+    programs: str = actions.PROGRAMS  # PIDONE_PROGRAMS: the folder whose programs tasks may run; "/" is all
     after: str = ""  # PIDONE_LAST_WORDS: why the program before this one ended
 
     @classmethod
@@ -52,6 +53,7 @@ class Settings:
             repos,
             pod_ip=environ.get("PIDONE_POD_IP") or None,
             linger=max(1.0, float(linger)) if linger.isdecimal() else LINGER,
+            programs=environ.get("PIDONE_PROGRAMS") or actions.PROGRAMS,
             after=environ.get(stages.WORDS.decode(), ""),
         )
 
@@ -120,6 +122,7 @@ class PodProgram:
             reaper=self.reaper,
             telemetry=self.telemetry,
             tasks=lambda: self.engine.tasks,
+            programs=self.settings.programs,
         )
 
     def _changed(self) -> None:
@@ -207,7 +210,7 @@ async def _again_and_again(part: Callable[[], Awaitable[None]], journal: Journal
 
 def _refuse_privileged(bundle: Bundle) -> None:
     for task in bundle.plan.tasks:
-        if actions.privileged(task.action):
+        if actions.privileged(task.action, task.config):
             raise Refused(
                 f'task "{task.name}": {task.action} is accepted from an https repo or a local file only, '
                 "and this plan came over plain http"

@@ -3,22 +3,25 @@
 A module of this folder has
 
     def build(fields: Fields, setting: Setting) -> Action    raises Refused; no I/O, no waiting
-    PRIVILEGED = True                                        where plain http must not bring it
+    def privileged(config) -> bool                           where plain http must not bring all of it
 
 and nothing else is needed here for a new action. Its fields and states for people stand in ``schema/``.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Protocol
+from types import MappingProxyType
+from typing import Any, Protocol
 
 from pidone.pid1.reaper import Reaper
 from pidone.plan.fields import Fields
 from pidone.plan.model import Pod, Task
 from pidone.telemetry import TaskView, Telemetry
+
+PROGRAMS = "/opt/pidone"  # where the image has those that are meant for tasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,7 @@ class Setting:
     reaper: Reaper
     telemetry: Telemetry
     tasks: Callable[[], Iterable[TaskView]]
+    programs: str = PROGRAMS  # the folder of the programs that a plan may have run; "/" is all
 
 
 class Context(Protocol):
@@ -72,9 +76,10 @@ def names() -> list[str]:
     return sorted({entry.partition(".")[0] for entry in os.listdir(__path__[0]) if not entry.startswith("_")})
 
 
-def privileged(action: str) -> bool:
-    """Whether this action needs a repo that proved who it is."""
-    return bool(getattr(import_module(f"{__name__}.{action}"), "PRIVILEGED", False))
+def privileged(action: str, config: Mapping[str, Any] = MappingProxyType({})) -> bool:
+    """Whether this action, with these fields, needs a repo that proved who it is."""
+    module = import_module(f"{__name__}.{action}")
+    return bool(module.privileged(config)) if hasattr(module, "privileged") else False
 
 
 def build(task: Task, setting: Setting) -> Action:

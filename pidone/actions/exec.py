@@ -1,58 +1,217 @@
-"""``exec``: runs a command, an argument vector and never a shell."""
+"""``exec``: runs a command, an argument vector and never a shell.
 
+A run is the command with all processes that it starts: it begins with them, and none outlives it.
+"""
+
+import os
 import signal
+from collections import deque
+from collections.abc import Callable, Mapping
 
 import trio
 
 from pidone.actions import Context, Setting
 from pidone.errors import Refused, StartError, TaskFailed
+from pidone.pid1.reaper import Reaper
+from pidone.pid1.tree import MARK, Tree
 from pidone.plan.fields import Fields
 
-# A plan with commands makes whoever serves it able to run programs in every pod.
-PRIVILEGED = True
-
-STARTED, SUCCEEDED, FAILED = "started", "succeeded", "failed"
+STATES = ("started", "succeeded", "failed", "completed")
+STARTED, SUCCEEDED, FAILED, _ = STATES
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-GRACE = 2.0  # seconds between TERM and KILL
+AFTER_KILL = 1.0  # seconds; a process that hangs in the kernel must not keep its task for ever
+
+LINES, WIDTH = 50, 300  # of the output, kept; a line has that many bytes
+SAID, SAID_AGAIN = 10, 1.0  # lines that reach the journal at once, and seconds until one more does
+PIECE, PACE = 16_384, 4 << 20  # bytes read at once, and a second: who says more than that waits
+
+
+class Output:
+    """The last lines that a command said. ``tell`` gets lines at a bounded rate; ``untold`` counts the others."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self.lines: deque[str] = deque(maxlen=LINES)
+        self.untold = 0
+        self._tell = tell
+        self._rest = b""  # of a line that has not ended yet
+        self._budget = float(SAID)
+        self._at = trio.current_time()
+
+    def take(self, data: bytes) -> None:
+        """More of it, in any pieces and any encoding."""
+        *lines, rest = (self._rest + data).rsplit(b"\n", LINES)
+        self._rest = rest[:WIDTH]  # what a line has beyond its width is left out, however long it becomes
+        if lines:
+            first, *lines = lines[0].rsplit(b"\n", 1)[-1], *lines[1:]
+            self.untold += max(0, data.count(b"\n") - 1 - len(lines))
+            for line in (first, *lines):
+                self._line(line)
+
+    def end(self) -> None:
+        """The last line may have no end of its own."""
+        if self._rest:
+            self._line(self._rest)
+            self._rest = b""
+
+    def _line(self, data: bytes) -> None:
+        line = data[:WIDTH].decode(errors="replace").rstrip()
+        if not line:
+            return
+        self.lines.append(line)
+        now = trio.current_time()
+        self._budget = min(float(SAID), self._budget + (now - self._at) / SAID_AGAIN)
+        self._at = now
+        if self._budget >= 1:
+            self._budget -= 1
+            self._tell(line)
+        else:
+            self.untold += 1
+
+
+class Command:
+    """A program and what it is started with."""
+
+    def __init__(self, fields: Fields, setting: Setting) -> None:
+        """Raises ``Refused``: also for a program outside of the folder that this process runs programs from."""
+        self._argv = tuple(_text(word, f"{fields.path}.command") for word in fields.texts("command"))
+        program = self._argv[0] if self._argv else ""
+        if not program.startswith("/"):
+            raise Refused(f"{fields.path}.command: expected the absolute path of a program and its arguments")
+        folder = setting.programs.rstrip("/") + "/"
+        if not program.startswith(folder) or os.path.normpath(program) != program:
+            raise Refused(
+                f"{fields.path}.command: {program} is not in {folder}, and this pidone runs programs of that "
+                "folder alone; put it there, or set PIDONE_PROGRAMS where pidone is started"
+            )
+        self._env = {"PATH": PATH}
+        for item in fields.objects("env"):
+            name = _text(item.text("name"), item.path)
+            if not name or "=" in name or name == MARK:
+                raise Refused(f'{item.path}.name: "{name}" cannot be the name of a variable')
+            self._env[name] = _text(item.text("value", ""), item.path)
+            item.done()
+        self._folder = _text(fields.text("workingDir", "/"), f"{fields.path}.workingDir")
+        most = (1 << 32) - 2  # the last one is the kernel's "none"
+        self._user: int | None = fields.integer("runAsUser", None, least=0, most=most)
+        self._group: int | None = fields.integer("runAsGroup", None, least=0, most=most)
+        fields.done()
+        self._reaper: Reaper = setting.reaper
+
+    async def run(self, context: Context) -> str:
+        """Why it failed, with the last line it said; empty where its exit code was 0. Raises ``StartError``.
+
+        On cancel, and where processes are left when the command has ended, all of them get TERM, and KILL
+        after ``stopTimeout``.
+        """
+        output = Output(lambda line: context.log("output", line=line))
+        mark = os.urandom(8).hex()
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        pipe = trio.lowlevel.FdStream(reading)
+        try:
+            child = self._reaper.spawn(
+                self._argv,
+                env={**self._env, MARK: mark},
+                cwd=self._folder,
+                output=writing,
+                user=self._user,
+                group=self._group,
+            )
+        except BaseException:
+            await trio.aclose_forcefully(pipe)
+            raise
+        finally:
+            os.close(writing)
+        tree = Tree(child, mark)
+        async with pipe, trio.open_nursery() as nursery:
+            # not cancelled with us: a command that cannot write its last words would not end
+            listening = await nursery.start(_listen, pipe, output)
+            try:
+                await child.wait()
+            finally:
+                with context.grace():
+                    await tree.end(signal.SIGTERM)
+                with trio.CancelScope(shield=True), trio.move_on_after(AFTER_KILL) as killing:
+                    await tree.end(signal.SIGKILL)
+                    await child.wait()
+                if killing.cancelled_caught:
+                    context.log("left-behind", processes=len(tree.processes()))
+                listening.deadline = (
+                    trio.current_time() + AFTER_KILL
+                )  # all writers are gone, so it ends by itself
+        output.end()
+        if output.untold:
+            context.log("output-untold", lines=output.untold)
+        assert child.returncode is not None
+        return self._why(child.returncode, output)
+
+    def _why(self, code: int, output: Output) -> str:
+        if not code:
+            return ""
+        how = f"exit code {code}" if code > 0 else f"ended by {_name(-code)}"
+        return ": ".join([f"{self._argv[0]}: {how}", *list(output.lines)[-1:]])
 
 
 class Exec:
     """One command; each run starts it anew."""
 
-    def __init__(self, command: tuple[str, ...], setting: Setting) -> None:
+    def __init__(self, command: Command) -> None:
         self._command = command
-        self._setting = setting
 
     async def run(self, context: Context) -> None:
-        """Start it and wait for its end. On cancel it gets TERM, and KILL after ``GRACE`` seconds."""
+        """Start it and wait for its end; ``TaskFailed`` where that is not exit code 0."""
         context.report(STARTED)
         try:
-            child = self._setting.reaper.spawn(self._command, env={"PATH": PATH})
+            why = await self._command.run(context)
         except StartError as error:
             context.report(FAILED)
             raise TaskFailed(str(error)) from error
-        try:
-            code = await child.wait()
-        finally:
-            with trio.CancelScope(shield=True):
-                child.signal_group(signal.SIGTERM)
-                with trio.move_on_after(GRACE):
-                    await child.wait()
-                child.signal_group(signal.SIGKILL)
-                await child.wait()
-        if code:
-            context.report(FAILED)
-            how = f"exit code {code}" if code > 0 else f"ended by {signal.Signals(-code).name}"
-            raise TaskFailed(f"{self._command[0]}: {how}")
-        context.report(SUCCEEDED)
+        except BaseException:
+            context.report(FAILED)  # its timeout; or its end, when nobody looks at the state any more
+            raise
+        context.report(FAILED if why else SUCCEEDED)
+        if why:
+            raise TaskFailed(why)
 
     async def undo(self, context: Context) -> None:
         """What a command did, another command must undo."""
 
 
+def privileged(config: Mapping[str, object]) -> bool:
+    """Always: a plan with commands makes whoever serves it able to run programs in every pod."""
+    del config
+    return True
+
+
 def build(fields: Fields, setting: Setting) -> Exec:
-    command = fields.texts("command")
-    fields.done()
-    if not command or not command[0].startswith("/"):
-        raise Refused(f"{fields.path}.command: expected the absolute path of a program and its arguments")
-    return Exec(command, setting)
+    return Exec(Command(fields, setting))
+
+
+async def _listen(
+    pipe: trio.lowlevel.FdStream,
+    output: Output,
+    *,
+    task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    with trio.CancelScope(shield=True) as scope:
+        task_status.started(scope)
+        while data := await pipe.receive_some(PIECE):
+            output.take(bytes(data))
+            await trio.sleep(len(data) / PACE if len(data) == PIECE else 0)
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"  # a real-time one
+
+
+def _text(text: str, path: str) -> str:
+    """What the kernel takes: no NUL, and nothing that UTF-8 cannot write."""
+    try:
+        usable = b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        usable = False
+    if not usable:
+        raise Refused(f"{path}: {text!r} has a character that cannot be passed to a program")
+    return text

@@ -40,7 +40,9 @@ def _live(bundle: bytes) -> int:
     stages.block()
     if os.getpid() != 1:
         become_subreaper()
-    program = PodProgram(Settings(repos=(), pod_ip=os.environ.get("PIDONE_POD_IP")), Journal())
+    # who may start this command may run any program without it
+    settings = Settings(repos=(), pod_ip=os.environ.get("PIDONE_POD_IP"), programs="/")
+    program = PodProgram(settings, Journal())
     try:
         trio.run(lambda: live(program, local=bundle))
     except BaseExceptionGroup as group:

@@ -33,21 +33,18 @@ class Child:
         assert self.returncode is not None
         return self.returncode
 
-    def signal_group(self, number: signal.Signals) -> None:
-        """Signal the child and all that stayed in its session; nothing once it has ended.
-
-        The pid cannot have passed to a stranger: only the reaper, in this same thread, can free it, and it
-        sets ``returncode`` in the same step.
-        """
-        if self.returncode is None:
-            try:
-                os.killpg(self.pid, number)
-            except ProcessLookupError:
-                pass  # a zombie that waits for its turn in the reaper
-
     def _end(self, status: int) -> None:
         self.returncode = os.waitstatus_to_exitcode(status)
         self._ended.set()
+
+
+def _first_to_go(pid: int) -> None:
+    """The score of an init (-998 in a sandbox) is inherited, and not meant for a command. Raising takes no right."""
+    try:
+        with open(f"/proc/{pid}/oom_score_adj", "wb", buffering=0) as score:
+            score.write(b"1000")
+    except OSError:
+        pass  # ended already, or a user of its own and we no root
 
 
 class Reaper:
@@ -58,17 +55,47 @@ class Reaper:
         self.children = 0  # reaped, started here
         self._started: dict[int, Child] = {}
 
-    def spawn(self, argv: Sequence[str], *, env: Mapping[str, str], cwd: str = "/") -> Child:
-        """Start a command in a session of its own; its output goes where ours goes.
+    def spawn(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: str = "/",
+        output: int | None = None,
+        user: int | None = None,
+        group: int | None = None,
+    ) -> Child:
+        """Start a command in a session of its own; what it says goes to ``output``, else where ours goes.
 
-        Signal dispositions are the default ones and nothing is blocked. Raises ``StartError`` with the reason.
+        Signal dispositions are the default ones and nothing is blocked. With ``user`` or ``group`` it has no
+        other groups. Where memory runs out it is killed before us and the application. Raises ``StartError``
+        with the reason.
         """
+        user = None if user == os.geteuid() else user  # which takes no right, and so no root
+        group = None if group == os.getegid() else group
+        groups: list[int] | None = None if user is None and group is None else []
         try:
             process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, env=env, cwd=cwd, start_new_session=True, close_fds=True
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=env,
+                cwd=cwd,
+                user=user,
+                group=group,
+                extra_groups=groups,
+                start_new_session=True,
+                close_fds=True,
             )
         except OSError as error:
-            raise StartError(f"{argv[0]}: {error.strerror}") from error
+            if groups is not None and isinstance(error, PermissionError) and os.geteuid() != 0:
+                wanted = f"uid {user}" if user is not None else f"gid {group}"
+                why = f"cannot become {wanted}, for pidone runs as uid {os.geteuid()} and not as root"
+                raise StartError(f"{argv[0]}: {why}") from error
+            where = f"workingDir {cwd}" if error.filename == cwd != argv[0] else argv[0]
+            raise StartError(f"{where}: {error.strerror}") from error
+        _first_to_go(process.pid)
         # Popen is a portable fork and exec here and nothing more. With a return code it believes that the
         # process was waited for, so neither it nor its destructor ever waits.
         process.returncode = 0

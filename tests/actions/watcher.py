@@ -9,8 +9,10 @@ class Watcher:
 
     def __init__(self) -> None:
         self.stop_timeout = 2.0
+        self.events: list[tuple[str, dict[str, object]]] = []
         self.states: list[str] = []
         self.reasons: list[str] = []
+        self.lines: list[str] = []  # of output
         self._send, self._receive = trio.open_memory_channel[str](100)
 
     def report(self, state: str) -> None:
@@ -23,7 +25,10 @@ class Watcher:
             return await self._receive.receive()
 
     def log(self, event: str, **fields: object) -> None:
-        self.reasons.append(str(fields.get("reason")))
+        if "reason" in fields:
+            self.reasons.append(str(fields["reason"]))
+        self.lines += [str(fields["line"])] if event == "output" else []
+        self.events.append((event, fields))
 
     def state_of(self, task: str) -> str:
         raise NotImplementedError

@@ -343,7 +343,7 @@ def test_the_promises_hold_whatever_happens() -> None:
     done.clear()
     while done["steps"] < STEPS:
         size = max(1, min(1000, (STEPS - done["steps"]) // STEPS_EACH))
-        run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        run_state_machine_as_test(
             Promises,
             settings=settings(
                 max_examples=size,

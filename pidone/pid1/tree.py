@@ -1,0 +1,129 @@
+"""All processes that one command has become, also those that have left its session or lost their parents.
+
+A process belongs to the command while it is a descendant of it, or of its session, or, once its parents are
+gone and it is ours by adoption, while its environment carries the command's mark. Who left the session,
+lost its parents and cleared its environment is not found.
+"""
+
+import os
+import signal
+from dataclasses import dataclass
+
+import trio
+
+from pidone.pid1.reaper import Child
+
+MARK = "PIDONE_RUN"  # in the environment of a command: which run it belongs to
+WITHOUT_PIDFD = 0.1  # seconds between two looks, on kernels before 5.3 and behind filters
+
+
+@dataclass(frozen=True, slots=True)
+class _Process:
+    pid: int
+    parent: int
+    session: int
+    begun: int  # with the pid a name that no other process ever has
+    alive: bool
+
+
+class Tree:
+    """The processes of one command. ``mark`` is the value of ``MARK`` that it was started with."""
+
+    def __init__(self, child: Child, mark: str) -> None:
+        self._child = child
+        self._mark = f"{MARK}={mark}".encode()
+
+    def processes(self) -> list[_Process]:
+        """Those alive at present."""
+        table = {process.pid: process for process in map(_look, _pids()) if process is not None}
+        children: dict[int, list[_Process]] = {}
+        for process in table.values():
+            children.setdefault(process.parent, []).append(process)
+        found: dict[int, _Process] = {}
+        if (
+            self._child.returncode is None
+        ):  # until then the pid is not another's, and so is the session's number
+            own = self._child.pid
+            found = {pid: process for pid, process in table.items() if own in {pid, process.session}}
+        for process in children.get(os.getpid(), ()):
+            if process.pid not in found and self._mark in _environment(process.pid):
+                found[process.pid] = process
+        queue = list(found.values())
+        for process in queue:  # it grows
+            for inner in children.get(process.pid, ()):
+                if inner.pid not in found:
+                    found[inner.pid] = inner
+                    queue.append(inner)
+        return [process for process in found.values() if process.alive]
+
+    async def end(self, number: signal.Signals) -> None:
+        """Signal each of them once, also those that are forked meanwhile, and wait until none is left."""
+        told: set[tuple[int, int]] = set()
+        while processes := self.processes():
+            held = {process: _hold(process) for process in processes}
+            try:
+                for process, descriptor in held.items():
+                    if (process.pid, process.begun) not in told:
+                        told.add((process.pid, process.begun))
+                        _send(process, descriptor, number)
+                async with trio.open_nursery() as nursery:
+                    for descriptor in held.values():
+                        nursery.start_soon(_ended, descriptor)
+            finally:
+                for descriptor in held.values():
+                    if descriptor is not None:
+                        os.close(descriptor)
+
+
+def _pids() -> list[int]:
+    try:
+        return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    except OSError:
+        return []
+
+
+def _look(pid: int) -> _Process | None:
+    try:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            # the name stands in parentheses and may hold anything, parentheses too
+            fields = file.readall().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return _Process(pid, int(fields[1]), int(fields[3]), int(fields[19]), fields[0] not in {b"Z", b"X"})
+
+
+def _environment(pid: int) -> list[bytes]:
+    try:
+        with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
+            return file.readall().split(b"\0")
+    except OSError:
+        return []  # ended, or of a user that we may not look at
+
+
+def _hold(process: _Process) -> int | None:
+    try:
+        return os.pidfd_open(process.pid)
+    except OSError:
+        return None
+
+
+def _send(process: _Process, descriptor: int | None, number: signal.Signals) -> None:
+    now = _look(process.pid)
+    if now is None or now.begun != process.begun:
+        return  # it ended between the look and the hold, and the pid may be a stranger's
+    # CONT, for a process that is stopped takes no TERM
+    for one in (number, signal.SIGCONT) if number != signal.SIGKILL else (number,):
+        try:
+            if descriptor is None:
+                os.kill(process.pid, one)
+            else:
+                signal.pidfd_send_signal(descriptor, one)
+        except OSError:
+            pass  # it has ended, or has another uid and we lack CAP_KILL
+
+
+async def _ended(descriptor: int | None) -> None:
+    if descriptor is None:
+        await trio.sleep(WITHOUT_PIDFD)
+    else:
+        await trio.lowlevel.wait_readable(descriptor)
