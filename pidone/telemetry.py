@@ -23,9 +23,11 @@ class TaskView(Protocol):
 
     task: Task
     state: str
+    since: float
     runs: int
     failures: int
     streak: int
+    error: str
     last_duration: float | None
     last_success: float | None
 

@@ -39,6 +39,14 @@ class Setting:
 class Context(Protocol):
     """What one task sees of the engine."""
 
+    @property
+    def task(self) -> str:
+        """The name of this task."""
+
+    @property
+    def every(self) -> float | None:
+        """Its period in seconds, for an action whose run has no end."""
+
     def report(self, state: str) -> None:
         """Say which state the task is in: what ``needs`` of others and people see."""
 
@@ -56,6 +64,9 @@ class Context(Protocol):
 
         What takes longer is cut off without an exception, as where the pod's end has no time left.
         """
+
+    async def changed(self) -> None:
+        """Wait until the state of any task changes."""
 
     def action_of(self, task: str) -> "Action | None":
         """The action of another task, to work with; None while there is none."""

@@ -12,8 +12,7 @@ import trio
 
 from pidone.actions import Context, Setting
 from pidone.errors import Refused, StartError, TaskFailed
-from pidone.pid1.reaper import Reaper
-from pidone.pid1.tree import MARK, Tree
+from pidone.pid1.reaper import MARK, Reaper
 from pidone.plan.fields import Fields
 
 STATES = ("started", "succeeded", "failed", "completed")
@@ -104,13 +103,12 @@ class Command:
         after ``stopTimeout``.
         """
         output = Output(lambda line: context.log("output", line=line))
-        mark = os.urandom(8).hex()
         reading, writing = os.pipe2(os.O_CLOEXEC)
         pipe = trio.lowlevel.FdStream(reading)
         try:
             child = self._reaper.spawn(
                 self._argv,
-                env={**self._env, MARK: mark},
+                env=self._env,
                 cwd=self._folder,
                 output=writing,
                 user=self._user,
@@ -121,7 +119,6 @@ class Command:
             raise
         finally:
             os.close(writing)
-        tree = Tree(child, mark)
         async with pipe, trio.open_nursery() as nursery:
             # not cancelled with us: a command that cannot write its last words would not end
             listening = await nursery.start(_listen, pipe, output)
@@ -129,12 +126,12 @@ class Command:
                 await child.wait()
             finally:
                 with context.grace():
-                    await tree.end(signal.SIGTERM)
+                    await child.end(signal.SIGTERM)
                 with trio.CancelScope(shield=True), trio.move_on_after(AFTER_KILL) as killing:
-                    await tree.end(signal.SIGKILL)
+                    await child.end(signal.SIGKILL)
                     await child.wait()
                 if killing.cancelled_caught:
-                    context.log("left-behind", processes=len(tree.processes()))
+                    context.log("left-behind", pid=child.pid)
                 listening.deadline = (
                     trio.current_time() + AFTER_KILL
                 )  # all writers are gone, so it ends by itself

@@ -7,7 +7,6 @@ mock clock, and where pods wait a random time the wait is the shortest: a period
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
@@ -69,7 +68,7 @@ class World:
 
     def build(self, task: Task, setting: Setting) -> Action:
         """The action as a pod builds it, which refuses what a pod refuses, with the world around it replaced."""
-        action = actions.build(task, replace(setting, reaper=_Programs(self, task)))
+        action = actions.build(task, replace(setting, reaper=_Programs(self, task), programs="/"))
         match action:
             case Probe():
                 action.ask = _Asked(self, task)
@@ -150,8 +149,8 @@ class _Programs(Reaper):
         super().__init__()
         self._world, self._task = world, task
 
-    def spawn(self, argv: Any, *, env: Mapping[str, str], cwd: str = "/") -> Child:
-        del env, cwd
+    def spawn(self, argv: Any, **options: Any) -> Child:
+        del options
         self._world.called(self._task, " ".join(argv))
         return _Program(self._world.answer(self._task))
 
@@ -170,7 +169,7 @@ class _Program(Child):
             self._ended.set()
         return self.returncode
 
-    def signal_group(self, number: int) -> None:
+    async def end(self, number: int) -> None:
         if self.returncode is None:
             self.returncode = -number
             self._ended.set()

@@ -220,16 +220,17 @@ class _TaskContext:
 
     def __init__(self, engine: Engine, task: Task) -> None:
         self._engine = engine
-        self._task = task
-        self._name = task.name
+        self._stop_timeout = task.stop_timeout
+        self.task = task.name
+        self.every = task.every
 
     def report(self, state: str) -> None:
-        if self.state_of(self._name) != state:
-            self._engine._journal.write("state", task=self._name, state=state)
-            self._engine._handle(StateReported(self._name, state))
+        if self.state_of(self.task) != state:
+            self._engine._journal.write("state", task=self.task, state=state)
+            self._engine._handle(StateReported(self.task, state))
 
     def log(self, event: str, **fields: object) -> None:
-        self._engine._journal.write(event, task=self._name, **fields)
+        self._engine._journal.write(event, task=self.task, **fields)
 
     def state_of(self, task: str) -> str:
         state = self._engine._core.tasks.get(task)
@@ -240,9 +241,12 @@ class _TaskContext:
             await self._engine._state_changed.wait()
         return state
 
+    async def changed(self) -> None:
+        await self._engine._state_changed.wait()
+
     @contextmanager
     def grace(self) -> Iterator[None]:
-        seconds = -inf if self._engine._late else self._task.stop_timeout
+        seconds = -inf if self._engine._late else self._stop_timeout
         with trio.CancelScope(shield=True, deadline=trio.current_time() + seconds) as scope:
             self._engine._graces.add(scope)
             try:

@@ -17,13 +17,15 @@ from pidone.errors import StartError
 # Zombies taken before other tasks get a turn: a burst of 10,000 must not stall a heartbeat, and a
 # checkpoint after each would double the cost of reaping.
 BATCH = 256
+MARK = "PIDONE_RUN"  # a variable in the environment of each command: which run it belongs to
 
 
 class Child:
     """A process that the reaper started. Its pid is not reused before ``returncode`` is set."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, mark: str = "") -> None:
         self.pid = pid
+        self.mark = mark
         self.returncode: int | None = None
         self._ended = trio.Event()
 
@@ -32,6 +34,12 @@ class Child:
         await self._ended.wait()
         assert self.returncode is not None
         return self.returncode
+
+    async def end(self, number: signal.Signals) -> None:
+        """Signal it and all processes that it has become, each once, and wait until none is left."""
+        from pidone.pid1.tree import Tree  # for plans with commands
+
+        await Tree(self).end(number)
 
     def _end(self, status: int) -> None:
         self.returncode = os.waitstatus_to_exitcode(status)
@@ -67,12 +75,14 @@ class Reaper:
     ) -> Child:
         """Start a command in a session of its own; what it says goes to ``output``, else where ours goes.
 
+        Beside ``env`` it has ``MARK``, by which its processes are known when they have left everything else.
         Signal dispositions are the default ones and nothing is blocked. With ``user`` or ``group`` it has no
         other groups. Where memory runs out it is killed before us and the application. Raises ``StartError``
         with the reason.
         """
         user = None if user == os.geteuid() else user  # which takes no right, and so no root
         group = None if group == os.getegid() else group
+        mark = os.urandom(8).hex()
         groups: list[int] | None = None if user is None and group is None else []
         try:
             process = subprocess.Popen(
@@ -80,7 +90,7 @@ class Reaper:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=env,
+                env={**env, MARK: mark},
                 cwd=cwd,
                 user=user,
                 group=group,
@@ -99,7 +109,7 @@ class Reaper:
         # Popen is a portable fork and exec here and nothing more. With a return code it believes that the
         # process was waited for, so neither it nor its destructor ever waits.
         process.returncode = 0
-        child = self._started[process.pid] = Child(process.pid)
+        child = self._started[process.pid] = Child(process.pid, mark)
         return child
 
     def sweep(self) -> bool:

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 import trio
 
-from pidone.pid1.reaper import Child
+from pidone.pid1.reaper import MARK, Child
 
-MARK = "PIDONE_RUN"  # in the environment of a command: which run it belongs to
 WITHOUT_PIDFD = 0.1  # seconds between two looks, on kernels before 5.3 and behind filters
 
 
@@ -27,11 +26,11 @@ class _Process:
 
 
 class Tree:
-    """The processes of one command. ``mark`` is the value of ``MARK`` that it was started with."""
+    """The processes of one command."""
 
-    def __init__(self, child: Child, mark: str) -> None:
+    def __init__(self, child: Child) -> None:
         self._child = child
-        self._mark = f"{MARK}={mark}".encode()
+        self._mark = f"{MARK}={child.mark}".encode()
 
     def processes(self) -> list[_Process]:
         """Those alive at present."""

@@ -8,6 +8,9 @@ class Watcher:
     """A ``Context`` for an action alone: remembers the states, and tells who waits for one."""
 
     def __init__(self) -> None:
+        self.task = "x"
+        self.every: float | None = None
+        self.change = trio.Event()
         self.stop_timeout = 2.0
         self.events: list[tuple[str, dict[str, object]]] = []
         self.states: list[str] = []
@@ -35,6 +38,9 @@ class Watcher:
 
     async def state_change(self, task: str, seen: str) -> str:
         raise NotImplementedError
+
+    async def changed(self) -> None:
+        await self.change.wait()
 
     @contextmanager
     def grace(self) -> Iterator[None]:
