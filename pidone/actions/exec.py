@@ -53,7 +53,7 @@ class Output:
             self._rest = b""
 
     def _line(self, data: bytes) -> None:
-        line = data[:WIDTH].decode(errors="replace").rstrip()
+        line = data[:WIDTH].decode(errors="replace").rstrip().expandtabs()
         if not line:
             return
         self.lines.append(line)
@@ -95,6 +95,9 @@ class Command:
         self._group: int | None = fields.integer("runAsGroup", None, least=0, most=most)
         fields.done()
         self._reaper: Reaper = setting.reaper
+
+    def __str__(self) -> str:
+        return self._argv[0]
 
     async def run(self, context: Context) -> str:
         """Why it failed, with the last line it said; empty where its exit code was 0. Raises ``StartError``.
@@ -145,7 +148,7 @@ class Command:
         if not code:
             return ""
         how = f"exit code {code}" if code > 0 else f"ended by {_name(-code)}"
-        return ": ".join([f"{self._argv[0]}: {how}", *list(output.lines)[-1:]])
+        return ": ".join([f"{self}: {how}", *list(output.lines)[-1:]])
 
 
 class Exec:

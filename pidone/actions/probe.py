@@ -1,19 +1,20 @@
 """``probe``: asks the application how it is, with the fields and rules of a core/v1 Probe."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 import trio
 
 from pidone.actions import Context, Setting
-from pidone.errors import PidoneError, Refused
+from pidone.errors import PidoneError, Refused, StartError
 from pidone.http.client import reason, request
 from pidone.http.connect import connect
 from pidone.plan.fields import Fields
 
-HEALTHY, UNHEALTHY = "healthy", "unhealthy"
+STATES = ("started", "healthy", "unhealthy")
+_, HEALTHY, UNHEALTHY = STATES
 
-Ask = Callable[[], Awaitable[str]]  # an empty string for yes, else why not
+Ask = Callable[[Context], Awaitable[str]]  # an empty string for yes, else why not
 
 
 @dataclass(slots=True)
@@ -47,10 +48,10 @@ class Probe:
             success=fields.integer("successThreshold", 1, **whole),
             failure=fields.integer("failureThreshold", 3, **whole),
         )
-        handlers = [name for name in ("httpGet", "tcpSocket") if name in fields]
+        handlers = [name for name in _HANDLERS if name in fields]
         if len(handlers) != 1:
-            raise Refused(f"{fields.path}: expected one of httpGet and tcpSocket, not {len(handlers)}")
-        make = _http_get if handlers == ["httpGet"] else _tcp_socket
+            raise Refused(f"{fields.path}: expected one of {', '.join(_HANDLERS)}, not {len(handlers)}")
+        make = _HANDLERS[handlers[0]]
         self.ask: Ask = make(fields.object(handlers[0]), setting, self._timeout)
         fields.done()
 
@@ -59,7 +60,7 @@ class Probe:
         asked = trio.current_time()
         why_before = ""
         while True:
-            why_not = await self.ask()
+            why_not = await self.ask(context)
             if why_not and why_not != why_before:
                 context.log("probe-failed", reason=why_not)
             why_before = why_not
@@ -73,6 +74,11 @@ class Probe:
 
     async def undo(self, context: Context) -> None:
         """Nothing is left behind by a question."""
+
+
+def privileged(config: Mapping[str, object]) -> bool:
+    """Where it runs a command, as ``exec`` does."""
+    return "exec" in config
 
 
 def build(fields: Fields, setting: Setting) -> Probe:
@@ -93,7 +99,8 @@ def _http_get(fields: Fields, setting: Setting, timeout: float) -> Ask:
     fields.done()
     url = f"{scheme.lower()}://{_bracketed(host)}:{port}/{path.removeprefix('/')}"
 
-    async def ask() -> str:
+    async def ask(context: Context) -> str:
+        del context
         try:
             # the status decides, so a page of any size will do; the certificate does not (as the kubelet's probe)
             answer = await request(
@@ -117,7 +124,8 @@ def _tcp_socket(fields: Fields, setting: Setting, timeout: float) -> Ask:
     port = fields.integer("port", least=1, most=65535)
     fields.done()
 
-    async def ask() -> str:
+    async def ask(context: Context) -> str:
+        del context
         with trio.move_on_after(timeout):
             try:
                 stream = await connect(host, port, source=setting.source)
@@ -128,6 +136,43 @@ def _tcp_socket(fields: Fields, setting: Setting, timeout: float) -> Ask:
         return f"{host}:{port}: no connection within {timeout:g} s"
 
     return ask
+
+
+def _grpc(fields: Fields, setting: Setting, timeout: float) -> Ask:
+    host, port = setting.pod.ip, fields.integer("port", least=1, most=65535)
+    service = fields.text("service", "")
+    fields.done()
+
+    async def ask(context: Context) -> str:
+        del context
+        from pidone.http.grpc import check_health  # for plans that ask so
+
+        try:
+            status = await check_health(host, port, service, timeout=timeout, source=setting.source)
+        except PidoneError as error:
+            return str(error)
+        return "" if status == "SERVING" else f"grpc {host}:{port}: answered {status}"
+
+    return ask
+
+
+def _exec(fields: Fields, setting: Setting, timeout: float) -> Ask:
+    from pidone.actions.exec import Command
+
+    command = Command(fields, setting)
+
+    async def ask(context: Context) -> str:
+        with trio.move_on_after(timeout):
+            try:
+                return await command.run(context)
+            except StartError as error:
+                return str(error)
+        return f"{command}: not done within {timeout:g} s"
+
+    return ask
+
+
+_HANDLERS = {"httpGet": _http_get, "tcpSocket": _tcp_socket, "grpc": _grpc, "exec": _exec}
 
 
 def _bracketed(host: str) -> str:

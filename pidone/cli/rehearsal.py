@@ -97,7 +97,8 @@ class _Asked:
     world: World
     task: Task
 
-    async def __call__(self) -> str:
+    async def __call__(self, context: Context) -> str:
+        del context
         answer, timeout = self.world.answer(self.task), float(self.task.config.get("timeoutSeconds", 1))
         if answer.word == "times out" or answer.after >= timeout:
             await trio.sleep(timeout)

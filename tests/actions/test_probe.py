@@ -1,11 +1,13 @@
 import socket
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import trio
 
-from pidone.actions import Setting
+from pidone.actions import Setting, privileged
 from pidone.actions.probe import Thresholds, build
 from pidone.errors import Refused
 from pidone.http.message import Request, Response
@@ -15,6 +17,7 @@ from pidone.plan.fields import Fields
 from pidone.plan.model import Pod
 from pidone.telemetry import Telemetry
 from tests.actions.watcher import Watcher
+from tests.http.test_grpc import HealthServer
 
 SETTING = Setting(Pod("p", "n", "u", "127.0.0.1"), None, Reaper(), Telemetry(), lambda: ())
 
@@ -49,10 +52,10 @@ def test_as_many_answers_in_a_row_make_a_state_as_in_kubernetes(
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({}, "x: expected one of httpGet and tcpSocket, not 0"),
+        ({}, "x: expected one of httpGet, tcpSocket, grpc, exec, not 0"),
         (
             {"httpGet": {"port": 1}, "tcpSocket": {"port": 1}},
-            "x: expected one of httpGet and tcpSocket, not 2",
+            "x: expected one of httpGet, tcpSocket, grpc, exec, not 2",
         ),
         ({"httpGet": {}}, 'x.httpGet: "port" is missing; expected an integer'),
         ({"httpGet": {"port": 70000}}, "x.httpGet.port: expected 1 to 65535, not 70000"),
@@ -128,3 +131,43 @@ async def test_an_application_that_accepts_and_says_nothing_is_unhealthy(nursery
         assert await watcher.next_state() == "unhealthy"
         assert "no answer within 1 s" in watcher.reasons[0]
         nursery.cancel_scope.cancel()
+
+
+async def test_a_command_is_a_probe(nursery: trio.Nursery) -> None:
+    reaper = Reaper()
+    await nursery.start(reaper.run)
+    given = replace(SETTING, reaper=reaper, programs="/")
+    script = "import os, sys; sys.exit('not yet' if not os.path.exists('/proc/self') else 0)"
+    for command, expected in (
+        ([sys.executable, "-S", "-c", script], "healthy"),
+        (["/bin/false"], "unhealthy"),
+        (["/no/such"], "unhealthy"),
+        (["/bin/sleep", "60"], "unhealthy"),
+    ):
+        config = {"exec": {"command": command}, "failureThreshold": 1}
+        probe, watcher = build(Fields(config, "x"), given), Watcher()
+        async with trio.open_nursery() as inner:
+            inner.start_soon(probe.run, watcher)
+            assert await watcher.next_state() == expected
+            inner.cancel_scope.cancel()
+    assert watcher.reasons == ["/bin/sleep: not done within 1 s"]
+    nursery.cancel_scope.cancel()
+
+
+def test_a_probe_with_a_command_is_privileged_and_keeps_to_the_folder_of_programs() -> None:
+    assert privileged("probe", {"exec": {"command": ["/opt/pidone/x"]}})
+    assert not privileged("probe", {"httpGet": {"port": 1}})
+    assert privileged("exec")
+    with pytest.raises(Refused, match="is not in /opt/pidone/"):
+        build(Fields({"exec": {"command": ["/bin/true"]}}, "x"), SETTING)
+
+
+async def test_grpc_asks_for_the_health_service(nursery: trio.Nursery) -> None:
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    await nursery.start(trio.serve_listeners, HealthServer(b"\x08\x02").serve, listeners)
+    port = listeners[0].socket.getsockname()[1]
+    probe, watcher = build(Fields({"grpc": {"port": port}, "failureThreshold": 1}, "x"), SETTING), Watcher()
+    nursery.start_soon(probe.run, watcher)
+    assert await watcher.next_state() == "unhealthy"
+    assert watcher.reasons == [f"grpc 127.0.0.1:{port}: answered NOT_SERVING"]
+    nursery.cancel_scope.cancel()

@@ -126,7 +126,7 @@ async def main() -> None:
 
 
 def failures() -> None:
-    assert names() == ["exec", "heartbeat", "metrics", "probe", "register"], names()
+    assert names() == ["exec", "heartbeat", "metrics", "probe", "register", "report"], names()
     assert privileged("exec")
     for data in (b"", b"{", b"\xff", b"[]", b'{"format": 99}', b"9" * 5000):
         try:

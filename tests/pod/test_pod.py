@@ -134,7 +134,7 @@ async def test_what_is_refused_is_reported_and_the_old_plan_goes_on(
                 [{"name": "x", "metrics": {"port": "eighty"}}],
                 'metrics.port: expected an integer, not the string "eighty"',
             ),
-            ([metrics(other), {"name": "x", "probe": {}}], "expected one of httpGet and tcpSocket"),
+            ([metrics(other), {"name": "x", "probe": {}}], "expected one of httpGet, tcpSocket"),
             (b"{not json", "not JSON"),
         ):
             if isinstance(body, bytes):
