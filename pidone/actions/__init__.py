@@ -3,6 +3,7 @@
 A module of this folder has
 
     def build(fields: Fields, setting: Setting) -> Action    raises Refused; no I/O, no waiting
+    STATES                                                   what edges to it can name
     def privileged(config) -> bool                           where plain http must not bring all of it
 
 and nothing else is needed here for a new action. Its fields and states for people stand in ``schema/``.
@@ -16,6 +17,7 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import Any, Protocol
 
+from pidone.errors import Refused
 from pidone.pid1.reaper import Reaper
 from pidone.plan.fields import Fields
 from pidone.plan.model import Pod, Task
@@ -91,6 +93,22 @@ def privileged(action: str, config: Mapping[str, Any] = MappingProxyType({})) ->
     """Whether this action, with these fields, needs a repo that proved who it is."""
     module = import_module(f"{__name__}.{action}")
     return bool(module.privileged(config)) if hasattr(module, "privileged") else False
+
+
+def check_states(tasks: Iterable[Task]) -> None:
+    """Raises ``Refused`` for an edge to a state that its task never has: it would be waited for in vain."""
+    by_name = {task.name: task for task in tasks}
+    for task in by_name.values():
+        for edge in (*task.gates, *task.run_on):
+            other = by_name.get(edge.task)
+            if other is None:
+                continue  # an event of the pod
+            states: tuple[str, ...] = import_module(f"{__name__}.{other.action}").STATES
+            if edge.state not in states:
+                raise Refused(
+                    f'task "{task.name}" waits for "{edge}", and a {other.action} is never {edge.state}; '
+                    f"it has {', '.join(states)}"
+                )
 
 
 def build(task: Task, setting: Setting) -> Action:

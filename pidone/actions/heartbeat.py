@@ -6,7 +6,8 @@ from pidone.actions import Context, Setting
 from pidone.errors import TaskFailed
 from pidone.plan.fields import Fields
 
-STARTED, FAILING = "started", "failing"
+STATES = ("started", "failing")
+STARTED, FAILING = STATES
 
 
 @runtime_checkable

@@ -13,7 +13,8 @@ from pidone.http.server import serve
 from pidone.metrics.exposition import CONTENT_TYPE, Family, gauge, render
 from pidone.plan.fields import Fields
 
-LISTENING = "listening"
+STATES = ("listening",)
+(LISTENING,) = STATES
 PORT = 19100  # not 9100 (node-exporter with hostNetwork) and not 9464 (OpenTelemetry)
 MAX_CONNECTIONS = 16  # two Prometheus servers and a person need three
 

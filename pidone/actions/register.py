@@ -14,7 +14,8 @@ from pidone.registries import build as build_registry
 
 T = TypeVar("T")
 
-REGISTERED, LOST = "registered", "lost"
+STATES = ("registered", "lost")
+REGISTERED, LOST = STATES
 _STATUS = {HEALTHY: Status.UP, UNHEALTHY: Status.DOWN, "": Status.STARTING}
 
 

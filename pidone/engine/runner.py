@@ -98,6 +98,7 @@ class Engine:
 
     def apply(self, plan: Plan, *, setting: Setting | None = None) -> None:
         """Go over to another plan. Raises ``Refused`` when a part of it cannot be built; then nothing changes."""
+        actions.check_states(plan.tasks)
         self._setting = setting or self._setting
         build = self._build or actions.build
         self._actions |= {

@@ -1,6 +1,9 @@
 """The shell around the core: real Trio tasks, fake actions, a mock clock."""
 
+import json
 from collections.abc import Awaitable, Callable
+from importlib import import_module
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -82,7 +85,8 @@ def autojump_clock() -> MockClock:
 
 
 def plan(*tasks: dict[str, Any]) -> Plan:
-    return decode_plan([{"exec": {}} | task for task in tasks], ["exec"])
+    once = {"probe": {}, "restartPolicy": "OnFailure"}
+    return decode_plan([once | task for task in tasks], ["probe"])
 
 
 async def test_a_task_that_raises_hangs_or_floods_does_not_touch_the_others(
@@ -139,7 +143,7 @@ async def test_a_plan_that_cannot_be_built_changes_nothing(
     bench.engine.apply(plan({"name": "a"}))
     await wait_all_tasks_blocked()
     with pytest.raises(Refused, match="cannot be built"):
-        bench.engine.apply(plan({"name": "b"}, {"name": "c", "exec": {"unbuildable": True}}))
+        bench.engine.apply(plan({"name": "b"}, {"name": "c", "probe": {"unbuildable": True}}))
     await trio.sleep(10)
     assert bench.log == ["run a"]
     assert [state.task.name for state in bench.engine.tasks] == ["a"]
@@ -363,3 +367,24 @@ async def test_events_reach_the_tasks_that_run_on_them(
     await wait_all_tasks_blocked()
     assert bench.log == ["run a"]
     nursery.cancel_scope.cancel()
+
+
+async def test_a_state_that_its_task_never_has_is_refused(bench: Bench, nursery: trio.Nursery) -> None:
+    await nursery.start(bench.engine.run)
+    for edge in ("needs", "while", "runOn"):
+        with pytest.raises(Refused) as refused:
+            bench.engine.apply(plan({"name": "a"}, {"name": "b", edge: ["a.registered"]}))
+        assert str(refused.value) == (
+            'task "b" waits for "a.registered", and a probe is never registered; '
+            "it has started, healthy, unhealthy"
+        )
+    assert not list(bench.engine.tasks)
+    nursery.cancel_scope.cancel()
+
+
+def test_the_states_of_each_action_are_those_that_the_schema_tells_people() -> None:
+    schema = json.loads((Path(__file__).parents[2] / "schema/taskset.v1alpha1.schema.json").read_text())
+    for name in actions.names():
+        if name in schema["definitions"]:
+            states = import_module(f"pidone.actions.{name}").STATES
+            assert set(states) >= set(schema["definitions"][name]["x-pidone-states"])
