@@ -18,7 +18,7 @@ help:
 	@echo "make env     the development environment in .venv"
 	@echo "make doze    build/doze: process 1 of pods without tasks, static, for x86-64 and arm64 (no compiler needed)"
 	@echo "make image   build/image.oci.tar from Debian packages and wheels, without a registry (ARCH=amd64 or arm64)"
-	@echo "make schema  the JSON Schemas in schema/ and the CRDs in k3d/crds/ from their parts"
+	@echo "make schema  the JSON Schemas in schema/, the CRDs in k3d/crds/ and the reference in docs/language.md, from their parts"
 	@echo "make eureka  the real Eureka server for demo and tests (needs Java 17 and Maven)"
 	@echo "make lock    requirements.lock from the two pyproject.toml"
 
@@ -52,6 +52,7 @@ format: $(READY)
 # Everything that is made of the parts in schema/; a test says where that was forgotten.
 schema: $(READY)
 	@$(BIN)/python -m pidone.language.assembly
+	@$(BIN)/python -m pidone.cli.reference docs/language.md
 
 # The one that images and wheels carry: 18 kB and 12 KiB of memory. ziglang builds a C library first, once.
 doze: build/doze-x86_64 build/doze-aarch64

@@ -19,5 +19,7 @@ def seconds(text: Any) -> int | float | None:
 def text(number: float) -> str:
     """Seconds as a person writes them, in the greatest unit that takes them whole."""
     milliseconds = round(number * 1000)
+    if not milliseconds:
+        return "0s"
     unit = next(unit for unit, size in _MILLISECONDS.items() if milliseconds % size == 0)
     return f"{milliseconds // _MILLISECONDS[unit]}{unit}"
