@@ -9,7 +9,8 @@ import pytest
 from pidone.cli.rehearsal import WORDS, Answer
 from pidone.cli.test import test as run_cases
 
-TASKS = Path(__file__).parents[2] / "tasks"
+ROOT = Path(__file__).parents[2]
+READY_MADE = [ROOT / "tasks", ROOT / "examples"]
 SETS = """
     apiVersion: pidone.dev/v1alpha1
     kind: TaskSet
@@ -56,18 +57,19 @@ def test_the_cases_of_the_ready_made_sets_pass_and_hours_take_no_time(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     began = time.perf_counter()
-    assert run_cases([str(TASKS)]) == 0
+    assert run_cases([str(folder) for folder in READY_MADE]) == 0
     assert time.perf_counter() - began < 10
     output, summary = capsys.readouterr()
     assert "FAIL" not in output
     assert summary.endswith("all passed\n")
 
 
-def test_every_ready_made_set_has_cases() -> None:
-    sets = {file.name for file in TASKS.glob("*.yaml") if not file.name.endswith(".test.yaml")}
-    assert {f"{name.removesuffix('.yaml')}.test.yaml" for name in sets} == {
-        file.name for file in TASKS.glob("*.test.yaml")
-    }
+@pytest.mark.parametrize("folder", READY_MADE, ids=lambda folder: folder.name)
+def test_every_ready_made_set_has_cases(folder: Path) -> None:
+    cases = {file.name for file in folder.glob("*.test.yaml")}
+    sets = {file.name for file in folder.glob("*.yaml")} - cases
+    assert cases == {f"{name.removesuffix('.yaml')}.test.yaml" for name in sets}
+    assert sets
 
 
 def test_a_case_that_passes(desk: Desk) -> None:
@@ -287,3 +289,17 @@ def test_every_word_is_read_and_nothing_else(action: str) -> None:
         assert Answer.of(name if number else f"{name} 200", action) is None
     for text in ("", "explodes", "times", "fails after", "fails after x", " fails"):
         assert Answer.of(text, action) is None
+
+
+def test_the_same_case_gives_the_same_result_every_time(desk: Desk) -> None:
+    """A heartbeat, a failed probe's DOWN and the pod's end in one moment: whatever comes first, it always does."""
+    outputs = {
+        desk.steps(
+            "at: 0s, given: {ready: succeeds}",
+            "at: 1h, given: {ready: fails}, expect: {ready: healthy}",
+            "at: 1h30s, pod: terminates, calls: {registration: []}",
+        )[1]
+        for _ in range(20)
+    }
+    assert len(outputs) == 1
+    assert "heartbeat x 1" in outputs.pop()

@@ -18,7 +18,12 @@ from pidone.language.schemas import API_VERSION, schema
 
 HERE = Path(__file__).parent
 BAD = sorted((HERE / "bad").glob("*.yaml"))
-SETS = [file for file in (HERE.parent.parent / "tasks").glob("*.yaml") if ".test" not in file.suffixes]
+SETS = [
+    file
+    for folder in ("tasks", "examples")
+    for file in (HERE.parent.parent / folder).glob("*.yaml")
+    if ".test" not in file.suffixes
+]
 GOOD = sorted([*(HERE / "good").glob("*.yaml"), *SETS])
 
 
