@@ -4,9 +4,8 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pidone.cli.fields import every_field
+from pidone.cli.fields import NAMES, every_field
 from pidone.cli.main import FIELDS, FILES, KIND_NAMES
-from pidone.language.schemas import KINDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,7 @@ def _argument(action: argparse.Action) -> Argument:
     elif complete == FIELDS:
         words = tuple(path for path, _ in every_field())
     elif complete == KIND_NAMES:
-        words = KINDS
+        words = NAMES
     return Argument(tuple(action.option_strings), action.help or "", action.nargs != 0, words)
 
 

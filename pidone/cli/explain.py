@@ -2,9 +2,9 @@
 
 import sys
 
-from pidone.cli.fields import Field, every_field, facts, kind_field, paragraph, written
+from pidone.cli.fields import NAMES, Field, every_field, facts, kind_field, paragraph, written
 from pidone.language.findings import suggestion
-from pidone.language.schemas import API_VERSION, KINDS
+from pidone.language.schemas import API_VERSION
 
 
 def explain(path: str, *, recursive: bool) -> int:
@@ -20,9 +20,9 @@ def explain(path: str, *, recursive: bool) -> int:
 
 def _find(path: str) -> tuple[tuple[str, Field] | None, str]:
     first, *rest = path.split(".")
-    kind = next((kind for kind in KINDS if kind.lower() == first.lower().removesuffix("s")), None)
+    kind = next((kind for kind in NAMES if kind.lower() == first.lower().removesuffix("s")), None)
     if kind is None:
-        return None, f'"{first}" is not a kind{_elsewhere(path, list(KINDS))}'
+        return None, f'"{first}" is not a kind{_elsewhere(path, list(NAMES))}'
     field, walked = kind_field(kind), kind
     for name in rest:
         inside = field.fields()

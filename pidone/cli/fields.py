@@ -8,6 +8,8 @@ from typing import Any
 from pidone.language import duration
 from pidone.language.schemas import KINDS, MISSING, schema, takes_reference
 
+NAMES = (*KINDS, "Test")  # everything that has a schema: the kinds, and the case files of ``pidone test``
+
 _TYPES = {"literal": "string"}
 
 
@@ -125,7 +127,7 @@ def walk(field: Field, path: str) -> Iterator[tuple[str, Field]]:
 
 
 def every_field() -> Iterator[tuple[str, Field]]:
-    for kind in KINDS:
+    for kind in NAMES:
         yield from walk(kind_field(kind), kind)
 
 

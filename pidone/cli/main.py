@@ -114,7 +114,11 @@ def _writing(commands: "Commands[argparse.ArgumentParser]") -> None:
 
     schema = _command(commands, "schema", _schema, "print the JSON Schema of a kind, for editors")
     kind = schema.add_argument(
-        "kind", nargs="?", default="TaskSet", metavar="KIND", help="TaskSet or TaskBinding"
+        "kind",
+        nargs="?",
+        default="TaskSet",
+        metavar="KIND",
+        help="TaskSet (unless told otherwise), TaskBinding, a Cluster one of them, or Test for case files",
     )
     kind.complete = KIND_NAMES  # type: ignore[attr-defined]
 

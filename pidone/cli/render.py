@@ -32,6 +32,19 @@ class DeskPod:
 
     manifest: Mapping[str, Any]
 
+    def __post_init__(self) -> None:
+        """Raises ``LanguageError`` where something is not of the form that Kubernetes has there."""
+        for part in ("metadata", "spec", "status"):
+            _expect_object(part, self.manifest.get(part))
+        for part in ("labels", "annotations"):
+            values = (self.manifest.get("metadata") or {}).get(part)
+            _expect_object(f"metadata.{part}", values)
+            for key, value in (values or {}).items():
+                if not isinstance(value, str):
+                    raise LanguageError(
+                        f'{part} of the Pod: "{key}" is {shown(value)}, and not text; quote it'
+                    )
+
     @property
     def name(self) -> str:
         return pod_facts(self.manifest).name
@@ -57,6 +70,11 @@ class DeskPod:
 
     def __str__(self) -> str:
         return f"pod {self.namespace}/{self.name}"
+
+
+def _expect_object(part: str, value: object) -> None:
+    if value is not None and not isinstance(value, Mapping):
+        raise LanguageError(f"{part} of the Pod: expected an object, not {shown(value)}")
 
 
 def render_files(paths: Sequence[str], pod_file: str, arguments: Mapping[str, str], output: str) -> int:
@@ -109,15 +127,15 @@ def task_sets(objects: Objects) -> list[TaskSet]:
 def read_pod(file: str) -> DeskPod:
     """The one pod of a file. Raises ``LanguageError`` and ``OSError``."""
     try:
-        pods = read_pods(Path(file).read_text(encoding="utf-8", errors="replace"))
+        pods = [DeskPod(pod) for pod in read_pods(Path(file).read_text(encoding="utf-8", errors="replace"))]
     except LanguageError as error:
         raise LanguageError(f"{file}: {error}") from error
     if len(pods) != 1:
-        names = ", ".join(str(DeskPod(pod)).removeprefix("pod ") for pod in pods[:5])
+        names = ", ".join(str(pod).removeprefix("pod ") for pod in pods[:5]) or "an empty List"
         raise LanguageError(
             f"{file}: expected one pod, not {len(pods)} ({names}); kubectl get pod NAME -o yaml has one"
         )
-    return DeskPod(pods[0])
+    return pods[0]
 
 
 def param_values(objects: Objects, arguments: Mapping[str, str]) -> dict[str, Any]:

@@ -3,15 +3,16 @@
 import json
 import sys
 
+from pidone.cli.fields import NAMES
 from pidone.language.findings import suggestion
-from pidone.language.schemas import KINDS, schema
+from pidone.language.schemas import schema
 
 
 def print_schema(kind: str) -> int:
     """0, or 2 for a kind that is not ours."""
-    found = next((known for known in KINDS if known.lower() == kind.lower()), None)
+    found = next((known for known in NAMES if known.lower() == kind.lower()), None)
     if found is None:
-        print(f'pidone schema: "{kind}" is not a kind{suggestion(kind, KINDS)}', file=sys.stderr)
+        print(f'pidone schema: "{kind}" is not a kind{suggestion(kind, NAMES)}', file=sys.stderr)
         return 2
     print(json.dumps(schema(found), indent=2, ensure_ascii=False))
     return 0

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from pidone.cli.explain import explain
-from pidone.cli.fields import every_field, kind_field
+from pidone.cli.fields import NAMES, every_field, kind_field
 from pidone.cli.schema import print_schema
-from pidone.language.schemas import KINDS, actions, schema
+from pidone.language.schemas import actions, schema
 
 
 def page(capsys: pytest.CaptureFixture[str], path: str, *, recursive: bool = False) -> str:
@@ -99,12 +99,12 @@ def test_every_property_of_the_schema_is_reached() -> None:
             return set()
         return set(part.get("properties", ())).union(*(names(inner) for inner in part.values()))
 
-    for kind in KINDS:
+    for kind in NAMES:
         reached = {path.rpartition(".")[2] for path, _ in every_field() if path.startswith(f"{kind}.")}
         assert names(schema(kind)) - {"properties"} <= reached | {"reference"}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NAMES)
 def test_schema_prints_what_the_checker_reads(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert print_schema(kind.lower()) == 0
     assert json.loads(capsys.readouterr().out) == schema(kind)

@@ -4,15 +4,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from pidone.cli import main
 from pidone.cli.completion import script
 
-COMMANDS = [
-    *("check", "explain", "schema", "graph", "render", "test", "run", "completion"),
-]
+COMMANDS = ["check", "explain", "schema", "graph", "render", "test", "run", "completion"]
+BAD = sorted((Path(__file__).parents[1] / "language" / "bad").glob("*.yaml"))
+POD = "{kind: Pod, metadata: {name: web, labels: {app: web}}}"
 
 
 def pidone(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -70,6 +71,25 @@ def test_a_mistake_of_ours_is_one_line_and_where_to_report_it(
     assert "Please report this line" in error
 
 
+@pytest.mark.parametrize("file", BAD, ids=lambda file: file.stem)
+def test_no_command_trips_over_a_bad_file(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A bad set is findings in every command, and so it is as a pod and as a case file."""
+    pod = tmp_path / "pod.yaml"
+    pod.write_text(POD, "utf-8")
+    for arguments in (
+        ["graph", str(file)],
+        ["render", str(file), "--pod", str(pod)],
+        ["render", str(file), "--pod", str(file)],
+        ["test", str(file)],
+    ):
+        assert main.run(arguments) == 1
+        said = "".join(capsys.readouterr())
+        assert "should not have" not in said
+        assert file.name in said
+
+
 def test_an_interrupt_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pidone.cli.explain.explain", raising(KeyboardInterrupt()))
     assert main.run(["explain", "TaskSet"]) == 130
@@ -115,7 +135,7 @@ def test_a_completion_script_has_every_command_and_option(shell: str) -> None:
         ("run --pod pyproject.t", ["pyproject.toml"]),
         ("check pyproject.t", ["pyproject.toml"]),
         ("completion ", ["bash", "fish", "zsh"]),
-        ("schema Task", ["TaskBinding", "TaskSet"]),
+        ("schema Te", ["Test"]),
     ],
 )
 def test_bash_completes(line: str, completed: list[str], pytestconfig: pytest.Config) -> None:

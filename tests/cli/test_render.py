@@ -183,7 +183,18 @@ def test_findings_are_1_with_their_carets(desk: Desk) -> None:
             "{kind: Pod, metadata: {name: a}}\n---\n{kind: Pod, metadata: {name: b}}",
             "not 2 (default/a, default/b)",
         ),
+        ("{kind: List, items: []}", "not 0 (an empty List)"),
         ("[", "not YAML"),
+        ("{kind: Pod, metadata: []}", "metadata of the Pod: expected an object, not a list"),
+        ("{kind: Pod, status: 5}", "status of the Pod: expected an object, not 5"),
+        (
+            "{kind: Pod, metadata: {labels: [a]}}",
+            "metadata.labels of the Pod: expected an object, not a list",
+        ),
+        (
+            "{kind: Pod, metadata: {annotations: {port: 80}}}",
+            'annotations of the Pod: "port" is 80, and not text; quote it',
+        ),
     ],
 )
 def test_what_is_no_pod_is_1_and_says_so(desk: Desk, pod: str, said: str) -> None:
