@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pidone.cli.rehearsal import WORDS, Answer
+from pidone.cli.rehearsal import Answer, words
 from pidone.engine.core import Stage
 from pidone.language import duration
 from pidone.language.checking import check_schema
@@ -102,7 +102,7 @@ def check_names(cases: CaseFile, sets: Sequence[TaskSet]) -> tuple[Finding, ...]
                 "unknown-state",
             )
         elif path[-1] == "given" and Answer.of(value, action) is None:
-            can = ", ".join(WORDS.get(action, ())) or "nothing: it asks nobody"
+            can = ", ".join(words(action)) or "nothing: it asks nobody"
             say(span, f'"{name}" is a {action} task; what can be given to it is {can}', "given")
     return ordered(findings)
 

@@ -1,7 +1,7 @@
 """The world around a pod as a script has it: real tasks, real engine, real plan, and answers that are given.
 
 What is simulated is one border, where an action asks something of the world: a probe's question, the three
-calls of a registry, the start of a program, a port to listen on. Everything else is what runs in pods, on Trio's
+calls of a registry, the start of a program. Everything else is what runs in pods, on Trio's
 mock clock, and where pods wait a random time the wait is the shortest: a period is exact, and a retry comes at once.
 """
 
@@ -15,11 +15,10 @@ import trio
 
 from pidone import actions
 from pidone.actions import Action, Context, Setting
-from pidone.actions.metrics import LISTENING, Metrics
 from pidone.actions.probe import Probe
 from pidone.actions.register import Register
 from pidone.errors import RegistryError, RegistryRefused, TaskFailed, TransferTimeout
-from pidone.language import duration
+from pidone.language import duration, schemas
 from pidone.pid1.reaper import Child, Reaper
 from pidone.plan.model import Task
 from pidone.registries import Status
@@ -31,8 +30,14 @@ WORDS = {  # what can be given, by action; the first one holds until another is 
     "probe": ("fails", "succeeds", "answers <status>", "times out"),
     "register": ("accepts", "refuses", "fails", "times out", "forgets"),
     "exec": ("succeeds", "exits <code>", "hangs"),
-    "metrics": ("listens", "fails"),
+    "heartbeat": (),  # it asks the registration
 }
+OTHERS = ("works", "fails")
+
+
+def words(action: str) -> tuple[str, ...]:
+    return WORDS.get(action, OTHERS)
+
 
 _GIVEN = re.compile(r"(?P<word>[a-z]+( out)?)( (?P<number>[0-9]{1,3}))?( after (?P<after>[0-9hms]+))?")
 
@@ -52,7 +57,7 @@ class Answer:
         if found is None:
             return None
         word, number, after = found["word"], found["number"], found["after"]
-        known = {each.partition(" <")[0]: "<" in each for each in WORDS.get(action, ())}
+        known = {each.partition(" <")[0]: "<" in each for each in words(action)}
         wait = duration.seconds(after) if after else 0.0
         if known.get(word) is not (number is not None) or wait is None:
             return None
@@ -74,12 +79,12 @@ class World:
                 action.ask = _Asked(self, task)
             case Register():
                 action.registry = _Registry(self, task)
-            case Metrics():
-                return _Listener(self, task)
+            case _ if task.action not in WORDS:
+                return _Other(self, task)
         return action
 
     def answer(self, task: Task) -> Answer:
-        return self.answers.get(task.name) or Answer(WORDS[task.action][0])
+        return self.answers.get(task.name) or Answer(words(task.action)[0])
 
     def called(self, task: Task, what: str) -> None:
         self.calls[task.name].append(what)
@@ -177,18 +182,23 @@ class _Program(Child):
 
 
 @dataclass(frozen=True, slots=True)
-class _Listener:
+class _Other:
+    """Any other action: in the state that a plain ``needs`` waits for, unless it fails."""
+
     world: World
     task: Task
 
     async def run(self, context: Context) -> None:
-        if self.world.answer(self.task).word == "fails":
-            raise TaskFailed("cannot listen: Address already in use")
-        context.report(LISTENING)
-        try:
-            await trio.sleep_forever()
-        finally:
-            context.report("")
+        answer = self.world.answer(self.task)
+        await trio.sleep(answer.after)
+        if answer.word == "fails":
+            raise TaskFailed("failed, as it was given")
+        context.report(schemas.actions()[self.task.action].ready)
+        if self.task.every is None:
+            try:
+                await trio.sleep_forever()
+            finally:
+                context.report("")
 
     async def undo(self, context: Context) -> None:
-        """The listener went with the run."""
+        """Nothing was done outside of the pod."""

@@ -57,14 +57,13 @@ def _test_file(file: str) -> Iterator[bool]:
     found, findings = read_cases(pathlib.Path(file).read_text(encoding="utf-8", errors="replace"), file)
     objects: Objects = {}
     if found is not None:
-        paths = found.files or [pathlib.Path(file).name.removesuffix(ENDING) + ".yaml"]
         try:
-            objects = read_objects([str(pathlib.Path(file).parent / path) for path in paths])
+            objects = read_objects(_sets_of(file, found))
+            findings = check_names(found, task_sets(objects))
         except LanguageError as error:
             print(error)
             yield False
             return
-        findings = check_names(found, task_sets(objects))
     if found is None or findings:
         print("\n".join(map(str, findings)))
         yield False
@@ -75,6 +74,16 @@ def _test_file(file: str) -> Iterator[bool]:
         if said:
             print("\n".join([*map(str, said), *(f"          {line}" for line in history)]))
         yield not said
+
+
+def _sets_of(file: str, cases: CaseFile) -> list[str]:
+    """The paths of the files that the cases are about."""
+    own = pathlib.Path(file)
+    if not cases.files and not own.name.endswith(ENDING):
+        raise LanguageError(
+            f'{file}: "files" is missing; only NAME{ENDING} is about NAME.yaml without being told'
+        )
+    return [str(own.parent / name) for name in cases.files or [own.name.removesuffix(ENDING) + ".yaml"]]
 
 
 class Run:

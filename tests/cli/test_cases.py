@@ -6,7 +6,7 @@ from textwrap import dedent
 
 import pytest
 
-from pidone.cli.rehearsal import WORDS, Answer
+from pidone.cli.rehearsal import WORDS, Answer, words
 from pidone.cli.test import test as run_cases
 
 ROOT = Path(__file__).parents[2]
@@ -105,7 +105,7 @@ def test_a_run_s_error_is_told_with_the_state(desk: Desk) -> None:
     _, output, _ = desk.steps("at: 1s, given: {page: fails}", "at: 9s", "at: 10s, expect: {page: due}")
     assert 'at 10s "page" is listening; expected due' in output  # it had the port before
     _, output, _ = desk.steps("at: 0s, given: {page: fails}, expect: {page: listening}")
-    assert 'is due ("cannot listen: Address already in use"); expected listening' in output
+    assert 'is due ("failed, as it was given"); expected listening' in output
 
 
 @pytest.mark.parametrize(
@@ -272,6 +272,15 @@ def test_mistakes_in_the_sets_are_told_there(desk: Desk) -> None:
     assert 'web.yaml:11:15: task "registration" needs "redy"' in output
 
 
+def test_a_file_of_another_name_says_what_it_is_about(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
+    file = desk.folder / "cases.yaml"
+    file.write_text("cases: [{name: all, tasks: [ready, registration, beat, warm, page]}]", "utf-8")
+    assert run_cases([str(file)]) == 1
+    assert 'cases.yaml: "files" is missing; only NAME.test.yaml' in capsys.readouterr().out
+    file.write_text("files: [web.yaml]\n" + file.read_text("utf-8"), "utf-8")
+    assert run_cases([str(file)]) == 0
+
+
 def test_nothing_to_run_is_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cases([str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"pidone test: no *.test.yaml in {tmp_path}\n"
@@ -279,9 +288,9 @@ def test_nothing_to_run_is_2(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().err.endswith("x.test.yaml: No such file or directory\n")
 
 
-@pytest.mark.parametrize("action", WORDS)
+@pytest.mark.parametrize("action", [*WORDS, "metrics"])
 def test_every_word_is_read_and_nothing_else(action: str) -> None:
-    for word in WORDS[action]:
+    for word in words(action):
         name, _, number = word.partition(" <")
         text = f"{name} 200" if number else name
         assert Answer.of(text, action) == Answer(name, 200 if number else 0)
