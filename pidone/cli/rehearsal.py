@@ -1,8 +1,8 @@
 """The world around a pod as a script has it: real tasks, real engine, real plan, and answers that are given.
 
-What is simulated is one border, where an action asks something of the world: a probe's question, the three
-calls of a registry, the start of a program. Everything else is what runs in pods, on Trio's
-mock clock, and where pods wait a random time the wait is the shortest: a period is exact, and a retry comes at once.
+What is simulated is one border, where an action asks something of the world: a probe's question, the three calls
+of a registry, the start of a program. Everything else is what runs in pods, on Trio's mock clock, and where pods
+wait a random time the wait is the shortest: a period is exact, and a retry comes at once.
 """
 
 import re
@@ -23,9 +23,7 @@ from pidone.pid1.reaper import Child, Reaper
 from pidone.plan.model import Task
 from pidone.registries import Status
 
-CALL_TIMEOUT = (
-    5.0  # seconds a registry that does not answer is waited for, as the registries' modules have it
-)
+CALL_TIMEOUT = 5.0  # seconds for a registry that does not answer, as the registries' modules have it
 WORDS = {  # what can be given, by action; the first one holds until another is given
     "probe": ("fails", "succeeds", "answers <status>", "times out"),
     "register": ("accepts", "refuses", "fails", "times out", "forgets"),
@@ -34,12 +32,12 @@ WORDS = {  # what can be given, by action; the first one holds until another is 
 }
 OTHERS = ("works", "fails")
 
+_GIVEN = re.compile(r"(?P<word>[a-z]+( out)?)( (?P<number>[0-9]{1,3}))?( after (?P<after>[0-9hms]+))?")
+
 
 def words(action: str) -> tuple[str, ...]:
+    """What can be given to a task with this action."""
     return WORDS.get(action, OTHERS)
-
-
-_GIVEN = re.compile(r"(?P<word>[a-z]+( out)?)( (?P<number>[0-9]{1,3}))?( after (?P<after>[0-9hms]+))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +63,7 @@ class Answer:
 
 
 class World:
-    """The answers at present, and every call that was made: time, task, what."""
+    """The answers at present, and the calls that were made, by task."""
 
     def __init__(self) -> None:
         self.answers: dict[str, Answer] = {}

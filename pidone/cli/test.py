@@ -167,7 +167,7 @@ class Run:
                 await trio.sleep_until(at - MOMENT)
                 self._given(step)
                 if "pod" in step:
-                    self._pod_changed(program, step["pod"])
+                    self._pod_changed(program, ("steps", place, "pod"), step["pod"])
                 await trio.sleep_until(at + MOMENT)
                 await trio.testing.wait_all_tasks_blocked()
                 self._compare_step(program, ("steps", place), step)
@@ -177,7 +177,13 @@ class Run:
 
     async def _begin(self, program: PodProgram, start: float) -> None:
         await trio.sleep_until(start)
-        program.take(canonical(self._bundle()), trusted=True)
+        self._take(program, ("name",))
+
+    def _take(self, program: PodProgram, path: Path, phase: Phase = Phase.RUNNING) -> None:
+        try:
+            program.take(canonical({**self._bundle(), "phase": phase.value}), trusted=True)
+        except PidoneError as error:
+            self._say(path, f"the pod does not get its plan: {error}", "rejected")
 
     def _given(self, step: Mapping[str, Any]) -> None:
         for name, text in step.get("given", {}).items():
@@ -185,7 +191,7 @@ class Run:
             assert answer is not None  # by check_names
             self._world.answers[name] = answer
 
-    def _pod_changed(self, program: PodProgram, change: Any) -> None:
+    def _pod_changed(self, program: PodProgram, path: Path, change: Any) -> None:
         phase = Phase.RUNNING
         if change == TERMINATES:
             phase = Phase.TERMINATING
@@ -197,7 +203,7 @@ class Run:
                     for key, value in {**metadata.get(part, {}), **values}.items()
                     if value is not None
                 }
-        program.take(canonical({**self._bundle(), "phase": phase.value}), trusted=True)
+        self._take(program, path, phase)
 
     def _note(self, program: PodProgram, now: float) -> None:
         """Write down what changed; called by the engine after every change."""

@@ -193,6 +193,18 @@ def test_a_pod_s_labels_may_change_on_the_way(desk: Desk) -> None:
     assert code == 0, output
 
 
+def test_labels_that_no_plan_can_be_made_of_are_told(desk: Desk) -> None:
+    text = dedent(SETS).replace(
+        "default: 10}", "default: 10, valueFrom: {fieldRef: {fieldPath: \"metadata.labels['period']\"}}}"
+    )
+    (desk.folder / "web.yaml").write_text(text, "utf-8")
+    code, output, _ = desk.steps("at: 0s", "at: 9s, pod: {labels: {period: many}}, expect: {page: listening}")
+    assert code == 1
+    assert (
+        'web.test.yaml:5:23: the pod does not get its plan: pod default/pod: TaskSet "web": param' in output
+    )
+
+
 def test_tasks_plan_and_rejected(desk: Desk) -> None:
     code, output, summary = desk.test(
         """
