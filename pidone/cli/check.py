@@ -1,37 +1,55 @@
 """``pidone check``: every mistake in these files, each with its place and remedy."""
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
+from io import TextIOWrapper
 from pathlib import Path
+from typing import TextIO
 
 from pidone.language.checking import Checked, Parsed, check_parsed, extended_sets, parse_bytes
+from pidone.language.findings import printable
+from pidone.language.formats import FORMATS, coloured
 from pidone.language.reading import MAX_CHARACTERS
 
 STANDARD_INPUT = "-"
 _TOO_MUCH = 4 * MAX_CHARACTERS + 1  # bytes; enough for the reader to see that it is too large
 
 
-def check(paths: Sequence[str]) -> int:
+def check(paths: Sequence[str], *, form: str = "text", strict: bool = False) -> int:
     """Files, folders (all ``*.yaml`` and ``*.yml`` below), ``-``; findings to stdout, a summary to stderr.
 
-    0: none. 1: there are some. 2: a path cannot be read, or there is nothing to check.
+    0: no errors. 1: there are some. 2: a path cannot be read, or there is nothing to check; what can be read
+    is checked all the same. 3: with ``strict``, there are warnings and nothing worse.
     """
-    try:
-        files = [file for path in paths for file in _files(path)]
-        parsed = [_parse(file) for file in dict.fromkeys(files)]
-    except OSError as error:
-        print(f"pidone check: {error.filename}: {error.strerror}", file=sys.stderr)
+    files = list(dict.fromkeys(file for path in paths for file in _files(path)))
+    checked, problems = _checked(files)
+    if not files:
+        problems = [f"no .yaml or .yml file in {', '.join(paths)}"]
+    findings = [one for file in checked for one in file.all]
+    write = coloured if form == "text" and _wants_colour(sys.stdout) else FORMATS[form]
+    _write(write(findings))
+    for problem in problems:
+        print(f"pidone check: {problem}", file=sys.stderr)
+    if checked:
+        print(_summary(checked), file=sys.stderr)
+    if problems:
         return 2
+    if any(file.findings for file in checked):
+        return 1
+    return 3 if strict and findings else 0
+
+
+def _checked(files: Sequence[str]) -> tuple[list[Checked], list[str]]:
+    """What is in each file, and why some cannot be read."""
+    parsed, unread = [], []
+    for file in files:
+        try:
+            parsed.append(_parse(file))
+        except OSError as error:
+            unread.append(f"{printable(file)}: {error.strerror or error}")
     sets = extended_sets(parsed)  # a set may extend another file's
-    checked = [check_parsed(one, sets) for one in parsed]
-    if not checked:
-        print(f"pidone check: no .yaml or .yml file in {', '.join(paths) or 'no path'}", file=sys.stderr)
-        return 2
-    findings = [finding for one in checked for finding in one.findings]
-    for finding in findings:
-        print(finding)
-    print(_summary(checked), file=sys.stderr)
-    return 1 if findings else 0
+    return [check_parsed(one, sets) for one in parsed], unread
 
 
 def _files(path: str) -> Iterator[str]:
@@ -51,10 +69,29 @@ def _parse(file: str) -> Parsed:
         return parse_bytes(stream.read(_TOO_MUCH), file)
 
 
+def _write(output: str) -> None:
+    """To stdout, in whatever encoding a terminal has; a reader that has seen enough, such as head, may go."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        sys.stdout.write(output)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+
+
+def _wants_colour(stream: TextIO) -> bool:
+    """A terminal that can, and nobody who said no (https://no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
 def _summary(checked: Sequence[Checked]) -> str:
-    bad = [one for one in checked if one.findings]
-    if bad:
-        return f"{_count(sum(len(one.findings) for one in bad), 'finding')} in {_count(len(bad), 'file')}"
+    findings = sum(len(one.findings) for one in checked)
+    warnings = sum(len(one.warnings) for one in checked)
+    if findings or warnings:
+        counted = [(findings, "finding"), (warnings, "warning")]
+        found = " and ".join(_count(number, what) for number, what in counted if number)
+        return f"{found} in {_count(sum(bool(one.all) for one in checked), 'file')}"
     objects = sum(len(one.objects) for one in checked)
     return f"{_count(len(checked), 'file')} with {_count(objects, 'object')} of pidone: no findings"
 

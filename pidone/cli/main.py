@@ -95,8 +95,22 @@ def _command(
 
 
 def _writing(commands: "Commands[argparse.ArgumentParser]") -> None:
-    check = _command(commands, "check", _check, "find the mistakes in TaskSets and TaskBindings")
+    check = _command(
+        commands,
+        "check",
+        _check,
+        "find the mistakes in TaskSets and TaskBindings",
+        "Documents of other kinds are passed over.\n"
+        "exit code: 0 no findings, 1 there are some, 2 a file cannot be read, 3 only warnings with --strict\n",
+    )
     _file(check, nargs="+", text="a file, a folder, or - for standard input")
+    check.add_argument(
+        "--format",
+        choices=("text", "json", "github", "sarif"),
+        default="text",
+        help="text for people (the default), json, github for annotations in GitHub Actions, sarif 2.1.0",
+    )
+    check.add_argument("--strict", action="store_true", help="exit with 3 where there are only warnings")
 
     explain = _command(
         commands,
@@ -189,7 +203,7 @@ def _assignment(text: str) -> tuple[str, str]:
 def _check(arguments: argparse.Namespace) -> int:
     from pidone.cli.check import check
 
-    return check(arguments.file)
+    return check(arguments.file, form=arguments.format, strict=arguments.strict)
 
 
 def _explain(arguments: argparse.Namespace) -> int:

@@ -4,12 +4,14 @@ The schema says what is wrong, one small function for each keyword says it in wo
 what a schema cannot. All mistakes of a file come in one run, in the file's order, none twice.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
 from dataclasses import dataclass
 from typing import Any
 
 from pidone.language.extends import Sets
 from pidone.language.findings import Finding, Source, Span, ordered, shown, suggestion
+from pidone.language.lint import lint_task_set
 from pidone.language.model import TaskBinding, TaskSet, object_of
 from pidone.language.reading import Document, read
 from pidone.language.schemas import API_VERSION, KINDS, validator
@@ -30,10 +32,18 @@ _TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What is in a file. There are no objects where there are findings."""
+    """What is in a file. There are no objects where there are findings.
+
+    ``warnings`` refuse nothing: they are about what works, and is rarely meant.
+    """
 
     findings: tuple[Finding, ...] = ()
     objects: tuple[TaskSet | TaskBinding, ...] = ()
+    warnings: tuple[Finding, ...] = ()
+
+    @property
+    def all(self) -> tuple[Finding, ...]:
+        return ordered((*self.findings, *self.warnings))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +116,11 @@ def check_parsed(parsed: Parsed, sets: Sets) -> Checked:
         _check_once(document, kind, first)
         findings += _without_echoes(document.findings)
         ours.append(document.root.value)
-    if findings:
-        return Checked(ordered(findings))
-    return Checked(objects=tuple(object_of(value) for value in ours))
+    warnings = ordered(one for one in findings if one.is_warning)
+    mistakes = ordered(one for one in findings if not one.is_warning)
+    if mistakes:
+        return Checked(mistakes, (), warnings)
+    return Checked((), tuple(object_of(value) for value in ours), warnings)
 
 
 def _kind(document: Document) -> str | None:
@@ -160,9 +172,17 @@ def _check_document(document: Document, kind: str, sets: Sets) -> None:
     if document.full:
         return
     if kind.endswith("TaskSet"):
-        check_task_set(document, lambda path: not any(one[: len(path)] == path for one in broken), sets)
+        sound = _sound(broken)
+        check_task_set(document, sound, sets)
+        lint_task_set(document, sound)
     else:
         check_task_binding(document)
+
+
+def _sound(broken: Sequence[Path]) -> Callable[[Path], bool]:
+    """Whether there was no error at or below a path."""
+    above = {path[:length] for path in broken for length in range(len(path) + 1)}
+    return lambda path: path not in above
 
 
 def _check_once(document: Document, kind: str, first: dict[tuple[str, str, str], Document]) -> None:

@@ -4,6 +4,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from unicodedata import combining, east_asian_width
+
+from pidone.language.rules import WARNINGS
 
 _WIDEST = 160  # characters of a source line that are shown
 _MOST = 20  # words that are listed where none is close
@@ -32,19 +35,40 @@ class Finding:
     source: str = ""  # the line it stands in
     width: int = 1
 
+    @property
+    def is_warning(self) -> bool:
+        """Whether the file works all the same. It is a matter of the rule alone."""
+        return self.rule in WARNINGS
+
+    @property
+    def end(self) -> int:
+        """The column after the token's last character in this line."""
+        return max(self.column + 1, min(self.column + self.width, len(self.source) + 1))
+
+    @property
+    def place(self) -> str:
+        return f"{printable(self.file)}:{self.line}:{self.column}"
+
     def __str__(self) -> str:
-        head = f"{self.file}:{self.line}:{self.column}: {printable(self.message)} [{self.rule}]"
+        warning = "warning: " if self.is_warning else ""
+        head = f"{self.place}: {warning}{printable(self.message)} [{self.rule}]"
+        return "\n".join([head, *self.excerpt()])
+
+    def excerpt(self) -> list[str]:
+        """The line, and below it the caret; nothing where the line is empty."""
         if not self.source.strip():
-            return head
+            return []
         source, before = self.source, self.column - 1
         if len(source) > _WIDEST:
             cut = max(0, before - _WIDEST // 2)
             source, before = source[cut : cut + _WIDEST], before - cut
+        source = printable(source).ljust(before)
         # what stands before the caret keeps its tabs, so that the caret stays under its token
-        space = "".join(" " if character != "\t" else "\t" for character in source[:before].ljust(before))
-        width = max(1, min(self.width, len(source) - before))
-        caret = "^" + "~" * (width - 1)
-        return f"{head}\n{self.line:>5} | {printable(source)}\n      | {space}{caret}"
+        space = "".join(
+            "\t" if character == "\t" else " " * _cells(character) for character in source[:before]
+        )
+        width = max(1, _cells(source[before : before + self.width]))
+        return [f"{self.line:>5} | {source.rstrip()}", f"      | {space}^{'~' * (width - 1)}"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +108,11 @@ def suggestion(word: str, known: Iterable[str]) -> str:
         return f'; did you mean "{folded[close[0]]}"?'
     more = ", ..." if len(options) > _MOST else ""
     return f"; expected one of {', '.join(options[:_MOST])}{more}" if options else ""
+
+
+def _cells(text: str) -> int:
+    """Columns of a terminal."""
+    return sum(0 if combining(one) else 1 + (east_asian_width(one) in {"W", "F"}) for one in text)
 
 
 def printable(text: str) -> str:

@@ -173,6 +173,27 @@ def action_of(task: Mapping[str, Any]) -> Action | None:
     return found[0] if len(found) == 1 else None
 
 
+@cache
+def value_rules() -> Mapping[str, str]:
+    """The rules of scalars that the schemas have names for, each with what it is about in one sentence."""
+    found: dict[str, str] = {}
+
+    def look(part: Any) -> None:
+        if isinstance(part, dict):
+            value = part.get("x-pidone-value")
+            if value is not None:
+                found.setdefault(value["rule"], f"Not {value['what']}: {value['write']}.")
+            for inner in part.values():
+                look(inner)
+        elif isinstance(part, list):
+            for inner in part:
+                look(inner)
+
+    for kind in KINDS:
+        look(schema(kind))
+    return found
+
+
 def _resolved(part: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
     """``part`` with its reference followed; what stands beside a reference counts before what it leads to."""
     if "$ref" not in part:

@@ -1,13 +1,20 @@
 """``pidone check``: files, folders, standard input, exit codes."""
 
 import io
+import json
+import os
+import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from pidone.cli.check import check
+from pidone.language.findings import Finding
+from pidone.language.formats import github
 
 HERE = Path(__file__).parent
 BAD = HERE / "bad" / "unknown-action.yaml"
@@ -28,7 +35,9 @@ def test_findings_are_1(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_no_such_file_is_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert check([str(GOOD), "nowhere.yaml"]) == 2
-    assert capsys.readouterr() == ("", "pidone check: nowhere.yaml: No such file or directory\n")
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert errors.startswith("pidone check: nowhere.yaml: No such file or directory\n1 file with ")
 
 
 def test_a_folder_is_everything_below_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,6 +59,241 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(BAD.read_bytes())))
     assert check(["-"]) == 1
     assert capsys.readouterr().out.startswith("<stdin>:7:7: ")
+
+
+WARNED = HERE / "bad" / "no-stop-timeout.yaml"
+
+
+def test_warnings_are_0_and_with_strict_3(capsys: pytest.CaptureFixture[str]) -> None:
+    assert check([str(WARNED), str(GOOD)]) == 0
+    output, summary = capsys.readouterr()
+    assert output.startswith(f"{WARNED}:7:7: warning: deregistering ")
+    assert summary == "1 warning in 1 file\n"
+    assert check([str(WARNED), str(GOOD)], strict=True) == 3
+    assert check([str(WARNED), str(BAD)], strict=True) == 1
+    assert check([str(GOOD)], strict=True) == 0
+    assert capsys.readouterr().err.splitlines()[1] == "1 finding and 1 warning in 2 files"
+
+
+def test_what_can_be_read_is_checked_all_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "locked").mkdir()
+    assert check([str(tmp_path / "none"), str(BAD), str(tmp_path / "locked" / "n\x1b[2J")]) == 2
+    output, errors = capsys.readouterr()
+    assert output.startswith(f"{BAD}:7:7: ")
+    assert f"pidone check: {tmp_path}/none: No such file or directory\n" in errors
+    assert "\x1b" not in errors
+
+
+def test_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert check([str(BAD), str(WARNED)], form="json") == 1
+    found = json.loads(capsys.readouterr().out)["findings"]
+    assert found[0] == {
+        "file": str(BAD),
+        "line": 7,
+        "column": 7,
+        "endColumn": 11,
+        "severity": "error",
+        "rule": "unknown-field",
+        "message": 'unknown field "prob"; did you mean "probe"?',
+    }
+    assert [one["severity"] for one in found] == ["error", "warning"]
+    check([str(GOOD)], form="json")
+    assert json.loads(capsys.readouterr().out) == {"findings": []}
+
+
+def test_github_gets_workflow_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert check([str(BAD), str(WARNED)], form="github") == 1
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == (
+        f"::error file={BAD},line=7,col=7,endColumn=11,title=pidone unknown-field"
+        '::unknown field "prob"; did you mean "probe"?'
+    )
+    assert second.startswith(f"::warning file={WARNED},line=7,col=7,endColumn=15,title=pidone stop-timeout::")
+
+
+def test_no_text_of_a_file_ends_a_workflow_command() -> None:
+    finding = Finding("a,b:c%.yaml", 1, 2, "100%\r\n::error::no", "kind")
+    assert github([finding]) == (
+        "::error file=a%2Cb%3Ac%25.yaml,line=1,col=2,endColumn=3,title=pidone kind::100%25%0D%0A::error::no\n"
+    )
+
+
+# What GitHub's code scanning asks for, and of SARIF 2.1.0 no more than we write.
+TEXT = {"type": "object", "required": ["text"], "properties": {"text": {"type": "string", "minLength": 1}}}
+POSITIVE = {"type": "integer", "minimum": 1}
+SARIF = {
+    "required": ["$schema", "version", "runs"],
+    "properties": {
+        "version": {"const": "2.1.0"},
+        "runs": {
+            "minItems": 1,
+            "items": {
+                "additionalProperties": False,
+                "required": ["tool", "results", "columnKind"],
+                "properties": {
+                    "columnKind": {"const": "unicodeCodePoints"},
+                    "tool": {
+                        "required": ["driver"],
+                        "properties": {
+                            "driver": {
+                                "additionalProperties": False,
+                                "required": ["name", "rules"],
+                                "properties": {
+                                    "name": {"const": "pidone"},
+                                    "semanticVersion": {"pattern": r"^\d+\.\d+\.\d+"},
+                                    "rules": {
+                                        "uniqueItems": True,
+                                        "items": {
+                                            "additionalProperties": False,
+                                            "required": ["id", "shortDescription", "fullDescription", "help"],
+                                            "properties": {
+                                                "id": {"pattern": "^[a-z-]+$"},
+                                                "shortDescription": TEXT,
+                                                "fullDescription": TEXT,
+                                                "help": TEXT,
+                                            },
+                                        },
+                                    },
+                                },
+                            }
+                        },
+                    },
+                    "results": {
+                        "items": {
+                            "additionalProperties": False,
+                            "required": ["ruleId", "level", "message", "locations"],
+                            "properties": {
+                                "ruleId": {"type": "string"},
+                                "ruleIndex": {"type": "integer", "minimum": 0},
+                                "level": {"enum": ["error", "warning"]},
+                                "message": TEXT,
+                                "locations": {
+                                    "minItems": 1,
+                                    "items": {
+                                        "additionalProperties": False,
+                                        "required": ["physicalLocation"],
+                                        "properties": {
+                                            "physicalLocation": {
+                                                "additionalProperties": False,
+                                                "required": ["artifactLocation", "region"],
+                                                "properties": {
+                                                    "artifactLocation": {
+                                                        "properties": {
+                                                            "uri": {
+                                                                "pattern": "^(file:///)?[A-Za-z0-9%_.~-]"
+                                                                "[A-Za-z0-9%_.~/-]*$"
+                                                            }
+                                                        }
+                                                    },
+                                                    "region": {
+                                                        "additionalProperties": False,
+                                                        "required": ["startLine", "startColumn", "endColumn"],
+                                                        "properties": {
+                                                            "startLine": POSITIVE,
+                                                            "startColumn": POSITIVE,
+                                                            "endColumn": POSITIVE,
+                                                        },
+                                                    },
+                                                },
+                                            }
+                                        },
+                                    },
+                                },
+                            },
+                        }
+                    },
+                },
+            },
+        },
+    },
+}
+
+
+def test_sarif_has_what_code_scanning_asks_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(HERE)
+    assert check(["bad", str(HERE / "bad" / "cycle.yaml"), "./bad/../good"], form="sarif") == 1
+    sarif = json.loads(capsys.readouterr().out)
+    Draft202012Validator(SARIF).validate(sarif)
+    (run,) = sarif["runs"]
+    assert len(run["results"]) > 100
+    uris = set()
+    for result in run["results"]:
+        assert run["tool"]["driver"]["rules"][result["ruleIndex"]]["id"] == result["ruleId"]
+        place = result["locations"][0]["physicalLocation"]
+        assert place["region"]["startColumn"] < place["region"]["endColumn"]
+        uris.add(place["artifactLocation"]["uri"])
+    assert "bad/cycle.yaml" in uris  # relative, however it was given
+    assert all(uri.startswith("bad/") for uri in uris)
+
+
+def test_a_file_elsewhere_has_an_absolute_uri(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "ä b.yaml"
+    file.write_text("[")
+    check([str(file)], form="sarif")
+    (result,) = json.loads(capsys.readouterr().out)["runs"][0]["results"]
+    uri = result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
+    assert uri == f"file://{tmp_path}/%C3%A4%20b.yaml"
+
+
+def run(
+    *arguments: str, terminal: bool = False, name: bytes | None = None, **env: str
+) -> tuple[int, str, str]:
+    """The command as a person runs it; on a terminal its output is what the terminal gets."""
+    ours, theirs = pty.openpty() if terminal else os.pipe()
+    argv: list[str | bytes] = [sys.executable, "-m", "pidone", "check", *arguments]
+    with subprocess.Popen(
+        argv if name is None else [*argv, name],
+        stdout=theirs if terminal else subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        env={"PATH": os.environ["PATH"], "TERM": "xterm", **env},
+    ) as process:
+        os.close(theirs)
+        output, errors = process.communicate(timeout=30)
+        if terminal:
+            output = os.read(ours, 1 << 16)
+    os.close(ours)
+    return process.returncode, (output or b"").decode(), errors.decode()
+
+
+def test_colours_on_a_terminal_only_and_not_where_somebody_said_no() -> None:
+    assert "\x1b[" in run(str(BAD), terminal=True)[1]
+    assert "\x1b[" not in run(str(BAD))[1]
+    assert "\x1b[" not in run(str(BAD), terminal=True, NO_COLOR="1")[1]
+    assert "\x1b[" not in run(str(BAD), terminal=True, TERM="dumb")[1]
+    assert "\x1b[" not in run(str(BAD), "--format", "json", terminal=True)[1]
+
+
+def test_without_its_colours_a_terminal_shows_the_same() -> None:
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", run(str(WARNED), str(BAD), terminal=True)[1])
+    assert shown.replace("\r\n", "\n") == run(str(WARNED), str(BAD))[1]
+
+
+def test_a_reader_may_leave() -> None:
+    script = f"{sys.executable} -m pidone check {HERE}/bad | head -1"
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True, timeout=30)
+    assert len(done.stdout.splitlines()) == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_any_name_and_any_locale(tmp_path: Path) -> None:
+    name = os.fsencode(tmp_path) + b"/caf\xe9.yaml"
+    Path(os.fsdecode(name)).write_text('apiVersion: pidone.dev/v1alpha1\nkind: "ä"\n', "utf-8")
+    for form in ("text", "json", "github", "sarif"):
+        code, output, errors = run("--format", form, name=name, PYTHONIOENCODING="ascii")
+        assert (code, "Traceback" in errors) == (1, False), errors
+        assert output
+        if form in {"json", "sarif"}:
+            json.loads(output)
+
+
+def test_unknown_options_and_formats_are_2() -> None:
+    for arguments in (["--format", "xml", str(GOOD)], ["--frmat", "json", str(GOOD)], []):
+        code, output, errors = run(*arguments)
+        assert (code, output) == (2, "")
+        assert errors.startswith("usage: pidone ")
 
 
 def test_importing_the_language_loads_neither_yaml_nor_schema_library() -> None:

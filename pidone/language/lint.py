@@ -1,0 +1,414 @@
+"""What a set of well-formed tasks would do: clashes, leases that run out, limits that limit nothing.
+
+Only tasks in which the schema found nothing are looked at. A reference to a param counts as the param's default
+where it has one: what does not work by default is a mistake; of what is not known nothing is said.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from pidone.language import duration
+from pidone.language.findings import Span, shown
+from pidone.language.reading import Document
+from pidone.language.schemas import MISSING, Action, Shape, action_of, task_shape
+from pidone.language.substitution import POD, references
+
+Path = tuple[str | int, ...]
+Said = Iterator[tuple[Span, str, str]]  # where, what, and the rule
+
+_OWN_HOSTS = {"127.0.0.1", "::1", "localhost", "$(pod.ip)"}
+_LISTENING = ("metrics",)  # actions with a port that process 1 itself opens
+_HANDLERS = ("httpGet", "tcpSocket", "grpc")
+_BESIDE = {"completed": {"succeeded", "failed"}}  # states that hold at once; "started" does beside all
+
+
+def lint_task_set(document: Document, sound: Callable[[Path], bool]) -> None:
+    """``sound(path)`` says whether the schema found nothing at or below a path."""
+    spec = document.root.value.get("spec")
+    if isinstance(spec, dict):
+        whole = _Set.of(document, spec, sound)
+        for rule in _RULES:
+            for span, message, name in rule(whole):
+                document.say(span, message, name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    name: str
+    path: Path
+    value: Mapping[str, Any]
+    action: Action
+    document: Document
+
+    @property
+    def line(self) -> int:
+        return self.document.span((*self.path, "name")).line
+
+    @property
+    def lasts(self) -> bool:
+        """Whether a run goes on until the pod ends; actions of which that is not so have defaults that say so."""
+        return not {"every", "restartPolicy"} & self.action.defaults.keys()
+
+    def has(self, *path: str) -> bool:
+        return self._find(path) is not MISSING
+
+    def get(self, *path: str) -> Any:
+        """The value as it stands in the file, else the default; None where there is neither."""
+        value = self._find(path)
+        if value is MISSING:
+            value = self.action.defaults.get(path[0], MISSING) if len(path) == 1 else MISSING
+        if value is MISSING:
+            value = _default(task_shape(), path)
+        return None if value is MISSING else value
+
+    def span(self, *path: str) -> Span:
+        """Of the value where it is written, else of the action's key: a task is many lines."""
+        return self.document.span((*self.path, *path)) if self.has(*path) else self.key(self.action.name)
+
+    def key(self, *path: str) -> Span:
+        return self.document.key((*self.path, *path))
+
+    def _find(self, path: Sequence[str]) -> Any:
+        value: Any = self.value
+        for step in path:
+            if not isinstance(value, Mapping) or step not in value:
+                return MISSING
+            value = value[step]
+        return value
+
+
+def _default(shape: Shape, path: Sequence[str]) -> Any:
+    for step in path:
+        if step not in shape.properties:
+            return MISSING
+        shape = shape.properties[step]
+    return shape.default
+
+
+@dataclass(frozen=True, slots=True)
+class _Set:
+    document: Document
+    spec: Mapping[str, Any]
+    tasks: Mapping[str, _Task]
+    params: Mapping[str, tuple[Path, Mapping[str, Any]]]
+
+    @classmethod
+    def of(cls, document: Document, spec: Mapping[str, Any], sound: Callable[[Path], bool]) -> "_Set":
+        tasks: dict[str, _Task] = {}
+        for path, task in _named(spec, "tasks", sound):
+            action = action_of(task)
+            if action is not None:
+                tasks.setdefault(task["name"], _Task(task["name"], path, task, action, document))
+        params = {param["name"]: (path, param) for path, param in _named(spec, "params", sound)}
+        return cls(document, spec, tasks, params)
+
+    @property
+    def renewed(self) -> set[str]:
+        """What heartbeats are of, those included that have mistakes."""
+        beats = (task.get("heartbeat") for _, task in _named(self.spec, "tasks", lambda _: True))
+        return {str(beat.get("of")) for beat in beats if isinstance(beat, dict)}
+
+    @property
+    def extended(self) -> bool:
+        """Whether there are tasks that this file does not have."""
+        return bool(self.spec.get("extends"))
+
+    def edges(self, task: _Task) -> Iterator[tuple[str, str, Span]]:
+        """Task, state and place of all that must hold for ``task`` to start."""
+        for key in ("needs", "while"):
+            for index, edge in enumerate(task.value.get(key, ())):
+                name, _, state = edge.partition(".")
+                if name in self.tasks:
+                    span = self.document.span((*task.path, key, index))
+                    yield name, state or self.tasks[name].action.ready, span
+
+    def of_action(self, *names: str) -> Iterator[_Task]:
+        return (task for task in self.tasks.values() if task.action.name in names)
+
+    def settled(self, value: Any) -> Any:
+        """``value`` with the param's default for a reference; None where it is only known in a pod."""
+        if not isinstance(value, str) or "$(" not in value:
+            return value
+        found = references(value)
+        if len(found) != 1 or found[0].text != value or not found[0].name.startswith("params."):
+            return None
+        _, param = self.params.get(found[0].name.removeprefix("params."), ((), {}))
+        return param.get("default")
+
+    def same(self, one: Any, other: Any) -> bool:
+        """Whether two values are equal in every pod, or are so by default."""
+        known = self.settled(one)
+        return bool(one == other) or (known is not None and bool(known == self.settled(other)))
+
+    def seconds(self, value: Any) -> float | None:
+        return duration.seconds(self.settled(value))
+
+    def shown(self, value: Any) -> str:
+        """A value for a message: for a reference also what it is by default."""
+        known = self.settled(value)
+        return f"{value}" if known is None or known == value else f"{known} by default, {value}"
+
+
+def _named(
+    spec: Mapping[str, Any], key: str, sound: Callable[[Path], bool]
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The objects of a list in which the schema found nothing; all of them have a name."""
+    items = spec.get(key)
+    for index, item in enumerate(items if isinstance(items, list) else ()):
+        path: Path = ("spec", key, index)
+        if isinstance(item, dict) and sound(path):
+            yield path, item
+
+
+# Each rule is a function of a set. What it says is the fact first and the remedy last.
+
+
+def _ports(tasks: _Set) -> Said:
+    listening = list(tasks.of_action(*_LISTENING))
+    for index, other in enumerate(listening):
+        port = other.get(other.action.name, "port")
+        for one in listening[:index]:
+            if not tasks.same(one.get(one.action.name, "port"), port):
+                continue
+            message = (
+                f'"{one.name}" on line {one.line} listens on port {tasks.shown(port)} already; '
+                f'give "{other.name}" another one'
+            )
+            yield other.span(other.action.name, "port"), message, "port-clash"
+            break
+    for one in listening:
+        port = one.get(one.action.name, "port")
+        remedy = f'give "{one.name}" on line {one.line} another port'
+        for probe in tasks.of_action("probe"):
+            for handler in _HANDLERS:
+                asked = probe.get("probe", handler, "port") if probe.has("probe", handler) else None
+                own = probe.get("probe", handler, "host") in {None, *_OWN_HOSTS}
+                if asked is not None and own and tasks.same(port, asked):
+                    message = (
+                        f"port {tasks.shown(asked)} is where pidone itself serves {one.action.name}, "
+                        f"so this would not ask the application; {remedy}"
+                    )
+                    yield probe.span("probe", handler, "port"), message, "port-clash"
+        for task, registry in _registrations(tasks):
+            given = task.get("register", registry, "port")
+            if given is not None and tasks.same(port, given):
+                message = (
+                    f"port {tasks.shown(given)} is where pidone itself serves {one.action.name}, "
+                    f"and callers are led there; {remedy}"
+                )
+                yield task.span("register", registry, "port"), message, "registered-metrics"
+
+
+def _registrations(tasks: _Set) -> Iterator[tuple[_Task, str]]:
+    """Each register task, and the name of its registry."""
+    for task in tasks.of_action("register"):
+        for registry, shape in task_shape().properties["register"].properties.items():
+            if shape.properties and task.has("register", registry):
+                yield task, registry
+
+
+def _leases(tasks: _Set) -> Said:
+    for task, registry in _registrations(tasks):
+        lease = task.get("register", registry, "leaseDuration")
+        if lease is None:
+            continue  # a registry that keeps no lease
+        if task.name not in tasks.renewed:
+            message = (
+                f'nothing renews the lease of "{task.name}", which ends after {tasks.shown(lease)}; '
+                f"add a task with heartbeat: {{of: {task.name}}}"
+            )
+            yield task.key("register"), message, "unrenewed"
+        for beat in tasks.of_action("heartbeat"):
+            if beat.get("heartbeat", "of") == task.name:
+                yield from _lease(tasks, task, beat, lease)
+
+
+def _lease(tasks: _Set, task: _Task, beat: _Task, lease: Any) -> Said:
+    every = beat.get("every")
+    period, length = tasks.seconds(every), tasks.seconds(lease)
+    third = f", such as {duration.text(max(1, length // 3))}" if length is not None else ""
+    comes = f"the heartbeat comes every {tasks.shown(every)}"
+    if every == lease or (period is not None and length is not None and period >= length):
+        message = (
+            f'{comes}, and the lease of "{task.name}" ends after {tasks.shown(lease)}: '
+            f"the registry drops the pod in between; give every a part of it{third}"
+        )
+        yield beat.span("every"), message, "lease"
+    elif period is not None and length is not None and period * 2 >= length:
+        message = (
+            f'{comes}, and the lease of "{task.name}" ends after {tasks.shown(lease)}: '
+            f"one that is lost takes the pod out; give every a third of it{third}"
+        )
+        yield beat.span("every"), message, "short-lease"
+
+
+def _stopping(tasks: _Set) -> Said:
+    for task in tasks.of_action("register"):
+        if not task.has("stopTimeout"):
+            message = (
+                f'deregistering "{task.name}" may take {task.get("stopTimeout")} at the end of the pod, '
+                "the default; write how long it may take, as in stopTimeout: 5s"
+            )
+            yield task.key("register"), message, "stop-timeout"
+
+
+def _early_heartbeats(tasks: _Set) -> Said:
+    for beat in tasks.of_action("heartbeat"):
+        of = beat.get("heartbeat", "of")
+        registrations = {task.name for task in tasks.of_action("register")}
+        if of in registrations and of not in {name for name, _, _ in tasks.edges(beat)}:
+            message = f'"{beat.name}" fails until "{of}" has registered; add needs: [{of}]'
+            yield beat.key("heartbeat"), message, "early-heartbeat"
+
+
+def _instances(tasks: _Set) -> Said:
+    """What tells instances apart is the registry's business; two that are equal in all of it are one."""
+    for (one, registry), (other, same) in combinations(list(_registrations(tasks)), 2):
+        equal = all(
+            one.get("register", registry, field) == other.get("register", registry, field)
+            for field in ("url", "app", "port", "instanceId")
+        )
+        if registry == same and equal:
+            message = (
+                f'"{other.name}" keeps the same instance as "{one.name}" on line {one.line}, and they would '
+                "overwrite each other; remove one, or give it an instanceId of its own"
+            )
+            yield other.key("register", registry), message, "instance-clash"
+
+
+def _periods(tasks: _Set) -> Said:
+    for task in tasks.tasks.values():
+        every, timeout = task.get("every"), task.get("timeout")
+        period, limit = tasks.seconds(every), tasks.seconds(timeout)
+        if task.lasts:
+            name = task.action.name
+            if every is not None:
+                message = f"a {name} task is one run that lasts until the pod ends; remove every"
+                yield task.key("every"), message, "no-effect"
+            if limit is not None:
+                message = f"a {name} task is one run that lasts, and this would end it after {timeout}; remove timeout"
+                yield task.key("timeout"), message, "timeout"
+            continue
+        if period is not None and period < 1:
+            message = (
+                f"a task starts at most once a second, so {tasks.shown(every)} is not kept; give 1s or more"
+            )
+            yield task.span("every"), message, "period"
+        if period is not None and limit is not None and limit > period:
+            message = (
+                f"a run may take {tasks.shown(timeout)}, longer than the {tasks.shown(every)} from one to the "
+                f"next, and would skip some; give timeout at most {duration.text(period)}"
+            )
+            yield task.span("timeout"), message, "timeout"
+
+
+def _probes(tasks: _Set) -> Said:
+    for task in tasks.of_action("probe"):
+        if not any(task.has("probe", handler) for handler in (*_HANDLERS, "exec")):
+            continue  # the pod's own probe, with its own numbers
+        period, timeout = task.get("probe", "periodSeconds"), task.get("probe", "timeoutSeconds")
+        known = tasks.settled(period), tasks.settled(timeout)
+        if all(isinstance(one, int) for one in known) and known[1] > known[0]:
+            message = (
+                f"a try may take {tasks.shown(timeout)} s, and the next is due after {tasks.shown(period)} s; "
+                f"give timeoutSeconds at most {known[0]}, or a longer periodSeconds"
+            )
+            yield task.span("probe", "timeoutSeconds"), message, "timeout"
+        for handler in _HANDLERS:
+            host = task.get("probe", handler, "host") if task.has("probe", handler, "host") else None
+            if host is not None and "$(" not in host and host not in _OWN_HOSTS:
+                message = (
+                    f'"{host}" is not this pod, and every pod would ask it; '
+                    "leave host out to ask the pod's own application"
+                )
+                yield task.span("probe", handler, "host"), message, "probe-host"
+        if task.has("probe", "exec"):
+            message = (
+                f"this starts a program every {tasks.shown(period)} s in every pod; "
+                "where the application has a port, httpGet, tcpSocket or grpc cost less"
+            )
+            yield task.key("probe", "exec"), message, "probe-exec"
+
+
+def _backoffs(tasks: _Set) -> Said:
+    for task in tasks.tasks.values():
+        initial, most = task.get("backoff", "initial"), task.get("backoff", "max")
+        first, last = tasks.seconds(initial), tasks.seconds(most)
+        if task.has("backoff") and first is not None and last is not None and first > last:
+            message = (
+                f"the first wait, {tasks.shown(initial)}, is longer than the longest, {tasks.shown(most)}, "
+                "and is cut to it; give initial at most max"
+            )
+            yield task.span("backoff", "initial"), message, "backoff"
+
+
+def _contradictions(tasks: _Set) -> Said:
+    for task in tasks.tasks.values():
+        for (name, state, _), (other, second, span) in combinations(list(tasks.edges(task)), 2):
+            if name == other and not _at_once(state, second):
+                message = (
+                    f'"{name}" is never {state} and {second} at once, so "{task.name}" would never start; '
+                    "keep one of the two"
+                )
+                yield span, message, "contradiction"
+
+
+def _at_once(one: str, other: str) -> bool:
+    return (
+        one == other
+        or "started" in {one, other}
+        or one in _BESIDE.get(other, ())
+        or other in _BESIDE.get(one, ())
+    )
+
+
+def _params(tasks: _Set) -> Said:
+    used = {reference.name for text in _texts(tasks.spec.get("tasks")) for reference in references(text)}
+    misspelt = used - {f"params.{name}" for name in tasks.params} - set(POD)
+    for name, (path, param) in tasks.params.items():
+        if f"params.{name}" not in used and not misspelt and not tasks.extended:
+            message = f"no task has $(params.{name}); use it, or remove the param"
+            yield tasks.document.span((*path, "name")), message, "unused-param"
+        pattern = param.get("pattern", "")
+        if pattern and _is_regular(pattern) and not pattern.startswith("^") and not pattern.endswith("$"):
+            message = (
+                f"this takes every text that has a fitting part somewhere; anchor it: {shown(f'^{pattern}$')}"
+            )
+            yield tasks.document.span((*path, "pattern")), message, "pattern-anchors"
+
+
+def _is_regular(pattern: str) -> bool:
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError):
+        return False
+    return True
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield key
+            yield from _texts(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)
+
+
+_RULES: Sequence[Callable[[_Set], Said]] = (
+    _ports,
+    _leases,
+    _stopping,
+    _early_heartbeats,
+    _instances,
+    _periods,
+    _probes,
+    _backoffs,
+    _contradictions,
+    _params,
+)

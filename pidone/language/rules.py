@@ -1,0 +1,85 @@
+"""What each rule is about, in one sentence: for people who see its name, and for tools that list rules.
+
+A rule is an error or a warning, always. An error is what cannot work as it is written; a warning is about what
+works, and is rarely meant. The rules of scalars that the schema has a name for, such as ``port``, stand there.
+"""
+
+from collections.abc import Mapping
+
+ERRORS: Mapping[str, str] = {
+    # the file
+    "ambiguous-scalar": "Readers of YAML 1.1 and of YAML 1.2 make different values of the same word.",
+    "duplicate-key": "A key stands twice in one mapping; readers keep the first, the last, or neither.",
+    "empty": "A file that is to be checked has nothing in it.",
+    "encoding": "A file is not UTF-8.",
+    "key": "A key of a mapping is not text.",
+    "kind": "apiVersion and kind do not say TaskSet or TaskBinding.",
+    "merge-key": "YAML 1.2 has no merge key, and readers of YAML 1.1 follow it.",
+    "too-deep": "Values are nested deeper than the language ever needs.",
+    "too-large": "A file, or a document with its aliases written out, is too large.",
+    "too-many-aliases": "A document has more aliases than a person writes.",
+    "unknown-anchor": "An alias has no anchor before it.",
+    "yaml-syntax": "The file is not YAML.",
+    "yaml-tag": "YAML tags have no meaning in the language.",
+    # the schema
+    "duplicate-item": "An item stands twice in a list of different things.",
+    "enum": "A word is none of those that are known in its place.",
+    "length": "A list or a text has too few or too many items or characters.",
+    "missing-field": "A field that is needed is not there.",
+    "no-action": "A task has no action.",
+    "no-handler": "A probe has no handler.",
+    "no-registry": "A register task has no registry.",
+    "range": "A number is too small or too great.",
+    "schema": "A value does not fit the schema.",
+    "two-actions": "A task has more than one action.",
+    "two-handlers": "A probe has more than one handler.",
+    "two-registries": "A register task has more than one registry.",
+    "type": "A value is of another type than its place takes.",
+    "unknown-field": "A field is not known in its place.",
+    # what it means
+    "command": "A program is not given by its absolute path.",
+    "contradiction": "A task waits for states that are never there at once.",
+    "cycle": "Tasks wait for each other, so none of them ever starts.",
+    "duplicate-object": "Two objects of a file have the same kind, namespace and name.",
+    "duplicate-param": "Two params of a set have the same name.",
+    "duplicate-task": "Two tasks of a set have the same name.",
+    "instance-clash": "Two register tasks keep the same instance in the same registry.",
+    "lease": "A heartbeat comes too late for its lease.",
+    "param-constraint": "A constraint of a param does not fit its type, or another constraint.",
+    "param-type": "A value is not of the type, or outside of the constraints, of its param.",
+    "pattern": "A pattern is not a regular expression, or one that may take for ever.",
+    "port-clash": "Two tasks listen on one port, or a probe asks a port that pidone itself listens on.",
+    "reference": "A reference stands where it has no meaning, or is not closed.",
+    "selector": "An expression of a label selector has values where it takes none, or none where it needs some.",
+    "tainted": "A reference stands where only a literal may stand.",
+    "tainted-command": "The program that is run is made of references.",
+    "tainted-key": "A key is made of references.",
+    "task-kind": "A field names a task with another action than it takes.",
+    "unknown-param": "A reference leads to a param that is not declared.",
+    "unknown-reference": "A reference leads to nothing that is known.",
+    "unknown-state": "An edge names a state that the task's action does not have.",
+    "unknown-task": "A task is named that is not in the set.",
+    "unrenewed": "Nothing renews the lease of a registration.",
+}
+
+WARNINGS: Mapping[str, str] = {
+    "backoff": "The first wait of a backoff is longer than its longest.",
+    "early-heartbeat": "A heartbeat begins before its registration is there.",
+    "no-effect": "A field has no effect on this kind of task.",
+    "pattern-anchors": "A pattern that is not anchored takes every text with a fitting part.",
+    "period": "A period is shorter than the second between two starts of a task.",
+    "probe-exec": "A probe starts a program where a port could be asked.",
+    "probe-host": "A probe asks another host than its own pod.",
+    "registered-metrics": "A registration leads callers to the port of the metrics.",
+    "short-lease": "One heartbeat that is lost ends the lease.",
+    "stop-timeout": "A register task does not say how long its deregistration may take.",
+    "timeout": "A time limit is longer than the period, or ends what is to last.",
+    "unused-param": "No task uses a param.",
+}
+
+
+def description(rule: str) -> str:
+    """What ``rule`` is about."""
+    from pidone.language.schemas import value_rules
+
+    return ERRORS.get(rule) or WARNINGS.get(rule) or value_rules()[rule]
