@@ -4,8 +4,8 @@ The schema says what is wrong, one small function for each keyword says it in wo
 what a schema cannot. All mistakes of a file come in one run, in the file's order, none twice.
 """
 
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterable, Mapping, Sequence
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,12 +61,15 @@ class Parsed:
 
 def parse_bytes(data: bytes, file: str) -> Parsed:
     """What was read from a file: UTF-8, as YAML in Kubernetes is. ``file`` is only what findings call it."""
+    data = data.removeprefix(BOM_UTF8)
     try:
         return Parsed.of(data.decode("utf-8"), file)
     except UnicodeDecodeError as error:
-        before = data[: error.start].decode("utf-8")
-        span = Span(before.count("\n") + 1, len(before) - before.rfind("\n"))
         source = Source.of(data.decode("utf-8", errors="replace"), file)
+        if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+            message = "the file is UTF-16; save it as UTF-8"
+            return Parsed((), (source.finding(Span(1, 1), message, "encoding"),))
+        span = source.span(len(data[: error.start].decode("utf-8")))
         return Parsed((), (source.finding(span, "this is not UTF-8; save the file as UTF-8", "encoding"),))
 
 
@@ -139,7 +142,8 @@ def _kind(document: Document) -> str | None:
     if group == _GROUP and kind is None:
         document.say(document.span(()), f'"kind" is missing; expected {expected}', "kind")
     elif group == _GROUP:
-        message = f"unknown kind {shown(kind)}{suggestion(str(kind), KINDS)}"
+        meant = suggestion(kind if isinstance(kind, str) else "", KINDS)
+        message = f"unknown kind {shown(kind)}{meant}"
         document.say(document.span(("kind",)), message, "kind")
     elif kind in KINDS and _close(group):
         message = f'unknown apiVersion {shown(version)}; did you mean "{API_VERSION}"?'
@@ -212,7 +216,7 @@ def _additional_properties(document: Document, path: Path, error: Any) -> None:
         if key not in known and not document.full:
             where = f" in {path[-1]}" if path and isinstance(path[-1], str) else ""
             message = (
-                f'unknown field "{key}"{where if not _meant(key, known) else ""}{suggestion(key, known)}'
+                f"unknown field {shown(key)}{where if not _meant(key, known) else ''}{suggestion(key, known)}"
             )
             document.say(document.key((*path, key)), message, "unknown-field")
 

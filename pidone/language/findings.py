@@ -1,6 +1,7 @@
 """One mistake in one place: what is said about it, and how it is shown."""
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -9,9 +10,10 @@ from unicodedata import combining, east_asian_width
 from pidone.language.rules import WARNINGS
 
 _WIDEST = 160  # characters of a source line that are shown
+_LONGEST = 400  # characters of a message
 _MOST = 20  # words that are listed where none is close
 _MOST_COMPARED = 200
-_LINE_END = re.compile(r"\r\n|[\n\r\x85\u2028\u2029]")  # what the YAML parser counts as one
+_LINE_END = re.compile(r"\r\n|[\n\r]")  # of YAML 1.2, and of editors
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +79,26 @@ class Source:
 
     file: str
     lines: tuple[str, ...]
+    starts: tuple[int, ...]  # of the lines, in characters from the beginning
 
     @classmethod
     def of(cls, text: str, file: str) -> "Source":
-        return cls(file, tuple(_LINE_END.split(text)))
+        ends = [(found.start(), found.end()) for found in _LINE_END.finditer(text)]
+        starts = (0, *(end for _, end in ends))
+        stops = (*(stop for stop, _ in ends), len(text))
+        return cls(file, tuple(text[start:stop] for start, stop in zip(starts, stops, strict=True)), starts)
+
+    def span(self, start: int, end: int | None = None) -> Span:
+        """Of the characters from ``start`` to ``end``; what goes on in the next line ends with its first."""
+        line = bisect_right(self.starts, start) - 1
+        column = start - self.starts[line]
+        rest = max(1, len(self.lines[line]) - column)
+        return Span(line + 1, column + 1, 1 if end is None else min(rest, max(1, end - start)))
 
     def finding(self, span: Span, message: str, rule: str) -> Finding:
-        line = self.lines[span.line - 1] if span.line <= len(self.lines) else ""
+        if len(message) > _LONGEST:  # it has a word of the file in it, and that may be a megabyte
+            message = f"{message[: _LONGEST - 3]}..."
+        line = self.lines[span.line - 1]
         return Finding(self.file, span.line, span.column, message, rule, line, span.width)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pidone.language.findings import Finding, Source, Span
+from pidone.language.findings import Finding, Source, Span, shown
 
 MAX_CHARACTERS = 1 << 20
 MAX_DEPTH = 40  # the language needs 9
@@ -18,6 +18,9 @@ MAX_VALUES = 50_000  # of one document, each alias counted as what it stands for
 MAX_ALIASES = 100  # of one document
 MAX_DOCUMENTS = 2_000  # of one file
 MAX_FINDINGS = 500  # of one document; a file with more is not what it was meant to be
+
+# What YAML 1.1 takes for the end of a line, and YAML 1.2 for text; the parser itself is of both opinions.
+_LINE_SEPARATOR = re.compile("[\x85\u2028\u2029]")
 
 # The core schema of YAML 1.2, and what other readers make of the same words.
 _CONSTANT = {"": None, "~": None, "null": None, "Null": None, "NULL": None} | {
@@ -107,8 +110,8 @@ def read(text: str, file: str) -> tuple[list[Document], list[Finding]]:
     """
     text = text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
     if len(text) > MAX_CHARACTERS:
-        start = Source(file, ())
-        return [], [start.finding(Span(1, 1), "the file is larger than 1 MiB; split it", "too-large")]
+        message = "the file is larger than 1 MiB; split it"
+        return [], [Source.of("", file).finding(Span(1, 1), message, "too-large")]
     source = Source.of(text, file)
     documents: list[Document] = []
     try:
@@ -131,6 +134,7 @@ class _Builder:
     def __init__(self, text: str, source: Source) -> None:
         self._text = text
         self._source = source
+        self._separators = [found.start() for found in _LINE_SEPARATOR.finditer(text)]
         self._fresh(Node(Span(1, 1)))
 
     def _fresh(self, root: Node) -> None:
@@ -146,8 +150,9 @@ class _Builder:
         for event in self._events():
             match event:
                 case events.DocumentStartEvent():
-                    self._fresh(Node(_span(event)))
+                    self._fresh(Node(self._span(event)))
                 case events.DocumentEndEvent():
+                    self._separate(event.end_mark.index)
                     yield self._document
                 case events.MappingStartEvent() | events.SequenceStartEvent():
                     self._begin(event, {} if isinstance(event, events.MappingStartEvent) else [])
@@ -166,17 +171,36 @@ class _Builder:
         try:
             yield from YAML(typ="safe", pure=True).parse(self._text)
         except MarkedYAMLError as error:
-            raise _syntax(error) from error
+            start, problem = _syntax(error)
+            if self._separators and self._separators[0] < start:
+                raise _Stop(*self._separator(self._separators[0])) from error
+            raise _Stop(self._source.span(start), problem, "yaml-syntax") from error
         except ReaderError as error:
-            before = self._text[: error.position]
-            span = Span(before.count("\n") + 1, len(before) - before.rfind("\n"))
-            raise _Stop(span, "a control character stands here; YAML takes none", "yaml-syntax") from error
+            name = f"U+{ord(self._text[error.position]):04X}"
+            message = f"{name} stands here, a character that YAML does not take; remove it"
+            raise _Stop(self._source.span(error.position), message, "yaml-syntax") from error
         except (ValueError, IndexError, AttributeError, TypeError, AssertionError, RecursionError) as error:
             # ruamel trips over a few inputs itself, such as a %YAML directive without a number
             raise _Stop(Span(1, 1), "the file is not YAML", "yaml-syntax") from error
 
+    def _span(self, event: Any) -> Span:
+        return self._source.span(event.start_mark.index, event.end_mark.index)
+
+    def _separate(self, end: int) -> None:
+        """Say of each doubtful end of a line before ``end`` that it is one."""
+        while self._separators and self._separators[0] < end:
+            self._document.say(*self._separator(self._separators.pop(0)))
+
+    def _separator(self, at: int) -> tuple[Span, str, str]:
+        name = f"U+{ord(self._text[at]):04X}"
+        message = (
+            f"{name} stands here, which ends a line for YAML 1.1 and not for YAML 1.2; remove it, "
+            "or write it as an escape in double quotes"
+        )
+        return self._source.span(at), message, "ambiguous-scalar"
+
     def _begin(self, event: Any, value: Any) -> None:
-        node = Node(_span(event), value)
+        node = Node(self._span(event), value)
         self._tag(event)
         if len(self._open) == MAX_DEPTH:
             raise _Stop(node.span, f"nested more than {MAX_DEPTH} deep", "too-deep")
@@ -189,29 +213,33 @@ class _Builder:
         self._put(node, anchor)
 
     def _scalar(self, event: Any) -> None:
-        node = Node(_span(event), event.value)
+        node = Node(self._span(event), event.value)
         self._tag(event)
         if event.style is None:
             node.value, wrong = _plain(event.value)
             if wrong:
                 self._document.say(node.span, wrong, "ambiguous-scalar")
         elif event.style in "|>":
-            node.span = Span(node.span.line, node.span.column)
+            node.span = self._source.span(event.start_mark.index)
         self._put(node, event.anchor)
 
     def _alias(self, event: Any) -> None:
-        span = _span(event)
+        span = self._span(event)
         self._aliases += 1
         if self._aliases > MAX_ALIASES:
             raise _Stop(span, f"more than {MAX_ALIASES} aliases; write the values out", "too-many-aliases")
         node = self._anchors.get(event.anchor)
         if node is None:  # also one around the alias itself: its anchor counts once it is complete
-            raise _Stop(span, f'no anchor "&{event.anchor}" stands before this alias', "unknown-anchor")
+            raise _Stop(
+                span, f"no anchor {shown(f'&{event.anchor}')} stands before this alias", "unknown-anchor"
+            )
         self._put(node, None)
 
     def _tag(self, event: Any) -> None:
         if event.tag is not None:
-            self._document.say(_span(event), "tags have no meaning here; to have text, quote it", "yaml-tag")
+            self._document.say(
+                self._span(event), "tags have no meaning here; to have text, quote it", "yaml-tag"
+            )
 
     def _put(self, node: Node, anchor: str | None) -> None:
         """Put a finished node where it belongs: document, list, key or value of a mapping."""
@@ -243,18 +271,12 @@ class _Builder:
         if name in around.keys:
             there = around.keys[name].line
             self._document.say(
-                span, f'"{name}" is there already, on line {there}; remove one', "duplicate-key"
+                span, f"{shown(name)} is there already, on line {there}; remove one", "duplicate-key"
             )
             return
         around.keys[name] = span
         around.members[name] = node
         around.value[name] = node.value
-
-
-def _span(event: Any) -> Span:
-    start, end = event.start_mark, event.end_mark
-    width = end.column - start.column if end.line == start.line else 1 << 16  # to the end of the line
-    return Span(start.line + 1, start.column + 1, max(1, width))
 
 
 def _plain(text: str) -> tuple[Any, str]:
@@ -269,16 +291,14 @@ def _plain(text: str) -> tuple[Any, str]:
     return _CONSTANT.get(text, text), ""
 
 
-def _syntax(error: Any) -> _Stop:
-    """A parser's error in our words where they are plainer, at the mark that a person would look at."""
+def _syntax(error: Any) -> tuple[int, str]:
+    """Where a person would look, in characters, and a parser's error in our words where they are plainer."""
     mark, problem = error.problem_mark, str(error.problem)
     if error.context_mark is not None and "flow" in str(error.context):
         start = error.context_mark
         if mark is None or mark.line != start.line or "stream end" in problem:
             bracket = "{" if "mapping" in str(error.context) else "["
-            return _Stop(
-                Span(start.line + 1, start.column + 1), f'this "{bracket}" is not closed', "yaml-syntax"
-            )
+            return start.index, f'this "{bracket}" is not closed'
     if error.context_mark is not None and "end of stream" in problem:
         mark, problem = error.context_mark, "this quotation mark is not closed"
     elif "'\\t'" in problem:
@@ -294,5 +314,4 @@ def _syntax(error: Any) -> _Stop:
             f"{problem.removeprefix('found character ').split()[0]} cannot begin a value; quote the value"
         )
     mark = mark or error.context_mark
-    span = Span(mark.line + 1, mark.column + 1) if mark is not None else Span(1, 1)
-    return _Stop(span, problem, "yaml-syntax")
+    return (mark.index if mark is not None else 0), problem

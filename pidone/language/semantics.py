@@ -114,9 +114,9 @@ def check_task_binding(document: Document) -> None:
     for index, expression in enumerate(expressions if isinstance(expressions, list) else ()):
         path: Path = ("spec", "podSelector", "matchExpressions", index)
         operator = expression.get("operator") if isinstance(expression, dict) else None
-        if operator in {"In", "NotIn"} and not expression.get("values"):
+        if operator in ("In", "NotIn") and not expression.get("values"):
             document.say(document.span((*path, "operator")), f"{operator} needs values", "selector")
-        if operator in {"Exists", "DoesNotExist"} and expression.get("values"):
+        if operator in ("Exists", "DoesNotExist") and expression.get("values"):
             document.say(
                 document.key((*path, "values")), f"{operator} takes no values; remove them", "selector"
             )
