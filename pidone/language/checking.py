@@ -18,7 +18,7 @@ from pidone.language.schemas import API_VERSION, KINDS, validator
 from pidone.language.semantics import Path, check_task_binding, check_task_set
 
 _GROUP = API_VERSION.partition("/")[0]
-_DOUBTS = {"ambiguous-scalar", "key", "yaml-tag"}
+_DOUBTS = {"ambiguous-scalar", "key", "merge-key", "yaml-tag"}
 _TYPES = {
     "object": "an object",
     "array": "a list",
@@ -65,10 +65,10 @@ def parse_bytes(data: bytes, file: str) -> Parsed:
     try:
         return Parsed.of(data.decode("utf-8"), file)
     except UnicodeDecodeError as error:
-        source = Source.of(data.decode("utf-8", errors="replace"), file)
         if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
             message = "the file is UTF-16; save it as UTF-8"
-            return Parsed((), (source.finding(Span(1, 1), message, "encoding"),))
+            return Parsed((), (Source.of("", file).finding(Span(1, 1), message, "encoding"),))
+        source = Source.of(data.decode("utf-8", errors="replace"), file)
         span = source.span(len(data[: error.start].decode("utf-8")))
         return Parsed((), (source.finding(span, "this is not UTF-8; save the file as UTF-8", "encoding"),))
 
@@ -203,7 +203,13 @@ def _check_once(document: Document, kind: str, first: dict[tuple[str, str, str],
 def _without_echoes(findings: list[Finding]) -> list[Finding]:
     """What was read with doubt gets no second finding: the type of the value may be the reader's doing."""
     doubtful = {(one.line, one.column) for one in findings if one.rule in _DOUBTS}
-    return [one for one in findings if one.rule in _DOUBTS or (one.line, one.column) not in doubtful]
+    merged = {(one.line, one.column) for one in findings if one.rule == "merge-key"}
+    return [
+        one
+        for one in findings
+        if (one.rule in _DOUBTS or (one.line, one.column) not in doubtful)
+        and (one.rule != "ambiguous-scalar" or (one.line, one.column) not in merged)
+    ]
 
 
 # One function for each keyword of JSON Schema: where to point, and what to say. ``error`` is a
@@ -276,6 +282,14 @@ def _enum(document: Document, path: Path, error: Any) -> None:
         _tainted(document, path)
         return
     options = [str(option) for option in error.validator_value]
+    if not isinstance(error.instance, str):
+        here = f'"{path[-1]}"' if path and isinstance(path[-1], str) else "this"
+        what = (
+            f"{here} has no value" if error.instance is None else f"{shown(error.instance)} is not known here"
+        )
+        where = document.key(path) if error.instance is None else document.span(path)
+        document.say(where, f"{what}; expected one of {', '.join(options)}", "enum")
+        return
     message = f"{shown(error.instance)} is not known here{suggestion(str(error.instance), options)}"
     document.say(document.span(path), message, "enum")
 

@@ -10,7 +10,7 @@ from unicodedata import combining, east_asian_width
 from pidone.language.rules import WARNINGS
 
 _WIDEST = 160  # characters of a source line that are shown
-_LONGEST = 400  # characters of a message
+_LONGEST = 300  # characters of a message
 _MOST = 20  # words that are listed where none is close
 _MOST_COMPARED = 200
 _LINE_END = re.compile(r"\r\n|[\n\r]")  # of YAML 1.2, and of editors
@@ -149,4 +149,5 @@ def shown(value: object) -> str:
         case dict():
             return "an object"
         case _:
-            return str(value)
+            text = str(value)
+            return text if len(text) <= 60 else f"{text[:57]}..."

@@ -19,8 +19,21 @@ MAX_ALIASES = 100  # of one document
 MAX_DOCUMENTS = 2_000  # of one file
 MAX_FINDINGS = 500  # of one document; a file with more is not what it was meant to be
 
-# What YAML 1.1 takes for the end of a line, and YAML 1.2 for text; the parser itself is of both opinions.
-_LINE_SEPARATOR = re.compile("[\x85\u2028\u2029]")
+# What readers take for the end of a line or of a document, and others do not.
+_ENDS = (
+    (  # the parser itself is of both opinions
+        re.compile("[\x85\u2028\u2029]"),
+        "{} ends a line for YAML 1.1 and not for YAML 1.2; remove it, or write it as an escape in double quotes",
+    ),
+    (
+        re.compile(r"^---(?![ \t]*(?:#.*)?\r?$).*", re.MULTILINE),
+        "kubectl takes no line that begins with --- and goes on; begin a new line after it",
+    ),
+    (
+        re.compile(r"^\.\.\.(?=\s)(?!\s*(?:---|\Z))", re.MULTILINE),
+        "kubectl does not read what follows {}; begin a new document with ---",
+    ),
+)
 
 # The core schema of YAML 1.2, and what other readers make of the same words.
 _CONSTANT = {"": None, "~": None, "null": None, "Null": None, "NULL": None} | {
@@ -30,18 +43,21 @@ _INTEGER = re.compile(r"[-+]?[0-9]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _DOUBTFUL = (
     (re.compile(r"(?i)y|n|yes|no|on|off"), "kubectl reads {} as true or false, YAML 1.2 as text"),
-    (re.compile(r"[-+]?0[0-9_]+"), "kubectl reads {} in base 8, YAML 1.2 in base 10"),
+    (re.compile(r"[-+]?0[0-9]+"), "kubectl reads {} in base 8, YAML 1.2 in base 10"),
     (re.compile(r"[-+]?[0-9]+(:[0-5]?[0-9])+(\.[0-9]*)?"), "YAML 1.1 reads {} in base 60, YAML 1.2 as text"),
     (
         re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt ].*)?"),
         "YAML 1.1 reads {} as a time, YAML 1.2 as text",
     ),
-    (
-        re.compile(r"0o[0-7]+|[-+]?0b[01_]+|[-+]?[0-9][0-9_]*_[0-9_]*(\.[0-9_]*)?|="),
-        "YAML 1.1 and YAML 1.2 read {} differently",
-    ),
+    (re.compile(r"[-+]?0[oO][0-7]+"), "kubectl reads {} in base 8, and other readers as text"),
+    (re.compile(r"[-+]?0[bB][01]+"), "kubectl reads {} in base 2, YAML 1.2 as text"),
+    (re.compile(r"[-+]0[xX][0-9a-fA-F]+|0X[0-9a-fA-F]+"), "kubectl reads {} in base 16, YAML 1.2 as text"),
+    (re.compile(r"=|<<"), "YAML 1.1 has a meaning of its own for {}"),
     (re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"), "JSON has no number {}"),
     (re.compile(r"[-+]?[0-9.]{19,}|0x[0-9a-fA-F]{16,}|.*[0-9.][eE][-+]?[0-9]{3,}"), "{} is no usable number"),
+)
+_GROUPED = re.compile(
+    r"[-+]?(0[xX][0-9a-fA-F]+|0[oO][0-7]+|0[bB][01]+|(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?)"
 )
 
 
@@ -134,7 +150,11 @@ class _Builder:
     def __init__(self, text: str, source: Source) -> None:
         self._text = text
         self._source = source
-        self._separators = [found.start() for found in _LINE_SEPARATOR.finditer(text)]
+        self._ends = sorted(
+            (found.start(), found.end(), message)
+            for pattern, message in _ENDS
+            for found in pattern.finditer(text)
+        )
         self._fresh(Node(Span(1, 1)))
 
     def _fresh(self, root: Node) -> None:
@@ -143,6 +163,7 @@ class _Builder:
         self._key: list[tuple[str, Span] | None] = []  # for each of them, the key that waits for its value
         self._anchors: dict[str, Node] = {}
         self._aliases = 0
+        self._flow = 0  # brackets around what is read; inside of them nothing is without
 
     def documents(self) -> Iterator[Document]:
         from ruamel.yaml import events
@@ -152,7 +173,7 @@ class _Builder:
                 case events.DocumentStartEvent():
                     self._fresh(Node(self._span(event)))
                 case events.DocumentEndEvent():
-                    self._separate(event.end_mark.index)
+                    self._say_ends(event.end_mark.index)
                     yield self._document
                 case events.MappingStartEvent() | events.SequenceStartEvent():
                     self._begin(event, {} if isinstance(event, events.MappingStartEvent) else [])
@@ -172,8 +193,8 @@ class _Builder:
             yield from YAML(typ="safe", pure=True).parse(self._text)
         except MarkedYAMLError as error:
             start, problem = _syntax(error)
-            if self._separators and self._separators[0] < start:
-                raise _Stop(*self._separator(self._separators[0])) from error
+            if self._ends and self._ends[0][0] < start:
+                raise _Stop(*self._doubtful_end()) from error
             raise _Stop(self._source.span(start), problem, "yaml-syntax") from error
         except ReaderError as error:
             name = f"U+{ord(self._text[error.position]):04X}"
@@ -186,18 +207,16 @@ class _Builder:
     def _span(self, event: Any) -> Span:
         return self._source.span(event.start_mark.index, event.end_mark.index)
 
-    def _separate(self, end: int) -> None:
-        """Say of each doubtful end of a line before ``end`` that it is one."""
-        while self._separators and self._separators[0] < end:
-            self._document.say(*self._separator(self._separators.pop(0)))
+    def _say_ends(self, before: int) -> None:
+        """Say of each doubtful end in the document that it is one."""
+        while self._ends and self._ends[0][0] < before:
+            self._document.say(*self._doubtful_end())
 
-    def _separator(self, at: int) -> tuple[Span, str, str]:
-        name = f"U+{ord(self._text[at]):04X}"
-        message = (
-            f"{name} stands here, which ends a line for YAML 1.1 and not for YAML 1.2; remove it, "
-            "or write it as an escape in double quotes"
-        )
-        return self._source.span(at), message, "ambiguous-scalar"
+    def _doubtful_end(self) -> tuple[Span, str, str]:
+        start, end, message = self._ends.pop(0)
+        found = self._text[start:end]
+        name = found if found.isprintable() else f"U+{ord(found):04X}"
+        return self._source.span(start, end), message.format(name), "ambiguous-scalar"
 
     def _begin(self, event: Any, value: Any) -> None:
         node = Node(self._span(event), value)
@@ -206,9 +225,11 @@ class _Builder:
             raise _Stop(node.span, f"nested more than {MAX_DEPTH} deep", "too-deep")
         self._open.append((node, event.anchor))
         self._key.append(None)
+        self._flow = self._flow + 1 if event.flow_style else 0
 
     def _end(self) -> None:
         node, anchor = self._open.pop()
+        self._flow = max(0, self._flow - 1)
         self._key.pop()
         self._put(node, anchor)
 
@@ -217,6 +238,8 @@ class _Builder:
         self._tag(event)
         if event.style is None:
             node.value, wrong = _plain(event.value)
+            if self._flow and ("?" in event.value or event.value.startswith(":")):
+                wrong = 'between brackets kubectl reads no text with "?" in it or ":" before it; quote it'
             if wrong:
                 self._document.say(node.span, wrong, "ambiguous-scalar")
         elif event.style in "|>":
@@ -262,6 +285,9 @@ class _Builder:
             self._pair(around, key, node)
 
     def _name(self, node: Node) -> str:
+        if node.value == "<<":
+            message = "kubectl merges what follows, and YAML 1.2 has no merge key; write the fields out"
+            self._document.say(node.span, message, "merge-key")
         if not isinstance(node.value, str):
             self._document.say(node.span, "a key is text; quote it", "key")
         return str(node.value) if not isinstance(node.value, dict | list) else ""
@@ -284,6 +310,8 @@ def _plain(text: str) -> tuple[Any, str]:
     for pattern, wrong in _DOUBTFUL:
         if pattern.fullmatch(text):
             return text, f"{wrong.format(text)}; quote it"
+    if "_" in text and _GROUPED.fullmatch(text.replace("_", "")):
+        return text, f"kubectl reads {text} as the number {text.replace('_', '')}, YAML 1.2 as text; quote it"
     if _INTEGER.fullmatch(text):
         return int(text, 16 if text.startswith("0x") else 10), ""
     if _FLOAT.fullmatch(text):

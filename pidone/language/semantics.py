@@ -157,7 +157,8 @@ def _check_params(
     for index, value in params.items():
         if sound((*_PARAMS, index)):
             _check_param(document, (*_PARAMS, index), value)
-    return {value["name"]: str(value.get("type", "string")) for value in params.values()}
+    types = {value["name"]: value.get("type", "string") for value in params.values()}
+    return {name: type_ if isinstance(type_, str) else "" for name, type_ in types.items()}
 
 
 def _check_param(document: Document, path: Path, value: Mapping[str, Any]) -> None:
@@ -347,7 +348,7 @@ class _Tasks:
     def _check_type(self, span: Span, value: str, reference: Reference, shape: Shape, given: str) -> None:
         """Text takes every value; elsewhere the whole scalar is the reference, and the types must agree."""
         fitting = {"port": {"integer", "string"}}.get(shape.type, {shape.type})
-        if given in fitting or shape.type == "string" or value != reference.text:
+        if not given or given in fitting or shape.type == "string" or value != reference.text:
             return
         remedy = f"; give the param type: {shape.type}" if reference.name.startswith("params.") else ""
         message = f"{reference.text} is of type {given}, and {shape.what} stands here{remedy}"

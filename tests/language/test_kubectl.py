@@ -1,0 +1,197 @@
+"""kubectl's reading of YAML, from its own Go packages, ours, and ruamel's are equal wherever nothing is said."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from pidone.language.checking import check_text
+from pidone.language.reading import read
+from pidone.language.schemas import API_VERSION
+from tests.language.fuzz import Fuzzer, seeds
+from tests.language.test_checking import GOOD
+
+HERE = Path(__file__).parent
+CACHE = Path.home() / ".cache" / "pidone" / "go"
+pytestmark = pytest.mark.skipif(shutil.which("go") is None, reason="no go: apt-get install golang-go")
+
+
+@pytest.fixture(scope="module")
+def kubectl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program; its first build takes some ten seconds and fetches three small modules."""
+    program = tmp_path_factory.mktemp("kubectl") / "kubectl_yaml"
+    env = os.environ | {
+        "GOMODCACHE": str(CACHE / "mod"),
+        "GOCACHE": str(CACHE / "build"),
+        "GOFLAGS": "-buildvcs=false",
+        "GOTOOLCHAIN": "local",
+        "CGO_ENABLED": "0",
+    }
+    subprocess.run(["go", "build", "-o", program, "."], cwd=HERE / "kubectl_yaml", env=env, check=True)
+    return program
+
+
+def readings(kubectl: Path, files: Iterable[Path]) -> dict[Path, Any]:
+    """Of each file the documents, or None where kubectl takes it for no YAML."""
+    names = "".join(f"{file}\n" for file in files)
+    done = subprocess.run([kubectl], input=names, capture_output=True, text=True, check=True, timeout=60)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    return {Path(one["file"]): None if one.get("error") else one["documents"] for one in found}
+
+
+def plain(value: Any) -> Any:
+    """As JSON compares: a number has no type, true is none."""
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [plain(inner) for inner in value]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return (type(value).__name__, value)
+    return float(value)
+
+
+def ours(documents: Iterable[Any]) -> list[Any]:
+    """Objects of pidone; what other objects mean is for others to say."""
+    return [plain(one) for one in documents if isinstance(one, dict) and one.get("apiVersion") == API_VERSION]
+
+
+@pytest.mark.parametrize("file", GOOD, ids=lambda file: file.stem)
+def test_good_files_are_read_the_same_by_all_three(kubectl: Path, file: Path) -> None:
+    text = file.read_text("utf-8")
+    expected = ours(document.root.value for document in read(text, file.name)[0])
+    assert expected
+    assert ours(readings(kubectl, [file])[file]) == expected
+    assert ours(YAML(typ="safe", pure=True).load_all(text)) == expected
+
+
+SCALAR = "0123456789" * 2 + "-+._:eExXobBaAfFnNyYtT~=<>|!*&'\"#%@` ,[]{}?\\/"
+FORMS = (
+    *(
+        "0x1f",
+        "-0x1F",
+        "+0x1f",
+        "0x_1",
+        "0b11",
+        "-0b11",
+        "0o17",
+        "-0o17",
+        "0O17",
+        "017",
+        "-017",
+        "08",
+        "+1",
+        "1_0",
+    ),
+    *(
+        "_1",
+        "-_1",
+        "+_1",
+        "._1",
+        "1._0",
+        ".5",
+        "-.5",
+        "+.5",
+        "5.",
+        "1e3",
+        "1.e3",
+        "1E-3",
+        "1e+3",
+        ".e3",
+        "1e",
+        "0.1_0",
+    ),
+    *(
+        "1:30",
+        "1:30:00",
+        "190:20:30.15",
+        "-1:30",
+        "2026-11-23",
+        "2026-1-2 3:4:5",
+        "2026-11-23T00:00:00Z",
+        "12e03",
+    ),
+    *(
+        ".inf",
+        "-.INF",
+        "+.inf",
+        ".NaN",
+        ".nan",
+        "inf",
+        "nan",
+        "null",
+        "NULL",
+        "nULL",
+        "~",
+        "yes",
+        "Yes",
+        "yEs",
+        "y",
+    ),
+    *(
+        "n",
+        "N",
+        "on",
+        "ON",
+        "Off",
+        "oFF",
+        "true",
+        "tRUE",
+        "TRUE",
+        "False",
+        "=",
+        "<<",
+        "0",
+        "-0",
+        "00",
+        "0.0",
+        "-0.0",
+    ),
+    *(
+        "9223372036854775807",
+        "9223372036854775808",
+        "18446744073709551616",
+        "1e22",
+        "123456789012345678",
+        "0x7fffffff",
+    ),
+)
+
+
+def test_scalars_are_read_the_same_or_something_is_said(kubectl: Path, tmp_path: Path) -> None:
+    """No scalar may pass the reader and mean something else in kubectl: as a value, as a key, in a list."""
+    random = Random(1)
+    made = ["".join(random.choices(SCALAR, k=random.randrange(1, 6))) for _ in range(3000)]
+    expected = {}
+    for number, scalar in enumerate((*FORMS, *made)):
+        text = f"apiVersion: {API_VERSION}\nvalue: {scalar}\nlist: [{scalar}]\n{scalar}: key\n"
+        documents, findings = read(text, "x.yaml")
+        if not findings and not documents[0].findings:
+            file = tmp_path / f"{number}.yaml"
+            file.write_text(text, "utf-8")
+            expected[file] = ours(document.root.value for document in documents)
+    assert len(expected) > 1000
+    for file, documents in readings(kubectl, expected).items():
+        assert documents is not None, file.read_text("utf-8")
+        assert ours(documents) == expected[file], file.read_text("utf-8")
+
+
+def test_damaged_files_are_read_the_same_or_something_is_said(kubectl: Path, tmp_path: Path) -> None:
+    fuzzer, expected = Fuzzer(2, seeds()), {}
+    for number in range(1500):
+        text = fuzzer.input(number).decode("utf-8", "replace")
+        if not check_text(text, "x.yaml").findings:
+            file = tmp_path / f"{number}.yaml"
+            file.write_text(text, "utf-8", newline="")
+            expected[file] = ours(document.root.value for document in read(text, "x.yaml")[0])
+    assert any(expected.values())
+    for file, documents in readings(kubectl, expected).items():
+        if expected[file]:
+            assert documents is not None, file.read_text("utf-8")
+        assert ours(documents or []) == expected[file], file.read_text("utf-8")
