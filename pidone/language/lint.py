@@ -21,6 +21,7 @@ Said = Iterator[tuple[Span, str, str]]  # where, what, and the rule
 
 _OWN_HOSTS = {"127.0.0.1", "::1", "localhost", "$(pod.ip)"}
 _LISTENING = ("metrics",)  # actions with a port that process 1 itself opens
+_LASTING = ("probe", "register", "metrics")  # actions of which one run goes on until the pod ends
 _HANDLERS = ("httpGet", "tcpSocket", "grpc")
 _BESIDE = {"completed": {"succeeded", "failed"}}  # states that hold at once; "started" does beside all
 
@@ -47,11 +48,6 @@ class _Task:
     def line(self) -> int:
         return self.document.span((*self.path, "name")).line
 
-    @property
-    def lasts(self) -> bool:
-        """Whether a run goes on until the pod ends; actions of which that is not so have defaults that say so."""
-        return not {"every", "restartPolicy"} & self.action.defaults.keys()
-
     def has(self, *path: str) -> bool:
         return self._find(path) is not MISSING
 
@@ -70,6 +66,12 @@ class _Task:
 
     def key(self, *path: str) -> Span:
         return self.document.key((*self.path, *path))
+
+    def edges(self, *keys: str) -> Iterator[tuple[str, Path, str]]:
+        """The key, the place and the text of each edge."""
+        for key in keys:
+            for index, edge in enumerate(self.value.get(key, ())):
+                yield key, (*self.path, key, index), edge
 
     def _find(self, path: Sequence[str]) -> Any:
         value: Any = self.value
@@ -100,7 +102,7 @@ class _Set:
         tasks: dict[str, _Task] = {}
         for path, task in _named(spec, "tasks", sound):
             action = action_of(task)
-            if action is not None:
+            if action is not None and task.get("override") != "merge":  # which is but a part of a task
                 tasks.setdefault(task["name"], _Task(task["name"], path, task, action, document))
         params = {param["name"]: (path, param) for path, param in _named(spec, "params", sound)}
         return cls(document, spec, tasks, params)
@@ -116,14 +118,12 @@ class _Set:
         """Whether there are tasks that this file does not have."""
         return bool(self.spec.get("extends"))
 
-    def edges(self, task: _Task) -> Iterator[tuple[str, str, Span]]:
-        """Task, state and place of all that must hold for ``task`` to start."""
-        for key in ("needs", "while"):
-            for index, edge in enumerate(task.value.get(key, ())):
-                name, _, state = edge.partition(".")
-                if name in self.tasks:
-                    span = self.document.span((*task.path, key, index))
-                    yield name, state or self.tasks[name].action.ready, span
+    def edges(self, task: _Task, *keys: str) -> Iterator[tuple[str, str, Span]]:
+        """Task, state and place of what must hold for ``task`` to start (needs), and to run (while)."""
+        for _, path, edge in task.edges(*keys):
+            name, _, state = edge.partition(".")
+            if name in self.tasks:
+                yield name, state or self.tasks[name].action.ready, self.document.span(path)
 
     def of_action(self, *names: str) -> Iterator[_Task]:
         return (task for task in self.tasks.values() if task.action.name in names)
@@ -171,7 +171,7 @@ def _ports(tasks: _Set) -> Said:
     for index, other in enumerate(listening):
         port = other.get(other.action.name, "port")
         for one in listening[:index]:
-            if not tasks.same(one.get(one.action.name, "port"), port):
+            if not tasks.same(one.get(one.action.name, "port"), port) or not _together(one, other):
                 continue
             message = (
                 f'"{one.name}" on line {one.line} listens on port {tasks.shown(port)} already; '
@@ -186,7 +186,7 @@ def _ports(tasks: _Set) -> Said:
             for handler in _HANDLERS:
                 asked = probe.get("probe", handler, "port") if probe.has("probe", handler) else None
                 own = probe.get("probe", handler, "host") in {None, *_OWN_HOSTS}
-                if asked is not None and own and tasks.same(port, asked):
+                if asked is not None and own and tasks.same(port, asked) and _together(one, probe):
                     message = (
                         f"port {tasks.shown(asked)} is where pidone itself serves {one.action.name}, "
                         f"so this would not ask the application; {remedy}"
@@ -194,12 +194,17 @@ def _ports(tasks: _Set) -> Said:
                     yield probe.span("probe", handler, "port"), message, "port-clash"
         for task, registry in _registrations(tasks):
             given = task.get("register", registry, "port")
-            if given is not None and tasks.same(port, given):
+            if given is not None and tasks.same(port, given) and _together(one, task):
                 message = (
                     f"port {tasks.shown(given)} is where pidone itself serves {one.action.name}, "
                     f"and callers are led there; {remedy}"
                 )
                 yield task.span("register", registry, "port"), message, "registered-metrics"
+
+
+def _together(one: _Task, other: _Task) -> bool:
+    """Whether two tasks are in the same pods, as far as can be said: of different selectors it cannot."""
+    return bool(one.value.get("podSelector") == other.value.get("podSelector"))
 
 
 def _registrations(tasks: _Set) -> Iterator[tuple[_Task, str]]:
@@ -215,7 +220,7 @@ def _leases(tasks: _Set) -> Said:
         lease = task.get("register", registry, "leaseDuration")
         if lease is None:
             continue  # a registry that keeps no lease
-        if task.name not in tasks.renewed:
+        if task.name not in tasks.renewed and not tasks.extended:
             message = (
                 f'nothing renews the lease of "{task.name}", which ends after {tasks.shown(lease)}; '
                 f"add a task with heartbeat: {{of: {task.name}}}"
@@ -259,7 +264,7 @@ def _early_heartbeats(tasks: _Set) -> Said:
     for beat in tasks.of_action("heartbeat"):
         of = beat.get("heartbeat", "of")
         registrations = {task.name for task in tasks.of_action("register")}
-        if of in registrations and of not in {name for name, _, _ in tasks.edges(beat)}:
+        if of in registrations and of not in {name for name, _, _ in tasks.edges(beat, "needs", "while")}:
             message = f'"{beat.name}" fails until "{of}" has registered; add needs: [{of}]'
             yield beat.key("heartbeat"), message, "early-heartbeat"
 
@@ -271,7 +276,7 @@ def _instances(tasks: _Set) -> Said:
             one.get("register", registry, field) == other.get("register", registry, field)
             for field in ("url", "app", "port", "instanceId")
         )
-        if registry == same and equal:
+        if registry == same and equal and _together(one, other):
             message = (
                 f'"{other.name}" keeps the same instance as "{one.name}" on line {one.line}, and they would '
                 "overwrite each other; remove one, or give it an instanceId of its own"
@@ -283,7 +288,7 @@ def _periods(tasks: _Set) -> Said:
     for task in tasks.tasks.values():
         every, timeout = task.get("every"), task.get("timeout")
         period, limit = tasks.seconds(every), tasks.seconds(timeout)
-        if task.lasts:
+        if task.action.name in _LASTING:
             name = task.action.name
             if every is not None:
                 message = f"a {name} task is one run that lasts until the pod ends; remove every"
@@ -347,13 +352,37 @@ def _backoffs(tasks: _Set) -> Said:
 
 def _contradictions(tasks: _Set) -> Said:
     for task in tasks.tasks.values():
-        for (name, state, _), (other, second, span) in combinations(list(tasks.edges(task)), 2):
-            if name == other and not _at_once(state, second):
-                message = (
-                    f'"{name}" is never {state} and {second} at once, so "{task.name}" would never start; '
-                    "keep one of the two"
-                )
-                yield span, message, "contradiction"
+        yield from _own_states(tasks, task)
+        for key, never in (("needs", "start"), ("while", "run")):
+            for (name, state, _), (other, second, span) in combinations(list(tasks.edges(task, key)), 2):
+                if name == other and not _at_once(state, second):
+                    message = (
+                        f'"{name}" is never {state} and {second} at once, so "{task.name}" would never {never}; '
+                        "keep one of the two"
+                    )
+                    yield span, message, "contradiction"
+
+
+def _own_states(tasks: _Set, task: _Task) -> Said:
+    for key, path, edge in task.edges("while", "runOn"):
+        if edge.partition(".")[0] != task.name:
+            continue
+        if key == "while":
+            message = f'"{task.name}" would wait for itself, and never start; remove it from while'
+            yield tasks.document.span(path), message, "contradiction"
+        else:
+            message = (
+                f'each run of "{task.name}" would be followed by another; remove it from runOn, or use every'
+            )
+            yield tasks.document.span(path), message, "loop"
+    for key, _, edge in task.edges("runOn"):
+        if task.action.name in _LASTING:
+            message = (
+                f"a {task.action.name} task is one run that lasts, and no event starts another; "
+                f"remove runOn, or write while: [{edge}]"
+            )
+            yield task.key(key), message, "no-effect"
+            return
 
 
 def _at_once(one: str, other: str) -> bool:

@@ -43,6 +43,7 @@ ERRORS: Mapping[str, str] = {
     "duplicate-object": "Two objects of a file have the same kind, namespace and name.",
     "duplicate-param": "Two params of a set have the same name.",
     "duplicate-task": "Two tasks of a set have the same name.",
+    "event": "An event, which does not last, stands where a state is waited for.",
     "instance-clash": "Two register tasks keep the same instance in the same registry.",
     "lease": "A heartbeat comes too late for its lease.",
     "param-constraint": "A constraint of a param does not fit its type, or another constraint.",
@@ -50,11 +51,13 @@ ERRORS: Mapping[str, str] = {
     "pattern": "A pattern is not a regular expression, or one that may take for ever.",
     "port-clash": "Two tasks listen on one port, or a probe asks a port that pidone itself listens on.",
     "reference": "A reference stands where it has no meaning, or is not closed.",
+    "reserved-name": "A task has the name of something that events come from.",
     "selector": "An expression of a label selector has values where it takes none, or none where it needs some.",
     "tainted": "A reference stands where only a literal may stand.",
     "tainted-command": "The program that is run is made of references.",
     "tainted-key": "A key is made of references.",
     "task-kind": "A field names a task with another action than it takes.",
+    "unknown-event": "An edge names an event that there is not.",
     "unknown-param": "A reference leads to a param that is not declared.",
     "unknown-reference": "A reference leads to nothing that is known.",
     "unknown-state": "An edge names a state that the task's action does not have.",
@@ -65,6 +68,7 @@ ERRORS: Mapping[str, str] = {
 WARNINGS: Mapping[str, str] = {
     "backoff": "The first wait of a backoff is longer than its longest.",
     "early-heartbeat": "A heartbeat begins before its registration is there.",
+    "loop": "A task is started by its own runs.",
     "no-effect": "A field has no effect on this kind of task.",
     "pattern-anchors": "A pattern that is not anchored takes every text with a fitting part.",
     "period": "A period is shorter than the second between two starts of a task.",
@@ -82,4 +86,4 @@ def description(rule: str) -> str:
     """What ``rule`` is about."""
     from pidone.language.schemas import value_rules
 
-    return ERRORS.get(rule) or WARNINGS.get(rule) or value_rules()[rule]
+    return ERRORS.get(rule) or WARNINGS.get(rule) or value_rules().get(rule, rule)

@@ -58,7 +58,10 @@ def test_what_cannot_be_without_it_goes_too_and_so_on() -> None:
 
 
 def test_what_may_be_missing_is_left_out() -> None:
-    tasks = rendered(f"{{name: registration, register: {{{EUREKA}, follow: gone}}}}")
+    tasks = rendered(
+        f"{{name: registration, register: {{{EUREKA}, follow: gone}}}}",
+        "{name: beat, heartbeat: {of: registration}}",
+    )
     assert "follow" not in tasks["registration"]["register"]
 
 

@@ -181,7 +181,7 @@ EUREKA = "eureka: {url: http://e:1/e, app: web, port: 80}"
     ],
 )
 def test_7_no_reference_in_a_key_a_name_an_edge_or_what_decides_what_runs(task: str) -> None:
-    found = set(rules_broken(f"[{task}]"))
+    found = set(rules_broken(f"[{task}]")) - {"unrenewed"}
     assert len(found) == 1
     assert found <= {"tainted", "tainted-key", "tainted-command"}
 
@@ -194,9 +194,10 @@ def test_7_no_reference_in_a_key_a_name_an_edge_or_what_decides_what_runs(task: 
 def test_7_a_driver_encodes_a_value_for_where_it_goes(value: str) -> None:
     one = task_set(
         "[{name: a, maxLength: 253}]",
-        "[{name: x, register: {eureka: {url: http://e:1/e, app: $(params.a), instanceId: $(params.a), port: 80}}}]",
+        "[{name: x, register: {eureka: {url: http://e:1/e, app: $(params.a), instanceId: $(params.a), port: 80}}}, "
+        "{name: beat, heartbeat: {of: x}}]",
     )
-    (task,) = render([one], {"a": value}, POD)
+    task, _ = render([one], {"a": value}, POD)
     pod = Pod("ratings", "shop", "u", "10.0.0.1")
     registry = build_eureka(Fields(task["register"]["eureka"], "eureka"), pod, None)
     resource = registry._instance.resource  # the part of the URL that a value gets into
@@ -257,7 +258,9 @@ PASSED_ON = task_set(
     - name: tell
       report: {webhook: {url: http://a/, headers: {X: $(params.a)}}}
     - name: run
-      exec: {command: [/bin/run, $(params.a), "$(params.a)"], env: [{name: A, value: "<$(params.a)>"}]}""",
+      exec: {command: [/bin/run, $(params.a), "$(params.a)"], env: [{name: A, value: "<$(params.a)>"}]}
+    - name: beat
+      heartbeat: {of: registration}""",
 )
 
 
