@@ -70,14 +70,10 @@ def _parse(file: str) -> Parsed:
 
 
 def _write(output: str) -> None:
-    """To stdout, in whatever encoding a terminal has; a reader that has seen enough, such as head, may go."""
+    """To stdout, in whatever encoding a terminal has."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        sys.stdout.write(output)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+    sys.stdout.write(output)
 
 
 def _wants_colour(stream: TextIO) -> bool:
