@@ -185,12 +185,13 @@ class _Builder:
                     self._alias(event)
 
     def _events(self) -> Iterator[Any]:
-        from ruamel.yaml import YAML
         from ruamel.yaml.error import MarkedYAMLError
         from ruamel.yaml.reader import ReaderError
 
+        from pidone.language.events import events
+
         try:
-            yield from YAML(typ="safe", pure=True).parse(self._text)
+            yield from events(self._text)
         except MarkedYAMLError as error:
             start, problem = _syntax(error)
             if self._ends and self._ends[0][0] < start:
@@ -215,7 +216,7 @@ class _Builder:
     def _doubtful_end(self) -> tuple[Span, str, str]:
         start, end, message = self._ends.pop(0)
         found = self._text[start:end]
-        name = found if found.isprintable() else f"U+{ord(found):04X}"
+        name = f"U+{ord(found):04X}" if len(found) == 1 else found
         return self._source.span(start, end), message.format(name), "ambiguous-scalar"
 
     def _begin(self, event: Any, value: Any) -> None:
