@@ -5,7 +5,7 @@ what a schema cannot. All mistakes of a file come in one run, in the file's orde
 """
 
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,11 @@ from pidone.language.semantics import Path, check_task_binding, check_task_set
 
 _GROUP = API_VERSION.partition("/")[0]
 _DOUBTS = {"ambiguous-scalar", "key", "merge-key", "yaml-tag"}
+_LOUDER = {  # rules before which others keep quiet in the same place; before a doubt all but a louder one do
+    "unknown-field": {"key", "merge-key", "yaml-tag"},
+    "ambiguous-scalar": {"merge-key", "unknown-field"},
+    **dict.fromkeys(("key", "merge-key", "yaml-tag"), frozenset[str]()),
+}
 _TYPES = {
     "object": "an object",
     "array": "a list",
@@ -27,6 +32,23 @@ _TYPES = {
     "number": "a number",
     "boolean": "true or false",
     "null": "nothing",
+}
+
+
+# What is called otherwise where people come from: compose, GitHub Actions, Argo, Tekton, systemd, Kubernetes.
+_ELSEWHERE = {
+    **dict.fromkeys(("dependsOn", "depends_on", "depends", "after", "runAfter", "requires"), "needs"),
+    **dict.fromkeys(("if", "when", "unless"), "while"),
+    **dict.fromkeys(("on", "trigger", "triggers"), "runOn"),
+    **dict.fromkeys(("interval", "schedule", "cron", "period"), "every"),
+    **dict.fromkeys(("run", "script", "cmd", "shell"), "exec"),
+    **dict.fromkeys(("readinessProbe", "livenessProbe", "startupProbe", "healthcheck"), "probe"),
+    **dict.fromkeys(("retries", "retry", "attempts"), "backoffLimit"),
+    **dict.fromkeys(("timeoutSeconds", "deadline"), "timeout"),
+    **dict.fromkeys(("selector", "nodeSelector"), "podSelector"),
+    **dict.fromkeys(("steps", "jobs"), "tasks"),
+    **dict.fromkeys(("parameters", "inputs", "vars", "values"), "params"),
+    "args": "command",
 }
 
 
@@ -56,7 +78,7 @@ class Parsed:
     @classmethod
     def of(cls, text: str, file: str) -> "Parsed":
         documents, findings = read(text, file)
-        return cls(tuple(documents), tuple(findings))
+        return cls(tuple(_listed(documents)), tuple(findings))
 
 
 def parse_bytes(data: bytes, file: str) -> Parsed:
@@ -126,6 +148,17 @@ def check_parsed(parsed: Parsed, sets: Sets) -> Checked:
     return Checked((), tuple(object_of(value) for value in ours), warnings)
 
 
+def _listed(documents: Iterable[Document]) -> Iterator[Document]:
+    """The documents, and for a List, as kubectl get prints it, those in it."""
+    for document in documents:
+        value, items = document.root.value, document.root.members.get("items")
+        if isinstance(value, dict) and value.get("kind") == "List" and items is not None:
+            for item in items.items:
+                yield Document(item, document.source, list(document.findings))
+        else:
+            yield document
+
+
 def _kind(document: Document) -> str | None:
     """Our kind that a document is of; None where it is another's, or too far off to be checked further."""
     value = document.root.value
@@ -138,7 +171,7 @@ def _kind(document: Document) -> str | None:
     group = str(version).partition("/")[0]
     if kind in KINDS and (version is None or group == _GROUP):
         return str(kind)
-    expected = " or ".join(KINDS)
+    expected = ", ".join(KINDS[:-1]) + f" or {KINDS[-1]}"
     if group == _GROUP and kind is None:
         document.say(document.span(()), f'"kind" is missing; expected {expected}', "kind")
     elif group == _GROUP:
@@ -201,14 +234,17 @@ def _check_once(document: Document, kind: str, first: dict[tuple[str, str, str],
 
 
 def _without_echoes(findings: list[Finding]) -> list[Finding]:
-    """What was read with doubt gets no second finding: the type of the value may be the reader's doing."""
-    doubtful = {(one.line, one.column) for one in findings if one.rule in _DOUBTS}
-    merged = {(one.line, one.column) for one in findings if one.rule == "merge-key"}
+    """One mistake, one finding: what was read with doubt may be of the wrong type by the reader's doing.
+
+    Where a key is unknown, though, it does not matter how it is written.
+    """
+    at: dict[tuple[int, int], set[str]] = {}
+    for one in findings:
+        at.setdefault((one.line, one.column), set()).add(one.rule)
     return [
         one
         for one in findings
-        if (one.rule in _DOUBTS or (one.line, one.column) not in doubtful)
-        and (one.rule != "ambiguous-scalar" or (one.line, one.column) not in merged)
+        if not any(rule in _LOUDER.get(one.rule, _DOUBTS) for rule in at[one.line, one.column])
     ]
 
 
@@ -220,6 +256,14 @@ def _additional_properties(document: Document, path: Path, error: Any) -> None:
     known = error.schema.get("properties", {})
     for key in error.instance:
         if key not in known and not document.full:
+            if path == ("metadata",) and key == "namespace":
+                message = f"a {document.root.value['kind']} is in no namespace; remove it"
+                document.say(document.key((*path, key)), message, "unknown-field")
+                continue
+            if _ELSEWHERE.get(key) in known:
+                message = f'unknown field "{key}"; here it is called "{_ELSEWHERE[key]}"'
+                document.say(document.key((*path, key)), message, "unknown-field")
+                continue
             where = f" in {path[-1]}" if path and isinstance(path[-1], str) else ""
             message = (
                 f"unknown field {shown(key)}{where if not _meant(key, known) else ''}{suggestion(key, known)}"
@@ -233,8 +277,10 @@ def _meant(key: str, known: Mapping[str, Any]) -> bool:
 
 def _required(document: Document, path: Path, error: Any) -> None:
     """Each missing field is an error of its own, whose message alone names it; all are said, once."""
+    known = error.schema.get("properties", {})
+    misspelt = " ".join(suggestion(key, known) for key in error.instance if key not in known)
     for name in error.validator_value:
-        if name not in error.instance:
+        if name not in error.instance and f'did you mean "{name}"' not in misspelt:
             inside = f" in {path[-1]}" if path and isinstance(path[-1], str) else ""
             document.say(document.key(path), f'"{name}" is missing{inside}', "missing-field")
 
@@ -247,14 +293,18 @@ def _type(document: Document, path: Path, error: Any) -> None:
     names = [_TYPES[name] for name in ([wanted] if isinstance(wanted, str) else wanted) if name != "null"]
     expected = ", ".join(names)
     name = f'"{path[-1]}"' if path and isinstance(path[-1], str) else "this"
-    if error.instance is None:
+    if error.instance is None and isinstance(path[-1] if path else None, str):
         document.say(document.key(path), f"{name} has no value; expected {expected}", "type")
         return
     remedy = ""
-    if "string" in wanted and not isinstance(error.instance, dict | list):
+    if wanted == "boolean" and error.instance in ("true", "false"):
+        remedy = "; remove the quotation marks"
+    elif "string" in wanted and not isinstance(error.instance, dict | list):
         remedy = "; quote it"
     elif wanted == "array" and isinstance(error.instance, str):
-        remedy = f"; write [{error.instance}]" if len(error.instance) < 40 else ""
+        remedy = f"; write [{', '.join(error.instance.split())}]" if len(error.instance) < 40 else ""
+    elif wanted == "array" and "name" in error.schema.get("items", {}).get("properties", {}):
+        remedy = '; begin each item with "- name:"'
     document.say(document.span(path), f"expected {expected}, not {shown(error.instance)}{remedy}", "type")
 
 
@@ -267,8 +317,19 @@ def _value(document: Document, path: Path, error: Any) -> None:
         message = f'"{path[-1]}" has no value; {value["write"]}'
         document.say(document.key(path), message, value["rule"])
     else:
-        message = f"{shown(error.instance)} is not {value['what']}; {value['write']}"
+        message = f"{shown(error.instance)} is not {value['what']}; {_written(error.instance, value['type']) or value['write']}"
         document.say(document.span(path), message, value["rule"])
+
+
+def _written(instance: Any, wanted: str) -> str:
+    """How a value that is nearly right is written."""
+    if wanted == "string" and not isinstance(instance, str | dict | list):
+        return "quote it"
+    if isinstance(instance, str) and instance.isdecimal():
+        return f"write {instance} without quotation marks"
+    if isinstance(instance, str) and ("${" in instance or "{{" in instance):
+        return "a reference is written $(params.<name>)"
+    return ""
 
 
 def _tainted(document: Document, path: Path) -> None:
@@ -324,6 +385,9 @@ def _plural(what: str) -> str:
 
 
 def _range(document: Document, path: Path, error: Any) -> None:
+    if "x-pidone-value" in error.schema:
+        _value(document, path, error)
+        return
     least, most = error.schema.get("minimum"), error.schema.get("maximum")
     expected = (
         f"{least} to {most}"
@@ -342,13 +406,19 @@ def _length(document: Document, path: Path, error: Any) -> None:
     limit, what = error.validator_value, {"s": "items", "h": "characters"}[error.validator[-1]]
     if error.validator.endswith("Properties"):
         what = "fields"
+    name = f'"{path[-1]}"' if path and isinstance(path[-1], str) else "this"
+    if not error.instance:
+        document.say(document.key(path), f"{name} is empty; give at least {_counted(limit, what)}", "length")
+        return
     some = "at least" if error.validator.startswith("min") else "at most"
-    message = (
-        f"expected {some} {limit} {what if limit != 1 else what.removesuffix('s')}, not {len(error.instance)}"
-    )
+    message = f"expected {some} {_counted(limit, what)}, not {len(error.instance)}"
     document.say(
         document.key(path) if isinstance(error.instance, list) else document.span(path), message, "length"
     )
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what if number != 1 else what.removesuffix('s')}"
 
 
 def _unique(document: Document, path: Path, error: Any) -> None:

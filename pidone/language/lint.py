@@ -4,7 +4,6 @@ Only tasks in which the schema found nothing are looked at. A reference to a par
 where it has one: what does not work by default is a mistake; of what is not known nothing is said.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -12,9 +11,10 @@ from typing import Any
 
 from pidone.language import duration
 from pidone.language.findings import Span, shown
+from pidone.language.patterns import wrong_pattern
 from pidone.language.reading import Document
 from pidone.language.schemas import MISSING, Action, Shape, action_of, task_shape
-from pidone.language.substitution import POD, references
+from pidone.language.substitution import references
 
 Path = tuple[str | int, ...]
 Said = Iterator[tuple[Span, str, str]]  # where, what, and the rule
@@ -111,7 +111,7 @@ class _Set:
     def renewed(self) -> set[str]:
         """What heartbeats are of, those included that have mistakes."""
         beats = (task.get("heartbeat") for _, task in _named(self.spec, "tasks", lambda _: True))
-        return {str(beat.get("of")) for beat in beats if isinstance(beat, dict)}
+        return {str(beat.get("of") if isinstance(beat, dict) else beat) for beat in beats}
 
     @property
     def extended(self) -> bool:
@@ -149,7 +149,7 @@ class _Set:
     def shown(self, value: Any) -> str:
         """A value for a message: for a reference also what it is by default."""
         known = self.settled(value)
-        return f"{value}" if known is None or known == value else f"{known} by default, {value}"
+        return f"{value}" if known is None or known == value else f"{value} ({known} by default)"
 
 
 def _named(
@@ -364,13 +364,8 @@ def _contradictions(tasks: _Set) -> Said:
 
 
 def _own_states(tasks: _Set, task: _Task) -> Said:
-    for key, path, edge in task.edges("while", "runOn"):
-        if edge.partition(".")[0] != task.name:
-            continue
-        if key == "while":
-            message = f'"{task.name}" would wait for itself, and never start; remove it from while'
-            yield tasks.document.span(path), message, "contradiction"
-        else:
+    for _, path, edge in task.edges("runOn"):
+        if edge.partition(".")[0] == task.name:
             message = (
                 f'each run of "{task.name}" would be followed by another; remove it from runOn, or use every'
             )
@@ -396,25 +391,22 @@ def _at_once(one: str, other: str) -> bool:
 
 def _params(tasks: _Set) -> Said:
     used = {reference.name for text in _texts(tasks.spec.get("tasks")) for reference in references(text)}
-    misspelt = used - {f"params.{name}" for name in tasks.params} - set(POD)
+    right = not any(not one.is_warning for one in tasks.document.findings)  # else one may be misspelt
     for name, (path, param) in tasks.params.items():
-        if f"params.{name}" not in used and not misspelt and not tasks.extended:
+        if f"params.{name}" not in used and right and not tasks.extended:
             message = f"no task has $(params.{name}); use it, or remove the param"
             yield tasks.document.span((*path, "name")), message, "unused-param"
         pattern = param.get("pattern", "")
-        if pattern and _is_regular(pattern) and not pattern.startswith("^") and not pattern.endswith("$"):
+        if (
+            pattern
+            and not wrong_pattern(pattern)
+            and not pattern.startswith("^")
+            and not pattern.endswith("$")
+        ):
             message = (
                 f"this takes every text that has a fitting part somewhere; anchor it: {shown(f'^{pattern}$')}"
             )
             yield tasks.document.span((*path, "pattern")), message, "pattern-anchors"
-
-
-def _is_regular(pattern: str) -> bool:
-    try:
-        re.compile(pattern)
-    except (re.error, RecursionError, OverflowError):
-        return False
-    return True
 
 
 def _texts(value: Any) -> Iterator[str]:

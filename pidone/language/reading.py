@@ -35,6 +35,8 @@ _ENDS = (
     ),
 )
 
+_CONFLICT = re.compile(r"^(?:<{7}|>{7}) .*", re.MULTILINE)
+
 # The core schema of YAML 1.2, and what other readers make of the same words.
 _CONSTANT = {"": None, "~": None, "null": None, "Null": None, "NULL": None} | {
     word: word.lower() == "true" for word in ("true", "True", "TRUE", "false", "False", "FALSE")
@@ -43,15 +45,30 @@ _INTEGER = re.compile(r"[-+]?[0-9]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _DOUBTFUL = (
     (re.compile(r"(?i)y|n|yes|no|on|off"), "kubectl reads {} as true or false, YAML 1.2 as text"),
-    (re.compile(r"[-+]?0[0-9]+"), "kubectl reads {} in base 8, YAML 1.2 in base 10"),
-    (re.compile(r"[-+]?[0-9]+(:[0-5]?[0-9])+(\.[0-9]*)?"), "YAML 1.1 reads {} in base 60, YAML 1.2 as text"),
+    (
+        re.compile(r"[-+]?0[0-9]+"),
+        "kubectl reads {} in base 8, YAML 1.2 in base 10; write it without the 0, or",
+    ),
+    (
+        re.compile(r"[-+]?[0-9]+(:[0-5]?[0-9])+(\.[0-9]*)?"),
+        "YAML 1.1 reads {} in base 60, YAML 1.2 as text; write a number in base 10, or",
+    ),
     (
         re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt ].*)?"),
         "YAML 1.1 reads {} as a time, YAML 1.2 as text",
     ),
-    (re.compile(r"[-+]?0[oO][0-7]+"), "kubectl reads {} in base 8, and other readers as text"),
-    (re.compile(r"[-+]?0[bB][01]+"), "kubectl reads {} in base 2, YAML 1.2 as text"),
-    (re.compile(r"[-+]0[xX][0-9a-fA-F]+|0X[0-9a-fA-F]+"), "kubectl reads {} in base 16, YAML 1.2 as text"),
+    (
+        re.compile(r"[-+]?0[oO][0-7]+"),
+        "kubectl reads {} in base 8, and other readers as text; write a number in base 10, or",
+    ),
+    (
+        re.compile(r"[-+]?0[bB][01]+"),
+        "kubectl reads {} in base 2, YAML 1.2 as text; write a number in base 10, or",
+    ),
+    (
+        re.compile(r"[-+]0[xX][0-9a-fA-F]+|0X[0-9a-fA-F]+"),
+        "kubectl reads {} in base 16, YAML 1.2 as text; write a number in base 10, or",
+    ),
     (re.compile(r"=|<<"), "YAML 1.1 has a meaning of its own for {}"),
     (re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"), "JSON has no number {}"),
     (re.compile(r"[-+]?[0-9.]{19,}|0x[0-9a-fA-F]{16,}|.*[0-9.][eE][-+]?[0-9]{3,}"), "{} is no usable number"),
@@ -193,7 +210,11 @@ class _Builder:
         try:
             yield from events(self._text)
         except MarkedYAMLError as error:
-            start, problem = _syntax(error)
+            conflict = _CONFLICT.search(self._text)
+            if conflict:
+                message = "a conflict of a merge is left here; keep one of its sides"
+                raise _Stop(self._source.span(*conflict.span()), message, "yaml-syntax") from error
+            start, problem = _syntax(error, self._text)
             if self._ends and self._ends[0][0] < start:
                 raise _Stop(*self._doubtful_end()) from error
             raise _Stop(self._source.span(start), problem, "yaml-syntax") from error
@@ -254,9 +275,9 @@ class _Builder:
             raise _Stop(span, f"more than {MAX_ALIASES} aliases; write the values out", "too-many-aliases")
         node = self._anchors.get(event.anchor)
         if node is None:  # also one around the alias itself: its anchor counts once it is complete
-            raise _Stop(
-                span, f"no anchor {shown(f'&{event.anchor}')} stands before this alias", "unknown-anchor"
-            )
+            text = shown(f"*{event.anchor}")
+            message = f"no anchor &{event.anchor:.60} stands before this alias; for the text {text} quote it"
+            raise _Stop(span, message, "unknown-anchor")
         self._put(node, None)
 
     def _tag(self, event: Any) -> None:
@@ -289,7 +310,12 @@ class _Builder:
         if node.value == "<<":
             message = "kubectl merges what follows, and YAML 1.2 has no merge key; write the fields out"
             self._document.say(node.span, message, "merge-key")
-        if not isinstance(node.value, str):
+        if isinstance(node.value, dict):  # {{ }}
+            message = (
+                "templates are not filled in here; give the value, or a reference such as $(params.name)"
+            )
+            self._document.say(node.span, message, "key")
+        elif not isinstance(node.value, str):
             self._document.say(node.span, "a key is text; quote it", "key")
         return str(node.value) if not isinstance(node.value, dict | list) else ""
 
@@ -310,9 +336,10 @@ def _plain(text: str) -> tuple[Any, str]:
     """An unquoted scalar's value by YAML 1.2, and what is wrong with it, if anything is."""
     for pattern, wrong in _DOUBTFUL:
         if pattern.fullmatch(text):
-            return text, f"{wrong.format(text)}; quote it"
+            return text, f"{wrong.format(text)}{' ' if wrong.endswith(', or') else '; '}quote it"
     if "_" in text and _GROUPED.fullmatch(text.replace("_", "")):
-        return text, f"kubectl reads {text} as the number {text.replace('_', '')}, YAML 1.2 as text; quote it"
+        number = text.replace("_", "")
+        return text, f"kubectl reads {text} as {number}, YAML 1.2 as text; write {number}, or quote it"
     if _INTEGER.fullmatch(text):
         return int(text, 16 if text.startswith("0x") else 10), ""
     if _FLOAT.fullmatch(text):
@@ -320,27 +347,50 @@ def _plain(text: str) -> tuple[Any, str]:
     return _CONSTANT.get(text, text), ""
 
 
-def _syntax(error: Any) -> tuple[int, str]:
+def _syntax(error: Any, text: str) -> tuple[int, str]:
     """Where a person would look, in characters, and a parser's error in our words where they are plainer."""
     mark, problem = error.problem_mark, str(error.problem)
-    if error.context_mark is not None and "flow" in str(error.context):
-        start = error.context_mark
-        if mark is None or mark.line != start.line or "stream end" in problem:
-            bracket = "{" if "mapping" in str(error.context) else "["
-            return start.index, f'this "{bracket}" is not closed'
+    start = _open_bracket(error, text)
+    if start >= 0:
+        return start, f'this "{text[start]}" is not closed'
     if error.context_mark is not None and "end of stream" in problem:
         mark, problem = error.context_mark, "this quotation mark is not closed"
     elif "'\\t'" in problem:
         problem = "a tab stands here; YAML is indented with spaces"
     elif "expected <block end>" in problem:
         problem = "this does not belong to what stands above; is the indentation right?"
+    elif "mapping values are not allowed" in problem and ":" not in _line_before(text, mark):
+        problem = (
+            'this line is read as going on from the one above, which has a value; is a ": " missing there?'
+        )
     elif "mapping values are not allowed" in problem:
         problem = 'a second ": " in one line; quote the value, or begin a new line'
     elif "could not find expected ':'" in problem and error.context_mark is not None:
         mark, problem = error.context_mark, 'this line has no ": "; is it a key without a value?'
+    elif "unknown escape character" in problem:
+        problem = f"\\{problem[-2]} is no escape; write \\\\ for the backslash itself, or use single quotation marks"
+    elif found := re.fullmatch(r"expected ',' or '([]}])', but got .*", problem):
+        problem = f'a "," or "{found.group(1)}" is missing before this'
     elif "cannot start any token" in problem:
         problem = (
             f"{problem.removeprefix('found character ').split()[0]} cannot begin a value; quote the value"
         )
     mark = mark or error.context_mark
     return (mark.index if mark is not None else 0), problem
+
+
+def _line_before(text: str, mark: Any) -> str:
+    """The line of a mark, up to it."""
+    return text[text.rfind("\n", 0, mark.index) + 1 : mark.index]
+
+
+def _open_bracket(error: Any, text: str) -> int:
+    """Where the bracket stands that an error in another line, or at the end, is about; -1 where there is none."""
+    around, mark = error.context_mark, error.problem_mark
+    if around is None or "flow" not in str(error.context):
+        return -1
+    if mark is not None and mark.line == around.line and "stream end" not in str(error.problem):
+        return -1
+    if text[around.index : around.index + 1] in {"[", "{"}:
+        return int(around.index)
+    return max(text.rfind("[", 0, around.index), text.rfind("{", 0, around.index))

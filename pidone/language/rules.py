@@ -26,14 +26,8 @@ ERRORS: Mapping[str, str] = {
     "enum": "A word is none of those that are known in its place.",
     "length": "A list or a text has too few or too many items or characters.",
     "missing-field": "A field that is needed is not there.",
-    "no-action": "A task has no action.",
-    "no-handler": "A probe has no handler.",
-    "no-registry": "A register task has no registry.",
     "range": "A number is too small or too great.",
     "schema": "A value does not fit the schema.",
-    "two-actions": "A task has more than one action.",
-    "two-handlers": "A probe has more than one handler.",
-    "two-registries": "A register task has more than one registry.",
     "type": "A value is of another type than its place takes.",
     "unknown-field": "A field is not known in its place.",
     # what it means
@@ -83,7 +77,11 @@ WARNINGS: Mapping[str, str] = {
 
 
 def description(rule: str) -> str:
-    """What ``rule`` is about."""
+    """What ``rule`` is about; the schema says of what there must be exactly one, and how scalars are written."""
+    if rule.startswith("no-") and rule not in WARNINGS:
+        return f"A {rule[3:]} is missing where there must be one."
+    if rule.startswith("two-"):
+        return f"There are several {rule[4:]} where there must be one."
     from pidone.language.schemas import value_rules
 
     return ERRORS.get(rule) or WARNINGS.get(rule) or value_rules().get(rule, rule)

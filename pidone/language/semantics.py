@@ -4,7 +4,6 @@ Every function takes documents that may be wrong in other ways too: what is not 
 by the schema already, and is passed over here, so that all mistakes of a file come in one run.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +13,7 @@ from pidone.language.extends import Flat, Sets, flat
 from pidone.language.findings import Source, Span, shown, suggestion
 from pidone.language.model import Param, TaskSet
 from pidone.language.params import mismatch
+from pidone.language.patterns import wrong_pattern
 from pidone.language.reading import Document, Node
 from pidone.language.rendering import out_of_range
 from pidone.language.schemas import ANY_ACTION, MISSING, Action, Shape, action_of, task_shape
@@ -171,10 +171,9 @@ def _check_param(document: Document, path: Path, value: Mapping[str, Any]) -> No
     if param.minimum is not None and param.maximum is not None and param.minimum > param.maximum:
         document.say(document.span((*path, "minimum")), "minimum is greater than maximum", "param-constraint")
         return
-    try:
-        re.compile(param.pattern)
-    except (re.error, RecursionError, OverflowError) as error:
-        document.say(document.span((*path, "pattern")), f"not a regular expression: {error}", "pattern")
+    wrong = wrong_pattern(param.pattern)
+    if wrong:
+        document.say(document.span((*path, "pattern")), wrong, "pattern")
         return
     for index, allowed in enumerate(param.enum):
         wrong = mismatch(Param(param.name, param.type), allowed)

@@ -241,7 +241,7 @@ def test_tasks_plan_and_rejected(desk: Desk) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("cases: []", "1:1: expected at least 1 item"),
+        ("cases: []", '1:1: "cases" is empty'),
         ("case: []", '1:1: unknown field "case"; did you mean "cases"?'),
         ("cases: [{name: a}]", '1:16: case "a" expects nothing; add steps, tasks, plan or rejected'),
         ("cases: [{name: a, steps: [{at: 5}]}]", "1:32: 5 is not a duration; write it like 10s"),

@@ -58,8 +58,13 @@ def plain(value: Any) -> Any:
 
 
 def ours(documents: Iterable[Any]) -> list[Any]:
-    """Objects of pidone; what other objects mean is for others to say."""
-    return [plain(one) for one in documents if isinstance(one, dict) and one.get("apiVersion") == API_VERSION]
+    """Objects of pidone and lists of them; what other objects mean is for others to say."""
+    found = [one for one in documents if isinstance(one, dict)]
+    return [plain(one) for one in found if is_ours(one) or any(map(is_ours, one.get("items") or ()))]
+
+
+def is_ours(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("apiVersion") == API_VERSION
 
 
 @pytest.mark.parametrize("file", GOOD, ids=lambda file: file.stem)

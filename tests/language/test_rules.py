@@ -1,0 +1,101 @@
+"""Every rule is described, seen in the corpus, and is about something that the schema has."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pidone.language.checking import check_bytes
+from pidone.language.patterns import wrong_pattern
+from pidone.language.reading import read
+from pidone.language.rules import ERRORS, WARNINGS, description
+from pidone.language.schemas import KINDS, schema, value_rules
+from tests.language.test_checking import BAD, GOOD
+
+SEEN = Counter(finding.rule for file in BAD for finding in check_bytes(file.read_bytes(), file.name).all)
+# Too large for a file in a repository, and what nothing leads to as long as every keyword has its words.
+ELSEWHERE = {"too-many-aliases", "schema"}
+
+
+def test_the_corpus_is_large_enough() -> None:
+    assert len(BAD) >= 160
+    assert len(GOOD) >= 25
+
+
+@pytest.mark.parametrize("rule", sorted({*ERRORS, *WARNINGS, *value_rules()} - ELSEWHERE))
+def test_every_rule_has_a_file_that_breaks_it(rule: str) -> None:
+    assert SEEN[rule]
+
+
+def test_every_rule_is_described_in_a_sentence_and_is_either_or() -> None:
+    assert not set(ERRORS) & set(WARNINGS)
+    for rule in {*SEEN, *ERRORS, *WARNINGS}:
+        assert description(rule) != rule
+        assert description(rule).endswith(".")
+
+
+def test_too_many_aliases() -> None:
+    text = "a: &a x\nb: [" + "*a, " * 101 + "]\n"
+    assert read(text, "x.yaml")[1][0].rule == "too-many-aliases"
+
+
+def keywords(part: Any) -> Iterator[str]:
+    """The names of all properties in a schema."""
+    if isinstance(part, dict):
+        yield from part.get("properties", {}) if isinstance(part.get("properties"), dict) else ()
+        for inner in part.values():
+            yield from keywords(inner)
+    elif isinstance(part, list):
+        for inner in part:
+            yield from keywords(inner)
+
+
+def words(files: list[Path]) -> set[str]:
+    return set(
+        re.findall(r"[A-Za-z]+", "\n".join(file.read_text("utf-8", errors="replace") for file in files))
+    )
+
+
+def test_every_keyword_is_in_a_good_file_and_in_a_bad_one() -> None:
+    servers = {"creationTimestamp", "finalizers", "generation", "managedFields", "ownerReferences"}
+    known = (
+        {word for kind in KINDS for word in keywords(schema(kind))}
+        - servers
+        - {"resourceVersion", "uid", "status"}
+    )
+    assert sorted(known - words(GOOD)) == []
+    assert sorted(known - words(BAD)) == []
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *(
+            "^/",
+            "^https?://",
+            "^.*$",
+            "^(ab)+$",
+            "^(a|b)+$",
+            r"^(\d{1,3}\.){3}\d{1,3}$",
+            r"^v\d+(\.\d+){0,2}$",
+        ),
+        r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$",
+        *("^([a-z]+\\.)*[a-z]+$", "^[A-Za-z0-9]([-._A-Za-z0-9]{0,61}[A-Za-z0-9])?$", "^(?!x)[a-z]+$"),
+    ],
+)
+def test_patterns_that_people_write_are_taken(pattern: str) -> None:
+    assert wrong_pattern(pattern) == ""
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *("^(a+)+$", "(a*)*", "^([a-z]+)*$", "^(a|aa)+$", "^(a|ab|b)*$", "^([a-z]+[a-z0-9]*)+$", "(x+x+)+y"),
+        *("^(([a-z])+.)+[A-Z]([a-z])+$", "(.*a){20}", "^(?:(?:a+)+)?$", "^(a?b?)*$", "^(?P<x>a+)+$"),
+    ],
+)
+def test_patterns_with_more_ways_than_time_are_refused(pattern: str) -> None:
+    assert "for ever" in wrong_pattern(pattern)
