@@ -317,7 +317,8 @@ def _value(document: Document, path: Path, error: Any) -> None:
         message = f'"{path[-1]}" has no value; {value["write"]}'
         document.say(document.key(path), message, value["rule"])
     else:
-        message = f"{shown(error.instance)} is not {value['what']}; {_written(error.instance, value['type']) or value['write']}"
+        write = _written(error.instance, value["type"]) or value["write"]
+        message = f"{shown(error.instance)} is not {value['what']}; {write}"
         document.say(document.span(path), message, value["rule"])
 
 

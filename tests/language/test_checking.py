@@ -95,6 +95,12 @@ def test_a_file_of_mistakes_has_an_end(tasks: str, least: int) -> None:
     assert least <= len(findings) <= 500
 
 
+def test_a_wrong_kind_is_said_whatever_else_is_wrong() -> None:
+    text = "apiVersion: pidone.dev/v1alpha1\nkind: TaskSat\n" + "a: b\n" * 1000
+    (finding,) = check_text(text, "x.yaml").findings
+    assert finding.rule == "kind"
+
+
 def test_a_file_of_documents_is_one_finding() -> None:
     (finding,) = check_text("--- {}\n" * 2100, "x.yaml").findings
     assert (finding.line, finding.rule) == (2001, "too-large")
