@@ -32,6 +32,7 @@ from pidone.language.schemas import actions
 from pidone.plan.format import decode_plan
 
 HERE = Path(__file__).parent
+PROGRESS = 50_000
 SECONDS = 5.0  # of processor time that one input may take; a usual one takes a hundredth
 POD = {
     "metadata": {"name": "web-0", "namespace": "shop", "uid": "u", "labels": {"app": "web"}},
@@ -322,6 +323,9 @@ def main() -> int:
             rules["(none)"] += not checked.all
         finally:
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        done = number - arguments.start + 1
+        if done % PROGRESS == 0:
+            print(f"{done} inputs, {failed} failed", flush=True)
         slowest = max(slowest, (time.process_time() - started, number))
     print(f"{arguments.inputs} inputs in {time.monotonic() - began:.0f} s, {failed} failed")
     print(f"slowest: input {slowest[1]} with {slowest[0] * 1000:.0f} ms")
