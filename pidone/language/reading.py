@@ -35,6 +35,7 @@ _ENDS = (
     ),
 )
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _CONFLICT = re.compile(r"^(?:<{7}|>{7}) .*", re.MULTILINE)
 
 # The core schema of YAML 1.2, and what other readers make of the same words.
@@ -264,6 +265,13 @@ class _Builder:
                 wrong = 'between brackets kubectl reads no text with "?" in it or ":" before it; quote it'
             if wrong:
                 self._document.say(node.span, wrong, "ambiguous-scalar")
+        elif event.style == '"' and (half := _SURROGATE.search(event.value)):
+            text = f"\\u{ord(half.group()):04x}"
+            message = (
+                f"{text} is half of a character, which kubectl does not read; write the character itself"
+            )
+            self._document.say(node.span, message, "ambiguous-scalar")
+            node.value = _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", event.value)
         elif event.style in "|>":
             node.span = self._source.span(event.start_mark.index)
         self._put(node, event.anchor)
