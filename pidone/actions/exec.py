@@ -12,6 +12,7 @@ import trio
 
 from pidone.actions import Context, Setting
 from pidone.errors import Refused, StartError, TaskFailed
+from pidone.journal import Rate
 from pidone.pid1.reaper import MARK, Reaper
 from pidone.plan.fields import Fields
 
@@ -33,8 +34,7 @@ class Output:
         self.untold = 0
         self._tell = tell
         self._rest = b""  # of a line that has not ended yet
-        self._budget = float(SAID)
-        self._at = trio.current_time()
+        self._rate = Rate(SAID, SAID_AGAIN, trio.current_time())
 
     def take(self, data: bytes) -> None:
         """More of it, in any pieces and any encoding."""
@@ -57,11 +57,7 @@ class Output:
         if not line:
             return
         self.lines.append(line)
-        now = trio.current_time()
-        self._budget = min(float(SAID), self._budget + (now - self._at) / SAID_AGAIN)
-        self._at = now
-        if self._budget >= 1:
-            self._budget -= 1
+        if self._rate.allows(trio.current_time()):
             self._tell(line)
         else:
             self.untold += 1

@@ -30,10 +30,15 @@ from pidone.engine.core import (
     waits_for,
 )
 from pidone.errors import PidoneError, RegistryRefused
-from pidone.journal import Journal
+from pidone.journal import Journal, Rate
 from pidone.plan.model import Plan, Task
 
 Build = Callable[[Task, Setting], Action]
+
+STATES, STATES_AGAIN = (
+    20,
+    10.0,
+)  # changes of one task's state in the journal at once, and seconds until one more
 
 
 class Engine:
@@ -55,6 +60,7 @@ class Engine:
         self._changed = changed
         self._actions: dict[str, Action] = {}  # by task digest: of what runs, and of what is wanted next
         self._scopes: dict[str, trio.CancelScope] = {}
+        self._rates: dict[str, Rate] = {}  # by task name: of its changes of state in the journal
         self._graces: set[trio.CancelScope] = set()
         self._nursery: trio.Nursery | None = None
         self._broken: Exception | None = None
@@ -107,6 +113,8 @@ class Engine:
         self._handle(PlanChanged(plan.tasks))
         in_use = {task.digest for task in plan.tasks} | {state.task.digest for state in self.tasks}
         self._actions = {digest: action for digest, action in self._actions.items() if digest in in_use}
+        names = {task.name for task in plan.tasks}
+        self._rates = {name: rate for name, rate in self._rates.items() if name in names}
 
     def happened(self, event: str) -> bool:
         """Tell of something that tasks may run on, one of ``pidone.plan.model.EVENTS``; whether any does."""
@@ -168,6 +176,13 @@ class Engine:
             self._state_changed = trio.Event()
             self._changed()
 
+    def _tell_state(self, name: str, state: str) -> None:
+        now = trio.current_time()
+        rate = self._rates.setdefault(name, Rate(STATES, STATES_AGAIN, now))
+        if rate.allows(now):
+            self._journal.write("state", task=name, state=state, untold=rate.held or None)
+            rate.held = 0
+
     def _do(self, command: Start | Cancel | Undo) -> None:
         assert self._nursery is not None
         match command:
@@ -227,7 +242,7 @@ class _TaskContext:
 
     def report(self, state: str) -> None:
         if self.state_of(self.task) != state:
-            self._engine._journal.write("state", task=self.task, state=state)
+            self._engine._tell_state(self.task, state)
             self._engine._handle(StateReported(self.task, state))
 
     def log(self, event: str, **fields: object) -> None:

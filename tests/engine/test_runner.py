@@ -388,3 +388,23 @@ def test_the_states_of_each_action_are_those_that_the_schema_tells_people() -> N
         if name in schema["definitions"]:
             states = import_module(f"pidone.actions.{name}").STATES
             assert set(states) >= set(schema["definitions"][name]["x-pidone-states"])
+
+
+async def test_a_task_whose_state_flaps_does_not_fill_the_journal(
+    bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async def flap(context: Context) -> None:
+        for turn in range(1000):
+            context.report("healthy" if turn % 2 else "unhealthy")
+        await trio.sleep(60)
+        context.report("unhealthy")
+        await trio.sleep_forever()
+
+    bench.bodies = {"a": flap}
+    await nursery.start(bench.engine.run)
+    bench.engine.apply(plan({"name": "a"}))
+    await trio.sleep(61)
+    lines = [line for line in bench.journal.lines if "event=state" in line]
+    assert len(lines) == 21
+    assert lines[-1].endswith("task=a state=unhealthy untold=980")
+    nursery.cancel_scope.cancel()
