@@ -6,6 +6,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from random import Random
 from textwrap import dedent
 from typing import Any
 
@@ -15,10 +16,13 @@ import trio
 
 from pidone.actions import Setting
 from pidone.actions.exec import Exec, build
+from pidone.engine.runner import Engine
 from pidone.errors import Refused, TaskFailed
+from pidone.journal import Journal
 from pidone.pid1.reaper import Reaper
 from pidone.pid1.subreaper import become_subreaper
 from pidone.plan.fields import Fields
+from pidone.plan.format import decode_plan
 from pidone.plan.model import Pod
 from pidone.telemetry import Telemetry
 from tests.actions.watcher import Watcher
@@ -336,4 +340,32 @@ async def test_a_stranger_with_the_same_parent_is_left_alone() -> None:
             assert alive(stranger.pid)
             os.kill(stranger.pid, signal.SIGKILL)
             assert await stranger.wait() == -9
+        nursery.cancel_scope.cancel()
+
+
+async def test_when_the_budget_of_the_end_is_spent_what_is_left_is_killed() -> None:
+    script = """
+        import os, signal
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if os.fork() == 0: os.setsid()
+        print(os.getpid(), flush=True)
+        while True: signal.pause()
+    """
+    task = {"name": "deaf", "exec": {"command": python(script)}, "stopTimeout": 60}
+    given = setting()
+    journal = Journal(echo=lambda line: None)
+    engine = Engine(given, journal, changed=lambda: None, random=Random(1))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(given.reaper.run)
+        await nursery.start(engine.run)
+        engine.apply(decode_plan([task], ["exec"]))
+        with trio.fail_after(20):
+            while len(lines := [line for line in journal.lines if "event=output" in line]) < 2:
+                await trio.sleep(0.01)
+            pids = [int(line.rpartition("=")[2]) for line in lines]
+            assert all(map(alive, pids))
+            began = trio.current_time()
+            await engine.drain(0.5)
+        assert trio.current_time() - began < 2
+        assert [pid for pid in pids if alive(pid)] == []
         nursery.cancel_scope.cancel()
