@@ -10,7 +10,7 @@ from pidone.language.schemas import KINDS, MISSING, schema, takes_reference
 
 NAMES = (*KINDS, "Test")  # everything that has a schema: the kinds, and the case files of ``pidone test``
 
-_TYPES = {"literal": "string"}
+_TYPES = {"port": "integer or string"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Field:
         value = self.part.get("x-pidone-value", {}).get("type")
         given = self._literal.get("type", "string")
         if value or isinstance(given, str):
-            named = _TYPES.get(value, value) or given
+            named = given if value in {"literal", None} else _TYPES.get(value, value)
             return "Object" if named == "object" else str(named)
         return " or ".join(one for one in given if one != "null")
 
