@@ -206,7 +206,9 @@ class Run:
         self._take(program, path, phase)
 
     def _note(self, program: PodProgram, now: float) -> None:
-        """Write down what changed; called by the engine after every change."""
+        """Write down what changed; called by the engine after every change. Once it is over, nobody asked for it."""
+        if self._findings:
+            return
         states = {state.task.name: state.shown for state in program.engine.tasks}
         for name in self._seen.keys() | states.keys():
             state = states.get(name, GONE)

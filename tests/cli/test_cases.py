@@ -99,6 +99,7 @@ def test_a_wrong_state_is_told_with_place_expected_got_and_what_had_happened(des
         + output.partition("^~~~~~~~~\n")[2]
     )
     assert "                0s  registration is registered\n" in output
+    assert "   3s  " not in output  # its own end is no part of the story
 
 
 def test_a_run_s_error_is_told_with_the_state(desk: Desk) -> None:
