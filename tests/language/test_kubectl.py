@@ -27,7 +27,10 @@ pytestmark = pytest.mark.skipif(shutil.which("go") is None, reason="no go: apt-g
 def kubectl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program; its first build takes some ten seconds and fetches three small modules."""
     program = tmp_path_factory.mktemp("kubectl") / "kubectl_yaml"
-    env = os.environ | {
+    env = os.environ | {  # all that it writes is in the cache: modules, sums, counters of its own use
+        "GOENV": os.environ.get("GOENV") or str(Path.home() / ".config/go/env"),
+        "XDG_CONFIG_HOME": str(CACHE / "config"),
+        "GOPATH": str(CACHE),
         "GOMODCACHE": str(CACHE / "mod"),
         "GOCACHE": str(CACHE / "build"),
         "GOFLAGS": "-buildvcs=false",
