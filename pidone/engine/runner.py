@@ -177,6 +177,9 @@ class Engine:
             self._changed()
 
     def _tell_state(self, name: str, state: str) -> None:
+        task = self._core.tasks.get(name)
+        if task is None or task.stage in {Stage.PAUSING, Stage.STOPPING}:
+            return  # how a cancelled run ends is nobody's news
         now = trio.current_time()
         rate = self._rates.setdefault(name, Rate(STATES, STATES_AGAIN, now))
         if rate.allows(now):
