@@ -170,7 +170,9 @@ class Engine:
             return
         for command in commands:
             self._do(command)
-        self._timer.deadline = self._core.next_due()
+        due = self._core.next_due()
+        if due != self._timer.deadline:  # which costs more to set than to see
+            self._timer.deadline = due
         if before != self._core.changes:
             self._state_changed.set()
             self._state_changed = trio.Event()
@@ -202,19 +204,20 @@ class Engine:
 
     async def _run(self, task: Task, scope: trio.CancelScope) -> None:
         ended = RunEnded(task.name, "cancelled")
-        limit = trio.CancelScope()
         if task.timeout is not None:
-            limit.deadline = trio.current_time() + task.timeout
+            scope.deadline = trio.current_time() + task.timeout
         try:
-            with scope, limit:
+            with scope:
                 await self._actions[task.digest].run(_TaskContext(self, task))
                 ended = RunEnded(task.name)
-            if limit.cancelled_caught:
-                ended = RunEnded(task.name, f"not done within its timeout of {task.timeout:g} s")
         except Exception as error:  # noqa: BLE001 - whatever a task does, the others and the process go on
-            # around the scopes: they take the cancellation out of a group, and what is left of it comes here
+            # around the scope: it takes the cancellation out of a group, and what is left of it comes here
             ended = RunEnded(task.name, describe(error), lasting=isinstance(error, RegistryRefused))
-        if not scope.cancel_called and ended.error is not None:
+        if ended.error is not None and self._core.tasks[task.name].stage is Stage.RUNNING:
+            if (
+                scope.cancelled_caught
+            ):  # by nobody but the clock: the core cancels no run that it still counts on
+                ended = RunEnded(task.name, f"not done within its timeout of {task.timeout:g} s")
             self._journal.write("failed", task=task.name, error=ended.error)
         self._scopes.pop(task.name, None)
         self._handle(ended)
