@@ -28,6 +28,7 @@ from pidone.language.formats import FORMATS, coloured
 from pidone.language.model import TaskSet
 from pidone.language.reading import read
 from pidone.language.rendering import render
+from pidone.language.resolution import heirs
 from pidone.language.schemas import actions
 from pidone.plan.format import decode_plan
 
@@ -276,13 +277,16 @@ def examine(data: bytes) -> Checked:
 
 def _run(checked: Checked) -> None:
     """What was taken renders, or a pod's values do not fit; and the pod takes what is rendered."""
-    for one in checked.objects:
-        if isinstance(one, TaskSet):
-            try:
-                tasks = render([one], {}, POD)
-            except LanguageError:
-                continue
-            decode_plan(tasks, actions())
+    try:
+        sets = heirs([one for one in checked.objects if isinstance(one, TaskSet)])
+    except LanguageError:
+        return  # what they extend is elsewhere
+    for one in sets:
+        try:
+            tasks = render([one], {}, POD)
+        except LanguageError:
+            continue
+        decode_plan(tasks, actions())
 
 
 def on_alarm(_signal: int, _frame: FrameType | None) -> None:
