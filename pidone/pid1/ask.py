@@ -70,17 +70,29 @@ def repos() -> list[tuple[str, int]]:
 
 
 def _connect(host: str, port: int) -> "_socket.socket":
+    """To the first address of the name that takes it, as in a cluster of two families where one has no route."""
+    error = OSError("no address")
     # as bytes: a str would load the IDNA codec, and re and enum with it
-    family, kind, protocol, _, address = _socket.getaddrinfo(host.encode(), port, 0, _socket.SOCK_STREAM)[0]
-    bell = _socket.socket(family, kind, protocol)
-    bell.settimeout(TIMEOUT)
-    source = posix.environ.get(b"PIDONE_POD_IP")
-    if source:
-        bell.bind((source.decode(), 0))
-    bell.connect(address)
-    bell.setsockopt(_socket.SOL_SOCKET, _socket.SO_KEEPALIVE, 1)  # a peer that died without a word is gone
-    bell.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_KEEPIDLE, 120)
-    return bell
+    for family, kind, protocol, _, address in _socket.getaddrinfo(
+        host.encode(), port, 0, _socket.SOCK_STREAM
+    ):
+        bell = _socket.socket(family, kind, protocol)
+        try:
+            bell.settimeout(TIMEOUT)
+            source = posix.environ.get(b"PIDONE_POD_IP")
+            if source:
+                bell.bind((source.decode(), 0))
+            bell.connect(address)
+        except OSError as failed:
+            bell.close()
+            error = failed
+            continue
+        bell.setsockopt(
+            _socket.SOL_SOCKET, _socket.SO_KEEPALIVE, 1
+        )  # a peer that died without a word is gone
+        bell.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_KEEPIDLE, 120)
+        return bell
+    raise error
 
 
 def _ask(bell: "_socket.socket", host: str) -> bytes:
