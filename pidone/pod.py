@@ -3,6 +3,7 @@
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from time import time
 from typing import Any
@@ -13,10 +14,10 @@ from pidone import __version__, actions
 from pidone.actions import Setting
 from pidone.engine.runner import Build, Engine, describe
 from pidone.errors import Refused
-from pidone.http.connect import Lookups
+from pidone.http.connect import Lookups, encoded
 from pidone.journal import Journal
 from pidone.pid1 import ask, signals, stages
-from pidone.pid1.claims import claims
+from pidone.pid1.claims import claims, processes
 from pidone.pid1.reaper import Reaper
 from pidone.plan.format import decode_bundle
 from pidone.plan.model import Bundle, Phase, Pod
@@ -27,6 +28,10 @@ TEARDOWN_BUDGET = 8.0  # seconds: below the 10 that runtimes which send TERM lea
 PART_PAUSE_MAX = 30.0  # seconds before a part that failed is begun anew, at most
 TELL = 10.0  # seconds for telling the repo all before that
 LINGER = 5.0  # seconds without a task before it dozes: labels are often changed one after the other
+# Beside the metrics' 19100, below the ports that kernels give to clients, and assigned to nothing by IANA.
+STATUS_PORT = 19101
+STATUS_RETRY = 60.0  # seconds until a port that is taken is asked for again
+STATUS_CONNECTIONS = 8
 
 NOBODY = Pod(name="", namespace="", uid="", ip="")
 
@@ -41,6 +46,7 @@ class Settings:
     pod_ip: str | None = None  # PIDONE_POD_IP: connect from and listen on this address alone
     linger: float = LINGER  # PIDONE_LINGER
     programs: str = actions.PROGRAMS  # PIDONE_PROGRAMS: the folder whose programs tasks may run; "/" is all
+    status: str = ""  # PIDONE_STATUS_PORT: where /status and /drain are; see ``status_address``
     after: str = ""  # PIDONE_LAST_WORDS: why the program before this one ended
 
     @classmethod
@@ -54,8 +60,24 @@ class Settings:
             pod_ip=environ.get("PIDONE_POD_IP") or None,
             linger=max(1.0, float(linger)) if linger.isdecimal() else LINGER,
             programs=environ.get("PIDONE_PROGRAMS") or actions.PROGRAMS,
+            status=environ.get("PIDONE_STATUS_PORT", ""),
             after=environ.get(stages.WORDS.decode(), ""),
         )
+
+    def status_address(self) -> tuple[str | None, int]:
+        """The host (None: all) and the port to listen on; port 0: on none.
+
+        A number is a port for the pod's own containers. ``*:PORT`` is on the pod's address, for the kubelet:
+        whoever reaches it there can take the pod out of service. Raises ``Refused`` for anything else.
+        """
+        host, _, port = self.status.rpartition(":")
+        number = int(port) if port.isdecimal() else STATUS_PORT if not self.status else -1
+        if host not in {"", "*"} or not 0 <= number < 65536:
+            raise Refused(f'PIDONE_STATUS_PORT: expected PORT, *:PORT or 0, not "{self.status}"')
+        if host:
+            return self.pod_ip, number
+        # several pods on one machine, each at a loopback address of its own
+        return self.pod_ip if (self.pod_ip or "").startswith("127.") else "127.0.0.1", number
 
 
 class PodProgram:
@@ -85,7 +107,12 @@ class PodProgram:
         if not trusted:
             _refuse_privileged(bundle)
         if bundle.phase is Phase.TERMINATING:
-            self.engine.end(TEARDOWN_BUDGET)  # the process stays until the runtime kills it
+            self.end("repo")  # the process stays until the runtime kills it
+        elif self.engine.ending:
+            # A pod that was drained is about to be deleted, or waits for the person who drained it. No
+            # refusal: there is nothing wrong with the plan, and nobody should stop a rollout for it.
+            self.journal.write("plan-ignored", digest=bundle.plan.digest, reason="the pod's end has begun")
+            return
         else:
             self.engine.apply(bundle.plan, setting=self._setting(bundle.pod))
         if bundle.phase is not self._phase or bundle.plan.digest != self.telemetry.bundle_digest:
@@ -94,6 +121,26 @@ class PodProgram:
             )
         self._phase = bundle.phase
         self.telemetry.bundle_digest, self.telemetry.bundle_applied = bundle.plan.digest, time()
+
+    def end(self, by: str) -> None:
+        """Begin the pod's end, once and for good; ``by`` whom is told in the journal."""
+        if not self.engine.ending:
+            self.journal.write("ending", by=by, tasks=len(list(self.engine.tasks)))
+            self.engine.end(TEARDOWN_BUDGET)
+
+    async def drain(self, by: str) -> None:
+        """As ``end``, and wait until it is over, whoever began it. Cancelling this does not stop it."""
+        self.end(by)
+        await self.engine.drain(TEARDOWN_BUDGET)
+
+    @property
+    def repos(self) -> tuple[str, ...]:
+        return self.settings.repos
+
+    @property
+    def may_doze(self) -> bool:
+        """Whether the doorbell keeps quiet: the repo knows of the pod's end, or there is none."""
+        return self._phase is Phase.TERMINATING or not self.engine.ending
 
     def status(self) -> dict[str, Any]:
         epoch = time() - trio.current_time()
@@ -114,6 +161,36 @@ class PodProgram:
             "reaped": self.reaper.orphans,
             "tasks": tasks,
         }
+
+    async def show(self) -> None:
+        """Serve /status and /drain until cancelled. A port that is taken belongs to whoever has it."""
+        try:
+            host, port = self.settings.status_address()
+        except Refused as error:
+            self.journal.write("status-off", error=error)
+            port = 0
+        if not port:
+            await trio.sleep_forever()
+        said = False
+        while True:
+            try:
+                listeners = await trio.open_tcp_listeners(port, host=encoded(host) if host else None)
+                break
+            except OSError as error:
+                if not said:
+                    where = f"{host or '*'}:{port}"
+                    self.journal.write(
+                        "status-off", address=where, error=error.strerror, retry=f"{STATUS_RETRY:g}s"
+                    )
+                said = True
+            await trio.sleep(STATUS_RETRY)
+        async with trio.open_nursery() as nursery:
+            for listener in listeners:
+                nursery.start_soon(_first_call, listener, nursery.cancel_scope)
+        from pidone import local
+        from pidone.http.server import serve  # 2.8 MiB where no task serves: for those who ask
+
+        await serve(partial(local.answer, self), listeners, max_connections=STATUS_CONNECTIONS)
 
     def _setting(self, pod: Pod) -> Setting:
         return Setting(
@@ -143,6 +220,7 @@ async def live(program: PodProgram, *, local: bytes | None = None) -> bool:
             await nursery.start(program.reaper.run)
             await nursery.start(program.engine.run)
             signals.unblock()  # not before: what was pending must find its receiver
+            nursery.start_soon(_again_and_again, program.show, journal)
             if local is not None:
                 program.take(local, trusted=True)
             else:
@@ -156,7 +234,7 @@ async def live(program: PodProgram, *, local: bytes | None = None) -> bool:
                 )  # on a desk a hangup that no task runs on is the terminal's end
             stopped = True
             journal.write("stopping", signal=number)
-            await program.engine.drain(TEARDOWN_BUDGET)
+            await program.drain(f"signal {number}")
             journal.write("stopped", reaped=program.reaper.orphans)
             nursery.cancel_scope.cancel()
     return stopped
@@ -184,8 +262,7 @@ async def _leave_when_idle(program: PodProgram, client: RepoClient, scope: trio.
         with trio.move_on_after(program.settings.linger) as lingering:
             await program.engine.wait_busy()
         # A plan that was refused is there all the same: the doorbell would only call back at once.
-        # And after the pod's end there is no other plan.
-        if lingering.cancelled_caught and not client.refused and not program.engine.ending:
+        if lingering.cancelled_caught and not client.refused and program.may_doze:
             program.journal.write("idle", reaped=program.reaper.orphans)
             with trio.move_on_after(TELL):  # what is untold goes with the memory
                 await client.all_told()
@@ -193,6 +270,11 @@ async def _leave_when_idle(program: PodProgram, client: RepoClient, scope: trio.
                 stages.block()  # a TERM that comes while the receivers go stays pending, for doze
                 scope.cancel()
                 return
+
+
+async def _first_call(listener: trio.SocketListener, scope: trio.CancelScope) -> None:
+    await trio.lowlevel.wait_readable(listener.socket)
+    scope.cancel()
 
 
 async def _again_and_again(part: Callable[[], Awaitable[None]], journal: Journal) -> None:
@@ -225,6 +307,8 @@ def main() -> bool:
         "start",
         version=__version__,
         pid1=os.getpid() == 1,
+        processes=processes() or "unseen",  # more than this one: the PID namespace is shared
+        podUid=claims().get("pidone-pod-uid", "unknown"),
         repo=",".join(program.settings.repos),
         after=program.settings.after or None,
     )

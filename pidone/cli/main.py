@@ -15,6 +15,7 @@ examples:
   pidone graph tasks/eureka.yaml                      the tasks, and what waits for what
   pidone test tasks                                   run the cases beside the sets on a fake clock
   pidone run tasks/metrics.yaml                       run the tasks here, without a repo
+  pidone status                                       what process 1 of this pod does, and why
   source <(pidone completion bash)                    complete all of this
 """
 INTERRUPTED, BROKEN_PIPE = 130, 141  # as a shell has them: 128 and the number of the signal
@@ -164,6 +165,19 @@ def _trying(commands: "Commands[argparse.ArgumentParser]") -> None:
     )
     _file(test, nargs="+", text="case files (eureka.test.yaml), or folders with some")
 
+    status = _command(
+        commands,
+        "status",
+        _status,
+        "say what process 1 of this pod does, and why",
+        "It asks on the loopback interface, so it is for those who are in the pod:\n"
+        "  kubectl exec POD -- wget -qO- 127.0.0.1:19101/status   where the image has no pidone\n",
+    )
+    status.add_argument(
+        "--port", type=_port, metavar="N", help="where it listens; that of PIDONE_STATUS_PORT, or 19101"
+    )
+    status.add_argument("--json", action="store_true", help="all of it, as it was answered")
+
     run_command = _command(commands, "run", _run, "run the TaskSets of a file here, without a repo")
     _file(run_command, nargs="+", text=what)
     _pod(run_command)
@@ -188,6 +202,12 @@ def _pod(command: argparse.ArgumentParser, *, required: bool = False) -> None:
         metavar="NAME=VALUE",
         help="a param's value, as a TaskBinding would give it",
     )
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise argparse.ArgumentTypeError(f'"{text}" is no port; expected 1 to 65535')
+    return int(text)
 
 
 def _assignment(text: str) -> tuple[str, str]:
@@ -222,6 +242,12 @@ def _run(arguments: argparse.Namespace) -> int:
     from pidone.cli.run import run_files
 
     return run_files(arguments.file, arguments.pod, dict(arguments.param))
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from pidone.cli.status import status
+
+    return status(arguments.port, as_json=arguments.json)
 
 
 def _render(arguments: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ from pidone.cli import main
 from pidone.cli.completion import script
 from pidone.language.checking import check_bytes
 
-COMMANDS = ["check", "explain", "schema", "graph", "render", "test", "run", "completion"]
+COMMANDS = ["check", "explain", "schema", "graph", "render", "test", "run", "status", "completion"]
 BAD = sorted((Path(__file__).parents[1] / "language" / "bad").glob("*.yaml"))
 POD = "{kind: Pod, metadata: {name: web, labels: {app: web}}}"
 

@@ -1,0 +1,104 @@
+"""``pidone status``: what process 1 of this pod does, and why, as it says itself on the loopback interface."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import trio
+
+from pidone.errors import PidoneError, Refused
+from pidone.http.client import request
+from pidone.pod import Settings
+
+TIMEOUT = 5.0  # seconds; a process 1 that takes longer has no processor
+LOG_LINES = 10
+
+
+def status(port: int | None, *, as_json: bool) -> int:
+    """Print it; 0 then, 1 where nobody answers as a pidone does."""
+    try:
+        host, number = Settings.from_environment(os.environ).status_address()
+        host, number = host or "127.0.0.1", port or number
+        if not number:
+            raise Refused("PIDONE_STATUS_PORT is 0, so there is nobody to ask")
+        document = trio.run(_ask, host, number)
+    except PidoneError as error:
+        print(f"pidone status: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(document, indent=2) if as_json else page(document))
+    return 0
+
+
+async def _ask(host: str, port: int) -> dict[str, Any]:
+    where = f"http://{f'[{host}]' if ':' in host else host}:{port}/status"
+    try:
+        answer = await request("GET", where, timeout=TIMEOUT)
+    except PidoneError as error:
+        raise Refused(
+            f"{error}; is pidone awake in this pod (without tasks it dozes and does not listen), "
+            "and does it listen there (PIDONE_STATUS_PORT, --port)?"
+        ) from error
+    try:
+        document = json.loads(answer.body)
+        if answer.status == 200 and isinstance(document["tasks"], dict):
+            return dict(document)
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise Refused(f"{where} answers {answer.status}, and not as pidone does: another program has this port")
+
+
+def page(document: dict[str, Any]) -> str:
+    """The document of ``pidone.local`` for people."""
+    reached = {True: "reached", False: "not reached", None: "not asked yet"}
+    repo = document["repo"]
+    urls = ", ".join(repo["urls"])
+    shared = "" if document["processes"] is None else f" of {document['processes']}"
+    head = [
+        f"pidone {document['version']}, process {document['pid']}{shared}",
+        f"repo:  {urls}, {reached[repo['reached']]}" if urls else "repo:  none",
+        f"plan:  {document['digest'] or 'none'}{since(', since ', document['applied'])}",
+        f"phase: {document['phase']}{', and the end has begun' if document['ending'] else ''}",
+    ]
+    if document["after"]:
+        head.append(f"the program before this one ended: {document['after']}")
+    rows = [("TASK", "ACTION", "STATE", "SINCE", "NEXT", "RUNS", "FAILED", "LAST", "WHY")]
+    for name, task in document["tasks"].items():
+        rows.append(
+            (
+                name,
+                task["action"],
+                task["state"],
+                since("", task["since"]),
+                seconds(task["next"]),
+                str(task["runs"]),
+                str(task["failures"]),
+                seconds(task["lastDuration"]),
+                "; ".join(part for part in (task["why"], task["error"]) if part),
+            )
+        )
+    table = columns(rows) if document["tasks"] else ["no tasks"]
+    return "\n".join([*head, "", *table, "", *document["logs"][-LOG_LINES:]]).rstrip()
+
+
+def columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Rows as lines, with columns as wide as what is in them."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def since(before: str, moment: float | None) -> str:
+    """The local time of day; with the date where it is not today's."""
+    if moment is None:
+        return ""
+    local, today = datetime.fromtimestamp(moment, UTC).astimezone(), datetime.now(UTC).astimezone().date()
+    return before + local.strftime("%H:%M:%S" if local.date() == today else "%Y-%m-%d %H:%M:%S")
+
+
+def seconds(number: float | None) -> str:
+    """A time in the two digits that matter."""
+    if number is None:
+        return "-"
+    return f"{number * 1000:.0f}ms" if number < 1 else f"{number:.1f}s" if number < 10 else f"{number:.0f}s"

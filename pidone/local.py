@@ -1,0 +1,131 @@
+"""What a pod shows to those who are in it: ``GET /status`` and ``GET /drain``. Loaded when somebody asks.
+
+    {"version", "pid", "processes", "repo": {"urls", "reached"}, "digest", "applied", "phase", "ending",
+     "after", "reaped", "logs": [line, ...],
+     "tasks": {name: {"action", "stage", "state", "since", "why", "next", "runs", "failures", "error",
+                      "lastDuration", "lastSuccess"}}}
+
+``since``, ``applied`` and ``lastSuccess`` are seconds since 1970, ``next`` is seconds from now until the next
+run, ``processes`` are all that ``/proc`` shows, this one too; null is what nobody knows, or what never was.
+"""
+
+import json
+import os
+from time import time
+from typing import Any, Protocol
+
+import trio
+
+from pidone import __version__
+from pidone.engine.core import Stage, TaskState, waits_for
+from pidone.engine.runner import Engine
+from pidone.http.client import redacted
+from pidone.http.message import JSON, Request, Response, text_response
+from pidone.journal import RING, Journal
+from pidone.pid1.claims import processes
+from pidone.telemetry import Telemetry
+
+LOG_LINES = 50  # the last of them
+
+
+class Program(Protocol):
+    """What is shown of ``pidone.pod.PodProgram``."""
+
+    engine: Engine
+    journal: Journal
+    telemetry: Telemetry
+
+    @property
+    def repos(self) -> tuple[str, ...]: ...
+    def status(self) -> dict[str, Any]: ...
+    async def drain(self, by: str) -> None: ...
+
+
+async def answer(program: Program, request: Request) -> Response:
+    """To one request. A ``/drain`` whose peer goes away goes on without it."""
+    if request.path not in {"/status", "/drain"}:
+        return text_response(404, "there are /status and /drain")
+    if request.method not in {"GET", "HEAD"}:
+        return text_response(405, "ask with GET", allow="GET, HEAD")
+    if request.path == "/status" or request.method == "HEAD":
+        return _json(document(program))
+    return _json(await _drain(program))
+
+
+async def _drain(program: Program) -> dict[str, Any]:
+    """The end, begun by whomever, when it is over."""
+    began, written = trio.current_time(), program.journal.written
+    tasks = [state.task.name for state in program.engine.tasks]
+    await program.drain("GET /drain")
+    left = [state.task.name for state in program.engine.tasks]
+    return {
+        "undone": [name for name in tasks if name not in left],
+        "left": left,
+        "seconds": round(trio.current_time() - began, 3),
+        "logs": list(program.journal.lines)[written - program.journal.written or RING :],
+    }
+
+
+def document(program: Program) -> dict[str, Any]:
+    """The answer to ``/status``."""
+    status = program.status()
+    counts, states = program.telemetry, list(program.engine.tasks)
+    return {
+        "version": __version__,
+        "pid": os.getpid(),
+        "processes": processes() or None,
+        "repo": {"urls": [redacted(url) for url in program.repos], "reached": counts.repo_up},
+        "digest": counts.bundle_digest,
+        "applied": counts.bundle_applied or None,
+        "ending": program.engine.ending,
+        **status,
+        "tasks": {
+            state.task.name: status["tasks"][state.task.name] | _more(state, states) for state in states
+        },
+        "logs": list(program.journal.lines)[-LOG_LINES:],
+    }
+
+
+def _more(state: TaskState, states: list[TaskState]) -> dict[str, Any]:
+    now = trio.current_time()
+    success = state.last_success
+    return {
+        "action": state.task.action,
+        "stage": state.stage.value,
+        "why": _why(state, states),
+        "next": round(max(0.0, state.due - now), 3) if state.stage is Stage.DUE else None,
+        "lastDuration": state.last_duration,
+        "lastSuccess": None if success is None else round(time() - now + success, 3),
+    }
+
+
+def _why(state: TaskState, states: list[TaskState]) -> str:
+    """Why it does not run, for people."""
+    task = state.task
+    match state.stage:
+        case Stage.WAITING:
+            return f"needs {waits_for(state, states)}"
+        case Stage.PAUSING | Stage.PAUSED:
+            return f"while {waits_for(state, states)}"
+        case Stage.ARMED:
+            return f"runs on {', '.join(map(str, task.run_on))}"
+        case Stage.DUE:
+            return (
+                "failed, and is tried again"
+                if state.streak
+                else "its period"
+                if task.every
+                else "about to run"
+            )
+        case Stage.FINISHED:
+            return f"restartPolicy {task.restart}" if task.restart != "Always" else "the pod ends"
+        case Stage.FAILED:
+            return f"backoffLimit {task.backoff_limit} is reached"
+        case Stage.STOPPING | Stage.UNDOING:
+            return "is taken back"
+        case _:
+            return ""
+
+
+def _json(value: dict[str, Any]) -> Response:
+    return Response(200, {"content-type": JSON}, json.dumps(value, separators=(",", ":")).encode() + b"\n")

@@ -1,0 +1,216 @@
+"""A real process 1, seen and drained from inside, and how it ends."""
+
+import json
+import os
+import re
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from pidone.errors import Refused
+from pidone.http.client import request
+from pidone.http.message import Request, Response
+from pidone.plan.digest import digest
+from pidone.plan.model import Phase
+from pidone.pod import STATUS_PORT, Settings
+from tests.http.serving import http_server
+from tests.pod.test_pod import ADDRESS, DOZE, Repo, listening, metrics, pod, serve_repo
+
+
+@pytest.fixture
+async def repo(nursery: trio.Nursery) -> Repo:
+    return Repo()
+
+
+async def ask(port: int, path: str) -> dict[str, Any]:
+    answer = await request("GET", f"http://{ADDRESS}:{port}{path}", timeout=15)
+    assert answer.status == 200, answer.text
+    found: dict[str, Any] = json.loads(answer.text)
+    return found
+
+
+def probe(port: int, **more: Any) -> dict[str, Any]:
+    return {"probe": {"tcpSocket": {"port": port, "host": ADDRESS}, "failureThreshold": 1}, **more}
+
+
+async def running(repo: Repo, tasks: list[dict[str, Any]]) -> None:
+    repo.put(tasks)
+    await repo.report(lambda report: report["tasks"].get("metrics", {}).get("state") == "listening")
+
+
+async def test_what_a_pod_does_is_seen_from_inside_with_the_reasons(
+    repo: Repo, nursery: trio.Nursery, tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    url, port = await serve_repo(repo, nursery), free_port()
+    tasks = [
+        metrics(free_port()),
+        probe(9, name="ready"),
+        probe(9, name="late", needs=["ready.healthy"]),
+        probe(9, name="bell", runOn=["signal.SIGHUP"]),
+        probe(9, name="beat", every=3600),
+    ]
+    with pod(url, tmp_path / "log", PIDONE_STATUS_PORT=str(port)):
+        await running(repo, tasks)
+        await repo.report(lambda report: report["tasks"]["ready"]["state"] == "unhealthy")
+        seen = await ask(port, "/status")
+        env = {**os.environ, "PIDONE_POD_IP": ADDRESS, "PIDONE_STATUS_PORT": str(port)}
+        shown_to_people = await trio.run_process(
+            [sys.executable, "-m", "pidone", "status"], capture_stdout=True, env=env
+        )
+    assert b" needs ready.healthy (is unhealthy)\n" in shown_to_people.stdout
+    assert seen["repo"] == {"urls": [url], "reached": True}
+    assert (seen["digest"], seen["phase"], seen["ending"]) == (digest(tasks), "Running", False)
+    shown = seen["tasks"]
+    assert {name: (task["action"], task["stage"], task["state"]) for name, task in shown.items()} == {
+        "metrics": ("metrics", "running", "listening"),
+        "ready": ("probe", "running", "unhealthy"),
+        "late": ("probe", "waiting", "waiting"),
+        "bell": ("probe", "armed", "armed"),
+        "beat": ("probe", "due", "due"),
+    }
+    assert shown["late"]["why"] == "needs ready.healthy (is unhealthy)"
+    assert shown["bell"]["why"] == "runs on signal.SIGHUP"
+    assert 0 < shown["beat"]["next"] <= 3600
+    assert shown["ready"]["next"] is None
+    assert abs(shown["ready"]["since"] - seen["applied"]) < 10
+    assert any(" event=state task=ready state=unhealthy" in line for line in seen["logs"])
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.pidns
+async def test_a_drain_is_answered_when_all_is_taken_back_and_is_for_good(
+    repo: Repo, nursery: trio.Nursery, tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    url, port, page = await serve_repo(repo, nursery), free_port(), free_port()
+    with pod(url, tmp_path / "log", PIDONE_STATUS_PORT=str(port)) as process:
+        await running(repo, [metrics(page), probe(9, name="ready", needs=["metrics.listening"])])
+        done = await ask(port, "/drain")
+        assert not await listening(page)
+        assert (done["undone"], done["left"]) == (["metrics", "ready"], [])
+        assert ' event=ending by="GET /drain" tasks=2' in done["logs"][0]
+        assert (await ask(port, "/drain"))["undone"] == [], "a second one has nothing left to do"
+
+        again = [metrics(page)]
+        repo.put(again)
+        while not any("event=plan-ignored" in line for line in (await ask(port, "/status"))["logs"]):
+            await repo.held.wait()
+        assert (await ask(port, "/status"))["tasks"] == {}
+        report = await repo.report(lambda report: any("plan-ignored" in line for line in report["logs"]))
+        assert report["state"] == "applied", "nothing is wrong with the plan"
+
+        repo.put(again, phase=Phase.TERMINATING)
+        await repo.report(lambda report: report["phase"] == "Terminating")
+        assert process.same()
+        process.signal(signal.SIGTERM)
+        with trio.fail_after(5):
+            assert await trio.to_thread.run_sync(process.wait, 5) == 0
+    said = (tmp_path / "log").read_text()
+    assert said.count("event=ending ") == 1
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.pidns
+@pytest.mark.skipif(not DOZE.exists(), reason="doze is not built: make doze")
+async def test_farewells_are_said_before_all_is_undone_and_then_the_pod_dozes(
+    repo: Repo, nursery: trio.Nursery, tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    heard, page = list[bool](), free_port()
+
+    async def application(asked: Request) -> Response:
+        heard.append(await listening(page))
+        return Response(200)
+
+    url = await serve_repo(repo, nursery)
+    where = {"port": await http_server(nursery, application), "host": "127.0.0.1", "path": "/farewell"}
+    tasks = [metrics(page), {"name": "bye", "runOn": ["pod.terminating"], "probe": {"httpGet": where}}]
+    with pod(url, tmp_path / "log", doze=str(DOZE), PIDONE_LINGER="1", PIDONE_STATUS_PORT="0") as process:
+        await running(repo, tasks)
+        assert heard == []
+        repo.put(tasks, phase=Phase.TERMINATING)
+        repo.tasks = False  # to the doorbell of a pod that ends a repo says that there is nothing
+        await repo.report(lambda report: report["phase"] == "Terminating" and not report["tasks"])
+        assert heard[:1] == [True], "metrics were still served"
+        assert not await listening(page)
+        with trio.fail_after(10):
+            while Path(f"/proc/{process.pid}/exe").readlink().name != "doze":
+                await trio.sleep(0.02)  # another process's state has no event
+        process.signal(signal.SIGTERM)
+        assert await trio.to_thread.run_sync(process.wait, 5) == 0
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.pidns
+async def test_a_hangup_runs_what_runs_on_it_and_is_survived_otherwise(
+    repo: Repo, nursery: trio.Nursery, tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    url, page, port = await serve_repo(repo, nursery), free_port(), free_port()
+    with pod(url, tmp_path / "log", PIDONE_STATUS_PORT=str(port)) as process:
+        await running(repo, [metrics(page)])
+        process.signal(signal.SIGHUP)
+        await ask(port, "/status")  # by then it has come
+        await running(repo, [metrics(page), probe(9, name="bell", runOn=["signal.SIGHUP"])])
+        await repo.report(lambda report: report["tasks"].get("bell", {}).get("state") == "armed")
+        process.signal(signal.SIGHUP)
+        await repo.report(lambda report: report["tasks"]["bell"]["runs"] == 1)
+        assert process.same()
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_port_that_is_taken_is_told_and_stops_nothing(
+    repo: Repo, nursery: trio.Nursery, tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    url = await serve_repo(repo, nursery)
+    with socket.create_server((ADDRESS, 0)) as taken:
+        port = taken.getsockname()[1]
+        with pod(url, tmp_path / "log", PIDONE_STATUS_PORT=str(port)):
+            await running(repo, [metrics(free_port())])
+    (line,) = [line for line in (tmp_path / "log").read_text().splitlines() if "event=status-off" in line]
+    assert f'address={ADDRESS}:{port} error="Address already in use" retry=60s' in line
+    nursery.cancel_scope.cancel()
+
+
+async def test_the_first_line_says_what_the_process_is_and_can_see(
+    repo: Repo, nursery: trio.Nursery, tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    url = await serve_repo(repo, nursery)
+    with pod(url, tmp_path / "log", PIDONE_STATUS_PORT="seven"):
+        await running(repo, [metrics(free_port())])
+    first, *others = (tmp_path / "log").read_text().splitlines()
+    assert re.search(
+        r" event=start version=\S+ pid1=(True|False) processes=\d+ podUid=u repo=http://127.0.0.1:\d+$", first
+    )
+    assert any(f"event=plan digest={repo_digest(repo)} tasks=1" in line for line in others)
+    assert any("expected PORT, *:PORT or 0, not" in line for line in others)
+    nursery.cancel_scope.cancel()
+
+
+def repo_digest(repo: Repo) -> str:
+    found: str = json.loads(repo.body)["digest"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("said", "pod_ip", "address"),
+    [
+        ("", None, ("127.0.0.1", STATUS_PORT)),
+        ("7000", "10.1.2.3", ("127.0.0.1", 7000)),  # to the pod's own containers alone
+        ("7000", "127.0.0.5", ("127.0.0.5", 7000)),
+        ("*:7000", "10.1.2.3", ("10.1.2.3", 7000)),
+        ("*:7000", None, (None, 7000)),
+        ("0", None, ("127.0.0.1", 0)),
+    ],
+)
+def test_where_it_listens(said: str, pod_ip: str | None, address: tuple[str | None, int]) -> None:
+    assert Settings(status=said, pod_ip=pod_ip).status_address() == address
+
+
+@pytest.mark.parametrize("said", ["x", "-1", "70000", "10.0.0.1:7000", ":", "*:", "*"])
+def test_what_is_no_port_is_refused(said: str) -> None:
+    with pytest.raises(Refused, match="expected PORT"):
+        Settings(status=said).status_address()
