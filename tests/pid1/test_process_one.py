@@ -197,17 +197,19 @@ def test_on_a_desk_a_file_runs_as_in_a_pod(tmp_path: Path, log: Path) -> None:
             [*PIDONE, "run", str(file), "--param", "text=hello"], stdout=output, stderr=output
         )
         try:
-            wait_for(lambda: b"task=second state=succeeded" in log.read_bytes())
-            wait_for(lambda: b"task=clean state=succeeded" in log.read_bytes())
+            wait_for(lambda: b'"task": "second", "state": "succeeded"' in log.read_bytes())
+            wait_for(lambda: b'"task": "clean", "state": "succeeded"' in log.read_bytes())
             wait_for(lambda: b"exit code 7" in log.read_bytes())
             process.send_signal(signal.SIGINT)
             assert process.wait(5) == 0
         finally:
             process.kill()
     lines = log.read_text()
-    assert lines.index('task=first line="first hello"') < lines.index("task=second line=second")
+    assert lines.index('"task": "first", "line": "first hello"') < lines.index(
+        '"task": "second", "line": "second"'
+    )
     # a command starts with nothing blocked and nothing ignored, whatever process 1 does with its own signals
-    masks = dict(re.findall(r"(SigBlk|SigIgn): +([0-9a-f]+)", lines))
+    masks = dict(re.findall(r"(SigBlk|SigIgn):\W+t?([0-9a-f]+)", lines))
     assert masks.keys() == {"SigBlk", "SigIgn"}
     for mask in masks.values():
         assert int(mask, 16) & ~THREADS == 0
