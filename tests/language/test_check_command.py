@@ -228,7 +228,11 @@ def test_sarif_has_what_code_scanning_asks_for(
     assert all(uri.startswith(("bad/", "good/")) for uri in uris)
 
 
-def test_a_file_elsewhere_has_an_absolute_uri(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_elsewhere_has_an_absolute_uri(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")  # the tests' own folder may be below the one they run in
     file = tmp_path / "ä b.yaml"
     file.write_text("[")
     check([str(file)], form="sarif")
