@@ -26,7 +26,7 @@ class Edge:
 
 # What happens to the pod and not to a task: what ``runOn`` takes beside edges.
 TERMINATING = "pod.terminating"
-EVENTS = frozenset({TERMINATING, "pod.containersStarted", "signal.SIGHUP"})
+EVENTS = frozenset({TERMINATING, "signal.SIGHUP"})
 
 
 @dataclass(frozen=True, slots=True)

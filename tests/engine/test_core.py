@@ -341,13 +341,13 @@ def test_a_flood_of_events_is_a_run_a_second(core: Core) -> None:
 
 
 def test_an_event_before_needs_hold_or_in_a_pause_is_remembered(core: Core) -> None:
-    plan = (task("up"), task("a", "up.started", while_=["up.healthy"], run_on=["pod.containersStarted"]))
+    plan = (task("up"), task("a", "up.started", while_=["up.healthy"], run_on=["signal.SIGHUP"]))
     core.handle(PlanChanged(plan), 0)
-    core.handle(Happened("pod.containersStarted"), 1)
+    core.handle(Happened("signal.SIGHUP"), 1)
     assert names(core.handle(StateReported("up", "healthy"), 2)) == ["start a"]
     core.handle(StateReported("up", "unhealthy"), 4)
     core.handle(RunEnded("a", "cancelled"), 4)
-    core.handle(Happened("pod.containersStarted"), 5)
+    core.handle(Happened("signal.SIGHUP"), 5)
     assert names(core.handle(StateReported("up", "healthy"), 6)) == ["start a"]
 
 
