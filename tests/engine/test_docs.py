@@ -16,5 +16,5 @@ def test_each_row_of_the_document_names_tests_that_are_there() -> None:
     named = set(re.findall(r"`(test_\w+)`", text))
     assert named - there == set()
     tables = re.findall(r"^\| [^|\n]*\|[^|\n]*\| test \|\n\|[- |]+\|\n((?:\|.*\n)+)", text, re.MULTILINE)
-    assert len(tables) == 7
+    assert len(tables) == 8
     assert all("`test_" in row for table in tables for row in table.splitlines())
