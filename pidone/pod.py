@@ -184,13 +184,17 @@ class PodProgram:
                     )
                 said = True
             await trio.sleep(STATUS_RETRY)
-        async with trio.open_nursery() as nursery:
-            for listener in listeners:
-                nursery.start_soon(_first_call, listener, nursery.cancel_scope)
-        from pidone import local
-        from pidone.http.server import serve  # 2.8 MiB where no task serves: for those who ask
+        try:
+            async with trio.open_nursery() as nursery:
+                for listener in listeners:
+                    nursery.start_soon(_first_call, listener, nursery.cancel_scope)
+            from pidone import local
+            from pidone.http.server import serve  # 2.8 MiB where no task serves: for those who ask
 
-        await serve(partial(local.answer, self), listeners, max_connections=STATUS_CONNECTIONS)
+            await serve(partial(local.answer, self), listeners, max_connections=STATUS_CONNECTIONS)
+        finally:
+            for listener in listeners:  # else the port would be taken, by this process, when it is begun anew
+                listener.socket.close()
 
     def _setting(self, pod: Pod) -> Setting:
         return Setting(

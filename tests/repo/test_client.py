@@ -14,7 +14,7 @@ from pidone.http.message import Request, Response, text_response
 from pidone.journal import RING, Journal
 from pidone.plan.format import MEDIA_TYPE
 from pidone.repo import client as module
-from pidone.repo.client import RepoClient
+from pidone.repo.client import LOG_LINES, RepoClient
 from pidone.telemetry import Telemetry
 from tests.http.serving import http_server
 
@@ -425,6 +425,28 @@ async def test_lines_that_were_pushed_out_before_they_were_told_are_counted(
     await pod.client.all_told()
     assert wire.lines[0].endswith("event=lines-lost count=7")
     assert [line.partition("number=")[2] for line in wire.lines[1:]] == [str(n) for n in range(7, RING + 7)]
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_flood_of_lines_is_told_at_a_bounded_rate(
+    monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    wire = Wire(monkeypatch, good)
+    pod = Pod(["http://repo"])
+    pod.journal.changed = pod.client.status_changed
+    pod.start(nursery)
+    await trio.sleep(10)
+    wire.lines.clear()
+    wire.reports.clear()
+    for number in range(20_000):
+        pod.journal.write("event", number=number)
+        await trio.sleep(0.001)
+    await pod.client.all_told()
+    assert len(wire.reports) <= 20 + 2, "a report a second"
+    assert len(wire.lines) <= (20 + 2) * (LOG_LINES + 1), "a hundred lines each, and how many were lost"
+    lost = sum(int(line.rpartition("=")[2]) for line in wire.lines if "event=lines-lost" in line)
+    told = sum("event=event" in line for line in wire.lines)
+    assert lost + told == 20_000, "none is lost without being counted"
     nursery.cancel_scope.cancel()
 
 
