@@ -66,7 +66,8 @@ def process_one() -> int:
                 stages.doze(argv)
         except BaseException as error:  # noqa: BLE001 - process 1 does not end, whatever happened
             stages.block()
-            stopped = stages.fail(argv, _last_words(error), time.monotonic() - began)
+            untold = "\n".join(getattr(error, "__notes__", ()))
+            stopped = stages.fail(argv, _last_words(error), time.monotonic() - began, untold=untold)
         if stopped:
             # without the interpreter's clean-up, which takes longer than all that a pod waits for here
             posix._exit(0)

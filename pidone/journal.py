@@ -51,6 +51,11 @@ class Journal:
         self._echo(line)
         self.changed()
 
+    def take_over(self, lines: list[str]) -> None:
+        """What the program before this one had not told."""
+        self.lines.extend(lines)
+        self.written += len(lines)
+
     def untold(self, most: int = RING) -> tuple[list[str], int]:
         """The oldest ``most`` lines that the repo has not got yet, and what ``told`` becomes when it has them.
 

@@ -1,6 +1,7 @@
 """The program in the pod: puts process-1 duties, engine and repo together, and sees that nothing ends it."""
 
 import os
+import posix
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -307,6 +308,7 @@ def main() -> bool:
     """The engine of a pod. Returns as ``live``; raises whatever nobody expected, for the caller to survive."""
     signals.survive_the_rest()
     program = PodProgram(Settings.from_environment(os.environ), Journal())
+    program.journal.take_over(posix.environ.pop(stages.UNTOLD, b"").decode(errors="replace").splitlines())
     program.journal.write(
         "start",
         version=__version__,
@@ -319,7 +321,7 @@ def main() -> bool:
     try:
         return trio.run(live, program)
     except BaseException as error:
-        error.add_note(" | ".join(program.journal.untold()[0]))
+        error.add_note("\n".join(program.journal.untold()[0]))
         raise
 
 
@@ -332,5 +334,5 @@ def last_words(error: BaseException) -> str:
         line = trace.tb_lineno or ""  # the image has none of foreign code
         frames.append(f"{code.co_filename.rpartition('/')[2]}:{line} {code.co_name}")
         trace = trace.tb_next
-    untold = "; ".join(getattr(error, "__notes__", ()))
+    untold = "; ".join(getattr(error, "__notes__", ())).replace("\n", " | ")
     return f"{describe(error)} (at {' < '.join(reversed(frames[-8:]))}) {untold}".rstrip()

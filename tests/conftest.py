@@ -1,7 +1,9 @@
+import os
 import signal
 from collections.abc import Callable, Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests import ports
 from tests.eureka.real import RealEureka, missing, spring_eureka
@@ -23,6 +25,12 @@ def spring(tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # The same examples in every run, so that a failure is the change's doing, and no example is too slow on a busy
+    # machine. PIDONE_TEST_RANDOM=1 looks for new ones.
+    new = bool(os.environ.get("PIDONE_TEST_RANDOM"))
+    slow = [HealthCheck.too_slow, HealthCheck.filter_too_much]
+    settings.register_profile("pidone", deadline=None, derandomize=not new, suppress_health_check=slow)
+    settings.load_profile("pidone")
     # A script's background job starts with these ignored, and so would every process that a test starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)

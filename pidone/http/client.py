@@ -60,9 +60,9 @@ async def request(
         with trio.fail_after(timeout):
             async with AsyncExitStack() as closing:
                 stream = await closing.enter_async_context(await _connect(where, source, insecure=insecure))
-                await _send(stream, method, where, dict(headers or {}), body, connection)
                 if fatal and isinstance(stream, trio.SocketStream):
                     closing.enter_context(_fatal_errors_to(stream))
+                await _send(stream, method, where, dict(headers or {}), body, connection)
                 return await _receive(stream, connection, 0 if head_only else limit)
     except trio.TooSlowError:
         raise TransferTimeout(f"{shown}: no answer within {timeout:g} s") from None

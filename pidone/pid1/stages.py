@@ -16,7 +16,10 @@ RETRY_MAX = 300.0  # seconds of doze after a failure of the program, at most
 GOOD_RUN = 600.0  # seconds after which earlier failures are forgotten
 WORDS_MAX = 6000  # characters of last words carried over; a request may have a head of 16 KiB
 
+LINES_MAX = 60_000  # bytes of the journal carried over; one variable may have 128 KiB
+
 STAGE, WORDS, FAILURES = b"PIDONE_STAGE", b"PIDONE_LAST_WORDS", b"PIDONE_FAILURES"
+UNTOLD = b"PIDONE_UNTOLD"  # lines of the journal that the repo has not got
 
 
 def block() -> None:
@@ -45,16 +48,18 @@ def doze(argv: list[str], *, delay: float = 0.0) -> None:
             pass  # not executable after all, or no memory
 
 
-def fail(argv: list[str], words: str, ran: float) -> bool:
+def fail(argv: list[str], words: str, ran: float, *, untold: str = "") -> bool:
     """The program is at its end, after ``ran`` seconds: doze, longer each time, and begin anew.
 
-    The words are carried over in the environment, and told to the repo. Returns only after TERM or INT (True),
+    The words are carried over in the environment, and told to the repo by whoever asks next; the lines that it
+    was not told go into the journal of the next program. Returns only after TERM or INT (True),
     or where neither doze nor Python can be started now (False).
     """
     failures = 0 if ran > GOOD_RUN else int(posix.environ.get(FAILURES, b"0"))
     delay = min(RETRY_MAX, 2.0 ** min(failures, 16))
     posix.environ[FAILURES] = b"%d" % (failures + 1)
     posix.environ[WORDS] = words[:WORDS_MAX].encode("utf-8", "replace").replace(b"\0", b"?")
+    posix.environ[UNTOLD] = untold.encode("utf-8", "replace").replace(b"\0", b"?")[-LINES_MAX:]
     doze(argv, delay=delay)
     if pause(delay):
         return True

@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import tarfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -273,6 +273,10 @@ class Running:
         return self._process
 
     def __exit__(self, *exception: object) -> None:
+        # What it started first: a change of the user takes the order to die with its parent from process 1.
+        for child in psutil.Process(self._process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
         self._process.kill()
         self._process.wait(10)
 

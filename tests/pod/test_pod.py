@@ -280,3 +280,20 @@ async def test_the_words_of_a_fatal_signal_leave_by_the_network(
     assert told[0][1].startswith("Fatal Python error: Segmentation fault")
     assert "in die" in told[0][1]
     nursery.cancel_scope.cancel()
+
+
+@pytest.mark.pidns
+async def test_what_was_untold_when_the_program_failed_is_told_by_the_next(
+    repo: Repo, nursery: trio.Nursery, tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    url = await serve_repo(repo, nursery)
+    repo.put([metrics(free_port())])
+    env = {"PIDONE_REPO": url, "PIDONE_POD_IP": ADDRESS, "PIDONE_POD_UID": "u", "PIDONE_DOZE": "/nowhere"}
+    program = [sys.executable, str(Path(__file__).with_name("doomed.py"))]
+    with (tmp_path / "log").open("wb") as output, pidns.process_one(program, env=env, output=output):
+        await repo.report(lambda report: any("state=listening" in line for line in report["logs"]))
+    lines = [line for report in repo.reports for line in report["logs"]]
+    said = [line.split()[2] for line in lines if "event=said" in line]
+    assert said == [f"number={number}" for number in range(150)]
+    assert repo.reports[0]["after"].startswith("RuntimeError: as if")
+    nursery.cancel_scope.cancel()

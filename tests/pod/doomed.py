@@ -1,0 +1,18 @@
+"""pidone as process 1, whose program fails as a whole with many lines untold, and is well when it is begun anew."""
+
+import os
+
+from pidone import __main__, pod
+
+live = pod.live
+
+
+async def doomed(program, **given):  # type: ignore[no-untyped-def]
+    for number in range(150):
+        program.journal.write("said", number=number, padding="x" * 100)
+    raise RuntimeError("as if")
+
+
+if "PIDONE_FAILURES" not in os.environ:
+    pod.live = doomed
+__main__.process_one()
