@@ -108,12 +108,13 @@ int main(int argc, char **argv) {
 		}
 		long long left = due - now();
 		poll(wait, 2, due == NEVER ? -1 : left < 0 ? 0 : left < RETRY_MAX ? (int)left : RETRY_MAX);
-		struct signalfd_siginfo info;
-		while (read(wait[0].fd, &info, sizeof info) == sizeof info)
-			if (info.ssi_signo == SIGTERM || info.ssi_signo == SIGINT)
+		struct signalfd_siginfo info[8]; // all that is pending in one call: with each orphan comes a signal
+		int count = read(wait[0].fd, info, sizeof info) / (int)sizeof *info;
+		for (int i = 0; i < count; i++)
+			if (info[i].ssi_signo == SIGTERM || info[i].ssi_signo == SIGINT)
 				_exit(asked > 0 ? kill(asked, SIGKILL) & 0 : 0);
 		if (wait[1].revents) {
-			due = now() + (recv(wait[1].fd, &info, 1, MSG_DONTWAIT) == 1 ? 0 : below(RING_SPREAD));
+			due = now() + (recv(wait[1].fd, info, 1, MSG_DONTWAIT) == 1 ? 0 : below(RING_SPREAD));
 			close(wait[1].fd);
 			wait[1].fd = -1;
 		}

@@ -9,12 +9,23 @@ import types
 
 if "eager" in sys.argv:
     # Each import at its place, whether or not anybody uses it: a hole in the list is an error here. But for
-    # what is imported and not used in pods: names of threads, names of hosts that are not ASCII, DTLS, locales.
+    # what is imported and not used in pods: names of threads, names of hosts that are not ASCII, locales, DTLS,
+    # and Trio's files, paths, subprocesses and pipes.
     class Absent(types.ModuleType):
         def __getattr__(self, name: str) -> object:
             return lambda *given: None
 
-    for absent in ("idna", "ctypes", "ctypes.util", "locale", "trio._dtls"):
+    unused = [
+        "dtls",
+        "file_io",
+        "path",
+        "subprocess",
+        "subprocess_platform",
+        "unix_pipes",
+        "core._mock_clock",
+    ]
+    unused = [f"trio._{name}" for name in [*unused, "highlevel_open_unix_stream"]]
+    for absent in ["idna", "ctypes", "ctypes.util", "locale", *unused]:
         sys.modules[absent] = Absent(absent)
     sys.modules["ctypes"].util = sys.modules["ctypes.util"]  # type: ignore[attr-defined]
     import trio

@@ -1,0 +1,58 @@
+"""The reaper with children of this process: what they inherit, and when they are collected."""
+
+import os
+import signal
+import sys
+
+import pytest
+import trio
+
+from pidone.pid1.reaper import Reaper
+
+SAY_MASK = "print(open('/proc/self/status').read().partition('SigBlk:')[2].split()[0], flush=True)"
+
+
+@pytest.fixture
+async def reaper(nursery: trio.Nursery) -> Reaper:
+    found = Reaper()
+    await nursery.start(found.run)
+    return found
+
+
+async def test_a_child_begins_with_an_empty_mask_whatever_is_blocked_here(
+    reaper: Reaper, nursery: trio.Nursery
+) -> None:
+    blocked = {signal.SIGCHLD, signal.SIGUSR1}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    ours, theirs = os.pipe()
+    try:
+        child = reaper.spawn([sys.executable, "-S", "-c", SAY_MASK], env={}, output=theirs)
+        assert blocked <= signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with trio.fail_after(10):
+        assert await child.wait() == 0
+    assert os.read(ours, 100) == b"0" * 16 + b"\n"
+    os.close(ours)
+    os.close(theirs)
+    nursery.cancel_scope.cancel()
+
+
+async def test_each_of_many_children_one_after_the_other_is_collected(
+    reaper: Reaper, nursery: trio.Nursery
+) -> None:
+    with trio.fail_after(20):
+        for _ in range(100):  # each ends within the rest after the one before
+            assert await reaper.spawn(["/bin/true"], env={}).wait() == 0
+    nursery.cancel_scope.cancel()
+
+
+async def test_when_it_is_cancelled_nothing_stays_blocked(nursery: trio.Nursery) -> None:
+    reaper = Reaper()
+    async with trio.open_nursery() as inner:
+        await inner.start(reaper.run)
+        child = reaper.spawn(["/bin/true"], env={})
+        await child.wait()  # so it rests now
+        inner.cancel_scope.cancel()
+    assert signal.SIGCHLD not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    nursery.cancel_scope.cancel()
