@@ -227,15 +227,15 @@ def starts(candidate: Candidate, world: World, repeats: int) -> list[tuple[int, 
 
 def terms(
     candidate: Candidate, world: World, number: int, most: float, slots: int, limit: float
-) -> tuple[int, int]:
-    """TERMs sent within ``most`` seconds after exec, and how many were lost: it lived ``limit`` s later."""
+) -> tuple[int, list[int]]:
+    """TERMs sent within ``most`` s after exec, and when those that were lost (it lived ``limit`` s later), in us."""
     address = new_address()
     if candidate.active:
         world.wanted.add(address)
     arguments = [str(number), str(int(most * 1e6)), str(slots), str(int(limit * 1000))]
     output = _namespace(candidate, world, "term", *arguments, address=address)
-    ended = [int(line.split()[1]) for line in output.splitlines()]
-    return len(ended), sum(end < 0 for end in ended)
+    sent = [tuple(map(int, line.split())) for line in output.splitlines()]
+    return len(sent), sorted(when for when, ended in sent if ended < 0)
 
 
 def _namespace(candidate: Candidate, world: World, *order: str, address: str = "127.0.0.1") -> str:

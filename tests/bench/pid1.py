@@ -1,7 +1,7 @@
 """``python -m tests.bench.pid1 [--quick] [--json FILE] [--root DIR]``: process 1 beside pause and its peers.
 
 Prints one table; ratios are to pause, in the same run. Needs root, a C compiler, and for the peers Debian's
-tini, dumb-init and catatonit. Nothing is asserted: what is allowed stands in the issue, and in docs/footprint.md.
+tini, dumb-init and catatonit. Nothing is asserted: what was measured stands in docs/footprint.md.
 """
 
 import argparse
@@ -114,7 +114,7 @@ def _terms(
     save: Callable[[Figures], None],
 ) -> None:
     say(f"TERM: {extent.terms} to each within {LATEST:g} s, {extent.early} within {EARLY * 1000:g} ms")
-    sent: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
+    sent: dict[tuple[str, str], list[tuple[int, list[int]]]] = defaultdict(list)
     parts = 5
     for candidate in _turns(found, parts):
         # A few at a time: an active one needs a processor to get anywhere in 0.3 s. What has not ended after
@@ -127,7 +127,8 @@ def _terms(
             measure.terms(candidate, world, extent.early // parts, EARLY, 5, 1.0)
         )
         for (figure, name), several in sent.items():
-            figures[figure][name] = sum(lost for _, lost in several)
+            figures[figure][name] = sum(len(lost) for _, lost in several)
+            figures[f"{figure} last"][name] = max((when for _, lost in several for when in lost), default=0)
             figures[f"{figure} of"][name] = sum(number for number, _ in several)
         save(figures)
 
@@ -169,6 +170,7 @@ def table(found: list[Candidate], figures: Figures, image: int | None) -> str:
         row("zombies left", "left", count, ratio=False),
         row("most zombies at once", "most", count, ratio=False),
         row(f"TERM lost, of {of('lost')} in 0-300 ms", "lost", count, ratio=False),
+        row("the latest of them, us after exec", "lost last", count, ratio=False),
         row(f"TERM lost, of {of('lost early')} in 0-0.3 ms", "lost early", count, ratio=False),
         row("plan there to first probe, CPU ms of process 1", "wake cpu", count, ratio=False),
         row("and of the child that asks", "wake ask", count, ratio=False),
