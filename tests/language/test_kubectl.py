@@ -51,7 +51,8 @@ def readings(kubectl: Path, files: Iterable[Path]) -> dict[Path, Any]:
     """Of each file the documents, or None where kubectl takes it for no YAML."""
     names = "".join(f"{file}\n" for file in files)
     done = subprocess.run([kubectl], input=names, capture_output=True, text=True, check=True, timeout=60)
-    found = [json.loads(line) for line in done.stdout.splitlines()]
+    # not splitlines: a string may hold other ends of lines, as U+2028
+    found = [json.loads(line) for line in done.stdout.split("\n") if line]
     return {Path(one["file"]): None if one.get("error") else one["documents"] for one in found}
 
 
