@@ -1,0 +1,160 @@
+"""Where the API server is and how it knows us: a service account in a pod, or a kubeconfig on a desk.
+
+Sources: client-go's rest.InClusterConfig and tools/clientcmd. What a kubeconfig asks for and this client does not
+do is refused by name; to leave out ``as`` or a plugin would be to act as somebody else.
+"""
+
+import os
+from base64 import b64decode
+from binascii import Error as Base64Error
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pidone_controller.kubernetes.errors import ConfigError
+
+SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+REFUSED = {
+    "exec": "credential plugins are not run; write a token, a tokenFile or a client certificate",
+    "auth-provider": "it was removed from Kubernetes; write a token, a tokenFile or a client certificate",
+    "as": "impersonation is not done; use a context whose user has the rights itself",
+    "username": "API servers take no passwords since 1.19; write a token or a client certificate",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """One API server and one identity. Files are read again when they change; data (PEM) is as it is."""
+
+    server: str  # a URL without a path's last slash
+    namespace: str = "default"  # our own, or the context's
+    ca_file: str = ""
+    ca_data: bytes = b""
+    insecure: bool = False  # insecure-skip-tls-verify
+    server_name: str = ""  # what the certificate is checked for, where it is not the host's name
+    cert_file: str = ""
+    key_file: str = ""
+    cert_data: bytes = field(default=b"", repr=False)
+    key_data: bytes = field(default=b"", repr=False)
+    token: str = field(default="", repr=False)
+    token_file: str = ""  # goes before ``token``, which stands in until the file can be read
+
+
+def load(environ: Mapping[str, str] = os.environ, *, context: str = "") -> Config:
+    """``$KUBECONFIG``, else the pod's service account, else ``~/.kube/config``, as controller-runtime does it.
+
+    Raises ``ConfigError``.
+    """
+    if paths := environ.get("KUBECONFIG"):
+        return kubeconfig([Path(path) for path in paths.split(os.pathsep) if path], context=context)
+    if environ.get("KUBERNETES_SERVICE_HOST"):
+        return in_cluster(environ)
+    home = Path(environ.get("HOME") or "~").expanduser() / ".kube" / "config"
+    if home.exists():
+        return kubeconfig([home], context=context)
+    raise ConfigError(
+        "no API server is named: not in a pod (KUBERNETES_SERVICE_HOST is not set), KUBECONFIG is not set, "
+        f"and there is no {home}"
+    )
+
+
+def in_cluster(environ: Mapping[str, str] = os.environ, account: Path = SERVICE_ACCOUNT) -> Config:
+    """The service account that the kubelet mounts. Raises ``ConfigError``."""
+    host, port = environ.get("KUBERNETES_SERVICE_HOST"), environ.get("KUBERNETES_SERVICE_PORT", "443")
+    if not host:
+        raise ConfigError("KUBERNETES_SERVICE_HOST is not set: this is not a pod")
+    token, ca = account / "token", account / "ca.crt"
+    for file in (token, ca):
+        if not file.exists():
+            raise ConfigError(
+                f"{file} is not there: the pod needs a service account (automountServiceAccountToken)"
+            )
+    try:
+        namespace = (account / "namespace").read_text().strip()
+    except OSError:
+        namespace = ""  # projected by hand, without the downward API's part
+    host = f"[{host}]" if ":" in host else host
+    return Config(f"https://{host}:{port}", namespace or "default", ca_file=str(ca), token_file=str(token))
+
+
+def kubeconfig(paths: Sequence[Path], *, context: str = "") -> Config:
+    """One or several kubeconfigs, of which the first that has a name wins, as with kubectl. Raises ``ConfigError``."""
+    read = [_read(path) for path in paths if path.exists()]
+    if not read:
+        raise ConfigError(f"there is no {' or '.join(map(str, paths))}")
+    shown = " and ".join(str(path) for path, _ in read)
+    name = context or next(
+        (document["current-context"] for _, document in read if document.get("current-context")), ""
+    )
+    if not name:
+        raise ConfigError(f"{shown}: no current-context; name one of contexts")
+    _, chosen = _entry(read, "contexts", "context", name, shown)
+    where, cluster = _entry(read, "clusters", "cluster", chosen.get("cluster") or "", shown)
+    whose, user = _entry(read, "users", "user", chosen.get("user") or "", shown, required=False)
+    for key, remedy in REFUSED.items():
+        if user.get(key):
+            raise ConfigError(f"{whose}: user {chosen.get('user')}: {key}: {remedy}")
+    if cluster.get("proxy-url"):
+        raise ConfigError(f"{where}: cluster {chosen['cluster']}: proxy-url: proxies are not supported")
+    server = cluster.get("server")
+    if not isinstance(server, str) or not server.startswith(("https://", "http://")):
+        raise ConfigError(f"{where}: cluster {chosen['cluster']}: server: {server!r} is not a URL")
+    return Config(
+        server.rstrip("/"),
+        chosen.get("namespace") or "default",
+        ca_file=_beside(where, cluster.get("certificate-authority")),
+        ca_data=_data(where, cluster, "certificate-authority-data"),
+        insecure=cluster.get("insecure-skip-tls-verify") is True,
+        server_name=cluster.get("tls-server-name") or "",
+        cert_file=_beside(whose, user.get("client-certificate")),
+        key_file=_beside(whose, user.get("client-key")),
+        cert_data=_data(whose, user, "client-certificate-data"),
+        key_data=_data(whose, user, "client-key-data"),
+        token=str(user.get("token") or ""),
+        token_file=_beside(whose, user.get("tokenFile")),
+    )
+
+
+_Read = list[tuple[Path, dict[str, Any]]]
+
+
+def _read(path: Path) -> tuple[Path, dict[str, Any]]:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        document = YAML(typ="safe", pure=True).load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from error
+    if not isinstance(document, dict):
+        raise ConfigError(
+            f"{path}: not a kubeconfig: kind: Config, clusters, users and contexts are expected"
+        )
+    return path, document
+
+
+def _entry(
+    read: _Read, many: str, one: str, name: str, shown: str, *, required: bool = True
+) -> tuple[Path, dict[str, Any]]:
+    """The first entry of that name, and the file that has it: its relative paths are relative to that."""
+    for path, document in read:
+        for entry in document.get(many) or ():
+            if isinstance(entry, dict) and entry.get("name") == name and isinstance(entry.get(one), dict):
+                return path, entry[one]
+    if required:
+        raise ConfigError(f"{shown}: no {one} is named {name!r}; see {many}")
+    return read[0][0], {}
+
+
+def _beside(path: Path, value: object) -> str:
+    return str(path.parent / str(value)) if value else ""
+
+
+def _data(path: Path, table: Mapping[str, Any], key: str) -> bytes:
+    try:
+        return b64decode(str(table.get(key) or ""), validate=True)
+    except Base64Error as error:
+        raise ConfigError(f"{path}: {key}: not base64: {error}") from error

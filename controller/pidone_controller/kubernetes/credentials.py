@@ -1,0 +1,88 @@
+"""What a request carries to say who we are, read again while it rotates."""
+
+import ssl
+import tempfile
+from pathlib import Path
+
+from pidone_controller.kubernetes.config import Config
+from pidone_controller.kubernetes.errors import ConfigError
+
+REREAD = 60.0  # seconds; the kubelet replaces a token when a fifth of its life is left, so there is time
+
+
+class Token:
+    """The bearer token. A file is read at most each minute, and at once when the server does not take what we have."""
+
+    __slots__ = ("_at", "_file", "value")
+
+    def __init__(self, config: Config) -> None:
+        self.value = config.token
+        self._file = config.token_file
+        self._at = float("-inf")
+
+    def current(self, now: float) -> str:
+        """The token; "" where there is none. A file that is gone for a moment leaves the last one in place."""
+        if self._file and now - self._at >= REREAD:
+            self.reread(now)
+        return self.value
+
+    def reread(self, now: float) -> bool:
+        """Whether the file has another token than the one in use."""
+        if not self._file:
+            return False
+        self._at = now
+        before = self.value
+        try:
+            self.value = Path(self._file).read_text().strip() or before
+        except (OSError, UnicodeDecodeError) as error:
+            if not before:
+                raise ConfigError(f"{self._file}: no token can be read: {error}") from error
+        return self.value != before
+
+
+def tls(config: Config) -> ssl.SSLContext:
+    """Trust in the cluster's authority and no other; the system's where a kubeconfig names none, as kubectl has it.
+
+    Raises ``ConfigError``.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        if config.insecure:
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        elif config.ca_data:
+            context.load_verify_locations(cadata=config.ca_data.decode())
+        elif config.ca_file:
+            context.load_verify_locations(cafile=config.ca_file)
+        else:
+            context.load_default_certs()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{config.ca_file or 'certificate-authority-data'}: no certificate in it: {error}"
+        ) from error
+    _identify(context, config)
+    return context
+
+
+def _identify(context: ssl.SSLContext, config: Config) -> None:
+    """The client certificate, if there is one. Python's ssl reads it from files alone."""
+    if not config.cert_file and not config.cert_data:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        names = [
+            _written(Path(folder) / name, data) if data else file
+            for name, file, data in (
+                ("certificate", config.cert_file, config.cert_data),
+                ("key", config.key_file, config.key_data),
+            )
+        ]
+        try:
+            context.load_cert_chain(names[0], names[1] or None, password="")
+        except OSError as error:
+            raise ConfigError(f"client-certificate and client-key are not a pair: {error}") from error
+
+
+def _written(path: Path, data: bytes) -> str:
+    path.touch(mode=0o600)
+    path.write_bytes(data)
+    return str(path)

@@ -1,0 +1,47 @@
+"""The kinds that the controller reads and writes, and where the API server has them."""
+
+from dataclasses import dataclass
+from urllib.parse import quote
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """One kind: its group ("" is core), version, plural, and whether its objects live in namespaces."""
+
+    group: str
+    version: str
+    plural: str
+    kind: str
+    namespaced: bool = True
+
+    @property
+    def api_version(self) -> str:
+        """As objects have it: ``v1``, ``apps/v1``."""
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    def path(self, namespace: str = "", name: str = "", subresource: str = "") -> str:
+        """``/api/v1/namespaces/shop/pods/web/status``; without a namespace, the objects of all of them."""
+        parts = ["apis", self.group, self.version] if self.group else ["api", self.version]
+        if namespace and self.namespaced:
+            parts += ["namespaces", namespace]
+        parts += [self.plural, name, subresource]
+        return "/" + "/".join(quote(part, safe="") for part in parts if part)
+
+    def __str__(self) -> str:
+        return f"{self.plural}.{self.group}" if self.group else self.plural
+
+
+PIDONE = "pidone.dev"
+
+PODS = Resource("", "v1", "pods", "Pod")
+TASK_SETS = Resource(PIDONE, "v1alpha1", "tasksets", "TaskSet")
+CLUSTER_TASK_SETS = Resource(PIDONE, "v1alpha1", "clustertasksets", "ClusterTaskSet", namespaced=False)
+TASK_BINDINGS = Resource(PIDONE, "v1alpha1", "taskbindings", "TaskBinding")
+CLUSTER_TASK_BINDINGS = Resource(
+    PIDONE, "v1alpha1", "clustertaskbindings", "ClusterTaskBinding", namespaced=False
+)
+CONTROLLER_REVISIONS = Resource("apps", "v1", "controllerrevisions", "ControllerRevision")
+EVENTS = Resource("", "v1", "events", "Event")
+LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
+TOKEN_REVIEWS = Resource("authentication.k8s.io", "v1", "tokenreviews", "TokenReview", namespaced=False)
+SECRETS = Resource("", "v1", "secrets", "Secret")
