@@ -50,6 +50,10 @@ class DeskPod:
         return pod_facts(self.manifest).name
 
     @property
+    def uid(self) -> str:
+        return pod_facts(self.manifest).uid
+
+    @property
     def namespace(self) -> str:
         return pod_facts(self.manifest).namespace
 

@@ -1,12 +1,16 @@
 """From labels to tasks: which TaskBindings choose a pod, and what their TaskSets come to in it.
 
 Pure: the same rules and pod give the same tasks in the same order in any process, so every replica serves
-the same bytes. Where two bindings disagree nothing is derived and both are named: the last one winning is
-how people lose an afternoon.
+the same bytes. Where two bindings disagree nothing of either is derived and both are named: the last one winning
+is how people lose an afternoon.
+
+A binding brings the sets as they are, unless the rules have a rollout for it: then a pod gets one of two versions,
+by a number that is made of its uid.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any, Protocol
 
 from pidone.errors import LanguageError, PidoneError
@@ -16,10 +20,16 @@ from pidone.language.rendering import render
 from pidone.language.resolution import flatten
 from pidone.language.selector import matches
 
+Key = tuple[bool, str, str]  # of a set or a binding: whether it is the cluster's, its namespace, its name
+Task = Mapping[str, Any]
+PLACES = 10_000  # a pod has one of so many places in a rollout
+
 
 class Bound(Protocol):
     """What is read of a pod; ``manifest`` is its core/v1 object."""
 
+    @property
+    def uid(self) -> str: ...
     @property
     def namespace(self) -> str: ...
     @property
@@ -28,8 +38,53 @@ class Bound(Protocol):
     def manifest(self) -> Mapping[str, Any]: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why bindings bring nothing new to a pod: the text names them."""
+
+    text: str
+    bindings: tuple[TaskBinding, ...]
+
+
 class BindingError(PidoneError):
-    """No plan can be derived for a pod; the text names the bindings it comes from."""
+    """No plan with everything that binds a pod can be derived; the text names the bindings at fault.
+
+    ``rest`` are the tasks without theirs, for a pod that has no plan yet: whoever has one keeps all of it, for what
+    was good before is not taken away by a mistake.
+    """
+
+    def __init__(self, faults: Sequence[Fault], rest: Sequence[dict[str, Any]] = ()) -> None:
+        super().__init__("; ".join(fault.text for fault in faults))
+        self.faults = tuple(faults)
+        self.rest = list(rest)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Version:
+    """What a binding brings at one moment of its history."""
+
+    task_sets: tuple[str, ...]
+    params: Mapping[str, Any]
+    sets: Sets  # those that it reaches, as they were then
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rollout:
+    """Two versions of a binding; None is nothing of it. Pods whose place is below ``share`` have the target."""
+
+    current: Version | None
+    target: Version | None = None
+    share: int = 0  # of PLACES
+    seed: str = ""  # what tells this rollout from others, so that not always the same pods are the first
+
+    def version(self, uid: str) -> Version | None:
+        """Of a pod."""
+        return self.target if self.share and place(uid, self.seed) < self.share else self.current
+
+
+def place(uid: str, seed: str) -> int:
+    """The place of a pod in a rollout, 0 up to ``PLACES``: the same in every process."""
+    return int.from_bytes(sha256(f"{seed} {uid}".encode()).digest()[:8]) % PLACES
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,27 +93,44 @@ class Rules:
 
     sets: Sets = field(default_factory=Sets)
     bindings: Sequence[TaskBinding] = ()  # the cluster's first, then those of ANY, then by namespace and name
-    flattened: dict[int, TaskSet] = field(
+    # Of bindings that do not just bring the sets as they are; a text says why it is not known what one brings.
+    rollouts: Mapping[Key, Rollout | str] = field(default_factory=dict)
+    flattened: dict[tuple[int, int], TaskSet] = field(
         default_factory=dict, compare=False
-    )  # by identity, as they are asked for
+    )  # by identity of Sets and set, as they are asked for
 
-    def task_set(self, name: str, binding: TaskBinding, namespace: str) -> TaskSet:
-        """A set of a binding, for pods of a namespace, with all that it extends. Raises ``BindingError``.
+    def matching(self, pod: Bound) -> Iterator[TaskBinding]:
+        """The bindings that choose a pod, in order."""
+        for binding in self.bindings:
+            if binding.namespace in {ANY, pod.namespace} and matches(binding.pod_selector, pod.labels):
+                yield binding
 
-        The namespace's own counts before one for all; a binding of the cluster takes the cluster's.
+    def version(self, binding: TaskBinding, uid: str) -> Version | None:
+        """Which version of a binding a pod gets. Raises ``LanguageError`` where that is not known."""
+        rollout = self.rollouts.get(binding.key)
+        if rollout is None:
+            return Version(binding.task_sets, binding.params, self.sets)
+        if isinstance(rollout, str):
+            raise LanguageError(rollout)
+        return rollout.version(uid)
+
+    def task_set(self, name: str, binding: TaskBinding, namespace: str, sets: Sets) -> TaskSet:
+        """A set of a binding, for pods of a namespace, with all that it extends.
+
+        The namespace's own counts before one for all; a binding of the cluster takes the cluster's. Raises
+        ``BindingError`` where it is not there, ``LanguageError`` where it does not fit what it extends.
         """
-        found = self.sets.find(name, namespace, cluster=binding.cluster)
+        found = sets.find(name, namespace, cluster=binding.cluster)
         if found is None:
             kind, where = (
                 ("ClusterTaskSet", "") if binding.cluster else ("TaskSet", f" for pods in {namespace}")
             )
-            raise BindingError(f'{shown(binding)} names {kind} "{name}", which is not there{where}')
-        if id(found) not in self.flattened:
-            try:
-                self.flattened[id(found)] = flatten(found, self.sets)
-            except LanguageError as error:
-                raise BindingError(f"{shown(binding)}: {error}") from error
-        return self.flattened[id(found)]
+            text = f'{shown(binding)} names {kind} "{name}", which is not there{where}'
+            raise BindingError([Fault(text, (binding,))])
+        key = id(sets), id(found)
+        if key not in self.flattened:
+            self.flattened[key] = flatten(found, sets)
+        return self.flattened[key]
 
 
 def collect(files: Iterable[tuple[str, Iterable[TaskSet | TaskBinding]]]) -> tuple[Rules, tuple[str, ...]]:
@@ -85,42 +157,93 @@ def shown(item: TaskSet | TaskBinding) -> str:
 
 def derive(pod: Bound, rules: Rules) -> list[dict[str, Any]]:
     """The rendered tasks of one pod; none where nothing binds it. Raises ``BindingError``."""
+    brought: list[_Brought] = []
+    faults: list[Fault] = []
+    for binding in rules.matching(pod):
+        try:
+            found = _bring(binding, pod, rules)
+        except BindingError as error:
+            faults += error.faults
+        except LanguageError as error:
+            faults.append(Fault(f"{shown(binding)}: {error}", (binding,)))
+        else:
+            brought += [found] if found else []
+    conflicts = list(_conflicts(brought))
+    faults += conflicts
+    disagreeing = {binding.key for fault in conflicts for binding in fault.bindings}
     tasks: dict[str, dict[str, Any]] = {}
-    owners: dict[
-        str, tuple[TaskBinding, Mapping[str, Any]]
-    ] = {}  # by which binding each task came, as written
-    for binding in rules.bindings:
-        if binding.namespace not in {ANY, pod.namespace} or not matches(binding.pod_selector, pod.labels):
-            continue
-        sets = [rules.task_set(name, binding, pod.namespace) for name in binding.task_sets]
-        written = {task["name"]: task for task_set in sets for task in task_set.tasks}
-        for task in _render(binding, sets, pod):
-            name = task["name"]
-            if name in tasks:
-                earlier, there = owners[name]
-                # What is bound twice, or inherited twice, is one, as long as both bindings make the same of it.
-                if written[name] is not there or tasks[name] != task:
-                    raise BindingError(_conflict(name, earlier, binding, same=written[name] is there))
-                continue
-            tasks[name] = task
-            owners[name] = binding, written[name]
+    for one in brought:
+        if one.binding.key not in disagreeing:
+            tasks.update(one.tasks)  # what two have is the same
+    if faults:
+        raise BindingError(faults, list(tasks.values()))
     return list(tasks.values())
 
 
-def _render(binding: TaskBinding, task_sets: Sequence[TaskSet], pod: Bound) -> list[dict[str, Any]]:
-    try:
-        return render(task_sets, binding.params, pod.manifest)
-    except LanguageError as error:
-        raise BindingError(f"{shown(binding)}: {error}") from error
+@dataclass(frozen=True, slots=True)
+class _Brought:
+    """What one binding brings to one pod."""
+
+    binding: TaskBinding
+    version: Version
+    flat: Sequence[TaskSet]
+    tasks: Mapping[str, dict[str, Any]]
+
+    def written(self, name: str) -> Task:
+        """A task before it was rendered."""
+        return next(task for one in self.flat for task in one.tasks if task["name"] == name)
+
+    def origin(self, name: str) -> Key | None:
+        """The set that a task comes from, wherever it was inherited."""
+        sets = self.version.sets
+        return next(filter(None, (_origin(name, sets.by_key[one.key], sets) for one in self.flat)), None)
 
 
-def _conflict(task: str, first: TaskBinding, second: TaskBinding, *, same: bool) -> str:
-    both = f"{shown(first)} and {shown(second)}"
-    if same:
-        shared = [name for name in second.task_sets if name in first.task_sets]
-        what = f'bind TaskSet "{shared[0]}"' if shared else "bind sets that extend the same one"
+def _origin(task: str, task_set: TaskSet, sets: Sets) -> Key | None:
+    if any(one["name"] == task for one in task_set.tasks):
+        return task_set.key
+    for base in (sets.base(name, task_set) for name in task_set.extends):
+        if base is not None and (found := _origin(task, base, sets)):
+            return found
+    return None
+
+
+def _bring(binding: TaskBinding, pod: Bound, rules: Rules) -> _Brought | None:
+    """None where a rollout brings nothing of the binding to this pod. Raises as ``Rules.task_set`` does."""
+    version = rules.version(binding, pod.uid)
+    if version is None:
+        return None
+    flat = [rules.task_set(name, binding, pod.namespace, version.sets) for name in version.task_sets]
+    tasks = render(flat, version.params, pod.manifest)
+    return _Brought(binding, version, flat, {task["name"]: task for task in tasks})
+
+
+def _conflicts(brought: Sequence[_Brought]) -> Iterator[Fault]:
+    """Once for each two bindings. What is bound twice, or inherited twice, is one, if both make the same of it."""
+    for index, second in enumerate(brought):
+        for first in brought[:index]:
+            for name in second.tasks:
+                if name not in first.tasks:
+                    continue
+                same = first.origin(name) == second.origin(name)
+                if not same or first.tasks[name] != second.tasks[name]:
+                    text = _conflict(name, first, second, same=same)
+                    yield Fault(text, (first.binding, second.binding))
+                    break
+
+
+def _conflict(task: str, first: _Brought, second: _Brought, *, same: bool) -> str:
+    both = f"{shown(first.binding)} and {shown(second.binding)}"
+    if not same:
+        return f'{both} each bring a task "{task}"; rename one, or bind one of them'
+    shared = [name for name in second.version.task_sets if name in first.version.task_sets]
+    what = f'bind TaskSet "{shared[0]}"' if shared else "bind sets that extend the same one"
+    if first.written(task) != second.written(task):
         return (
-            f'{both} {what} with different params, and task "{task}" cannot be both; '
-            "bind it once, or give both the same params"
+            f'{both} {what} at different versions, and task "{task}" cannot be both; '
+            "it is one again when the rollout is complete, or bind it once"
         )
-    return f'{both} each bring a task "{task}"; rename one, or bind one of them'
+    return (
+        f'{both} {what} with different params, and task "{task}" cannot be both; '
+        "bind it once, or give both the same params"
+    )

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pidone.language import duration
 from pidone.language.schemas import MISSING
 from pidone.language.selector import Selector
 
@@ -84,6 +85,31 @@ class TaskSet:
 
 
 @dataclass(frozen=True, slots=True)
+class Strategy:
+    """How a new version reaches the pods of a binding; the defaults are the schema's."""
+
+    canary: int = 10  # percent of the pods that get it first
+    step: int = 100  # percent that are added after each pause
+    pause: float = 60.0  # seconds
+    max_rejected: int = 0
+
+    @classmethod
+    def of(cls, value: Mapping[str, Any]) -> "Strategy":
+        """From the ``rollout`` of a document without findings."""
+        default = cls()
+        return cls(
+            canary=_percent(value.get("canary"), default.canary),
+            step=_percent(value.get("step"), default.step),
+            pause=duration.seconds(value["pause"]) or 0.0 if "pause" in value else default.pause,
+            max_rejected=value.get("maxRejected", default.max_rejected),
+        )
+
+
+def _percent(value: str | None, default: int) -> int:
+    return default if value is None else int(value.removesuffix("%"))
+
+
+@dataclass(frozen=True, slots=True)
 class TaskBinding:
     """In which pods of its namespace, or of all of them, which sets run, with which values."""
 
@@ -93,10 +119,16 @@ class TaskBinding:
     task_sets: tuple[str, ...] = ()
     params: Mapping[str, Any] = field(default_factory=dict)
     cluster: bool = False  # a ClusterTaskBinding
+    rollout: Strategy | None = None  # without one a change reaches all pods at once
 
     @property
     def kind(self) -> str:
         return "ClusterTaskBinding" if self.cluster else "TaskBinding"
+
+    @property
+    def key(self) -> tuple[bool, str, str]:
+        """What tells it from all other bindings: whether it is the cluster's, its namespace, its name."""
+        return self.cluster, self.namespace, self.name
 
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> "TaskBinding":
@@ -109,6 +141,7 @@ class TaskBinding:
             task_sets=tuple(spec["taskSets"]),
             params=spec.get("params", {}),
             cluster=value["kind"] == "ClusterTaskBinding",
+            rollout=Strategy.of(spec["rollout"]) if "rollout" in spec else None,
         )
 
 

@@ -1,6 +1,8 @@
+from dataclasses import replace
+
 import pytest
 
-from pidone.language.binding import BindingError, collect, derive
+from pidone.language.binding import PLACES, BindingError, Rollout, Rules, Version, collect, derive, place
 from pidone_controller.bundles import EMPTY, encode
 from tests.controller.samples import binding, inventory, pod, rules, task_set
 
@@ -139,6 +141,94 @@ def test_of_two_files_with_the_same_object_the_first_counts() -> None:
     found, complaints = collect(files)
     assert found.sets.find("check", "shop") is one.sets.find("check", "shop")
     assert complaints == ("TaskSet check is in a.yaml and again in b.yaml; the first counts",)
+
+
+# What two versions of a binding come to
+
+
+def rolled(current: Rules | None, target: Rules, share: int, *, seed: str = "x") -> Rules:
+    """The rules of ``target``, whose bindings are between those of ``current`` and these."""
+
+    def version(of: Rules, index: int) -> Version:
+        return Version(of.bindings[index].task_sets, of.bindings[index].params, of.sets)
+
+    rollouts: dict[tuple[bool, str, str], Rollout | str] = {
+        found.key: Rollout(version(current, index) if current else None, version(target, index), share, seed)
+        for index, found in enumerate(target.bindings)
+    }
+    return replace(target, rollouts=rollouts, flattened={})
+
+
+def test_a_share_of_the_pods_has_the_target() -> None:
+    found = rolled(rules(task_set(period=5), binding()), rules(task_set(period=9), binding()), PLACES // 4)
+    periods = [
+        derive(pod(uid=f"uid-{number}", labels=CHECKED), found)[0]["probe"]["periodSeconds"]
+        for number in range(400)
+    ]
+    assert set(periods) == {5, 9}
+    assert 60 < periods.count(9) < 140
+    # whoever has it by a small share has it by every larger one
+    assert all((period == 9) == (place(f"uid-{n}", "x") < PLACES // 4) for n, period in enumerate(periods))
+
+
+@pytest.mark.parametrize(("share", "names"), [(0, []), (PLACES, ["ready"])])
+def test_a_binding_that_was_not_there_before_begins_with_nothing(share: int, names: list[str]) -> None:
+    found = rolled(None, rules(task_set(), binding()), share)
+    assert [task["name"] for task in derive(pod(labels=CHECKED), found)] == names
+
+
+def test_a_version_has_its_own_sets_and_params() -> None:
+    before = rules(task_set("base"), heir("old", "base"), binding(sets="old", params="port: 1"))
+    after = rules(task_set("base", period=9), task_set("new", task="new"), binding(sets="new"))
+    assert [
+        (task["name"], task["probe"]["tcpSocket"]["port"])
+        for task in derive(pod(labels=CHECKED), rolled(before, after, 0))
+    ] == [("ready", 1), ("old", 1)]
+    (task,) = derive(pod(labels=CHECKED), rolled(before, after, PLACES))
+    assert (task["name"], task["probe"]["tcpSocket"]["port"]) == ("new", 8080)
+
+
+def test_bindings_of_one_set_at_two_versions_agree_where_the_task_is_the_same() -> None:
+    old = rules(task_set("base"), heir("a", "base"), binding("one", sets="base"), binding("two", sets="base"))
+    new = rules(
+        task_set("base", period=9), heir("a", "base"), *(binding(x, sets="base") for x in ("one", "two"))
+    )
+    same = rules(task_set("base"), heir("a", "base"), *(binding(x, sets="base") for x in ("one", "two")))
+    one_of = {False: 0, True: PLACES}
+
+    def between(after: Rules) -> Rules:
+        found = rolled(old, after, 0)
+        rollouts = {
+            key: replace(rollout, share=one_of[key[2] == "two"])
+            for key, rollout in found.rollouts.items()
+            if isinstance(rollout, Rollout)
+        }
+        return replace(found, rollouts=rollouts)
+
+    assert len(derive(pod(labels=CHECKED), between(same))) == 1
+    with pytest.raises(BindingError, match='bind TaskSet "base" at different versions, and task "ready"'):
+        derive(pod(labels=CHECKED), between(new))
+
+
+def test_what_is_not_known_is_said_and_leaves_the_rest() -> None:
+    found = rules(task_set("a", task="a"), binding("a", sets="a"), task_set("b"), binding("b", sets="b"))
+    found = replace(found, rollouts={found.bindings[1].key: "its rollout has not begun"})
+    with pytest.raises(BindingError, match="TaskBinding b: its rollout has not begun") as raised:
+        derive(pod(labels=CHECKED), found)
+    assert [task["name"] for task in raised.value.rest] == ["a"]
+    assert raised.value.faults[0].bindings == (found.bindings[1],)
+
+
+def test_of_a_conflict_neither_is_in_the_rest() -> None:
+    found = rules(
+        *(task_set("a"), task_set("b"), task_set("c", task="other")),
+        *(binding("one", sets="a"), binding("three", sets="c"), binding("two", sets="b")),
+    )
+    with pytest.raises(BindingError) as raised:
+        derive(pod(labels=CHECKED), found)
+    assert [task["name"] for task in raised.value.rest] == ["other"]
+    ((first, second),) = [fault.bindings for fault in raised.value.faults]
+    assert (first.name, second.name) == ("one", "two")
 
 
 # What is served
