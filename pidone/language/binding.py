@@ -44,6 +44,7 @@ class Fault:
 
     text: str
     bindings: tuple[TaskBinding, ...]
+    task: str = ""  # what two of them each bring
 
 
 class BindingError(PidoneError):
@@ -58,6 +59,16 @@ class BindingError(PidoneError):
         self.faults = tuple(faults)
         self.rest = list(rest)
 
+    @property
+    def bindings(self) -> tuple[str, ...]:
+        """Those at fault, as ``shown`` calls them."""
+        return tuple(dict.fromkeys(shown(binding) for fault in self.faults for binding in fault.bindings))
+
+    @property
+    def task(self) -> str:
+        """What two of them each bring; empty where that is not what is wrong."""
+        return next((fault.task for fault in self.faults if fault.task), "")
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Version:
@@ -68,7 +79,7 @@ class Version:
     sets: Sets  # those that it reaches, as they were then
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Rollout:
     """Two versions of a binding; None is nothing of it. Pods whose place is below ``share`` have the target."""
 
@@ -106,20 +117,21 @@ class Rules:
                 yield binding
 
     def version(self, binding: TaskBinding, uid: str) -> Version | None:
-        """Which version of a binding a pod gets. Raises ``LanguageError`` where that is not known."""
+        """Which version of a binding a pod gets. Raises ``BindingError`` where that is not known."""
         rollout = self.rollouts.get(binding.key)
         if rollout is None:
             return Version(binding.task_sets, binding.params, self.sets)
         if isinstance(rollout, str):
-            raise LanguageError(rollout)
+            raise BindingError([Fault(f"{shown(binding)}: {rollout}", (binding,))])
         return rollout.version(uid)
 
-    def task_set(self, name: str, binding: TaskBinding, namespace: str, sets: Sets) -> TaskSet:
-        """A set of a binding, for pods of a namespace, with all that it extends.
+    def task_set(self, name: str, binding: TaskBinding, namespace: str, sets: Sets | None = None) -> TaskSet:
+        """A set of a binding, for pods of a namespace, with all that it extends. Raises ``BindingError``.
 
-        The namespace's own counts before one for all; a binding of the cluster takes the cluster's. Raises
-        ``BindingError`` where it is not there, ``LanguageError`` where it does not fit what it extends.
+        The namespace's own counts before one for all; a binding of the cluster takes the cluster's. ``sets`` are
+        those of a version, without them the present ones.
         """
+        sets = self.sets if sets is None else sets
         found = sets.find(name, namespace, cluster=binding.cluster)
         if found is None:
             kind, where = (
@@ -129,7 +141,10 @@ class Rules:
             raise BindingError([Fault(text, (binding,))])
         key = id(sets), id(found)
         if key not in self.flattened:
-            self.flattened[key] = flatten(found, sets)
+            try:
+                self.flattened[key] = flatten(found, sets)
+            except LanguageError as error:
+                raise BindingError([Fault(f"{shown(binding)}: {error}", (binding,))]) from error
         return self.flattened[key]
 
 
@@ -164,8 +179,6 @@ def derive(pod: Bound, rules: Rules) -> list[dict[str, Any]]:
             found = _bring(binding, pod, rules)
         except BindingError as error:
             faults += error.faults
-        except LanguageError as error:
-            faults.append(Fault(f"{shown(binding)}: {error}", (binding,)))
         else:
             brought += [found] if found else []
     conflicts = list(_conflicts(brought))
@@ -209,12 +222,15 @@ def _origin(task: str, task_set: TaskSet, sets: Sets) -> Key | None:
 
 
 def _bring(binding: TaskBinding, pod: Bound, rules: Rules) -> _Brought | None:
-    """None where a rollout brings nothing of the binding to this pod. Raises as ``Rules.task_set`` does."""
+    """None where a rollout brings nothing of the binding to this pod. Raises ``BindingError``."""
     version = rules.version(binding, pod.uid)
     if version is None:
         return None
     flat = [rules.task_set(name, binding, pod.namespace, version.sets) for name in version.task_sets]
-    tasks = render(flat, version.params, pod.manifest)
+    try:
+        tasks = render(flat, version.params, pod.manifest)
+    except LanguageError as error:
+        raise BindingError([Fault(f"{shown(binding)}: {error}", (binding,))]) from error
     return _Brought(binding, version, flat, {task["name"]: task for task in tasks})
 
 
@@ -228,7 +244,7 @@ def _conflicts(brought: Sequence[_Brought]) -> Iterator[Fault]:
                 same = first.origin(name) == second.origin(name)
                 if not same or first.tasks[name] != second.tasks[name]:
                     text = _conflict(name, first, second, same=same)
-                    yield Fault(text, (first.binding, second.binding))
+                    yield Fault(text, (first.binding, second.binding), name)
                     break
 
 
