@@ -102,6 +102,11 @@ class Fields:
         items = self._take(name, [], list, "a list")
         return [Fields(item, f"{self.path}.{name}[{index}]") for index, item in enumerate(items)]
 
+    def members(self, name: str) -> "dict[str, Fields]":
+        """An object whose values are objects; empty where the field is missing."""
+        members = self._take(name, {}, dict, "an object")
+        return {key: Fields(value, f"{self.path}.{name}.{key}") for key, value in members.items()}
+
     def object(self, name: str) -> "Fields":
         """One object, which must be there."""
         return Fields(self._take(name, _REQUIRED, dict, "an object"), f"{self.path}.{name}")

@@ -1,24 +1,28 @@
 """The wire format of a bundle, version 1: media type, decoding, encoding.
 
     {"format": 1, "digest": "sha256-...", "phase": "Running",
-     "pod": {"name", "namespace", "uid", "ip", "nodeName"},
+     "pod": {"name", "namespace", "uid", "ip", "nodeName", "restartPolicy"},
+     "containers": {"app": {"id": "containerd://...", "started": true}},
      "tasks": [{"name": "ready", "needs": ["other.state"], "while": ["other.state"],
                 "runOn": ["other.state", "pod.terminating"], "every": 10, "timeout": 5, "stopTimeout": 2,
                 "restartPolicy": "Always", "backoff": {"initial": 1, "max": 300, "factor": 2, "jitter": 1},
                 "backoffLimit": 3, "<action>": {...}}, ...]}
 
 ``digest`` is over ``tasks``. A task has exactly one key that names an action; its value belongs to that
-action's module. Pods are older than controllers by months: what a pod does not know it refuses, by name.
+action's module. Where ``restartPolicy`` or ``containers`` are missing nobody knows them; ``containers`` are all
+of the pod's spec, each with whether it has ever run. Pods are older than controllers by months: what a pod does
+not know of its tasks it refuses, by name.
 """
 
 import json
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from pidone.errors import Refused
 from pidone.plan.digest import digest
 from pidone.plan.fields import Fields, kind
-from pidone.plan.model import EVENTS, Backoff, Bundle, Edge, Phase, Plan, Pod, Task
+from pidone.plan.model import EVENTS, Backoff, Bundle, Container, Edge, Phase, Plan, Pod, Task
 
 FORMAT = 1
 MEDIA_TYPE = "application/vnd.pidone.bundle.v1+json"
@@ -39,10 +43,23 @@ _COMMON = {
 }
 
 
-def encode_bundle(tasks: list[dict[str, Any]], *, phase: Phase, pod: Pod) -> dict[str, Any]:
-    """The envelope around rendered tasks; what ``decode_bundle`` reads."""
+def encode_bundle(
+    tasks: list[dict[str, Any]],
+    *,
+    phase: Phase,
+    pod: Pod,
+    containers: Mapping[str, Container] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """The envelope around rendered tasks; what ``decode_bundle`` reads. What is not known is left out."""
     facts = {"name": pod.name, "namespace": pod.namespace, "uid": pod.uid, "ip": pod.ip, "nodeName": pod.node}
-    return {"format": FORMAT, "digest": digest(tasks), "phase": phase.value, "pod": facts, "tasks": tasks}
+    if pod.restart_policy:
+        facts["restartPolicy"] = pod.restart_policy
+    envelope = {"format": FORMAT, "digest": digest(tasks), "phase": phase.value, "pod": facts, "tasks": tasks}
+    if containers:
+        envelope["containers"] = {
+            name: {"id": container.id, "started": container.started} for name, container in containers.items()
+        }
+    return envelope
 
 
 def decode_bundle(data: bytes, actions: Iterable[str]) -> Bundle:
@@ -63,6 +80,7 @@ def decode_bundle(data: bytes, actions: Iterable[str]) -> Bundle:
         uid=facts.text("uid"),
         ip=facts.text("ip"),
         node=facts.text("nodeName", ""),
+        restart_policy=facts.text("restartPolicy", ""),
     )
     said = envelope.text("digest")
     if phase == Phase.TERMINATING:
@@ -72,7 +90,11 @@ def decode_bundle(data: bytes, actions: Iterable[str]) -> Bundle:
     if said != plan.digest:
         raise Refused(f"bundle.digest: the tasks have {plan.digest}, not {said}: damaged on the way")
     # A newer controller may put more facts around the tasks; only what is to be done must be understood whole.
-    return Bundle(Phase.RUNNING, pod, plan)
+    containers = {
+        name: Container(id=container.text("id", ""), started=container.flag("started"))
+        for name, container in envelope.members("containers").items()
+    }
+    return Bundle(Phase.RUNNING, pod, plan, containers)
 
 
 def decode_plan(tasks: object, actions: Iterable[str]) -> Plan:
@@ -155,7 +177,7 @@ def _check_graph(tasks: tuple[Task, ...]) -> None:
         raise Refused(f"these tasks wait for each other: {' -> '.join(cycle)}")
 
 
-def _check_edges(task: Task, known: Container[str]) -> None:
+def _check_edges(task: Task, known: Collection[str]) -> None:
     for edge in task.needs:
         if edge.task not in known:
             raise Refused(f'task "{task.name}" needs "{edge.task}", which is not in the plan')

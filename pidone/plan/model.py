@@ -83,12 +83,31 @@ class Pod:
     uid: str
     ip: str
     node: str = ""
+    restart_policy: str = ""  # Always | OnFailure | Never; empty where nobody knows
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """One of the pod's spec, as the status has it: its id, as ``containerd://...``, and whether it has ever run."""
+
+    id: str
+    started: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """What the repo serves: the plan in an envelope with the pod's phase and its own facts."""
+    """What the repo serves: the plan in an envelope with the pod's phase, its own facts and its containers by name."""
 
     phase: Phase
     pod: Pod
     plan: Plan
+    containers: Mapping[str, Container] = field(default_factory=dict)
+
+    @property
+    def runs_once(self) -> bool:
+        """Whether nobody starts again what has ended in the pod, and all that it is to run has been started."""
+        return (
+            self.pod.restart_policy == "Never"
+            and bool(self.containers)
+            and all(container.started for container in self.containers.values())
+        )

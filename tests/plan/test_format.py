@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -9,10 +10,10 @@ from hypothesis import strategies as st
 from pidone.errors import Refused
 from pidone.plan.digest import canonical, digest
 from pidone.plan.format import decode_bundle, decode_plan, encode_bundle, find_cycle
-from pidone.plan.model import Edge, Phase, Pod
+from pidone.plan.model import Container, Edge, Phase, Pod
 
 ACTIONS = ("exec", "probe")
-POD = Pod("web", "shop", "u-1", "10.0.0.1", "node-a")
+POD = Pod("web", "shop", "u-1", "10.0.0.1", "node-a", "Never")
 
 
 def bundle(tasks: Any, /, **changes: Any) -> bytes:
@@ -32,6 +33,28 @@ def test_what_is_encoded_is_decoded() -> None:
     assert (ready.action, ready.restart, ready.every) == ("probe", "Always", None)
     assert (warm.action, warm.restart, warm.every) == ("exec", "OnFailure", 2.5)
     assert warm.needs == (Edge("ready", "healthy"),)
+
+
+@pytest.mark.parametrize(
+    ("policy", "started", "once"),
+    [
+        ("Never", (True, True), True),
+        ("Never", (True, False), False),
+        ("Never", (), False),
+        ("OnFailure", (True,), False),
+        ("Always", (True,), False),
+        ("", (True,), False),
+    ],
+)
+def test_a_pod_that_runs_once_is_one_whose_containers_have_all_started(
+    policy: str, started: tuple[bool, ...], once: bool
+) -> None:
+    containers = {f"c{number}": Container(f"containerd://{number}", it) for number, it in enumerate(started)}
+    pod = replace(POD, restart_policy=policy)
+    body = canonical(encode_bundle([], phase=Phase.RUNNING, pod=pod, containers=containers))
+    decoded = decode_bundle(body, ACTIONS)
+    assert (decoded.pod, decoded.containers) == (pod, containers)
+    assert decoded.runs_once is once
 
 
 def test_a_task_keeps_its_digest_in_another_plan_and_loses_it_with_any_change() -> None:
@@ -102,6 +125,9 @@ def test_a_plan_that_is_not_understood_is_refused_with_place_and_expectation(
         (bundle([], digest="sha256-0"), "damaged on the way"),
         (bundle([], tasks=None), "tasks: expected a list, not null"),
         (bundle([], pod=None), "bundle.pod: expected an object, not null"),
+        (bundle([], containers=[]), "bundle.containers: expected an object, not a list"),
+        (bundle([], containers={"a": 1}), "bundle.containers.a: expected an object, not the number 1"),
+        (bundle([], containers={"a": {"id": ""}}), 'bundle.containers.a: "started" is missing'),
     ],
 )
 def test_a_bundle_that_is_not_one_is_refused(data: bytes, part: str) -> None:
@@ -156,7 +182,12 @@ def test_the_end_of_the_pod_is_understood_whatever_its_plan_has_become() -> None
 
 
 def test_more_facts_in_the_envelope_do_not_matter_to_an_older_pod() -> None:
-    assert decode_bundle(bundle([], containers={}, revision=7), ACTIONS).plan.tasks == ()
+    assert (
+        decode_bundle(
+            bundle([], containers={"a": {"started": True, "image": "x"}}, revision=7), ACTIONS
+        ).plan.tasks
+        == ()
+    )
 
 
 _json = st.recursive(
