@@ -1,0 +1,3 @@
+module pidone.dev/static-server
+
+go 1.22
