@@ -9,6 +9,7 @@ import platform
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,6 +102,12 @@ class Client:
         self._http = http
         self._limit = limit
         self._token = Token(config)
+
+    def apart(self) -> "Client":
+        """The same client with a limit of its own, for what must not queue behind the rest."""
+        other = copy(self)
+        other._limit = Limit()
+        return other
 
     async def get(self, resource: Resource, name: str, namespace: str = "") -> Object:
         return await self._object(_Ask("GET", resource.path(namespace, name)))

@@ -177,7 +177,8 @@ class Reflector(Generic[T]):
             if kind == "ERROR":
                 self._version = ""  # whatever it is, what comes next is not what we have
                 raise from_status(f"WATCH {self.resource}", value["code"], value)
-            version, key = value["metadata"]["resourceVersion"], _key(value)
+            version = value["metadata"]["resourceVersion"]
+            key = _key(value) if kind != "BOOKMARK" else ("", "")
         except (ValueError, KeyError, TypeError) as error:
             raise Unreachable(f"WATCH {self.resource}: not an event: {line[:80]!r}") from error
         if kind == "BOOKMARK":

@@ -1,0 +1,135 @@
+"""Events: what people see under ``kubectl describe``, and never too many of them.
+
+As client-go's record package (tools/record/events_cache.go): the same again counts up on the Event that is there;
+more than ten different messages of one reason about one object in ten minutes become one; and after 25 about one object
+there is one more each five minutes. What is not written is not kept: an Event is a courtesy, not a record.
+"""
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from time import time_ns
+from typing import Any, Generic, TypeVar
+
+import trio
+
+from pidone.journal import Rate
+from pidone_controller.kubernetes.client import MANAGER, Client
+from pidone_controller.kubernetes.errors import ApiError, NotFound
+from pidone_controller.kubernetes.resources import EVENTS
+
+Log = Callable[..., None]
+
+BURST = 25  # Events about one object at once,
+AGAIN = 300.0  # and seconds until one more
+SIMILAR = 10  # different messages of one reason about one object
+SIMILAR_WITHIN = 600.0  # seconds between two of them
+REMEMBERED = 4096  # objects, messages; the oldest are forgotten
+LONGEST = 1024  # characters of a message; the API server refuses more
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class _Recent(Generic[K, V]):
+    """Values by key, as many as may be remembered; the one that was not asked for longest goes first."""
+
+    def __init__(self) -> None:
+        self._values = OrderedDict[K, V]()
+
+    def get(self, key: K, make: Callable[[], V]) -> V:
+        value = self._values.pop(key, None)
+        self._values[key] = value = make() if value is None else value
+        if len(self._values) > REMEMBERED:
+            self._values.popitem(last=False)
+        return value
+
+
+@dataclass(slots=True)
+class _Written:
+    """One Event in the cluster. ``name`` is "" until there is one."""
+
+    name: str = ""
+    count: int = 0
+    first: str = ""
+
+
+@dataclass(slots=True)
+class _Similar:
+    """Different messages of one reason about one object."""
+
+    at: float
+    messages: set[str] = field(default_factory=set)
+
+
+class Recorder:
+    """Writes Events in our name. ``instance`` is this replica's."""
+
+    def __init__(self, client: Client, *, instance: str, log: Log) -> None:
+        self._client, self._instance, self._log = client, instance, log
+        self._rates = _Recent[str, Rate]()
+        self._similar = _Recent[tuple[str, str, str], _Similar]()
+        self._written = _Recent[tuple[str, str, str, str], _Written]()
+
+    async def record(self, about: Mapping[str, Any], kind: str, reason: str, message: str) -> None:
+        """One Event about an object, of which apiVersion, kind and metadata are read. ``kind``: Normal or Warning.
+
+        Raises no ``ApiError``: an Event that cannot be written is logged and forgotten.
+        """
+        involved = _involved(about)
+        identity, now = json.dumps(involved), trio.current_time()
+        similar = self._similar.get((identity, kind, reason), lambda: _Similar(now))
+        if now - similar.at > SIMILAR_WITHIN:
+            similar.messages.clear()
+        similar.at = now
+        if message not in similar.messages and len(similar.messages) >= SIMILAR:
+            same, message = "", f"(combined from similar events): {message}"
+        else:
+            similar.messages.add(message)
+            same = message
+        written = self._written.get((identity, kind, reason, same), _Written)
+        written.count += 1
+        if not self._rates.get(identity, lambda: Rate(BURST, AGAIN, now)).allows(now):
+            return
+        stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        fields = {"count": written.count, "lastTimestamp": stamp, "message": message[:LONGEST]}
+        namespace = involved.get("namespace") or "default"
+        try:
+            if written.name and await self._again(written.name, namespace, fields):
+                return
+            written.first = written.first or stamp
+            name = f"{involved['name']}.{time_ns():x}"
+            meta = {"name": name, "namespace": namespace}
+            source = {"source": {"component": MANAGER}, "reportingComponent": MANAGER}
+            made = {
+                "metadata": meta,
+                "involvedObject": involved,
+                "type": kind,
+                "reason": reason,
+                **fields,
+                **source,
+            }
+            made |= {"firstTimestamp": written.first, "reportingInstance": self._instance}
+            await self._client.create(EVENTS, {"apiVersion": "v1", "kind": "Event", **made})
+            written.name = name
+        except ApiError as error:
+            self._log("event-not-written", object=involved["name"], reason=reason, error=error)
+
+    async def _again(self, name: str, namespace: str, fields: Mapping[str, Any]) -> bool:
+        """Whether the Event was still there: they live for an hour."""
+        try:
+            await self._client.merge(EVENTS, name, fields, namespace=namespace)
+        except NotFound:
+            return False
+        return True
+
+
+def _involved(about: Mapping[str, Any]) -> dict[str, str]:
+    """A reference to an object, as ``kubectl describe`` looks for it."""
+    meta = about["metadata"]
+    found = {key: about.get(key) for key in ("apiVersion", "kind")} | {
+        key: meta.get(key) for key in ("namespace", "name", "uid")
+    }
+    return {key: value for key, value in found.items() if value}
