@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from random import Random
 from time import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -24,6 +24,9 @@ from pidone.plan.format import decode_bundle
 from pidone.plan.model import Bundle, Phase, Pod
 from pidone.repo.client import RepoClient
 from pidone.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from pidone.pid1.application import Application
 
 TEARDOWN_BUDGET = 8.0  # seconds: below the 10 that runtimes which send TERM leave to a sandbox
 PART_PAUSE_MAX = 30.0  # seconds before a part that failed is begun anew, at most
@@ -102,6 +105,8 @@ class PodProgram:
             self._setting(NOBODY), journal, changed=self._changed, random=self.random, build=build
         )
         self._phase = Phase.RUNNING
+        self.start_soon: Callable[..., None] = lambda *_given: None
+        self._application: Application | None = None
 
     def take(self, data: bytes, *, trusted: bool) -> None:
         bundle = decode_bundle(data, actions.names())
@@ -116,6 +121,7 @@ class PodProgram:
             return
         else:
             self.engine.apply(bundle.plan, setting=self._setting(bundle.pod))
+            self._see_out(bundle)
         if bundle.phase is not self._phase or bundle.plan.digest != self.telemetry.bundle_digest:
             self.journal.write(
                 "plan", digest=bundle.plan.digest, tasks=len(bundle.plan.tasks), phase=bundle.phase.value
@@ -197,6 +203,33 @@ class PodProgram:
             for listener in listeners:  # else the port would be taken, by this process, when it is begun anew
                 listener.socket.close()
 
+    def _see_out(self, bundle: Bundle) -> None:
+        """Where nobody would start it again, the end of the application is the end of the pod.
+
+        From inside it looks like a crash of one that the kubelet starts again: the pod's restartPolicy says
+        which it is. Only process 1 sees all processes; elsewhere TERM comes when the application has ended.
+        """
+        if bundle.pod.restart_policy != "Never":
+            return
+        if self._application is None:
+            from pidone.pid1.application import Application, all_seen
+
+            if not all_seen():
+                return
+            self._application = Application(self.reaper)
+            self.start_soon(_again_and_again, self._end_with_application, self.journal)
+        self._application.tell(complete=bundle.runs_once)
+
+    async def _end_with_application(self) -> None:
+        assert self._application is not None
+        try:
+            await self._application.wait_end()
+        except OSError as error:  # an old kernel, or a filter: the other ways to the end are left
+            self.journal.write("application-unseen", error=error.strerror)
+        else:
+            self.end("last application process")
+        await trio.sleep_forever()
+
     def _setting(self, pod: Pod) -> Setting:
         return Setting(
             pod=pod,
@@ -226,6 +259,7 @@ async def live(program: PodProgram, *, local: bytes | None = None) -> bool:
             await nursery.start(program.engine.run)
             signals.unblock()  # not before: what was pending must find its receiver
             nursery.start_soon(_again_and_again, program.show, journal)
+            program.start_soon = nursery.start_soon
             if local is not None:
                 program.take(local, trusted=True)
             else:

@@ -48,6 +48,12 @@ def missing() -> str | None:
     return None if command else f"only {words}: run as root, or sysctl user.max_user_namespaces=1000"
 
 
+def blind() -> str | None:
+    """Why process 1 does not see the processes of its namespace, with the remedy; None where it does."""
+    words, command = way()
+    return None if "--mount-proc" in command else f"only {words}: run as root"
+
+
 @dataclass
 class ProcessOne:
     """A process 1 and the helper beside it that makes orphans. ``pid`` is the one outside of the namespace."""
@@ -62,6 +68,10 @@ class ProcessOne:
         self._helper.sendall(f"{count}\n".encode())
         assert self._helper.recv(16) == b"made\n", "the helper has ended"
 
+    def end_helper(self) -> None:
+        """The helper ends, and with it what makes orphans."""
+        self._helper.close()
+
     def same(self) -> bool:
         """Whether it is still the process that was started."""
         try:
@@ -75,6 +85,10 @@ class ProcessOne:
     def alone(self) -> bool:
         """Whether every orphan has ended and is reaped: its only child is the helper."""
         return len(psutil.Process(self.pid).children()) <= 1
+
+    def childless(self) -> bool:
+        """Whether nothing else runs in its namespace: the helper has ended as well, and is reaped."""
+        return not psutil.Process(self.pid).children()
 
     def signal(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)

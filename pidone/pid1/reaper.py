@@ -9,7 +9,7 @@ import _signal
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import trio
@@ -86,6 +86,11 @@ class Reaper:
         self.orphans = 0  # reaped, not started here
         self.children = 0  # reaped, started here
         self._started: dict[int, Child] = {}
+
+    @property
+    def started(self) -> Iterable[Child]:
+        """The children that it started and has not collected yet."""
+        return self._started.values()
 
     def spawn(
         self,

@@ -7,6 +7,7 @@ lost its parents and cleared its environment is not found.
 
 import os
 import signal
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 
 import trio
@@ -17,12 +18,12 @@ WITHOUT_PIDFD = 0.1  # seconds between two looks, on kernels before 5.3 and behi
 
 
 @dataclass(frozen=True, slots=True)
-class _Process:
+class Process:
     pid: int
     parent: int
     session: int
     begun: int  # with the pid a name that no other process ever has
-    alive: bool
+    alive: bool  # any thread of it
 
 
 class Tree:
@@ -32,28 +33,11 @@ class Tree:
         self._child = child
         self._mark = f"{MARK}={child.mark}".encode()
 
-    def processes(self) -> list[_Process]:
+    def processes(self) -> list[Process]:
         """Those alive at present."""
-        table = {process.pid: process for process in map(_look, _pids()) if process is not None}
-        children: dict[int, list[_Process]] = {}
-        for process in table.values():
-            children.setdefault(process.parent, []).append(process)
-        found: dict[int, _Process] = {}
-        if (
-            self._child.returncode is None
-        ):  # until then the pid is not another's, and so is the session's number
-            own = self._child.pid
-            found = {pid: process for pid, process in table.items() if own in {pid, process.session}}
-        for process in children.get(os.getpid(), ()):
-            if process.pid not in found and self._mark in _environment(process.pid):
-                found[process.pid] = process
-        queue = list(found.values())
-        for process in queue:  # it grows
-            for inner in children.get(process.pid, ()):
-                if inner.pid not in found:
-                    found[inner.pid] = inner
-                    queue.append(inner)
-        return [process for process in found.values() if process.alive]
+        # until its end is known the pid is not another's, and so is the session's number
+        sessions = {self._child.pid} if self._child.returncode is None else set[int]()
+        return [process for process in _family(_table(), sessions, self._mark).values() if process.alive]
 
     async def end(self, number: signal.Signals) -> None:
         """Signal each of them once, also those that are forked meanwhile, and wait until none is left."""
@@ -74,6 +58,41 @@ class Tree:
                         os.close(descriptor)
 
 
+def strangers(started: Iterable[Child]) -> list[Process]:
+    """Those alive that are neither this process nor one that a command of ours has become."""
+    table = _table()
+    ours = _family(table, {child.pid for child in started}, f"{MARK}=".encode()).keys() | {os.getpid()}
+    return [process for pid, process in table.items() if process.alive and pid not in ours]
+
+
+def same(process: Process) -> bool:
+    """Whether that pid is still the one process, alive or not yet waited for."""
+    now = _look(process.pid)
+    return now is not None and now.begun == process.begun
+
+
+def _table() -> dict[int, Process]:
+    return {process.pid: process for process in map(_look, _pids()) if process is not None}
+
+
+def _family(table: Mapping[int, Process], sessions: Container[int], mark: bytes) -> dict[int, Process]:
+    """The commands with these pids, their sessions, what we adopted that carries the mark, and all descendants."""
+    children: dict[int, list[Process]] = {}
+    for process in table.values():
+        children.setdefault(process.parent, []).append(process)
+    found = {pid: process for pid, process in table.items() if pid in sessions or process.session in sessions}
+    for process in children.get(os.getpid(), ()):
+        if process.pid not in found and any(word.startswith(mark) for word in _environment(process.pid)):
+            found[process.pid] = process
+    queue = list(found.values())
+    for process in queue:  # it grows
+        for inner in children.get(process.pid, ()):
+            if inner.pid not in found:
+                found[inner.pid] = inner
+                queue.append(inner)
+    return found
+
+
 def _pids() -> list[int]:
     try:
         return [int(name) for name in os.listdir("/proc") if name.isdigit()]
@@ -81,14 +100,15 @@ def _pids() -> list[int]:
         return []
 
 
-def _look(pid: int) -> _Process | None:
+def _look(pid: int) -> Process | None:
     try:
         with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
             # the name stands in parentheses and may hold anything, parentheses too
             fields = file.readall().rpartition(b")")[2].split()
     except OSError:
         return None
-    return _Process(pid, int(fields[1]), int(fields[3]), int(fields[19]), fields[0] not in {b"Z", b"X"})
+    alive = fields[0] not in {b"Z", b"X"} or int(fields[17]) > 1  # other threads may outlive the first
+    return Process(pid, int(fields[1]), int(fields[3]), int(fields[19]), alive)
 
 
 def _environment(pid: int) -> list[bytes]:
@@ -99,16 +119,15 @@ def _environment(pid: int) -> list[bytes]:
         return []  # ended, or of a user that we may not look at
 
 
-def _hold(process: _Process) -> int | None:
+def _hold(process: Process) -> int | None:
     try:
         return os.pidfd_open(process.pid)
     except OSError:
         return None
 
 
-def _send(process: _Process, descriptor: int | None, number: signal.Signals) -> None:
-    now = _look(process.pid)
-    if now is None or now.begun != process.begun:
+def _send(process: Process, descriptor: int | None, number: signal.Signals) -> None:
+    if not same(process):
         return  # it ended between the look and the hold, and the pid may be a stranger's
     # CONT, for a process that is stopped takes no TERM
     for one in (number, signal.SIGCONT) if number != signal.SIGKILL else (number,):

@@ -2,12 +2,15 @@
 
 import os
 import signal
+import subprocess
 import sys
 
+import psutil
 import pytest
 import trio
 
 from pidone.pid1.reaper import Reaper
+from pidone.pid1.tree import same, strangers
 
 SAY_MASK = "print(open('/proc/self/status').read().partition('SigBlk:')[2].split()[0], flush=True)"
 
@@ -55,4 +58,29 @@ async def test_when_it_is_cancelled_nothing_stays_blocked(nursery: trio.Nursery)
         await child.wait()  # so it rests now
         inner.cancel_scope.cancel()
     assert signal.SIGCHLD not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    nursery.cancel_scope.cancel()
+
+
+async def test_commands_and_all_they_become_are_no_strangers(reaper: Reaper, nursery: trio.Nursery) -> None:
+    ours, theirs = os.pipe()
+    forks = "import os, signal; os.fork() or os.setsid(); os.write(1, b'.'); signal.pause()"
+    child = reaper.spawn([sys.executable, "-S", "-c", forks], env={}, output=theirs)
+    sleep = ["/bin/sleep", "1000"]
+    with subprocess.Popen(sleep) as stranger:  # noqa: ASYNC220 - started by somebody else
+        said = b""
+        while len(said) < 2:
+            said += await trio.to_thread.run_sync(os.read, ours, 2)
+        found = {process.pid: process for process in strangers(reaper.started)}
+        family = {child.pid, *(inner.pid for inner in psutil.Process(child.pid).children())}
+        assert len(family) == 2
+        assert stranger.pid in found
+        assert not found.keys() & (family | {os.getpid()})
+        assert same(found[stranger.pid])
+        stranger.kill()
+    assert not same(found[stranger.pid])
+    with trio.fail_after(10):
+        await child.end(signal.SIGKILL)
+        await child.wait()
+    os.close(ours)
+    os.close(theirs)
     nursery.cancel_scope.cancel()

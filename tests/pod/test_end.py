@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import trio
 
@@ -19,6 +20,7 @@ from pidone.http.message import Request, Response
 from pidone.plan.digest import digest
 from pidone.plan.model import Phase
 from pidone.pod import STATUS_PORT, Settings
+from tests import pidns
 from tests.http.serving import http_server
 from tests.pod.test_pod import ADDRESS, DOZE, Repo, listening, metrics, pod, serve_repo
 
@@ -37,6 +39,12 @@ async def ask(port: int, path: str) -> dict[str, Any]:
 
 def probe(port: int, **more: Any) -> dict[str, Any]:
     return {"probe": {"tcpSocket": {"port": port, "host": ADDRESS}, "failureThreshold": 1}, **more}
+
+
+async def until(good: Callable[[], bool]) -> None:
+    with trio.fail_after(15):
+        while not good():
+            await trio.sleep(0.02)  # another process's state has no event
 
 
 async def running(repo: Repo, tasks: list[dict[str, Any]]) -> None:
@@ -112,6 +120,63 @@ async def test_a_drain_is_answered_when_all_is_taken_back_and_is_for_good(
             assert await trio.to_thread.run_sync(process.wait, 5) == 0
     said = (tmp_path / "log").read_text()
     assert said.count("event=ending ") == 1
+    nursery.cancel_scope.cancel()
+
+
+WITH_A_DAEMON = ("/bin/sh", "-c", '/bin/sleep 1000 & exec "$@"', "sh")
+
+
+def end_daemon(process: pidns.ProcessOne) -> None:
+    """What the application's own daemon does at last; its parent is process 1, as with all daemons."""
+    children = psutil.Process(process.pid).children()
+    next(child for child in children if child.name() == "sleep").kill()
+
+
+@pytest.mark.pidns
+@pytest.mark.skipif(pidns.blind() is not None, reason=str(pidns.blind()))
+@pytest.mark.parametrize("late", [False, True])
+async def test_the_last_process_of_an_application_that_runs_once_begins_the_end(
+    repo: Repo, nursery: trio.Nursery, tmp_path: Path, free_port: Callable[[], int], late: bool
+) -> None:
+    url, port, page = await serve_repo(repo, nursery), free_port(), free_port()
+    tasks = [metrics(page)]
+    with pod(url, tmp_path / "log", before=WITH_A_DAEMON, PIDONE_STATUS_PORT=str(port)) as process:
+        repo.put(tasks, policy="Never", started=not late)
+        await repo.report(lambda report: report["tasks"].get("metrics", {}).get("state") == "listening")
+        process.make_orphans(50)
+        process.end_helper()
+        await until(lambda: len(psutil.Process(process.pid).children()) == 1)
+        assert not (await ask(port, "/status"))["ending"], "its daemon is there"
+        end_daemon(process)
+        if late:  # it has ended, but another container may not have been started
+            await until(process.childless)
+            assert not (await ask(port, "/status"))["ending"]
+            repo.put(tasks, policy="Never", started=True)
+        await repo.report(lambda report: not report["tasks"])
+        assert not await listening(page)
+        repo.put(tasks, phase=Phase.TERMINATING, policy="Never", started=True)
+        await repo.report(lambda report: report["phase"] == "Terminating")
+        assert process.same(), "the end of the process is the runtime's to make"
+    (line,) = [line for line in (tmp_path / "log").read_text().splitlines() if "event=ending" in line]
+    assert line.endswith(' event=ending by="last application process" tasks=1')
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.pidns
+@pytest.mark.parametrize("policy", ["Always", "OnFailure", ""])
+async def test_the_application_of_a_pod_that_is_started_again_may_be_gone(
+    repo: Repo, nursery: trio.Nursery, tmp_path: Path, free_port: Callable[[], int], policy: str
+) -> None:
+    url, port, page = await serve_repo(repo, nursery), free_port(), free_port()
+    with pod(url, tmp_path / "log", PIDONE_STATUS_PORT=str(port)) as process:
+        repo.put([metrics(page)], policy=policy, started=True)
+        await repo.report(lambda report: report["tasks"].get("metrics", {}).get("state") == "listening")
+        process.end_helper()
+        await until(process.childless)
+        repo.put([metrics(page), probe(9, name="ready")], policy=policy, started=True)
+        await repo.report(lambda report: report["tasks"].get("ready", {}).get("state") == "unhealthy")
+        assert not (await ask(port, "/status"))["ending"]
+        assert await listening(page)
     nursery.cancel_scope.cancel()
 
 

@@ -3,7 +3,7 @@
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from pidone.http.client import request
 from pidone.http.message import Request, Response
 from pidone.plan.digest import canonical, digest
 from pidone.plan.format import MEDIA_TYPE, encode_bundle
-from pidone.plan.model import Phase, Pod
+from pidone.plan.model import Container, Phase, Pod
 from tests import pidns
 from tests.http.serving import http_server
 
@@ -37,9 +37,13 @@ class Repo:
         self.reports: list[dict[str, Any]] = []
         self._reported = trio.Event()
 
-    def put(self, tasks: Any, *, phase: Phase = Phase.RUNNING) -> None:
+    def put(
+        self, tasks: Any, *, phase: Phase = Phase.RUNNING, policy: str = "", started: bool = False
+    ) -> None:
         self.tasks = bool(tasks)
-        self.put_bytes(canonical(encode_bundle(tasks, phase=phase, pod=Pod("web", "shop", "u", ADDRESS))))
+        pod = Pod("web", "shop", "u", ADDRESS, restart_policy=policy)
+        containers = {"app": Container("containerd://1", started)} if policy else {}
+        self.put_bytes(canonical(encode_bundle(tasks, phase=phase, pod=pod, containers=containers)))
 
     def put_bytes(self, body: bytes) -> None:
         self.body = body
@@ -86,11 +90,13 @@ async def repo(nursery: trio.Nursery) -> Repo:
 
 
 @contextmanager
-def pod(url: str, log: Path, *, doze: str = "/nowhere", **env: str) -> Iterator[pidns.ProcessOne]:
+def pod(
+    url: str, log: Path, *, doze: str = "/nowhere", before: Sequence[str] = (), **env: str
+) -> Iterator[pidns.ProcessOne]:
     env |= {"PIDONE_REPO": url, "PIDONE_POD_IP": ADDRESS, "PIDONE_POD_UID": "u", "PIDONE_DOZE": doze}
     with (
         log.open("wb") as output,
-        pidns.process_one([sys.executable, "-m", "pidone"], env=env, output=output) as process,
+        pidns.process_one([*before, sys.executable, "-m", "pidone"], env=env, output=output) as process,
     ):
         yield process
 
