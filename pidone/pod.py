@@ -275,6 +275,8 @@ async def live(program: PodProgram, *, local: bytes | None = None) -> bool:
             journal.write("stopping", signal=number)
             await program.drain(f"signal {number}")
             journal.write("stopped", reaped=program.reaper.orphans)
+            if program.engine.stuck:  # and the nursery below cannot be left
+                posix._exit(0)
             nursery.cancel_scope.cancel()
     return stopped
 
@@ -300,8 +302,10 @@ async def _leave_when_idle(program: PodProgram, client: RepoClient, scope: trio.
         await program.engine.wait_idle()
         with trio.move_on_after(program.settings.linger) as lingering:
             await program.engine.wait_busy()
-        # A plan that was refused is there all the same: the doorbell would only call back at once.
-        if lingering.cancelled_caught and not client.refused and program.may_doze:
+        # A plan that was refused is there all the same: the doorbell would only call back at once. And what
+        # does not end though it was cancelled would hold us here, between both.
+        leave = program.may_doze and not client.refused and not program.engine.stuck
+        if lingering.cancelled_caught and leave:
             program.journal.write("idle", reaped=program.reaper.orphans)
             with trio.move_on_after(TELL):  # what is untold goes with the memory
                 await client.all_told()

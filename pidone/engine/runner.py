@@ -35,10 +35,13 @@ from pidone.plan.model import Plan, Task
 
 Build = Callable[[Task, Setting], Action]
 
-STATES, STATES_AGAIN = (
-    20,
-    10.0,
-)  # changes of one task's state in the journal at once, and seconds until one more
+# Changes of one task's state in the journal at once, and seconds until one more; and the same for stalls.
+STATES, STATES_AGAIN = 20, 10.0
+STALLS, STALLS_AGAIN = 5, 60.0
+STALLED = (
+    1.0  # seconds by which a timer is late when nobody gave the thread back, or the pod got no processor
+)
+STUCK = 5.0  # seconds beyond ``stopTimeout`` after which a run that was cancelled is not waited for any more
 
 
 class Engine:
@@ -59,8 +62,10 @@ class Engine:
         self._core = Core(random)
         self._changed = changed
         self._actions: dict[str, Action] = {}  # by task digest: of what runs, and of what is wanted next
-        self._scopes: dict[str, trio.CancelScope] = {}
+        self._scopes: dict[str, trio.CancelScope] = {}  # by task name: of its run, or of its undoing
+        self._stuck: set[trio.CancelScope] = set()  # of those that were given up, and have not ended yet
         self._rates: dict[str, Rate] = {}  # by task name: of its changes of state in the journal
+        self._stalls: Rate | None = None
         self._graces: set[trio.CancelScope] = set()
         self._nursery: trio.Nursery | None = None
         self._broken: Exception | None = None
@@ -83,6 +88,11 @@ class Engine:
     def ending(self) -> bool:
         """Whether the pod's end has begun."""
         return self._core.ending
+
+    @property
+    def stuck(self) -> bool:
+        """Whether something does not end though it was cancelled: a nursery around it cannot be left."""
+        return bool(self._stuck)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run until cancelled; then all runs are cancelled at once, without undoing (``drain`` does that).
@@ -149,6 +159,12 @@ class Engine:
             scope.cancel()
         assert self._nursery is not None
         self._nursery.cancel_scope.cancel()
+        # what is cancelled may need a moment, and what does not end must not hold up those who wait
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + STUCK):
+            while self._scopes:
+                await self._state_changed.wait()
+        self._stuck.update(self._scopes.values())
+        self._over.set()
 
     async def wait_idle(self) -> None:
         """Return when there is nothing to do, and nothing to take back."""
@@ -161,9 +177,11 @@ class Engine:
             await self._state_changed.wait()
 
     def _handle(self, event: Event | None) -> None:
-        before = self._core.changes
+        before, now = self._core.changes, trio.current_time()
+        if now - self._timer.deadline > STALLED:
+            self._tell_stall(now)
         try:
-            commands = self._core.handle(event, trio.current_time())
+            commands = self._core.handle(event, now)
         except Exception as error:  # noqa: BLE001 - told by ``run``, and not by the task that happened to be here
             self._broken = error
             self._timer.cancel()
@@ -174,9 +192,15 @@ class Engine:
         if due != self._timer.deadline:  # which costs more to set than to see
             self._timer.deadline = due
         if before != self._core.changes:
-            self._state_changed.set()
-            self._state_changed = trio.Event()
+            self._tell_changed()
             self._changed()
+
+    def _tell_stall(self, now: float) -> None:
+        self._stalls = self._stalls or Rate(STALLS, STALLS_AGAIN, now)
+        if self._stalls.allows(now):
+            late = now - self._timer.deadline
+            self._journal.write("stalled", seconds=f"{late:.1f}", untold=self._stalls.held or None)
+            self._stalls.held = 0
 
     def _tell_state(self, name: str, state: str) -> None:
         task = self._core.tasks.get(name)
@@ -198,56 +222,98 @@ class Engine:
                 state = self._core.tasks[name]
                 if state.stage is Stage.PAUSING:
                     self._journal.write("paused", task=name, waits=waits_for(state, self.tasks))
-                self._scopes[name].cancel()
+                scope = self._scopes[name]
+                scope.cancel()
+                gone = RunEnded(name, "does not end, though it was cancelled")
+                self._nursery.start_soon(self._outwait, state.task, scope, gone)
             case Undo(task):
-                self._nursery.start_soon(self._undo, task, name=f"undo {task.name}")
+                scope = self._scopes[task.name] = trio.CancelScope()
+                self._nursery.start_soon(self._undo, task, scope, name=f"undo {task.name}")
+                self._nursery.start_soon(self._outwait, task, scope, UndoEnded(task.name))
 
     async def _run(self, task: Task, scope: trio.CancelScope) -> None:
-        ended = RunEnded(task.name, "cancelled")
+        ended, bug = RunEnded(task.name, "cancelled"), False
         if task.timeout is not None:
             scope.deadline = trio.current_time() + task.timeout
         try:
             with scope:
-                await self._actions[task.digest].run(_TaskContext(self, task))
+                await self._actions[task.digest].run(_TaskContext(self, task, scope))
                 ended = RunEnded(task.name)
         except Exception as error:  # noqa: BLE001 - whatever a task does, the others and the process go on
             # around the scope: it takes the cancellation out of a group, and what is left of it comes here
             ended = RunEnded(task.name, describe(error), lasting=isinstance(error, RegistryRefused))
-        if ended.error is not None and self._core.tasks[task.name].stage is Stage.RUNNING:
-            if (
-                scope.cancelled_caught
-            ):  # by nobody but the clock: the core cancels no run that it still counts on
-                ended = RunEnded(task.name, f"not done within its timeout of {task.timeout:g} s")
+            bug = not isinstance(error, PidoneError)
+        except BaseException:  # the engine itself is cancelled
+            self._leave(task, scope)
+            raise
+        at_work = self._scopes.get(task.name) is scope and self._core.tasks[task.name].stage is Stage.RUNNING
+        if ended.error is not None and at_work and scope.cancelled_caught:
+            # by nobody but the clock: the core cancels no run that it still counts on
+            ended = RunEnded(task.name, f"not done within its timeout of {task.timeout:g} s")
+        if ended.error is not None and (at_work or bug):
             self._journal.write("failed", task=task.name, error=ended.error)
-        self._scopes.pop(task.name, None)
-        self._handle(ended)
+        if not self._ends(task, scope, ended):
+            return
         state = self._core.tasks.get(task.name)
         if state is not None and state.stage is Stage.FAILED:
             self._journal.write("gave-up", task=task.name, failures=state.streak)
 
-    async def _undo(self, task: Task) -> None:
-        limit = trio.CancelScope(deadline=trio.current_time() + task.stop_timeout)
+    async def _undo(self, task: Task, scope: trio.CancelScope) -> None:
+        scope.deadline = trio.current_time() + task.stop_timeout
         try:
-            with limit:
-                await self._actions[task.digest].undo(_TaskContext(self, task))
+            with scope:
+                await self._actions[task.digest].undo(_TaskContext(self, task, scope))
         except Exception as error:  # noqa: BLE001 - as above: what cannot be undone must not stop the rest
             self._journal.write("undo-failed", task=task.name, error=describe(error))
-        if limit.cancelled_caught:
+        except BaseException:  # as above
+            self._leave(task, scope)
+            raise
+        if scope.cancelled_caught:
             self._journal.write("undo-late", task=task.name, stopTimeout=f"{task.stop_timeout:g}s")
-        self._handle(UndoEnded(task.name))
+        self._ends(task, scope, UndoEnded(task.name))
+
+    async def _outwait(self, task: Task, scope: trio.CancelScope, gone: RunEnded | UndoEnded) -> None:
+        """What does not end is a bug of ours: it is told, and the others go on without it."""
+        with trio.move_on_after(task.stop_timeout + STUCK) as patience:
+            while self._scopes.get(task.name) is scope:
+                await self._state_changed.wait()
+        if patience.cancelled_caught:
+            self._journal.write("stuck", task=task.name)
+            self._ends(task, scope, gone)
+            self._stuck.add(scope)
+
+    def _ends(self, task: Task, scope: trio.CancelScope, event: RunEnded | UndoEnded) -> bool:
+        """Tell the core, once for each start: another run may have the name when one that was stuck ends at last."""
+        current = self._scopes.get(task.name) is scope
+        self._leave(task, scope)
+        if current:
+            self._handle(event)
+        return current
+
+    def _leave(self, task: Task, scope: trio.CancelScope) -> None:
+        self._stuck.discard(scope)
+        if self._scopes.get(task.name) is scope:
+            del self._scopes[task.name]
+            if self._late:
+                self._tell_changed()
+
+    def _tell_changed(self) -> None:
+        self._state_changed.set()
+        self._state_changed = trio.Event()
 
 
 class _TaskContext:
     """``pidone.actions.Context`` for one task."""
 
-    def __init__(self, engine: Engine, task: Task) -> None:
+    def __init__(self, engine: Engine, task: Task, scope: trio.CancelScope) -> None:
         self._engine = engine
+        self._scope = scope
         self._stop_timeout = task.stop_timeout
         self.task = task.name
         self.every = task.every
 
     def report(self, state: str) -> None:
-        if self.state_of(self.task) != state:
+        if self.state_of(self.task) != state and self._engine._scopes.get(self.task) is self._scope:
             self._engine._tell_state(self.task, state)
             self._engine._handle(StateReported(self.task, state))
 

@@ -1,8 +1,10 @@
 """The shell around the core: real Trio tasks, fake actions, a mock clock."""
 
 import json
+import time
 from collections.abc import Awaitable, Callable
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,7 +15,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from pidone import actions
 from pidone.actions import Context, Setting
-from pidone.engine.runner import Engine
+from pidone.engine.runner import STUCK, Engine
 from pidone.errors import Refused, TaskFailed
 from pidone.journal import Journal
 from pidone.pid1.reaper import Reaper
@@ -407,4 +409,100 @@ async def test_a_task_whose_state_flaps_does_not_fill_the_journal(
     lines = [line for line in bench.journal.lines if "event=state" in line]
     assert len(lines) == 21
     assert lines[-1].endswith("task=a state=unhealthy untold=980")
+    nursery.cancel_scope.cancel()
+
+
+async def deaf(context: Context) -> None:
+    """What no action may do: not to end when it is cancelled."""
+    context.report("healthy")
+    with trio.CancelScope(shield=True):
+        await trio.sleep(1000)
+    context.report("unhealthy")
+
+
+async def test_what_does_not_end_is_told_and_not_waited_for(
+    bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    bench.bodies, bench.undos = {"run": deaf}, {"undo": deaf}
+    await nursery.start(bench.engine.run)
+    bench.engine.apply(plan({"name": "run"}, {"name": "undo"}))
+    await wait_all_tasks_blocked()
+    bench.bodies = {}
+    began = trio.current_time()
+    bench.engine.apply(plan({"name": "run", "timeout": 3600}, {"name": "new"}))
+    while not any(state.task.name == "new" for state in bench.engine.tasks):
+        await trio.sleep(0.1)
+    assert trio.current_time() - began == pytest.approx(2 + STUCK, abs=0.2)
+    told = [line.split()[2] for line in bench.journal.lines if "event=stuck" in line]
+    assert sorted(told) == ["task=run", "task=undo"]
+    assert bench.engine.stuck
+    await trio.sleep(1001)  # its successor has its name, and not its end and its states
+    assert not bench.engine.stuck
+    assert (bench.state("run").runs, bench.state("run").state) == (1, "healthy")
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_teardown_is_over_in_time_whatever_does_not_end(
+    bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    bench.bodies = {"a": deaf}
+    await nursery.start(bench.engine.run)
+    bench.engine.apply(plan({"name": "a", "stopTimeout": 60}, {"name": "b", "needs": ["a.healthy"]}))
+    await wait_all_tasks_blocked()
+    began = trio.current_time()
+    await bench.engine.drain(8)
+    assert trio.current_time() - began == pytest.approx(8 + STUCK)
+    assert bench.engine.stuck
+    assert "undo b" in bench.log
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_bug_that_shows_itself_while_its_task_leaves_is_told_as_well(
+    bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    def leaving(error: Exception) -> Body:
+        async def body(context: Context) -> None:
+            try:
+                await trio.sleep_forever()
+            finally:
+                raise error
+
+        return body
+
+    bench.bodies = {"bug": leaving(ZeroDivisionError("a bug")), "late": leaving(TaskFailed("cut off"))}
+    await nursery.start(bench.engine.run)
+    bench.engine.apply(plan({"name": "bug"}, {"name": "late"}))
+    await wait_all_tasks_blocked()
+    bench.engine.apply(plan())
+    await bench.engine.wait_idle()
+    told = [line for line in bench.journal.lines if "event=failed" in line]
+    assert len(told) == 1, "what failed because it was cut off is nobody's news"
+    assert told[0].endswith('task=bug error="ZeroDivisionError: a bug"')
+    nursery.cancel_scope.cancel()
+
+
+async def test_who_does_not_give_the_thread_back_is_told_and_what_it_held_up_goes_on(
+    bench: Bench, nursery: trio.Nursery
+) -> None:
+    ticks: list[float] = []
+
+    async def tick(context: Context) -> None:
+        ticks.append(trio.current_time())
+
+    async def block(context: Context) -> None:
+        time.sleep(2.5)  # noqa: ASYNC251 - what no action may do
+
+    bench.bodies = {"tick": tick, "block": block}
+    await nursery.start(bench.engine.run)
+    bench.engine.apply(plan({"name": "tick", "every": 1}, {"name": "block", "runOn": ["signal.SIGHUP"]}))
+    while len(ticks) < 2:
+        await bench.engine._state_changed.wait()
+    assert bench.engine.happened("signal.SIGHUP")
+    while len(ticks) < 4:
+        await bench.engine._state_changed.wait()
+    gaps = [after - before for before, after in pairwise(ticks)]
+    assert max(gaps) > 2
+    assert min(gaps) > 0.99, "what was missed is not made up for"
+    (line,) = [line for line in bench.journal.lines if "event=stalled" in line]
+    assert 1 < float(line.rpartition("=")[2]) < 5
     nursery.cancel_scope.cancel()
