@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 export PIP_CACHE_DIR := $(CACHE)/pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help env demo test check format schema doze image image-root lock eureka clean
+.PHONY: help env demo test check format schema doze image image-root lock eureka cluster clean
 
 help:
 	@echo "make demo    three pods, a repo and a Eureka on this machine, every step checked (KEEP=1 stays up)"
@@ -20,6 +20,7 @@ help:
 	@echo "make image   build/image.oci.tar from Debian packages and wheels, without a registry (ARCH=amd64 or arm64)"
 	@echo "make schema  the JSON Schemas in schema/, the CRDs in k3d/crds/ and the reference in docs/language.md, from their parts"
 	@echo "make eureka  the real Eureka server for demo and tests (needs Java 17 and Maven)"
+	@echo "make cluster a Kubernetes API server and node for tests (needs Go 1.26; ten minutes, once)"
 	@echo "make lock    requirements.lock from the two pyproject.toml"
 
 env: $(READY)
@@ -92,6 +93,10 @@ eureka: k3d/apps/discovery/target/discovery.jar
 
 k3d/apps/discovery/target/discovery.jar: k3d/apps/discovery/pom.xml $(shell find k3d/apps/discovery/src -type f 2>/dev/null)
 	mvn -B -q -f k3d/apps/discovery/pom.xml -Dmaven.repo.local=$(CACHE)/m2 package
+
+# One program, kept in the cache by what its module is made of.
+cluster: $(READY)
+	@$(BIN)/python -m tests.cluster.program
 
 lock: $(READY)
 	@$(PYTHON) -m venv build/lock && build/lock/bin/pip install -q uv

@@ -1,7 +1,6 @@
 """kubectl's reading of YAML, from its own Go packages, ours, and ruamel's are equal wherever nothing is said."""
 
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Iterable
@@ -15,11 +14,11 @@ from ruamel.yaml import YAML
 from pidone.language.checking import check_text
 from pidone.language.reading import read
 from pidone.language.schemas import API_VERSION
+from tests import golang
 from tests.language.fuzz import Fuzzer, seeds
 from tests.language.test_checking import GOOD
 
 HERE = Path(__file__).parent
-CACHE = Path.home() / ".cache" / "pidone" / "go"
 pytestmark = pytest.mark.skipif(shutil.which("go") is None, reason="no go: apt-get install golang-go")
 
 
@@ -27,23 +26,10 @@ pytestmark = pytest.mark.skipif(shutil.which("go") is None, reason="no go: apt-g
 def kubectl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program; its first build takes some ten seconds and fetches three small modules."""
     program = tmp_path_factory.mktemp("kubectl") / "kubectl_yaml"
-    env = os.environ | {  # all that it writes is in the cache: modules, sums, counters of its own use
-        "GOENV": os.environ.get("GOENV") or str(Path.home() / ".config/go/env"),
-        "XDG_CONFIG_HOME": str(CACHE / "config"),
-        "GOPATH": str(CACHE),
-        "GOMODCACHE": str(CACHE / "mod"),
-        "GOCACHE": str(CACHE / "build"),
-        "GOFLAGS": "-buildvcs=false",
-        "GOTOOLCHAIN": "local",
-        "CGO_ENABLED": "0",
-    }
     where = HERE / "kubectl_yaml"
-    fetched = subprocess.run(
-        ["go", "mod", "download"], cwd=where, env=env, capture_output=True, text=True, check=False
-    )
-    if fetched.returncode:
-        pytest.skip(f"Go's modules cannot be fetched (GOPROXY?): {fetched.stderr.strip()[-200:]}")
-    subprocess.run(["go", "build", "-o", program, "."], cwd=where, env=env, check=True)
+    if reason := golang.download(where):
+        pytest.skip(reason)
+    golang.build(where, program)
     return program
 
 

@@ -1,0 +1,42 @@
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import apiserver, program
+from tests.cluster.apiserver import Cluster, ControlPlane, control_plane
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here):
+            item.add_marker(pytest.mark.cluster)
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """The API server that all tests share, with the CRDs: nobody may break it, each has a ``namespace``."""
+    if reason := apiserver.missing():
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("cluster")
+    with apiserver.foreign(folder) if os.environ.get(apiserver.FOREIGN) else control_plane(folder) as found:
+        found.install_crds()
+        yield found
+
+
+@pytest.fixture
+def namespace(cluster: Cluster) -> Iterator[str]:
+    with cluster.namespace() as name:
+        yield name
+
+
+@pytest.fixture
+def plane(tmp_path: Path) -> Iterator[ControlPlane]:
+    """An API server for this test alone, with the CRDs, that it may kill, slow and rob of its history."""
+    if reason := program.missing():
+        pytest.skip(reason)
+    with control_plane(tmp_path / "plane") as found:
+        found.install_crds()
+        yield found
