@@ -51,6 +51,8 @@ class Cluster:
     folder: Path  # what is written for it, kubeconfigs too
     kubeconfig: Path  # of somebody who may do everything
     http: httpx.Client  # of the same
+    server: str  # its URL
+    certificate: Path | None  # of who signed the API server's; None where the URL needs none
     alone: bool  # no controllers: nobody else makes accounts, or empties namespaces
     _addresses: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
@@ -266,8 +268,6 @@ class Cluster:
 class ControlPlane(Cluster):
     """An API server that may be broken: each part ends and starts alone, on the same ports, with the same data."""
 
-    server: str = ""
-    certificate: Path = Path()  # of who signed the API server's
     etcd_url: str = ""
     parts: dict[str, Process] = field(default_factory=dict)
 
@@ -381,7 +381,7 @@ def foreign(folder: Path) -> Iterator[Cluster]:
     proxy.start()
     try:
         with httpx.Client(base_url=url, timeout=60, trust_env=False) as http:
-            yield Cluster(folder, config, http, alone=False)
+            yield Cluster(folder, config, http, url, None, alone=False)
     finally:
         proxy.kill()
 
