@@ -1,0 +1,147 @@
+"""Objects as an API server has them, and a stand-in for it that knows what the leader asks of one.
+
+What is claimed of a real one is tested in tests/cluster; here time is a number.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pidone_controller.kubernetes.errors import AlreadyExists, Conflict, NotFound
+from pidone_controller.kubernetes.resources import (
+    CLUSTER_TASK_BINDINGS,
+    CLUSTER_TASK_SETS,
+    CONTROLLER_REVISIONS,
+    TASK_BINDINGS,
+    TASK_SETS,
+    Resource,
+)
+from pidone_controller.rollout import Objects
+
+HOME = "pidone-system"
+KINDS = {one.kind: one for one in (TASK_SETS, CLUSTER_TASK_SETS, TASK_BINDINGS, CLUSTER_TASK_BINDINGS)}
+
+
+def set_spec(period: int = 5, *, task: str = "ready", extends: list[str] | None = None) -> dict[str, Any]:
+    spec: dict[str, Any] = {
+        "tasks": [{"name": task, "probe": {"tcpSocket": {"port": 1}, "periodSeconds": period}}]
+    }
+    return {**spec, "extends": extends} if extends else spec
+
+
+def binding_spec(
+    sets: str = "check", *, rollout: dict[str, Any] | None = None, **more: Any
+) -> dict[str, Any]:
+    spec = {"podSelector": {"matchLabels": {"check": "yes"}}, "taskSets": sets.split(), **more}
+    return spec if rollout is None else {**spec, "rollout": rollout}
+
+
+class Server:
+    """All objects, as JSON, and a client to them. ``objects`` hears of a change at once, or when ``hear`` is called."""
+
+    def __init__(self, objects: Objects) -> None:
+        self.objects = objects
+        self.items: dict[tuple[Resource, str, str], dict[str, Any]] = {}
+        self.asked: list[str] = []
+        self._version = 0
+        self._unheard: list[tuple[Resource, str, str]] = []
+
+    def put(
+        self,
+        kind: str,
+        name: str,
+        spec: object,
+        *,
+        namespace: str = "shop",
+        annotations: Mapping[str, str] = {},
+    ) -> dict[str, Any]:
+        """As kubectl apply does."""
+        resource = KINDS[kind]
+        where = resource, "" if kind.startswith("Cluster") else namespace, name
+        value = self.items.get(where) or {
+            "kind": kind,
+            "metadata": {
+                "name": name,
+                "uid": f"uid-{self._version}",
+                "generation": 0,
+                "creationTimestamp": "2026",
+            },
+        }
+        if where[1]:
+            value["metadata"]["namespace"] = where[1]
+        value["metadata"]["annotations"] = dict(annotations)
+        if value.get("spec") != spec:
+            value["metadata"]["generation"] += 1
+        value["spec"] = json.loads(json.dumps(spec))
+        return self._put(where, value)
+
+    def status(self, kind: str, name: str, namespace: str = "shop") -> dict[str, Any]:
+        value = self.items[KINDS[kind], "" if kind.startswith("Cluster") else namespace, name]
+        found: dict[str, Any] = value.get("status", {}).get("rollout", {})
+        return found
+
+    def revisions(self) -> list[str]:
+        """Name and number of each, in the order of the numbers."""
+        found = [value for (resource, _, _), value in self.items.items() if resource is CONTROLLER_REVISIONS]
+        return [
+            f"{one['metadata']['name']} {one['revision']}"
+            for one in sorted(found, key=lambda one: one["revision"])
+        ]
+
+    def hear(self) -> None:
+        for resource, namespace, name in self._unheard:
+            store, value = self.objects.sinks[resource], self.items.get((resource, namespace, name))
+            if value is None:
+                store.removed((namespace, name))
+                continue
+            found = store.project(json.loads(json.dumps(value)))
+            if found is not None:
+                store.changed((namespace, name), found)
+        self._unheard.clear()
+
+    def _put(self, where: tuple[Resource, str, str], value: dict[str, Any]) -> dict[str, Any]:
+        self._version += 1
+        value["metadata"]["resourceVersion"] = str(self._version)
+        self.items[where] = value
+        self._unheard.append(where)
+        return value
+
+    # what the leader asks
+
+    async def create(self, resource: Resource, body: dict[str, Any], namespace: str = "") -> dict[str, Any]:
+        where = resource, body["metadata"]["namespace"], body["metadata"]["name"]
+        self.asked.append(f"create {where[2]}")
+        if where in self.items:
+            raise AlreadyExists(where[2])
+        return self._put(where, json.loads(json.dumps(body)))
+
+    async def merge(
+        self, resource: Resource, name: str, patch: Any, *, namespace: str = "", subresource: str = ""
+    ) -> dict[str, Any]:
+        self.asked.append(f"merge {name}")
+        value = self.items.get((resource, namespace, name))
+        if value is None:
+            raise NotFound(name)
+        version = patch["metadata"].get("resourceVersion", value["metadata"]["resourceVersion"])
+        if version != value["metadata"]["resourceVersion"]:
+            raise Conflict(name)
+        return self._put((resource, namespace, name), merged(value, json.loads(json.dumps(patch))))
+
+    async def delete(self, resource: Resource, name: str, namespace: str = "") -> None:
+        self.asked.append(f"delete {name}")
+        if self.items.pop((resource, namespace, name), None) is None:
+            raise NotFound(name)
+        self._unheard.append((resource, namespace, name))
+
+
+def merged(value: Any, patch: Any) -> Any:
+    """RFC 7396, as it stands there."""
+    if not isinstance(patch, dict):
+        return patch
+    found = dict(value) if isinstance(value, dict) else {}
+    for name, inner in patch.items():
+        if inner is None:
+            found.pop(name, None)
+        else:
+            found[name] = merged(found.get(name), inner)
+    return found
