@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 export PIP_CACHE_DIR := $(CACHE)/pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help env demo test check format schema doze image image-root lock eureka cluster clean
+.PHONY: help env demo test check format schema doze image image-root controller-image controller-root lock eureka apps cluster clean
 
 help:
 	@echo "make demo    three pods, a repo and a Eureka on this machine, every step checked (KEEP=1 stays up)"
@@ -18,9 +18,11 @@ help:
 	@echo "make env     the development environment in .venv"
 	@echo "make doze    build/doze: process 1 of pods without tasks, static, for x86-64 and arm64 (no compiler needed)"
 	@echo "make image   build/image.oci.tar from Debian packages and wheels, without a registry (ARCH=amd64 or arm64)"
+	@echo "make controller-image  build/controller.oci.tar, in the same way"
 	@echo "make schema  the JSON Schemas in schema/, the CRDs in k3d/crds/ and the reference in docs/language.md, from their parts"
 	@echo "make eureka  the real Eureka server for demo and tests (needs Java 17 and Maven)"
 	@echo "make cluster a Kubernetes API server and node for tests (needs Go 1.26; ten minutes, once)"
+	@echo "make apps    build/apps.oci.tar, images of the demo's applications (needs Go besides)"
 	@echo "make lock    requirements.lock from the two pyproject.toml"
 
 env: $(READY)
@@ -89,9 +91,27 @@ image: image-root
 image-root: $(READY) build/doze-$(MACHINE)
 	@CACHE=$(CACHE) $(BIN)/python k3d/image/build.py root --arch $(ARCH) --out $(IMAGE_ROOT)
 
+# The controller's image, in the same way; the files are also those of k3d/Dockerfile.controller.
+CONTROLLER_ROOT ?= build/controller-root
+
+controller-image: controller-root
+	@$(BIN)/python k3d/image/controller.py pack --arch $(ARCH) --root $(CONTROLLER_ROOT) \
+	  --out build/controller$(if $(filter amd64,$(ARCH)),,-$(ARCH)).oci.tar
+
+controller-root: $(READY)
+	@CACHE=$(CACHE) $(BIN)/python k3d/image/controller.py root --arch $(ARCH) --out $(CONTROLLER_ROOT)
+
+# The demo's applications and their images; needs Java 17, Maven and Go, and apt and buildah as make image does.
+apps: $(READY) build/static-server
+	mvn -B -q -f k3d/apps/pom.xml -Dmaven.repo.local=$(CACHE)/m2 package
+	@CACHE=$(CACHE) $(BIN)/python k3d/apps/build.py --out build/apps.oci.tar
+
+build/static-server: $(wildcard k3d/apps/static-server/*)
+	cd k3d/apps/static-server && CGO_ENABLED=0 GOTOOLCHAIN=local go build -trimpath -ldflags "-s -w" -o $(CURDIR)/$@
+
 eureka: k3d/apps/discovery/target/discovery.jar
 
-k3d/apps/discovery/target/discovery.jar: k3d/apps/discovery/pom.xml $(shell find k3d/apps/discovery/src -type f 2>/dev/null)
+k3d/apps/discovery/target/discovery.jar: k3d/apps/pom.xml k3d/apps/discovery/pom.xml $(shell find k3d/apps/discovery/src -type f 2>/dev/null)
 	mvn -B -q -f k3d/apps/discovery/pom.xml -Dmaven.repo.local=$(CACHE)/m2 package
 
 # One program, kept in the cache by what its module is made of.

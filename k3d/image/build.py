@@ -31,7 +31,7 @@ import tarfile
 import time
 import urllib.parse
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -156,7 +156,7 @@ def main() -> int:
         if given.command == "root":
             Root(given.arch, given.out).make()
         elif given.command == "pack":
-            pack(given.arch, given.root, given.out)
+            pack(given.arch, given.out, {"pidone": (recipe("Dockerfile"), given.root)})
         else:
             print("\n".join(sorted(modules_in(given.logs))))
     except Missing as missing:
@@ -181,15 +181,24 @@ class Root:
         self.triplet = f"{MACHINES[arch]}-linux-gnu"
 
     def make(self) -> None:
-        for tool, package in {"apt-get": "apt", "dpkg-deb": "dpkg", "dpkg": "dpkg"}.items():
-            need(tool, package)
         doze = CLONE / "build" / f"doze-{MACHINES[self.arch]}"
         if not doze.exists():
             raise Missing(f"{doze.relative_to(CLONE)} is not there: make doze")
+        full, own, compiler = self.begun()
+        wheels = unpacked_wheels()
+        byte_code = [*self._modules(full, wheels), *self._own(wheels)]
+        compile_all(own, compiler, byte_code)
+        run_python(own, compiler, GENERATE, str(self.out), PYTHON)
+        shutil.copy(doze, self.out / "doze")
+        self.end()
+
+    def begun(self) -> tuple[Path, str, Path]:
+        """With the system's files: the unpacked packages, this machine's architecture and its unpacked packages."""
+        for tool, package in {"apt-get": "apt", "dpkg-deb": "dpkg", "dpkg": "dpkg"}.items():
+            need(tool, package)
         own = said("dpkg", "--print-architecture")
         full = unpacked(self.arch)
         compiler = full if own == self.arch else unpacked(own)
-        wheels = unpacked_wheels()
         if self.out.exists():
             shutil.rmtree(self.out)
         self.out.mkdir(parents=True)
@@ -198,10 +207,9 @@ class Root:
         for name in ("lib", "lib64"):
             (self.out / name).symlink_to(f"usr/{name}")
         self._copy_system(full)
-        byte_code = [*self._modules(full, wheels), *self._own(wheels)]
-        compile_all(own, compiler, byte_code)
-        run_python(own, compiler, GENERATE, str(self.out), PYTHON)
-        shutil.copy(doze, self.out / "doze")
+        return full, own, compiler
+
+    def end(self) -> None:
         (self.out / "etc/hosts").write_text(HOSTS)
         (self.out / "etc/nsswitch.conf").write_text(NSSWITCH)
         for path in self.out.rglob("*"):
@@ -281,9 +289,12 @@ def run_python(own: str, root: Path, program: str, *argv: str, data: bytes = b""
     return done.stdout
 
 
-def unpacked(arch: str, *, quiet: bool = False) -> Path:
-    """The Debian packages of ``packages.txt``, unpacked; no script of theirs is run, apt's own state not touched."""
-    state = CACHE / f"apt-{arch}"
+def unpacked(
+    arch: str, names: Sequence[str] = (), *, suite: str = SUITE, kept: str = "apt", quiet: bool = False
+) -> Path:
+    """Debian packages, else those of ``packages.txt``; no script of theirs is run, apt's own state not touched."""
+    names = names or listed("packages.txt")
+    state = CACHE / f"{kept}-{arch}"
     for folder in ("lists/partial", "archives/partial"):
         (state / folder).mkdir(parents=True, exist_ok=True)
     (state / "status").touch()
@@ -291,7 +302,7 @@ def unpacked(arch: str, *, quiet: bool = False) -> Path:
     keyring = next((file for file in sorted(KEYRINGS.glob("debian-archive-keyring.[gp]*"))), None)
     if keyring is None:
         raise Missing("Debian's keys are not there: apt-get install debian-archive-keyring")
-    line = f"deb [signed-by={keyring}] {mirror()} {SUITE} main\n"
+    line = f"deb [signed-by={keyring}] {mirror()} {suite} main\n"
     stale = not sources.exists() or sources.read_text() != line
     sources.write_text(line)
     settings = {
@@ -315,12 +326,11 @@ def unpacked(arch: str, *, quiet: bool = False) -> Path:
     if stale or not stamp.exists() or time.time() - stamp.stat().st_mtime > LISTS_AGE:
         subprocess.run([*apt, "update"], check=True)
         stamp.touch()
-    names = listed("packages.txt")
     wanted = said(*apt, "download", "--print-uris", *names).splitlines()
     # 'uri' name_version_arch.deb size hash
     files = [state / "archives" / line.split()[1] for line in wanted if line.startswith("'")]
     if len(files) != len(names):
-        raise Missing(f"{len(names)} packages in packages.txt, {len(files)} in {SUITE}")
+        raise Missing(f"{len(names)} packages are wanted, {suite} has {len(files)} of them")
     if not all(file.exists() for file in files):
         subprocess.run([*apt, "download", *names], cwd=state / "archives", check=True)
     full, mark = state / "root", "\n".join(file.name for file in files)
@@ -348,46 +358,59 @@ def mirror() -> str:
     raise Missing("apt-get indextargets names no Debian mirror: this needs a Debian with apt sources")
 
 
-def unpacked_wheels() -> Path:
-    """Pidone's wheel from the clone, and those it needs as requirements.lock has them, hash by hash."""
-    wheels, folder = CACHE / "wheels", CLONE / "build" / "image-wheels"
+def unpacked_wheels(
+    wanted: Sequence[str] = WHEELS,
+    own: Sequence[Path] = (CLONE,),
+    *,
+    folder: Path = CLONE / "build" / "image-wheels",
+    target: Sequence[str] = (),
+) -> Path:
+    """The clone's own wheels, and those they need as requirements.lock has them, hash by hash."""
+    wheels = CACHE / "wheels"
     wheels.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     locked = folder / "requirements.txt"
-    locked.write_text("".join(locked_lines()))
+    locked.write_text("".join(locked_lines(wanted)))
     pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
-    fetch = ["--no-deps", "--only-binary", ":all:", "--require-hashes", "-r", str(locked)]
+    fetch = ["--no-deps", "--only-binary", ":all:", "--require-hashes", "-r", str(locked), *target]
+    fetched = folder / "fetched"
     subprocess.run([*pip, "download", *fetch, "-d", str(wheels), "-f", str(wheels)], check=True)
     subprocess.run(
-        [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(CLONE)], check=True
+        [*pip, "download", *fetch, "-d", str(fetched), "-f", str(wheels), "--no-index"], check=True
     )
-    versions = [line.split()[0].split("==") for line in locked.read_text().splitlines() if "==" in line]
-    found = [next(wheels.glob(f"{name}-{version}-*.whl")) for name, version in versions]
-    for file in [*found, *folder.glob("pidone-*.whl")]:
+    build = ["wheel", "--no-deps", "--no-build-isolation", "-w", str(folder)]
+    subprocess.run([*pip, *build, *map(str, own)], check=True)
+    for file in [*fetched.glob("*.whl"), *folder.glob("*.whl")]:
         with zipfile.ZipFile(file) as wheel:
             wheel.extractall(folder)  # noqa: S202 - hashes were compared
         print(f"  {file.name}")
     return folder
 
 
-def locked_lines() -> Iterator[str]:
-    wanted = False
+def locked_lines(names: Sequence[str]) -> Iterator[str]:
+    inside = False
     for line in (CLONE / "requirements.lock").read_text().splitlines(keepends=True):
         if not line.startswith((" ", "#")):
-            wanted = line.partition("==")[0] in WHEELS
-        if wanted:
+            inside = line.partition("==")[0] in names
+        if inside:
             yield line
 
 
-def pack(arch: str, root: Path, out: Path) -> None:
-    """The folder as an image, with what the last stage of k3d/Dockerfile says: entry point and environment."""
+def recipe(dockerfile: str) -> str:
+    """The last stage of a Dockerfile of k3d/, for a folder that has the files already."""
+    stage = (CLONE / "k3d" / dockerfile).read_text().rpartition("\nFROM scratch")[2]
+    return "FROM scratch" + stage.replace("COPY --from=files /image /", "COPY . /")
+
+
+def pack(
+    arch: str, out: Path, images: Mapping[str, tuple[str, Path]], *, level: int | None = LEVEL, tag: str = ""
+) -> None:
+    """Folders as images, each after its recipe, in one archive; without a level their layers are gzip, and shared."""
     need("buildah", "buildah")
-    store = CLONE / "build" / "image-store"
-    stage = (CLONE / "k3d" / "Dockerfile").read_text().rpartition("\nFROM scratch")[2]
-    recipe = store / "Containerfile"
+    store = CLONE / "build" / f"image-store-{next(iter(images))}"
+    file = store / "Containerfile"
     store.mkdir(parents=True, exist_ok=True)
-    recipe.write_text("FROM scratch" + stage.replace("COPY --from=files /image /", "COPY . /"))
     buildah = [
         "buildah",
         "--storage-driver",
@@ -399,12 +422,16 @@ def pack(arch: str, root: Path, out: Path) -> None:
     ]
     layout = store / "layout"
     try:
-        image = ["--arch", arch, "--timestamp", "0", "--format", "oci", "--tag", "pidone"]
-        subprocess.run([*buildah, "build", "-q", *image, "-f", str(recipe), str(root)], check=True,
-                       stdout=subprocess.DEVNULL)  # fmt: skip
-        name = f"localhost/pidone:{version()}"
-        subprocess.run([*buildah, "push", "-q", "pidone", f"oci:{layout}:{name}"], check=True)
-        recompress(layout)
+        for name, (text, root) in images.items():
+            file.write_text(text)
+            image = ["--arch", arch, "--timestamp", "0", "--format", "oci", "--tag", name]
+            layers = f"--layers={'false' if level else 'true'}"
+            subprocess.run([*buildah, "build", "-q", layers, *image, "-f", str(file), str(root)], check=True,
+                           stdout=subprocess.DEVNULL)  # fmt: skip
+            target = f"oci:{layout}:localhost/{name}:{tag or version()}"
+            subprocess.run([*buildah, "push", "-q", name, target], check=True)
+        if level:
+            recompress(layout, level)
         out.unlink(missing_ok=True)
         with tarfile.open(out, "w") as archive:
             for part in ("oci-layout", "index.json", "blobs"):
@@ -412,13 +439,14 @@ def pack(arch: str, root: Path, out: Path) -> None:
     finally:
         subprocess.run([*buildah, "rmi", "--all", "--force"], check=False, capture_output=True)
         shutil.rmtree(store, ignore_errors=True)
-    files = [path for path in root.rglob("*") if path.is_file() and not path.is_symlink()]
+    roots = {root for _, root in images.values()}
+    files = [path for root in roots for path in root.rglob("*") if path.is_file() and not path.is_symlink()]
     size = sum(path.stat().st_size for path in files)
-    print(f"{out}: {out.stat().st_size // 1000} kB with zstd; {size // 1000} kB in {len(files)} files")
+    print(f"{out}: {out.stat().st_size // 1000} kB; {size // 1000} kB in {len(files)} files")
 
 
-def recompress(layout: Path) -> None:
-    """The layer as zstd can, and not as buildah does (its levels end at about 11: 1.3 MB more)."""
+def recompress(layout: Path, level: int) -> None:
+    """The layers of one image as zstd can, and not as buildah does (its levels end at about 11: 1.3 MB more)."""
     blobs = layout / "blobs" / "sha256"
     index = json.loads((layout / "index.json").read_text())
     entry = index["manifests"][0]
@@ -429,7 +457,7 @@ def recompress(layout: Path) -> None:
     for layer in manifest["layers"]:
         plain = blobs / layer["digest"].removeprefix("sha256:")
         data = gzip.decompress(plain.read_bytes())  # what buildah writes into a layout, whatever it is told
-        data = run_python(own, unpacked(own, quiet=True), RECOMPRESS, str(LEVEL), data=data)
+        data = run_python(own, unpacked(own, quiet=True), RECOMPRESS, str(level), data=data)
         plain.unlink()
         layer |= {"mediaType": "application/vnd.oci.image.layer.v1.tar+zstd", **blob(blobs, data)}
     entry |= blob(blobs, json.dumps(manifest, separators=(",", ":")).encode())
