@@ -2,7 +2,8 @@
 
     schema/actions/<action>.json        one file an action: its fields, states, defaults
     schema/registries/<registry>.json   one file a registry: its fields
-    schema/parts/                       the kinds, the common keys of tasks, and values such as durations
+    schema/parts/                       the kinds, the common keys of tasks, and values such as durations; status.json
+                                        is for the CustomResourceDefinitions alone
 
 An object whose properties hold ``x-pidone-variants: <folder>`` gets one property for each file of the folder,
 of which a value has exactly one. ``partOfTask`` is the task without what must be there: what ``override: merge``
@@ -42,8 +43,16 @@ def files() -> dict[Path, str]:
         schema = assembled(kind)
         name = f"{kind.lower()}.{VERSION}.schema.json"
         made[Path("schema", name)] = json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
-        made[Path("k3d/crds", f"{kind.lower()}s.yaml")] = manifest(crd(schema))
+        made[Path("k3d/crds", f"{kind.lower()}s.yaml")] = manifest(crd(schema, status(kind)))
     return made
+
+
+def status(kind: str) -> dict[str, Any]:
+    """The status of a kind and its columns for kubectl. Nobody writes one, so no other schema has it."""
+    parts = _read("parts", "status")
+    own: dict[str, Any] = parts["set" if kind.endswith("TaskSet") else "binding"]
+    own["schema"]["properties"] |= parts["common"]
+    return own
 
 
 def assembled(kind: str) -> dict[str, Any]:

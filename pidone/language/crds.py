@@ -21,8 +21,8 @@ _KEPT = (
 _PARTIAL = "(has(self.override) && self.override == 'merge')"
 
 
-def crd(schema: Part) -> dict[str, Any]:
-    """The CustomResourceDefinition of one kind."""
+def crd(schema: Part, status: Part) -> dict[str, Any]:
+    """The CustomResourceDefinition of one kind; ``status`` is what schema/parts/status.json has for it."""
     group, version = schema["properties"]["apiVersion"]["const"].split("/")
     kind = schema["title"]
     spec = _structural(schema["properties"]["spec"], schema["definitions"])
@@ -48,6 +48,7 @@ def crd(schema: Part) -> dict[str, Any]:
                     "served": True,
                     "storage": True,
                     "subresources": {"status": {}},
+                    "additionalPrinterColumns": status["columns"],
                     "schema": {
                         "openAPIV3Schema": {
                             "description": schema["description"],
@@ -58,11 +59,7 @@ def crd(schema: Part) -> dict[str, Any]:
                                 "kind": {"type": "string"},
                                 "metadata": {"type": "object", "properties": {"name": name}},
                                 "spec": spec,
-                                "status": {
-                                    "description": schema["properties"]["status"]["description"],
-                                    "type": "object",
-                                    "x-kubernetes-preserve-unknown-fields": True,
-                                },
+                                "status": status["schema"],
                             },
                         }
                     },

@@ -25,7 +25,7 @@ from tests.language.test_checking import BAD, GOOD
 CRDS = {kind: YAML(typ="safe").load(TOP / "k3d/crds" / f"{kind.lower()}s.yaml") for kind in KINDS}
 VALUES = {
     "description", "type", "enum", "minimum", "maximum", "minItems", "maxItems", "minLength", "maxLength", "required",
-    "maxProperties", "pattern", "items", "properties", "additionalProperties",
+    "maxProperties", "pattern", "format", "items", "properties", "additionalProperties",
 }  # fmt: skip
 EXTENSIONS = {
     "x-kubernetes-int-or-string", "x-kubernetes-preserve-unknown-fields", "x-kubernetes-list-type",
