@@ -9,11 +9,12 @@ READY  := $(VENV)/.ready
 export PIP_CACHE_DIR := $(CACHE)/pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help env demo test check format schema doze image image-root controller-image controller-root lock eureka apps cluster clean
+.PHONY: help env demo test nightly check format schema doze image image-root controller-image controller-root lock eureka apps cluster clean
 
 help:
 	@echo "make demo    three pods, a repo and a Eureka on this machine, every step checked (KEEP=1 stays up)"
 	@echo "make test    all tests that this machine can run; each skip says how to enable it"
+	@echo "make nightly a million random steps of the engine, and ten minutes of faults in a real process 1"
 	@echo "make check   ruff, mypy strict, import-linter"
 	@echo "make env     the development environment in .venv"
 	@echo "make doze    build/doze: process 1 of pods without tasks, static, for x86-64 and arm64 (no compiler needed)"
@@ -41,6 +42,11 @@ demo: $(READY) quick-doze
 
 test: $(READY) quick-doze
 	$(BIN)/python -m pytest -q $(ARGS)
+
+# What takes a quarter of an hour each: new random examples each time, and ten minutes of faults.
+nightly: $(READY) quick-doze
+	PIDONE_TEST_RANDOM=1 PIDONE_TEST_STEPS=1000000 PIDONE_TEST_FAULTS=600 \
+	  $(BIN)/python -m pytest -q -s tests/engine/test_invariants.py tests/engine/test_faults.py tests/pod/test_faults.py
 
 check: $(READY)
 	$(BIN)/ruff check .

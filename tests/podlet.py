@@ -7,6 +7,8 @@ number from the descriptor, makes that many orphans, and answers ``made``.
 import os
 import sys
 
+TOGETHER = 50  # orphans of one parent, which are zombies of its until it ends
+
 
 def main() -> None:
     number, *command = sys.argv[1:]
@@ -19,12 +21,17 @@ def main() -> None:
 def serve(descriptor: int) -> None:
     with os.fdopen(os.dup(descriptor), "rb", buffering=0) as orders:
         while order := orders.readline():
-            for _ in range(int(order)):
+            left = int(order)
+            while left:
+                count = min(left, TOGETHER)
                 parent = os.fork()
                 if parent == 0:
-                    os.fork()  # both end at once, and the inner one has nobody left
+                    for _ in range(count):  # all end at once, and the inner ones have nobody left
+                        if os.fork() == 0:
+                            os._exit(0)
                     os._exit(0)
                 os.waitpid(parent, 0)
+                left -= count
             os.write(descriptor, b"made\n")
     os._exit(0)
 

@@ -38,10 +38,11 @@ Build = Callable[[Task, Setting], Action]
 # Changes of one task's state in the journal at once, and seconds until one more; and the same for stalls.
 STATES, STATES_AGAIN = 20, 10.0
 STALLS, STALLS_AGAIN = 5, 60.0
-STALLED = (
-    1.0  # seconds by which a timer is late when nobody gave the thread back, or the pod got no processor
-)
-STUCK = 5.0  # seconds beyond ``stopTimeout`` after which a run that was cancelled is not waited for any more
+# Seconds by which a timer is late where somebody did not give the thread back, or the pod got no processor.
+STALLED = 1.0
+# Seconds beyond ``stopTimeout`` after which a run that was cancelled is not waited for any more. What must not be
+# cut off, as a registration that is on its way, has limits of its own: 25 with a Eureka that answers nothing.
+STUCK = 30.0
 
 
 class Engine:
