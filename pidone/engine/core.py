@@ -341,7 +341,7 @@ class Core:
         """Its needs hold, once and for all."""
         if state.task.every is not None:
             # a first run at a random time of its period: pods that start together do not beat together
-            state.slot = self._grained(now + self._random.random() * state.task.every, now)
+            state.slot = max(now, self._grained(now + self._random.random() * state.task.every))
             self._schedule(state, state.slot, now)
         else:
             self._schedule(state, inf if state.task.run_on else now, now)
@@ -434,14 +434,15 @@ class Core:
             return inf
         if state.slot <= now:  # a retry within the period leaves the next one where it is
             shortened = every * (1 - JITTER * self._random.random())
-            slot = self._grained(state.slot + shortened, state.slot + every * (1 - JITTER))
+            slot = self._grained(state.slot + shortened)
+            if slot < state.slot + every * (1 - JITTER):
+                slot += GRAIN
             state.slot = max(slot, now)  # periods missed by a long run are not made up for
         return state.slot
 
-    def _grained(self, time: float, earliest: float) -> float:
-        """The last time that is shared with others up to this one, or the first from the earliest on."""
-        shared = floor((time - self._phase) / GRAIN) * GRAIN + self._phase
-        return shared if shared >= earliest else shared + GRAIN
+    def _grained(self, time: float) -> float:
+        """The last time up to this one that is shared by all periods."""
+        return floor((time - self._phase) / GRAIN + 1e-6) * GRAIN + self._phase  # 0.15 / 0.05 is less than 3
 
     def _delay(self, task: Task, ends: int, *, lasting: bool) -> float:
         """A random part of a growing limit: what failed together does not come back together."""
