@@ -70,9 +70,9 @@ async def connect(
 class Watch:
     """One watch, open. Lines come as they were sent; none is half of one."""
 
-    def __init__(self, asked: str, response: httpx.Response) -> None:
+    def __init__(self, asked: str, pieces: AsyncIterator[bytes]) -> None:
         self._asked = asked
-        self._pieces = response.aiter_raw()
+        self._pieces = pieces
         self._lines = Lines()
 
     async def read(self) -> list[bytes] | None:
@@ -198,8 +198,8 @@ class Client:
         """
         selected = _selected(label_selector, field_selector)
         ask = _Ask("GET", resource.path(namespace), {"watch": "true", **query, **selected}, read=SILENCE)
-        async with self._answer(ask) as response:
-            yield Watch(f"WATCH {ask.path}", response)
+        async with self._answer(ask) as pieces:
+            yield Watch(f"WATCH {ask.path}", pieces)
 
     async def _object(self, ask: "_Ask") -> Object:
         answer = await self._body(ask)
@@ -213,12 +213,12 @@ class Client:
 
     async def _body(self, ask: "_Ask") -> bytes:
         await trio.sleep(self._limit.place(trio.current_time()))
-        async with self._answer(ask) as response:
-            return await _whole(ask, response, MAX_BODY)
+        async with self._answer(ask) as pieces:
+            return await _whole(ask, pieces, MAX_BODY)
 
     @asynccontextmanager
-    async def _answer(self, ask: "_Ask") -> AsyncIterator[httpx.Response]:
-        """The answer to one request once its head is there: 2xx, or the error is raised."""
+    async def _answer(self, ask: "_Ask") -> AsyncIterator[AsyncIterator[bytes]]:
+        """The pieces of the answer to one request, once its head is there and says 2xx; else the error is raised."""
         response = await self._send(ask)
         try:
             if response.status_code == 401 and self._token.reread(trio.current_time()):
@@ -226,7 +226,7 @@ class Client:
                 response = await self._send(ask)
             if response.status_code >= 300:
                 raise await _refusal(ask, response)
-            yield response
+            yield response.aiter_raw()
         finally:
             # httpcore closes under a shield of its own, and waits for nobody
             await response.aclose()
@@ -273,10 +273,10 @@ class _Ask:
         return f"{self.method} {self.path}"
 
 
-async def _whole(ask: _Ask, response: httpx.Response, most: int) -> bytes:
+async def _whole(ask: _Ask, pieces: AsyncIterator[bytes], most: int) -> bytes:
     body = bytearray()
     with mapped(str(ask)):
-        async for piece in response.aiter_raw():
+        async for piece in pieces:
             body += piece
             if len(body) > most:
                 raise Unreachable(f"{ask}: an answer of more than {most >> 20} MiB")
@@ -284,7 +284,7 @@ async def _whole(ask: _Ask, response: httpx.Response, most: int) -> bytes:
 
 
 async def _refusal(ask: _Ask, response: httpx.Response) -> ApiError:
-    text = await _whole(ask, response, 1 << 20)
+    text = await _whole(ask, response.aiter_raw(), 1 << 20)
     try:
         body = json.loads(text)
     except ValueError:

@@ -6,7 +6,6 @@ do is refused by name; to leave out ``as`` or a plugin would be to act as somebo
 
 import os
 from base64 import b64decode
-from binascii import Error as Base64Error
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,5 +155,5 @@ def _beside(path: Path, value: object) -> str:
 def _data(path: Path, table: Mapping[str, Any], key: str) -> bytes:
     try:
         return b64decode(str(table.get(key) or ""), validate=True)
-    except Base64Error as error:
+    except ValueError as error:
         raise ConfigError(f"{path}: {key}: not base64: {error}") from error

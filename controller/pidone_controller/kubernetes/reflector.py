@@ -129,7 +129,7 @@ class Reflector(Generic[T]):
                     if (item := self._projected(key, value)) is not None:
                         items[key] = item
                     await self._breathe()
-            except (ValueError, KeyError, TypeError) as error:
+            except (KeyError, TypeError) as error:
                 raise Unreachable(f"LIST {self.resource}: not a list: {error!r}") from error
             more = page.more
             if not more:

@@ -50,14 +50,14 @@ class Lines:
 class Page:
     """A list as it was sent. Iterate once: each object is parsed when its turn comes; after that ``meta`` is whole.
 
-    Raises ``ValueError`` where the bytes are no list in JSON.
+    Iterating raises ``Unreachable`` where the bytes are no list in JSON.
     """
 
     __slots__ = ("_resource", "_text", "meta")
 
     def __init__(self, resource: Resource, body: bytes) -> None:
         self._resource = resource
-        self._text = body.decode()
+        self._text = body.decode(errors="replace")
         self.meta: dict[str, Any] = {}
 
     @property
@@ -71,6 +71,12 @@ class Page:
         return str(self.meta.get("continue") or "")
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        try:
+            yield from self._parsed()
+        except (ValueError, AttributeError) as error:
+            raise Unreachable(f"LIST {self._resource}: not a list: {error}") from error
+
+    def _parsed(self) -> Iterator[dict[str, Any]]:
         # The order of the fields is not promised: built-in kinds have metadata first, custom ones last.
         text, self._text = self._text, ""
         _, at = _mark(text, 0, "{")

@@ -44,7 +44,7 @@ class Wires(httpcore.AsyncNetworkBackend):
         self.refuses = False
         self.connections = 0
         self._nursery = nursery
-        self._handler = handler
+        self.handler = handler  # as it is when a request comes
         self._open = set[trio.StapledStream[Any, Any]]()
 
     def transport(self) -> httpx.AsyncHTTPTransport:
@@ -75,9 +75,12 @@ class Wires(httpcore.AsyncNetworkBackend):
         self._nursery.start_soon(self._serve, theirs)
         return _Stream(ours)
 
+    async def _answer(self, request: Request) -> Answer:
+        return await self.handler(request)
+
     async def _serve(self, stream: trio.StapledStream[Any, Any]) -> None:
         try:
-            await _converse(stream, self._handler)
+            await _converse(stream, self._answer)
         except (trio.BrokenResourceError, trio.ClosedResourceError, h11.RemoteProtocolError):
             pass  # the client has gone
         finally:
