@@ -1,22 +1,25 @@
 """What each pod is to be served: its plan in the envelope, as bytes with their ETag.
 
-``Shelf`` is a value: stocking makes the next one from the one before, and ``changed`` says whom to wake.
-The same inventory and rules give the same bytes in any process; the one before is asked only where nothing
-new can be derived: a pod whose derivation fails keeps what it has.
+The same pod and rules give the same bytes in any process. The entry before is asked only where nothing new
+can be derived: a pod whose derivation fails keeps what it has.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from pidone import actions
+from pidone.actions.metrics import PORT
 from pidone.errors import PidoneError
-from pidone.language.binding import Rules, derive
+from pidone.language.binding import BindingError, Fault, Rules
+from pidone.language.schemas import action_of
 from pidone.plan import model
 from pidone.plan.digest import canonical
 from pidone.plan.format import MAX_BUNDLE, MAX_TASKS, encode_bundle
 from pidone.plan.model import Phase
-from pidone_controller.inventory import Inventory, Pod
+from pidone_controller.inventory import Pod
 
 Derive = Callable[[Pod, Rules], list[dict[str, Any]]]
 
@@ -29,71 +32,46 @@ class Bundle:
     etag: str  # as in the header, with its quotes
     digest: str  # of the tasks
     phase: Phase
-    tasks: tuple[dict[str, Any], ...]
+    count: int  # of the tasks
+    privileged: str = ""  # the first task that needs a repo which proved who it is, and what it does
+    metrics: int | None = None  # the port at which the pod is scraped
+
+    @property
+    def tasks(self) -> list[dict[str, Any]]:
+        tasks: list[dict[str, Any]] = json.loads(self.body)["tasks"]
+        return tasks
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One pod's place on the shelf. No bundle: nothing good was ever derived, and ``error`` says why."""
+    """What one pod is served. No bundle: nothing good was ever derived, and ``error`` says why."""
 
     pod: Pod
+    rules: Rules
     bundle: Bundle | None
     error: str = ""
+    faults: tuple[Fault, ...] = ()  # of bindings
+    rest: Bundle | None = None  # without these, for a pod that has no plan yet
+
+    def is_of(self, pod: Pod, rules: Rules) -> bool:
+        """Whether nothing has changed since; by identity, as a change makes another object."""
+        return self.pod is pod and self.rules is rules
+
+    def answer(self, *, fresh: bool) -> Bundle | None:
+        """What is to be served; ``fresh`` is a pod that has no plan yet. None: what it has is to stay."""
+        return self.bundle or (self.rest if fresh else None)
 
 
-@dataclass(frozen=True, slots=True)
-class Shelf:
-    """Every pod that is served, and what it is served, at one moment."""
-
-    inventory: Inventory
-    rules: Rules
-    entries: Mapping[str, Entry] = field(default_factory=dict)  # by the pod's key
-
-    def stock(self, inventory: Inventory, rules: Rules, derive: Derive = derive) -> "Shelf":
-        """The next shelf. Pods that are the same under the same rules are not derived again."""
-        entries: dict[str, Entry] = {}
-        for key, pod in inventory.pods.items():
-            if not pod.served:
-                continue
-            before = self.entries.get(key)
-            if before and rules is self.rules and before.pod == pod:
-                entries[key] = before
-            else:
-                entries[key] = _entry(pod, rules, before, derive)
-        return Shelf(inventory, rules, entries)
-
-    def changed(self, before: "Shelf") -> frozenset[str]:
-        """The addresses at which an answer may be another one now: whoever waits there is to look again."""
-        addresses = set(self.inventory.nodes ^ before.inventory.nodes)
-        for key in self.entries.keys() | before.entries.keys():
-            new, old = self.entries.get(key), before.entries.get(key)
-            if new is None or old is None or new.pod.ips != old.pod.ips or new.bundle != old.bundle:
-                addresses.update(*(entry.pod.ips for entry in (new, old) if entry))
-        return frozenset(addresses)
-
-
-EMPTY = Shelf(Inventory.of([]), Rules())
-
-
-def encode(pod: Pod, tasks: list[dict[str, Any]]) -> Bundle:
-    """The envelope's bytes: canonical, so that every replica serves the same ETag."""
-    phase = Phase.TERMINATING if pod.terminating else Phase.RUNNING
-    facts = model.Pod(pod.name, pod.namespace, pod.uid, pod.ips[0] if pod.ips else "", pod.node)
-    envelope = encode_bundle(tasks, phase=phase, pod=facts)
-    body = canonical(envelope)
-    etag = f'"sha256-{hashlib.sha256(body).hexdigest()}"'
-    return Bundle(body, etag, envelope["digest"], phase, tuple(tasks))
-
-
-def _entry(pod: Pod, rules: Rules, before: Entry | None, derive: Derive) -> Entry:
+def entry(pod: Pod, rules: Rules, before: Entry | None, derive: Derive) -> Entry:
+    """What ``pod`` is to be served under ``rules``; ``before`` is what it was served."""
+    faults: tuple[Fault, ...] = ()
+    rest = None
     try:
-        tasks = derive(pod, rules)
-        if len(tasks) > MAX_TASKS:
-            raise PidoneError(f"{len(tasks)} tasks are bound to the pod; it takes at most {MAX_TASKS}")
-        bundle = encode(pod, tasks)
-        if len(bundle.body) > MAX_BUNDLE:
-            raise PidoneError(f"the plan has {len(bundle.body)} bytes; a pod takes at most {MAX_BUNDLE}")
-        return Entry(pod, bundle)
+        return Entry(pod, rules, _checked(pod, derive(pod, rules)))
+    except BindingError as error:
+        text, faults = str(error), error.faults
+        if len(error.rest) <= MAX_TASKS:
+            rest = encode(pod, error.rest)
     except PidoneError as error:
         text = str(error)
     except Exception as error:  # noqa: BLE001 - a bug that one pod's fields bring out must not stop the others
@@ -101,6 +79,57 @@ def _entry(pod: Pod, rules: Rules, before: Entry | None, derive: Derive) -> Entr
     # The tasks it had, in an envelope of now: its end must reach it whatever is wrong with its plan. Where
     # nothing was ever derived, an end needs no tasks, and anything else is not ours to invent: an empty
     # plan would end what the pod got from the controller before this one.
+    bundle = None
     if before and before.bundle:
-        return Entry(pod, encode(pod, list(before.bundle.tasks)), text)
-    return Entry(pod, encode(pod, []) if pod.terminating else None, text)
+        bundle = encode(pod, before.bundle.tasks)
+    elif pod.terminating:
+        bundle = encode(pod, [])
+    return Entry(pod, rules, bundle, text, faults, rest)
+
+
+def _checked(pod: Pod, tasks: list[dict[str, Any]]) -> Bundle:
+    if len(tasks) > MAX_TASKS:
+        raise PidoneError(f"{len(tasks)} tasks are bound to the pod; it takes at most {MAX_TASKS}")
+    bundle = encode(pod, tasks)
+    if len(bundle.body) > MAX_BUNDLE:
+        raise PidoneError(f"the plan has {len(bundle.body)} bytes; a pod takes at most {MAX_BUNDLE}")
+    return bundle
+
+
+def encode(pod: Pod, tasks: Sequence[dict[str, Any]]) -> Bundle:
+    """The envelope's bytes: canonical, so that every replica serves the same ETag.
+
+    The containers are in it where somebody reads them: a task that tells their processes apart, or the engine of
+    a pod whose containers run once. Elsewhere each restart of one would be a new ID, and an answer for nothing.
+    """
+    phase = Phase.TERMINATING if pod.terminating else Phase.RUNNING
+    ips = pod.ips
+    facts = model.Pod(
+        pod.name, pod.namespace, pod.uid, ips[0] if ips else "", pod.node, restart_policy=pod.restart_policy
+    )
+    read = facts.restart_policy == "Never" or any(map(_reads_containers, tasks))
+    envelope = encode_bundle(
+        list(tasks), phase=phase, pod=facts, containers=pod.containers if tasks and read else {}
+    )
+    body = canonical(envelope)
+    return Bundle(
+        body,
+        f'"sha256-{hashlib.sha256(body).hexdigest()}"',
+        envelope["digest"],
+        phase,
+        len(tasks),
+        next((text for text in map(_privileged, tasks) if text), ""),
+        next((task["metrics"].get("port", PORT) for task in tasks if "metrics" in task), None),
+    )
+
+
+def _reads_containers(task: Mapping[str, Any]) -> bool:
+    """Whether a task tells the processes of the pod's containers apart, by the IDs in their cgroups."""
+    return isinstance(task.get("metrics"), dict) and task["metrics"].get("groupBy") == "container"
+
+
+def _privileged(task: Mapping[str, Any]) -> str:
+    action = action_of(task)
+    if action is None or not actions.privileged(action.name, task[action.name]):
+        return ""
+    return f'task "{task["name"]}": {action.name}'

@@ -15,7 +15,7 @@ from pidone.language.binding import Rules, collect, shown
 from pidone.language.checking import check_bytes
 from pidone.language.model import TaskBinding, TaskSet
 from pidone.language.pods import read_pods
-from pidone_controller.inventory import Inventory, InventoryError, Pod, project
+from pidone_controller.inventory import InventoryError, Pod, Pool, project
 from pidone_controller.log import Log
 
 Signature = tuple[int, int, int]  # mtime in ns, size, inode
@@ -142,14 +142,14 @@ class InventoryFile:
     path: Path
     log: Log
     watched: Watched = field(init=False)
-    inventory: Inventory | None = None
+    pods: Sequence[Pod] | None = None
     problem: str = ""
 
     def __post_init__(self) -> None:
         self.watched = Watched(self.path)
 
     def look(self) -> None:
-        """Look once; ``inventory`` is another object afterwards where anything changed."""
+        """Look once; ``pods`` is another object afterwards where anything changed."""
         try:
             data = self.watched.look()
         except OSError as error:
@@ -158,27 +158,27 @@ class InventoryFile:
         if data is None:
             return
         try:
-            pods = live_pods(read_pods(data.decode(errors="replace")))
+            self.pods = listed_pods(read_pods(data.decode(errors="replace")))
         except (LanguageError, InventoryError) as error:
             self._problem(str(error))
             return
         self.problem = ""
-        self.inventory = Inventory.of(pods)
-        self.log("read", file=self.path, pods=len(pods))
+        self.log("read", file=self.path, pods=len(self.pods))
 
     def _problem(self, text: str) -> None:
         if text != self.problem:
-            kept = "; the version before stays in force" if self.inventory else ""
+            kept = "; the version before stays in force" if self.pods is not None else ""
             self.log("broken", file=self.path, error=text + kept)
         self.problem = text
 
 
-def live_pods(objects: Iterable[Mapping[str, Any]]) -> list[Pod]:
+def listed_pods(objects: Iterable[Mapping[str, Any]]) -> list[Pod]:
     """Pods from their objects, each once. Raises ``InventoryError``."""
     pods: dict[str, Pod] = {}
     names: set[str] = set()
+    pool = Pool()
     for item in objects:
-        pod = project(item)
+        pod = project(item, pool)
         if pod.path in names:
             raise InventoryError(f"pod {pod.path} is there twice")
         if pod.key in pods:

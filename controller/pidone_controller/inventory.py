@@ -5,23 +5,89 @@ says about itself only narrows or contradicts that; it never grants. kube2iam an
 wrong once: an address nobody has yet gets no default, only live pods are looked up, finished pods keep
 their address in status and are left out, and two pods with one address are not guessed at.
 
-Plain values and functions. Where the pods come from, a file or an API server, is not known here.
+Where the pods come from, a file or an API server, is not known here. All pods of a cluster are kept, few of
+them have tasks, so a pod is small: what many have in common is one object, and the rest is packed.
 """
 
 import ipaddress
-from collections.abc import Iterable, Mapping
+import json
+import re
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from sys import intern
+from typing import Any, TypeVar
+from uuid import UUID
 
 from pidone.errors import PidoneError
+from pidone.plan.digest import canonical
+from pidone.plan.model import Container
 
 FINISHED = {"Succeeded", "Failed"}
 # The kubelet names a static pod's cgroup by this hash, and the API server's mirror of it has another uid.
 CONFIG_HASH = "kubernetes.io/config.hash"
+# Annotations that hold the whole manifest once more, or that a network plugin writes about each pod: no
+# param fits them, and what is not kept may change without anything being derived anew.
+_NOISE = (
+    "kubectl.kubernetes.io/last-applied-configuration",
+    "cni.projectcalico.org/",
+    "k8s.ovn.org/",
+    "k8s.v1.cni.cncf.io/network",
+)
+_HEXADECIMAL = re.compile("(?:[0-9a-f]{2}){1,127}")
+POOL = 1 << 14  # objects that are remembered for being shared; more are forgotten all at once
+
+Key = tuple[str, str]  # namespace and name
+T = TypeVar("T", bound=Hashable)
 
 
 class InventoryError(PidoneError):
     """Something that is not a pod, or a field of one that is not what Kubernetes has there."""
+
+
+class Table(dict[str, str]):
+    """Labels or annotations; never changed, so that pods share them and look-ups go by the object."""
+
+    __slots__ = ("_hash",)
+    _hash: int
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        try:
+            return self._hash
+        except AttributeError:
+            self._hash = hash(frozenset(self.items()))
+            return self._hash
+
+
+class Pool:
+    """Makes equal values one object, as the pods of one Deployment follow each other in a list."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, Any] = {}
+
+    def one(self, value: T) -> T:
+        if len(self._known) >= POOL:
+            self._known.clear()
+        shared: T = self._known.setdefault(value, value)
+        return shared
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """What the pods of one Deployment have in common. Where each has labels of its own, it has one of its own."""
+
+    labels: Table
+    annotations: Table
+    host_network: bool
+    spec: bytes  # canonical JSON of what rendering reads of it
+    containers: tuple[str, ...]  # ``name runtime`` of those that the status has
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A node, and its addresses, normalised."""
+
+    name: str
+    ips: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,22 +95,27 @@ class Pod:
     """One core/v1 Pod, projected to what identity, binding and rendering read.
 
     Equal pods have equal plans: what is dropped (conditions, managed fields, start times) may change as
-    often as it likes and derives nothing anew. ``ips`` and ``host_ips`` are normalised.
+    often as it likes and derives nothing anew.
     """
 
-    uid: str  # "" where a hand-written inventory has none
+    id: bytes | str  # the uid, packed where it is a UUID; "" where a hand-written inventory has none
     namespace: str
     name: str
     hostname: str
-    ips: tuple[str, ...]
-    host_ips: tuple[str, ...]
-    node: str
-    host_network: bool
+    addresses: str  # status.podIPs, normalised, with commas between
+    host: Host
     phase: str
     terminating: bool  # metadata.deletionTimestamp is set
-    labels: Mapping[str, str]
-    annotations: Mapping[str, str]
-    manifest: Mapping[str, Any]  # the Pod as rendering reads it
+    template: Template
+    container_ids: bytes  # packed, see ``containers``
+
+    @property
+    def uid(self) -> str:
+        return self.id if isinstance(self.id, str) else str(UUID(bytes=self.id))
+
+    @property
+    def ips(self) -> tuple[str, ...]:
+        return tuple(self.addresses.split(",")) if self.addresses else ()
 
     @property
     def key(self) -> str:
@@ -56,9 +127,69 @@ class Pod:
         return f"{self.namespace}/{self.name}"
 
     @property
+    def lives(self) -> bool:
+        """Whether it is not done for ever."""
+        return self.phase not in FINISHED
+
+    @property
     def served(self) -> bool:
-        """Whether it has an address of its own by now, and is not done for ever."""
-        return bool(self.ips) and not self.host_network and self.phase not in FINISHED
+        """Whether it lives, and has an address of its own by now."""
+        return bool(self.addresses) and not self.host_network and self.lives
+
+    @property
+    def labels(self) -> Table:
+        return self.template.labels
+
+    @property
+    def annotations(self) -> Table:
+        return self.template.annotations
+
+    @property
+    def host_network(self) -> bool:
+        return self.template.host_network
+
+    @property
+    def node(self) -> str:
+        return self.host.name
+
+    @property
+    def host_ips(self) -> tuple[str, ...]:
+        return self.host.ips
+
+    @property
+    def restart_policy(self) -> str:
+        policy: str = json.loads(self.template.spec)["restartPolicy"]
+        return policy
+
+    @property
+    def containers(self) -> dict[str, Container]:
+        """All of the spec, in its order, by name."""
+        spec = json.loads(self.template.spec)
+        names = (str(one.get("name")) for field in ("initContainers", "containers") for one in spec[field])
+        known = _containers_of(self.template.containers, self.container_ids)
+        return {name: known.get(name, Container("", started=False)) for name in names}
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The Pod as rendering reads it."""
+        ips = self.ips
+        return {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "name": self.name,
+                "namespace": self.namespace,
+                "uid": self.uid,
+                "labels": self.labels,
+                "annotations": self.annotations,
+            },
+            "spec": {"nodeName": self.node, **json.loads(self.template.spec)},
+            "status": {
+                "podIP": ips[0] if ips else "",
+                "podIPs": [{"ip": ip} for ip in ips],
+                "hostIP": self.host_ips[0] if self.host_ips else "",
+            },
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +212,9 @@ class Claims:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """No live pod has this address, yet."""
+    """No live pod has this, yet: ``the address 10.1.2.3``, or a token."""
 
-    address: str
+    what: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,34 +234,105 @@ class NodeAddress:
 Identity = Pod | Unknown | Contradiction | NodeAddress
 
 
-@dataclass(frozen=True, slots=True)
 class Inventory:
-    """All pods at one moment. A change makes a new one; nothing is ever seen half changed."""
+    """All pods of now, and who is where. A change costs the same whatever the number of pods."""
 
-    pods: Mapping[str, Pod]  # by key
-    by_address: Mapping[str, tuple[Pod, ...]]  # live pods with an address of their own
-    nodes: frozenset[str]  # addresses of nodes
+    def __init__(self, pods: Iterable[Pod] = ()) -> None:
+        self._pods: dict[str, dict[str, Pod]] = {}  # by namespace and name: no tuple a pod for a key
+        self._count = 0
+        self._at: dict[str, Pod | tuple[Pod, ...]] = {}  # served pods by address; several are an exception
+        self._nodes: dict[str, int] = {}  # addresses of nodes, and how many pods are on each
+        for pod in pods:
+            self.put(pod)
 
-    @classmethod
-    def of(cls, pods: Iterable[Pod]) -> "Inventory":
-        by_key = {pod.key: pod for pod in pods}
-        by_address: dict[str, tuple[Pod, ...]] = {}
-        for pod in sorted(by_key.values(), key=lambda pod: (pod.path, pod.uid)):
-            if pod.served:
-                for address in pod.ips:
-                    by_address[address] = (*by_address.get(address, ()), pod)
-        # host_ips of finished pods count: a node outlives them
-        nodes = frozenset(address for pod in by_key.values() for address in pod.host_ips)
-        return cls(by_key, by_address, nodes)
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Pod]:
+        for pods in self._pods.values():
+            yield from pods.values()
+
+    def find(self, namespace: str, name: str) -> Pod | None:
+        """The pod of this name, in whatever phase."""
+        return self._pods.get(namespace, {}).get(name)
+
+    def at(self, address: str) -> tuple[Pod, ...]:
+        """The served pods that have this address."""
+        found = self._at.get(address, ())
+        return found if isinstance(found, tuple) else (found,)
+
+    def is_node(self, address: str) -> bool:
+        return address in self._nodes
+
+    def put(self, pod: Pod) -> set[str]:
+        """A pod that is new or has changed. Returns the addresses where somebody else may be now, or no node.
+
+        A pod of the same name and another uid takes the place of the one before, which is gone.
+        """
+        before = self.find(pod.namespace, pod.name)
+        if before is None:
+            self._count += 1
+        self._pods.setdefault(pod.namespace, {})[pod.name] = pod
+        return self._moved(before, pod)
+
+    def drop(self, namespace: str, name: str) -> set[str]:
+        """A pod that is gone, or was never there. Returns as ``put``."""
+        pods = self._pods.get(namespace, {})
+        before = pods.pop(name, None)
+        if before is None:
+            return set()
+        self._count -= 1
+        if not pods:
+            del self._pods[namespace]
+        return self._moved(before, None)
 
     def identify(self, address: str, claims: Claims) -> Identity:
         """Who is at ``address`` (normalised)? A node's address first: any process there could be speaking."""
-        if address in self.nodes:
+        if address in self._nodes:
             return NodeAddress(address)
-        found = self.by_address.get(address, ())
+        found = self.at(address)
         if not found:
-            return Unknown(address)
+            return Unknown(f"the address {address}")
         return _narrow(address, found, claims)
+
+    def named(self, namespace: str, name: str, uid: str, claims: Claims) -> Identity:
+        """Who holds a token that was made for this pod? On the host's network too, as the address says nothing."""
+        pod = self.find(namespace, name)
+        if pod is None or pod.uid != uid or not pod.lives:
+            return Unknown(f"the token of {namespace}/{name} (uid {uid})")
+        return _narrow("the token's owner", (pod,), claims)
+
+    def _moved(self, before: Pod | None, after: Pod | None) -> set[str]:
+        """Index ``after`` in the place of ``before``."""
+        changed = set[str]()
+        if before is None or after is None or before.host_ips != after.host_ips:
+            for address in after.host_ips if after else ():
+                self._nodes[address] = self._nodes.get(address, 0) + 1
+                if self._nodes[address] == 1:
+                    changed.add(address)
+            # host_ips of finished pods count: a node outlives them
+            for address in before.host_ips if before else ():
+                self._nodes[address] -= 1
+                if not self._nodes[address]:
+                    del self._nodes[address]
+                    changed ^= {address}
+        old = before.ips if before and before.served else ()
+        new = after.ips if after and after.served else ()
+        for address in old:
+            left = tuple(pod for pod in self.at(address) if pod is not before)
+            self._index(address, left)
+        for address in new:
+            assert after is not None
+            self._index(address, (*self.at(address), after))
+        return changed | set(old) ^ set(new)
+
+    def _index(self, address: str, pods: tuple[Pod, ...]) -> None:
+        if not pods:
+            self._at.pop(address, None)
+        elif len(pods) == 1:
+            self._at[address] = pods[0]
+        else:
+            self._at[address] = tuple(sorted(pods, key=lambda pod: (pod.path, pod.uid)))
 
 
 def _narrow(address: str, found: tuple[Pod, ...], claims: Claims) -> Pod | Contradiction:
@@ -166,8 +368,11 @@ def is_loopback(address: str) -> bool:
     return ipaddress.ip_address(address).is_loopback
 
 
-def project(value: object) -> Pod:
-    """One Pod as the API server or ``kubectl get -o yaml`` shows it. Raises ``InventoryError``."""
+def project(value: object, pool: Pool | None = None) -> Pod:
+    """One Pod as the API server or ``kubectl get -o yaml`` shows it. Raises ``InventoryError``.
+
+    What pods have in common is one object with the same ``pool``.
+    """
     pod = _mapping(value, "a pod")
     kind = pod.get("kind", "Pod")
     if kind != "Pod":
@@ -178,69 +383,98 @@ def project(value: object) -> Pod:
         raise InventoryError("a Pod without metadata.name")
     namespace = _text(meta, "namespace", "metadata") or "default"
     try:
-        return _project(pod, meta, namespace, name)
+        return _project(pod, meta, namespace, name, pool or Pool())
     except InventoryError as error:
         raise InventoryError(f"pod {namespace}/{name}: {error}") from error
 
 
-def _project(pod: Mapping[str, Any], meta: Mapping[str, Any], namespace: str, name: str) -> Pod:
+def _project(pod: Mapping[str, Any], meta: Mapping[str, Any], namespace: str, name: str, pool: Pool) -> Pod:
     spec = _mapping(pod.get("spec"), "spec")
     status = _mapping(pod.get("status"), "status")
-    labels = _table(meta, "labels")
     annotations = _table(meta, "annotations")
-    annotations.pop("kubectl.kubernetes.io/last-applied-configuration", None)  # the whole manifest once more
-    uid = _text(meta, "uid", "metadata")
-    node = _text(spec, "nodeName", "spec")
-    ips = _addresses(status, "podIP", "podIPs")
-    host_ips = _addresses(status, "hostIP", "hostIPs")
-    return Pod(
-        uid=uid,
-        namespace=namespace,
-        name=name,
-        hostname=_text(spec, "hostname", "spec") or name,
-        ips=ips,
-        host_ips=host_ips,
-        node=node,
+    for key in [key for key in annotations if key.startswith(_NOISE)]:
+        del annotations[key]
+    hostname = _text(spec, "hostname", "spec")
+    names, ids = _statuses(status)
+    read = {
+        "serviceAccountName": _text(spec, "serviceAccountName", "spec"),
+        "restartPolicy": _text(spec, "restartPolicy", "spec") or "Always",
+        "initContainers": _projected(spec, "initContainers"),
+        "containers": _projected(spec, "containers"),
+    }
+    template = Template(
+        labels=pool.one(_table(meta, "labels")),
+        annotations=pool.one(annotations),
         host_network=spec.get("hostNetwork") is True,
-        phase=_text(status, "phase", "status"),
-        terminating=meta.get("deletionTimestamp") is not None,
-        labels=labels,
-        annotations=annotations,
-        manifest={
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {
-                "name": name,
-                "namespace": namespace,
-                "uid": uid,
-                "labels": labels,
-                "annotations": annotations,
-            },
-            "spec": {
-                "nodeName": node,
-                "serviceAccountName": _text(spec, "serviceAccountName", "spec"),
-                "initContainers": _containers(spec, "initContainers"),
-                "containers": _containers(spec, "containers"),
-            },
-            "status": {
-                "podIP": ips[0] if ips else "",
-                "podIPs": [{"ip": ip} for ip in ips],
-                "hostIP": host_ips[0] if host_ips else "",
-            },
-        },
+        spec=pool.one(canonical(read)),
+        containers=pool.one(names),
     )
+    return Pod(
+        id=_packed_uid(_text(meta, "uid", "metadata")),
+        namespace=intern(namespace),
+        name=name,
+        hostname=hostname if hostname and hostname != name else name,
+        addresses=",".join(_addresses(status, "podIP", "podIPs")),
+        host=pool.one(Host(intern(_text(spec, "nodeName", "spec")), _addresses(status, "hostIP", "hostIPs"))),
+        phase=intern(_text(status, "phase", "status")),
+        terminating=meta.get("deletionTimestamp") is not None,
+        template=pool.one(template),
+        container_ids=ids,
+    )
+
+
+def _packed_uid(uid: str) -> bytes | str:
+    try:
+        packed = UUID(uid)
+    except ValueError:
+        return uid
+    return packed.bytes if str(packed) == uid else uid
 
 
 # What a TaskSet may ask a container for: named ports, its own probes, its environment.
 _CONTAINER = ("name", "ports", "env", "readinessProbe", "livenessProbe", "startupProbe", "restartPolicy")
 
 
-def _containers(spec: Mapping[str, Any], field: str) -> list[dict[str, Any]]:
+def _projected(spec: Mapping[str, Any], field: str) -> list[dict[str, Any]]:
     items = spec.get(field) or []
     if not isinstance(items, list):
         raise InventoryError(f"spec.{field}: expected a list")
     containers = (_mapping(item, f"spec.{field}[{index}]") for index, item in enumerate(items))
     return [{key: item[key] for key in _CONTAINER if key in item} for item in containers]
+
+
+def _statuses(status: Mapping[str, Any]) -> tuple[tuple[str, ...], bytes]:
+    """The containers that the status has: ``name runtime`` of each, and the IDs, in 34 bytes each as they are now.
+
+    Of each: whether it has ever run and whether the ID is hexadecimal, the length, the ID.
+    """
+    names, packed = [], bytearray()
+    for field in ("initContainerStatuses", "containerStatuses"):
+        items = status.get(field) or []
+        if not isinstance(items, list):
+            raise InventoryError(f"status.{field}: expected a list")
+        for item in items:
+            one = _mapping(item, f"status.{field}")
+            runtime, _, digits = _text(one, "containerID", field).rpartition("://")
+            state, last = (_mapping(one.get(name), f"{field}.{name}") for name in ("state", "lastState"))
+            ran = bool(state.keys() & {"running", "terminated"}) or "terminated" in last
+            hexadecimal = _HEXADECIMAL.fullmatch(digits) is not None
+            raw = bytes.fromhex(digits) if hexadecimal else digits.encode()[:255]
+            names.append(f"{_text(one, 'name', field)} {runtime}")
+            packed += bytes([ran + 2 * hexadecimal, len(raw)]) + raw
+    return tuple(names), bytes(packed)
+
+
+def _containers_of(names: tuple[str, ...], packed: bytes) -> dict[str, Container]:
+    found, place = {}, 0
+    for text in names:
+        name, _, runtime = text.partition(" ")
+        flags, length = packed[place : place + 2]
+        raw = packed[place + 2 : place + 2 + length]
+        place += 2 + length
+        digits = raw.hex() if flags & 2 else raw.decode(errors="replace")
+        found[name] = Container(f"{runtime}://{digits}" if runtime else digits, started=bool(flags & 1))
+    return found
 
 
 def _addresses(status: Mapping[str, Any], one: str, many: str) -> tuple[str, ...]:
@@ -277,7 +511,7 @@ def _text(table: Mapping[str, Any], field: str, path: str) -> str:
     return value
 
 
-def _table(meta: Mapping[str, Any], field: str) -> dict[str, str]:
+def _table(meta: Mapping[str, Any], field: str) -> Table:
     """Labels and annotations. YAML reads a bare 8080 as a number, which Kubernetes refuses; so do we."""
     table: Mapping[Any, Any] = _mapping(meta.get(field), f"metadata.{field}")
     for key, value in table.items():
@@ -285,7 +519,7 @@ def _table(meta: Mapping[str, Any], field: str) -> dict[str, str]:
             raise InventoryError(
                 f'metadata.{field}.{key}: expected a string, not {value!r}; write {key}: "{value}"'
             )
-    return dict(table)
+    return Table((intern(key), value) for key, value in table.items())
 
 
 def _is(pod: Pod, uid: str) -> bool:

@@ -19,6 +19,7 @@ from pidone import __version__
 from pidone.errors import PidoneError
 from pidone.http.server import serve
 from pidone_controller.files import InventoryFile, TaskFiles
+from pidone_controller.inventory import Pod
 from pidone_controller.log import Log, log, say
 from pidone_controller.reports import MAX_REPORT
 from pidone_controller.serving import Repo
@@ -66,13 +67,21 @@ async def _serve(settings: Settings, listeners: list[trio.SocketListener], log: 
         tasks.look()
         inventory.look()
 
+    listed: Sequence[Pod] | None = None  # what the repo was told last
+
     async def refresh() -> None:
+        nonlocal listed
         # In a thread: a large inventory takes seconds to read, and held requests are not to notice.
         await trio.to_thread.run_sync(look)
-        found, rules = inventory.inventory, tasks.rules
+        pods, rules = inventory.pods, tasks.rules
         # Nothing is served until every file was read: who has a plan must not be told that there is none.
-        if found is not None and (repo.ready or not tasks.pending) and repo.outdated(found, rules):
-            repo.update(lambda shelf: shelf.stock(found, rules))
+        if pods is None or (tasks.pending and not repo.ready):
+            return
+        if rules is not repo.rules:
+            repo.rule(rules)
+        if pods is not listed:
+            repo.replace(pods)
+            listed = pods
 
     bugs = set[str]()
 
@@ -89,6 +98,7 @@ async def _serve(settings: Settings, listeners: list[trio.SocketListener], log: 
     await look_again()
     await look_again()  # what stands still is read at the second look
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(repo.run)
         connections = _connections()
         await nursery.start(_accept, repo, listeners, connections)
         for listener in listeners:

@@ -49,7 +49,7 @@ def pod(*args: Any, **more: Any) -> Pod:
 
 
 def inventory(*pods: Pod) -> Inventory:
-    return Inventory.of(pods)
+    return Inventory(pods)
 
 
 def rules(*texts: str) -> Rules:

@@ -3,8 +3,7 @@ from dataclasses import replace
 import pytest
 
 from pidone.language.binding import PLACES, BindingError, Rollout, Rules, Version, collect, derive, place
-from pidone_controller.bundles import EMPTY, encode
-from tests.controller.samples import binding, inventory, pod, rules, task_set
+from tests.controller.samples import binding, pod, rules, task_set
 
 CHECKED = {"check": "yes"}
 
@@ -229,71 +228,3 @@ def test_of_a_conflict_neither_is_in_the_rest() -> None:
     assert [task["name"] for task in raised.value.rest] == ["other"]
     ((first, second),) = [fault.bindings for fault in raised.value.faults]
     assert (first.name, second.name) == ("one", "two")
-
-
-# What is served
-
-
-def test_the_same_content_gives_the_same_bytes() -> None:
-    texts, pods = [task_set(), binding()], inventory(pod(labels=CHECKED))
-    bundles = [EMPTY.stock(pods, rules(*order)).entries["uid-web"].bundle for order in (texts, texts[::-1])]
-    assert bundles[0] == bundles[1]
-    assert bundles[0] is not None
-    assert bundles[0].etag.startswith('"sha256-')
-
-
-def test_nobody_is_told_of_what_is_the_same() -> None:
-    found = rules(task_set(), binding())
-    before = EMPTY.stock(inventory(pod(labels=CHECKED), pod("db", "127.0.0.3")), found)
-    # other rules, and a label nobody selects: derived anew, and the same
-    pods = inventory(pod(labels={**CHECKED, "x": "y"}), pod("db", "127.0.0.3", labels=CHECKED))
-    after = before.stock(pods, rules(task_set(), binding()))
-    assert after.changed(before) == {"127.0.0.3"}
-    gone = after.stock(inventory(pod(labels=CHECKED)), found)
-    assert gone.changed(after) == {"127.0.0.3"}
-
-
-def test_an_address_that_moves_wakes_both() -> None:
-    before = EMPTY.stock(inventory(pod()), rules())
-    after = before.stock(inventory(pod("web", "127.0.0.9")), rules())
-    assert after.changed(before) == {"127.0.0.2", "127.0.0.9"}
-
-
-def test_a_plan_that_cannot_be_derived_leaves_the_last_good_one() -> None:
-    good = EMPTY.stock(inventory(pod(labels=CHECKED)), rules(task_set(), binding()))
-    broken = good.stock(good.inventory, rules(binding()))
-    entry = broken.entries["uid-web"]
-    assert entry.bundle == good.entries["uid-web"].bundle
-    assert '"check"' in entry.error
-    assert broken.changed(good) == set()
-    # and its end reaches it all the same, with the tasks it had
-    ended = broken.stock(inventory(pod(labels=CHECKED, terminating=True)), broken.rules)
-    assert ended.entries["uid-web"].bundle == encode(
-        pod(labels=CHECKED, terminating=True), derive(pod(labels=CHECKED), good.rules)
-    )
-
-
-def test_without_a_last_good_plan_none_is_invented() -> None:
-    entry = EMPTY.stock(inventory(pod(labels=CHECKED)), rules(binding())).entries["uid-web"]
-    assert entry.bundle is None
-    pods = inventory(pod(labels=CHECKED, terminating=True))
-    ending = EMPTY.stock(pods, rules(binding())).entries["uid-web"]
-    assert ending.bundle is not None
-    assert ending.bundle.phase == "Terminating"
-
-
-def test_a_bug_in_one_pod_s_derivation_stops_no_other() -> None:
-    def derive_some(found: object, _rules: object) -> list[dict[str, object]]:
-        if getattr(found, "name", "") == "web":
-            raise KeyError("web")
-        return []
-
-    shelf = EMPTY.stock(inventory(pod(), pod("db", "127.0.0.3")), rules(), derive_some)
-    assert shelf.entries["uid-web"].error == "internal error: KeyError: 'web'"
-    assert shelf.entries["uid-db"].bundle
-
-
-def test_a_pod_of_the_same_name_inherits_nothing() -> None:
-    good = EMPTY.stock(inventory(pod(labels=CHECKED)), rules(task_set(), binding()))
-    again = good.stock(inventory(pod(labels=CHECKED, uid="uid-next")), rules(binding()))
-    assert again.entries["uid-next"].bundle is None

@@ -10,7 +10,7 @@ import pytest
 from pidone.errors import LanguageError
 from pidone.language.binding import derive
 from pidone.language.pods import read_pods
-from pidone_controller.files import InventoryFile, TaskFiles, live_pods
+from pidone_controller.files import InventoryFile, TaskFiles, listed_pods
 from pidone_controller.inventory import InventoryError
 from tests.controller.samples import binding, manifest, pod, task_set
 
@@ -179,7 +179,7 @@ TEXT = "metadata: {name: web, namespace: shop}\nstatus: {podIP: 127.0.0.2}\n"
     ],
 )
 def test_pods_are_read_as_kubectl_prints_them(text: str) -> None:
-    assert [found.path for found in live_pods(read_pods(text))] == ["shop/web", "shop/db"]
+    assert [found.path for found in listed_pods(read_pods(text))] == ["shop/web", "shop/db"]
 
 
 def test_no_pods_at_all_must_be_said() -> None:
@@ -207,7 +207,7 @@ def test_no_pods_at_all_must_be_said() -> None:
 )
 def test_what_is_no_inventory_is_said_so(text: str, said: str) -> None:
     with pytest.raises((LanguageError, InventoryError)) as raised:
-        live_pods(read_pods(text))
+        listed_pods(read_pods(text))
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -227,18 +227,18 @@ def test_a_broken_inventory_keeps_the_one_before(tmp_path: Path) -> None:
 
     write("kind: List\nitems: 5")
     assert "expected a list" in look()
-    assert watched.inventory is None
+    assert watched.pods is None
     write(POD)
     assert "read" in look()
-    good = watched.inventory
+    good = watched.pods
     for broken in ("", "kind: List\nitems: 5"):
         write(broken)
         assert "the version before stays in force" in look()
-        assert watched.inventory is good
+        assert watched.pods is good
     (tmp_path / "pods.yaml").unlink()
     assert "cannot be read: No such file" in look()
     assert look() == ""
-    assert watched.inventory is good
+    assert watched.pods is good
 
 
 def test_a_file_that_may_be_read_later_is_read_then(desk: Desk) -> None:

@@ -18,7 +18,7 @@ from pidone.plan.format import MEDIA_TYPE, decode_bundle
 from pidone_controller.inventory import Pod
 from pidone_controller.log import log
 from pidone_controller.serving import MAX_HELD, Repo
-from tests.controller.samples import binding, inventory, pod, rules, task_set
+from tests.controller.samples import binding, pod, rules, task_set
 
 CHECKED = {"check": "yes"}
 RULES = rules(task_set(), binding())
@@ -26,12 +26,16 @@ DIGEST = "sha256-" + "1" * 64
 
 
 def put(repo: Repo, *pods: Pod, found: Rules = RULES) -> None:
-    repo.update(lambda shelf: shelf.stock(inventory(*pods), found))
+    """All pods there are, and the rules."""
+    if found is not repo.rules:
+        repo.rule(found)
+    repo.replace(pods)
 
 
 @pytest.fixture
-def repo() -> Repo:
+def repo(nursery: trio.Nursery) -> Repo:
     repo = Repo(log)
+    nursery.start_soon(repo.run)
     put(repo, pod(labels=CHECKED), pod("db", "127.0.0.3"))
     return repo
 
@@ -141,13 +145,11 @@ async def test_a_change_wakes_whom_it_is_for_and_nobody_else(repo: Repo, nursery
         for peer, etag in etags.items()
     )
     await wait_all_tasks_blocked()
-    events = {peer: repo._held[peer].change for peer in etags}
     put(repo, pod(labels=CHECKED), pod("db", "127.0.0.3", labels=CHECKED))
     response = await db.answer()
     assert len(decode_bundle(response.body, ["probe"]).plan.tasks) == 1
     await wait_all_tasks_blocked()
     assert web.response is None
-    assert not events["127.0.0.2"].is_set()
     put(repo, pod(labels=CHECKED, terminating=True), pod("db", "127.0.0.3", labels=CHECKED))
     assert decode_bundle((await web.answer()).body, ["probe"]).phase == "Terminating"
 
@@ -215,12 +217,31 @@ async def test_before_the_first_pods_nobody_is_called_unknown() -> None:
         assert (response.status, response.headers["retry-after"]) == (503, "1")
 
 
-async def test_a_plan_that_was_never_good_is_told_with_its_reason(autojump_clock: MockClock) -> None:
-    repo = Repo(log)
+async def test_a_plan_that_was_never_good_leaves_what_the_pod_has(
+    repo: Repo, autojump_clock: MockClock
+) -> None:
     put(repo, pod(labels=CHECKED), found=rules(binding()))
-    response = await repo.handle(get(prefer="wait=5"))
-    assert response.status == 503
-    assert 'TaskBinding checked names TaskSet "check"' in response.text
+    repo = Repo(log)  # another controller, which has never seen a good one
+    put(repo, pod(labels=CHECKED), found=rules(binding()))
+    held = await repo.handle(get(prefer="wait=5", if_none_match='"sha256-mine"'))
+    assert (held.status, held.headers["etag"]) == (304, '"sha256-mine"')
+    fresh = await repo.handle(get(prefer="wait=5"))
+    assert decode_bundle(fresh.body, ["probe"]).plan.tasks == ()
+    shown = json.loads((await repo.handle(get("/v1/pods/shop/web", peer="127.0.0.1"))).body)
+    assert 'TaskBinding checked names TaskSet "check"' in shown["error"]
+
+
+async def test_a_bug_in_one_pod_s_derivation_is_told_and_stops_no_other() -> None:
+    def some(found: Any, _rules: Rules) -> list[dict[str, Any]]:
+        if found.name == "web":
+            raise KeyError("web")
+        return []
+
+    repo = Repo(log, derive=some)
+    put(repo, pod(labels=CHECKED), pod("db", "127.0.0.3", labels=CHECKED))
+    bad = await repo.handle(get())
+    assert (bad.status, "internal error: KeyError" in bad.text) == (503, True)
+    assert (await repo.handle(get(peer="127.0.0.3"))).status == 200
 
 
 async def test_what_was_reported_is_shown_to_people(repo: Repo, capsys: pytest.CaptureFixture[str]) -> None:
