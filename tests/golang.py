@@ -1,11 +1,21 @@
 """Go programs that tests need: built from modules of ours, with all that Go writes below the cache."""
 
+import json
 import os
+import platform
+import re
+import shutil
 import subprocess
 from pathlib import Path
 
 CACHE = Path.home() / ".cache" / "pidone"
 GO = CACHE / "go"
+TOOLCHAIN = "1.26.8"  # fetched as a module where the machine's own Go is too old for what is built
+INSTALL = "apt-get install golang-go"
+
+
+class NoGo(Exception):
+    """There is no Go here, or what it needs cannot be fetched; says why and what to do."""
 
 
 def environment() -> dict[str, str]:
@@ -17,21 +27,49 @@ def environment() -> dict[str, str]:
         "GOMODCACHE": str(GO / "mod"),
         "GOCACHE": str(GO / "build"),
         "GOFLAGS": "-buildvcs=false",
-        "GOTOOLCHAIN": os.environ.get("GOTOOLCHAIN", "local"),
+        "GOTOOLCHAIN": "local",
         "CGO_ENABLED": "0",
     }
 
 
-def download(module: Path) -> str | None:
-    """Fetch what ``module`` requires; why that is impossible, or None."""
-    words = ["go", "mod", "download"]
-    done = subprocess.run(words, cwd=module, env=environment(), capture_output=True, text=True, check=False)
-    return (
-        f"Go's modules cannot be fetched (GOPROXY?): {done.stderr.strip()[-200:]}"
-        if done.returncode
-        else None
-    )
-
-
 def build(module: Path, program: Path, *flags: str) -> None:
-    subprocess.run(["go", "build", *flags, "-o", program, "."], cwd=module, env=environment(), check=True)
+    """Fetch what ``module`` requires, and build it.
+
+    Raises:
+        NoGo: there is no Go, or something cannot be fetched.
+        subprocess.CalledProcessError: the compiler refused.
+    """
+    wanted = re.search(r"^go (\d+\.\d+)", (module / "go.mod").read_text(), re.MULTILINE)
+    assert wanted
+    go = find(wanted[1])
+    _fetch([go, "mod", "download"], module)
+    subprocess.run([go, "build", *flags, "-o", program, "."], cwd=module, env=environment(), check=True)
+
+
+def find(wanted: str) -> str:
+    """A Go of at least this version: the machine's, or one fetched by it."""
+    if shutil.which("go") is None:
+        raise NoGo(f"no go: {INSTALL}")
+    words = ["go", "env", "GOVERSION", "GOARCH"]
+    said = subprocess.run(words, env=environment(), capture_output=True, text=True, check=True).stdout.split()
+    if _number(said[0]) >= _number(wanted):
+        return "go"
+    name = f"golang.org/toolchain@v0.0.1-go{TOOLCHAIN}.{platform.system().lower()}-{said[1]}"
+    folder = Path(json.loads(_fetch(["go", "mod", "download", "-json", name], GO))["Dir"])
+    for program in [*(folder / "bin").iterdir(), *(folder / "pkg" / "tool").rglob("*")]:
+        program.chmod(0o755)  # an old Go unpacks a module as texts
+    return str(folder / "bin" / "go")
+
+
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version)[:2]))
+
+
+def _fetch(words: list[str], folder: Path) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(words, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise NoGo(
+            f"Go's modules cannot be fetched (GOPROXY?): {(done.stderr or done.stdout).strip()[-200:]}"
+        )
+    return done.stdout

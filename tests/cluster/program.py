@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,16 +29,12 @@ def build() -> Path:
     """Build it if it is not there: about 600 packages, some minutes on two cores.
 
     Raises:
-        SystemExit: there is no Go, or modules cannot be fetched.
+        golang.NoGo: there is no Go, or modules cannot be fetched.
         subprocess.CalledProcessError: the compiler refused.
     """
     program = find()
     if program.exists():
         return program
-    if shutil.which("go") is None:
-        raise SystemExit("the control plane needs Go: apt-get install golang-go")
-    if reason := golang.download(MODULE):
-        raise SystemExit(reason)
     found = re.search(r"k8s\.io/kubernetes v1\.(\d+)\.\d+", (MODULE / "go.mod").read_text())
     assert found
     of = "k8s.io/component-base/version.git"
@@ -61,5 +56,7 @@ def build() -> Path:
 if __name__ == "__main__":
     try:
         print(build())
+    except golang.NoGo as error:
+        sys.exit(str(error))
     except subprocess.CalledProcessError as error:
         sys.exit(error.returncode)

@@ -9,14 +9,14 @@ import pytest
 import trio
 import trio.testing
 
-from tests.cluster.apiserver import ADMIN, Cluster
+from tests.cluster.apiserver import Cluster
 from tests.cluster.wire import Wire, wire
 
 
 @asynccontextmanager
 async def watch(through: Wire, namespace: str) -> AsyncIterator[AsyncIterator[bytes]]:
     """The bytes of a watch of pods."""
-    headers = {"Authorization": f"Bearer {ADMIN}"}
+    headers = through.cluster.http.headers
     async with (
         httpx.AsyncClient(base_url=through.url, headers=headers, timeout=30, trust_env=False) as http,
         http.stream("GET", f"/api/v1/namespaces/{namespace}/pods?watch=1") as answer,

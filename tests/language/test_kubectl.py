@@ -1,7 +1,6 @@
 """kubectl's reading of YAML, from its own Go packages, ours, and ruamel's are equal wherever nothing is said."""
 
 import json
-import shutil
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,17 +18,16 @@ from tests.language.fuzz import Fuzzer, seeds
 from tests.language.test_checking import GOOD
 
 HERE = Path(__file__).parent
-pytestmark = pytest.mark.skipif(shutil.which("go") is None, reason="no go: apt-get install golang-go")
 
 
 @pytest.fixture(scope="module")
 def kubectl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program; its first build takes some ten seconds and fetches three small modules."""
     program = tmp_path_factory.mktemp("kubectl") / "kubectl_yaml"
-    where = HERE / "kubectl_yaml"
-    if reason := golang.download(where):
-        pytest.skip(reason)
-    golang.build(where, program)
+    try:
+        golang.build(HERE / "kubectl_yaml", program)
+    except golang.NoGo as error:
+        pytest.skip(str(error))
     return program
 
 
