@@ -65,7 +65,8 @@ class Report:
             async def watch() -> None:
                 while True:
                     # what changes while we gather is seen by the look after it, or wakes the next wait
-                    if views := self._changed(context):
+                    views, gone = self._changed(context)
+                    if views or gone:
                         self._target.add(views)
                         wanted.set()
                     await context.changed()
@@ -112,12 +113,16 @@ class Report:
             if view.task.name != context.task and (not self._of or view.task.name in self._of)
         ]
 
-    def _changed(self, context: Context) -> list[TaskView]:
-        """A run that fails again is a change, though the state is the same before and after."""
+    def _changed(self, context: Context) -> tuple[list[TaskView], bool]:
+        """What has changed, and whether a task is gone, which a page must not show any more.
+
+        A run that fails again is a change, though the state is the same before and after.
+        """
         views = self._views(context)
         now = {view.task.name: (view.shown, view.failures) for view in views}
         before, self._told = self._told, now
-        return [view for view in views if now[view.task.name] != before.get(view.task.name)]
+        changed = [view for view in views if now[view.task.name] != before.get(view.task.name)]
+        return changed, not before.keys() <= now.keys()
 
 
 class Webhook:
