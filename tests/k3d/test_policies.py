@@ -1,0 +1,235 @@
+"""The policies, asked as people with tokens of their own ask: what is refused, and what passes."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tests.cluster.apiserver import APPLY, MERGE, Cluster, Object
+from tests.cluster.process import until
+from tests.k3d.folders import INSTALLATION
+
+SYSTEM = "pidone-system"
+ALL = {"matchExpressions": [{"key": "pidone.dev/ignore", "operator": "DoesNotExist"}]}
+EXEC: Object = {"name": "clean", "exec": {"command": ["/opt/clean"]}}
+PROBE: Object = {"name": "ready", "probe": {"exec": {"command": ["/opt/ask"]}}}
+HARMLESS: Object = {"name": "ready", "probe": {"httpGet": {"port": 8080}}}
+
+
+@dataclass(frozen=True)
+class Person:
+    """Somebody with a token, and one namespace to work in."""
+
+    cluster: Cluster
+    token: str
+    namespace: str
+
+    def ask(self, method: str, path: str, body: Any = None, kind: str = MERGE) -> str:
+        """What is said against it; empty where it is done."""
+        answer = self.cluster.http.request(
+            method,
+            path,
+            content=body and json.dumps(body),
+            headers={"Authorization": f"Bearer {self.token}", "Content-Type": kind},
+        )
+        return "" if answer.is_success else f"{answer.json()['message']}"
+
+    def path(self, one: Object) -> str:
+        group = one["apiVersion"]
+        where = "" if one["kind"].startswith("Cluster") else f"/namespaces/{self.namespace}"
+        return f"/apis/{group}{where}/{one['kind'].lower()}s/{one['metadata']['name']}"
+
+    def apply(self, one: Object) -> str:
+        return self.ask("PATCH", f"{self.path(one)}?fieldManager=person&force=true", one, APPLY)
+
+    def merge(self, one: Object, patch: Object, subresource: str = "") -> str:
+        return self.ask("PATCH", self.path(one) + subresource, patch)
+
+    def delete(self, one: Object) -> str:
+        return self.ask("DELETE", self.path(one))
+
+
+def person(cluster: Cluster, namespace: str, name: str, *roles: str) -> Person:
+    cluster.account(namespace, name, *(rule for role in roles for rule in rules(cluster, role)))
+    return Person(cluster, cluster.token(namespace, name), namespace)
+
+
+@pytest.fixture
+def editor(installed: Cluster, shop: str) -> Person:
+    """May edit in the namespace (and in others: roles are bound to all here)."""
+    return person(installed, shop, "editor", "pidone-view", "pidone-edit")
+
+
+@pytest.fixture
+def administrator(installed: Cluster, shop: str) -> Person:
+    return person(installed, shop, "administrator", "pidone-cluster-edit")
+
+
+@pytest.fixture
+def controller(installed: Cluster, shop: str) -> Person:
+    return Person(installed, installed.token(SYSTEM, "pidone-controller"), shop)
+
+
+def rules(cluster: Cluster, role: str) -> list[Object]:
+    found: list[Object] = cluster.request("GET", f"/apis/rbac.authorization.k8s.io/v1/clusterroles/{role}")[
+        "rules"
+    ]
+    return found
+
+
+def task_set(*tasks: Object, kind: str = "TaskSet", **spec: Any) -> Object:
+    return {
+        "apiVersion": "pidone.dev/v1alpha1",
+        "kind": kind,
+        "metadata": {"name": "set"},
+        "spec": {**spec, **({"tasks": list(tasks)} if tasks else {})},
+    }
+
+
+def binding(selector: Object, kind: str = "TaskBinding") -> Object:
+    spec = {"podSelector": selector, "taskSets": ["set"]}
+    return {"apiVersion": "pidone.dev/v1alpha1", "kind": kind, "metadata": {"name": "set"}, "spec": spec}
+
+
+@pytest.mark.parametrize(
+    "tasks",
+    [[EXEC], [PROBE], [HARMLESS, EXEC], [{"name": "clean", "override": "merge", "exec": {"runAsUser": 0}}]],
+)
+def test_programs_in_a_namespace_take_its_label(
+    installed: Cluster, shop: str, editor: Person, tasks: list[Object]
+) -> None:
+    said = editor.apply(task_set(*tasks))
+    assert f'task "{tasks[-1]["name"]}" runs a program, which is not allowed in namespace {shop}' in said
+    assert "pidone.dev/exec=allowed" in said
+    allow(installed, shop, "no")
+    assert "not allowed" in editor.apply(task_set(*tasks))
+    allow(installed, shop, "allowed")
+    assert not editor.apply(task_set(*tasks))
+
+
+@pytest.mark.parametrize("spec", [task_set(HARMLESS), task_set(extends=["base"])])
+def test_other_sets_take_no_label(editor: Person, spec: Object) -> None:
+    assert not editor.apply(spec)
+
+
+def test_a_program_is_not_added_to_a_set_later(editor: Person) -> None:
+    assert not editor.apply(task_set(HARMLESS))
+    assert "not allowed" in editor.apply(task_set(HARMLESS, EXEC))
+    assert "not allowed" in editor.merge(task_set(), {"spec": {"tasks": [EXEC]}})
+
+
+def test_what_was_there_before_the_label_was_taken_away_stays_and_is_not_changed(
+    installed: Cluster, shop: str, editor: Person
+) -> None:
+    allow(installed, shop, "allowed")
+    assert not editor.apply(task_set(EXEC))
+    allow(installed, shop, None)
+    assert not editor.merge(task_set(), {"metadata": {"labels": {"team": "a"}}})
+    assert "not allowed" in editor.apply(task_set(EXEC | {"timeout": "5s"}))
+    assert not editor.apply(task_set(HARMLESS))
+
+
+def test_the_label_is_not_in_the_hands_of_who_edits_there(shop: str, editor: Person) -> None:
+    patch = {"metadata": {"labels": {"pidone.dev/exec": "allowed"}}}
+    assert "forbidden" in editor.ask("PATCH", f"/api/v1/namespaces/{shop}", patch)
+
+
+def test_sets_of_the_cluster_are_for_who_has_the_role(editor: Person, administrator: Person) -> None:
+    cluster_set = task_set(EXEC, kind="ClusterTaskSet")
+    assert "forbidden" in editor.apply(cluster_set)
+    assert not administrator.apply(cluster_set)
+    assert not editor.apply(task_set(extends=["set"]))
+    assert not administrator.delete(cluster_set)
+
+
+@pytest.mark.parametrize(
+    "selector",
+    [{}, {"matchLabels": {}}, {"matchExpressions": []}, {"matchLabels": {}, "matchExpressions": []}],
+)
+@pytest.mark.parametrize("kind", ["TaskBinding", "ClusterTaskBinding"])
+def test_a_selector_that_says_nothing_is_refused(
+    editor: Person, administrator: Person, kind: str, selector: Object
+) -> None:
+    who = administrator if kind.startswith("Cluster") else editor
+    refusal = "spec.podSelector is empty, which would choose every pod"
+    assert refusal in who.apply(binding(selector, kind))
+    for good in (ALL, {"matchLabels": {"app": "a"}}):
+        assert not who.apply(binding(good, kind))
+        emptied = [{"op": "replace", "path": "/spec/podSelector", "value": selector}]
+        path = who.path(binding(good, kind))
+        assert refusal in who.ask("PATCH", path, emptied, "application/json-patch+json")
+        assert not who.delete(binding(ALL, kind))
+
+
+def test_the_controller_writes_status_and_no_spec(editor: Person, controller: Person) -> None:
+    for one in (binding(ALL), task_set(HARMLESS)):
+        assert not editor.apply(one)
+        assert not controller.merge(one, {"status": {"matched": 1}}, "/status")
+        assert "forbidden" in controller.merge(one, {"spec": {"params": {}}})
+
+
+def revision(name: str, kind: str, api: str) -> Object:
+    owner = {"apiVersion": api, "kind": kind, "name": "set", "uid": "1"}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "ControllerRevision",
+        "metadata": {"name": name, "ownerReferences": [owner]},
+        "revision": 1,
+        "data": {},
+    }
+
+
+@pytest.mark.parametrize("kind", ["TaskSet", "ClusterTaskSet"])
+def test_the_controller_keeps_versions_of_task_sets(controller: Person, kind: str) -> None:
+    ours = revision("ours", kind, "pidone.dev/v1alpha1")
+    assert not controller.apply(ours)
+    assert not controller.apply(ours | {"revision": 2})
+    assert not controller.delete(ours)
+
+
+def test_and_no_others(installed: Cluster, shop: str, controller: Person) -> None:
+    theirs = revision("theirs", "DaemonSet", "apps/v1")
+    refusal = "the controller keeps versions of TaskSets and ClusterTaskSets alone"
+    assert refusal in controller.apply(theirs)
+    installed.kubectl("create", "-n", shop, "-f", "-", stdin=json.dumps(theirs))
+    assert refusal in controller.merge(theirs, {"revision": 2})
+    assert refusal in controller.delete(theirs)
+    # nor are they made its own first
+    ours = revision("theirs", "TaskSet", "pidone.dev/v1alpha1")["metadata"]["ownerReferences"]
+    assert refusal in controller.merge(theirs, {"metadata": {"ownerReferences": ours}})
+    installed.kubectl("delete", "controllerrevision", "theirs", "-n", shop)
+
+
+def test_a_label_brings_the_sidecar_and_nothing_else_does(installed: Cluster, shop: str) -> None:
+    installed.kubectl("apply", "-f", INSTALLATION / "components" / "sidecar" / "injection.yaml")
+    label = {"pidone.dev/inject": "sidecar"}
+
+    def injected() -> bool:
+        probe = {
+            "metadata": {"name": "probe", "labels": label},
+            "spec": {"containers": [{"name": "a", "image": "a"}]},
+        }
+        made = installed.request("POST", f"/api/v1/namespaces/{shop}/pods?dryRun=All", probe)
+        return bool(made["spec"].get("initContainers"))
+
+    until(injected)
+    first = {"name": "first", "image": "first"}
+    pod = installed.make_pod(shop, "with", labels=label, initContainers=[first])
+    assert [one["name"] for one in pod["spec"]["initContainers"]] == ["pidone", "first"]
+    sidecar = pod["spec"]["initContainers"][0]
+    assert sidecar["restartPolicy"] == "Always"
+    assert sidecar["env"] == [
+        {
+            "name": "PIDONE_POD_UID",
+            "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.uid"}},
+        }
+    ]
+    assert "initContainers" not in installed.make_pod(shop, "without")["spec"]
+    own = installed.make_pod(shop, "own", labels=label, initContainers=[{"name": "pidone", "image": "own"}])
+    assert [one["image"] for one in own["spec"]["initContainers"]] == ["own"]
+
+
+def allow(cluster: Cluster, namespace: str, word: str | None) -> None:
+    labels = {"metadata": {"labels": {"pidone.dev/exec": word}}}
+    cluster.request("PATCH", f"/api/v1/namespaces/{namespace}", labels, kind=MERGE)
