@@ -1,6 +1,8 @@
 """The command line of the controller."""
 
 import argparse
+import os
+import platform
 import stat
 import sys
 from pathlib import Path
@@ -24,18 +26,37 @@ def main(argv: list[str] | None = None) -> int:
 
     import trio
 
-    from pidone_controller import standalone
+    from pidone.errors import PidoneError
 
-    host, port = arguments.listen
-    settings = standalone.Settings(arguments.tasks, arguments.inventory, host, port)
     try:
-        trio.run(standalone.run, settings, strict_exception_groups=True)
+        trio.run(arguments.command, arguments, strict_exception_groups=True)
     except KeyboardInterrupt:  # before the signals were ours
         return 0
-    except standalone.StartError as error:
+    except PidoneError as error:
         print(f"pidone-controller: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+async def _standalone(arguments: argparse.Namespace) -> None:
+    from pidone_controller import standalone
+
+    host, port = arguments.listen
+    await standalone.run(standalone.Settings(arguments.tasks, arguments.inventory, host, port))
+
+
+async def _run(arguments: argparse.Namespace) -> None:
+    from pidone_controller import cluster
+
+    await cluster.run(
+        cluster.Settings(
+            listen=arguments.listen,
+            namespace=arguments.namespace,
+            name=os.environ.get("POD_NAME") or platform.node(),
+            address=os.environ.get("POD_IP") or "127.0.0.1",
+            kubeconfig=arguments.kubeconfig,
+        )
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,6 +84,25 @@ def _parser() -> argparse.ArgumentParser:
         "--listen", metavar="ADDR:PORT", type=_address, default=("127.0.0.1", 6060),
         help="where to serve (default 127.0.0.1:6060; port 0 takes a free one and says which)",
     )  # fmt: skip
+    command.set_defaults(command=_standalone)
+    command = commands.add_parser(
+        "run",
+        help="serve from a Kubernetes API server",
+        description="Watch pods, TaskSets and TaskBindings, serve each pod its plan, and tell what became of it.",
+    )
+    command.add_argument(
+        "--listen", metavar="ADDR:PORT", type=_address, default=("", 6060),
+        help="where to serve pods over http (default :6060, on all addresses)",
+    )  # fmt: skip
+    command.add_argument(
+        "--namespace", metavar="NS", default="",
+        help="its own, for its Lease and the revisions of cluster sets (default: that of its service account)",
+    )  # fmt: skip
+    command.add_argument(
+        "--kubeconfig", metavar="FILE", type=_file,
+        help="where the API server is (default: $KUBECONFIG, the service account, ~/.kube/config)",
+    )  # fmt: skip
+    command.set_defaults(command=_run)
     return parser
 
 

@@ -85,6 +85,9 @@ class Reflector(Generic[T]):
         self.resource = resource
         self.synced = trio.Event()
         self.heard = float("-inf")
+        self.tried = float(
+            "-inf"
+        )  # Trio's time of the last failure: an API server that is away is not our silence
         self.lists = 0  # whole lists taken; all but the first are relists
         self.watches = 0  # watches begun
         self._client, self._project, self._sink, self._log = client, project, sink, log
@@ -113,7 +116,8 @@ class Reflector(Generic[T]):
                     continue
                 if _relists(error):
                     self._version = ""
-                wait = backoff.failed(trio.current_time(), error.retry_after)
+                self.tried = trio.current_time()
+                wait = backoff.failed(self.tried, error.retry_after)
                 self._log("reflector-failed", resource=self.resource, error=error, again=f"{wait:.1f}s")
                 await trio.sleep(wait)
 

@@ -1,0 +1,322 @@
+"""The controller in a cluster: what the API server has comes in, plans go out, what became of them goes back.
+
+Every replica watches everything and serves every pod; nothing that a pod is served waits for another replica. One
+of them leads, and writes: statuses, Events, ControllerRevisions, the steps of rollouts, the certificate's Secret;
+and it takes back registrations for pods that could not.
+
+This is the shell that holds the parts together. What they decide stands in their own modules.
+"""
+
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from pidone import __version__
+from pidone.http.message import Request, Response
+from pidone.http.server import serve
+from pidone.language.binding import Key
+from pidone_controller import inventory, status
+from pidone_controller.chosen import Chosen
+from pidone_controller.inventory import Pod, Pool
+from pidone_controller.kubernetes import config
+from pidone_controller.kubernetes.client import Client, connect
+from pidone_controller.kubernetes.election import Election
+from pidone_controller.kubernetes.reflector import Key as Name
+from pidone_controller.kubernetes.reflector import Reflector
+from pidone_controller.kubernetes.resources import (
+    CLUSTER_TASK_BINDINGS,
+    CLUSTER_TASK_SETS,
+    PODS,
+    TASK_BINDINGS,
+    TASK_SETS,
+)
+from pidone_controller.leading import Leader
+from pidone_controller.listening import listen, most_connections, shown
+from pidone_controller.log import Log, log
+from pidone_controller.objects import Written
+from pidone_controller.reports import MAX_REPORT, Report
+from pidone_controller.rollout import Objects, State
+from pidone_controller.serving import Repo
+from pidone_controller.status import StatusWriter, Target
+
+LEASE = "pidone-controller"
+
+# What nobody serves: pods on their node's network, and those that are done. The API server leaves them out.
+SERVED = "spec.hostNetwork=false,status.phase!=Succeeded,status.phase!=Failed"
+
+# People apply several objects at once, and a plan is made of all of them: rules are made when nothing more has come
+# for a while, at the latest after a longer one.
+QUIET, LATEST = 0.1, 1.0
+
+SILENT = 300.0  # seconds without a sign of life of a reflector after which this process is better begun anew
+DRAIN = 5.0  # seconds over which the held requests are ended: their pods ask the other replicas
+HEARING = 15.0  # seconds in which a new leader hears what the others were told
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The command line and the environment."""
+
+    listen: tuple[str, int]
+    namespace: str = ""  # its own; empty: the service account's, or the context's
+    name: str = ""  # of this replica
+    address: str = ""  # at which the other replicas reach this one
+    kubeconfig: Path | None = None
+
+
+async def run(settings: Settings, log: Log = log) -> None:
+    """Run until SIGTERM or SIGINT. An API server that is away is waited for.
+
+    Raises ``ConfigError`` and ``StartError``.
+    """
+    found = config.kubeconfig([settings.kubeconfig]) if settings.kubeconfig else config.load()
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        listeners = await listen(*settings.listen)
+        async with connect(found) as client, trio.open_nursery() as nursery:
+            controller = Controller(settings, client, log)
+            nursery.start_soon(controller.run, listeners)
+            async for number in signals:
+                log("stopping", signal=signal.Signals(number).name)
+                await controller.drain()
+                nursery.cancel_scope.cancel()
+                break
+
+
+class _Pods:
+    """The reflector's sink: pods go to the repo, and what hangs on them is told."""
+
+    def __init__(self, repo: Repo, changed: Callable[[Pod | None], None]) -> None:
+        self._repo, self._changed = repo, changed
+
+    def replaced(self, items: Mapping[Name, Pod]) -> None:
+        self._repo.replace(items.values())
+        self._changed(None)
+
+    def changed(self, key: Name, item: Pod) -> None:  # noqa: ARG002 - a Sink's
+        self._repo.put(item)
+        self._changed(item)
+
+    def removed(self, key: Name) -> None:
+        self._repo.drop(key)
+        self._changed(None)
+
+
+class Controller:
+    """All parts of one replica."""
+
+    def __init__(self, settings: Settings, client: Client, log: Log) -> None:
+        self._client, self._log = client, log
+        self._namespace = settings.namespace or client.config.namespace
+        self._repo = Repo(log, told=self._told, alive=self._trouble)
+        self._chosen = Chosen(self._repo)
+        self._objects = Objects(self._namespace, self._edited)
+        pool = Pool()
+        self._reflectors: list[Reflector[Any]] = [
+            Reflector(
+                client,
+                PODS,
+                lambda value: inventory.project(value, pool),
+                _Pods(self._repo, self._pod_changed),
+                field_selector=SERVED,
+                log=log,
+            ),
+            *(
+                Reflector(client, resource, sink.project, sink, log=log)
+                for resource, sink in self._objects.sinks.items()
+            ),
+        ]
+        self._edits = trio.Event()
+        self._election = Election(
+            client,
+            namespace=self._namespace,
+            name=LEASE,
+            identity=f"{settings.name}_{settings.address}",
+            log=log,
+        )
+        self._leader: Leader | None = None
+        self._statuses: StatusWriter | None = None
+        self._led_since = 0.0
+        self._began = trio.current_time()
+
+    async def run(self, listeners: list[trio.SocketListener]) -> None:
+        """Serve, and lead when it is this replica's turn, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for reflector in self._reflectors:
+                nursery.start_soon(reflector.run)
+            nursery.start_soon(self._repo.run)
+            nursery.start_soon(self._rule)
+            await nursery.start(self._serve, listeners)
+            for listener in listeners:
+                self._log("listening", address=shown(listener.socket.getsockname()), version=__version__)
+            for reflector in self._reflectors:
+                await reflector.synced.wait()
+            await self._election.run(self._lead)
+
+    async def drain(self) -> None:
+        """Be unready, and send the pods to the other replicas."""
+        await self._repo.drain(DRAIN)
+
+    async def _serve(
+        self,
+        listeners: list[trio.SocketListener],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        await serve(
+            self._handle,
+            listeners,
+            max_connections=most_connections(),
+            max_body=MAX_REPORT,
+            fatal=self._repo.died,
+            task_status=task_status,
+        )
+
+    async def _handle(self, request: Request) -> Response:
+        return await self._repo.handle(request)
+
+    async def _rule(self) -> None:
+        """Make rules of what people wrote, once all of it is there and then whenever it has stood still."""
+        for reflector in self._reflectors[1:]:
+            await reflector.synced.wait()
+        while True:
+            self._edits = trio.Event()
+            rules = self._objects.rules()
+            if not self._repo.ready or rules is not self._repo.rules:
+                self._repo.rule(rules)
+                self._chosen.changed()
+            self._mark_all()
+            await self._edits.wait()
+            latest = trio.current_time() + LATEST
+            while trio.current_time() < latest:
+                self._edits = trio.Event()
+                with trio.move_on_after(QUIET) as quiet:
+                    await self._edits.wait()
+                if quiet.cancelled_caught:
+                    break
+
+    def _edited(self) -> None:
+        self._edits.set()
+
+    def _pod_changed(self, pod: Pod | None) -> None:
+        self._chosen.changed()
+        if pod is None:
+            self._mark(self._objects.bindings)
+        else:
+            self._mark_of(pod)
+
+    def _told(self, pod: Pod, report: Report) -> None:  # noqa: ARG002 - the repo has it
+        self._mark_of(pod)
+
+    def _mark_of(self, pod: Pod) -> None:
+        if self._leader is None:
+            return
+        keys = {binding.key for binding in self._repo.rules.matching(pod)}
+        self._mark(written for written in self._objects.bindings if written.key in keys)
+
+    # What the leader does
+
+    async def _lead(self) -> None:
+        """One term; cancelled at its end."""
+        self._led_since = trio.current_time()
+        self._leader = Leader(self._client, self._objects, self._seen, self._log)
+        self._statuses = StatusWriter(self._client, self._compose, self._log)
+        self._mark_all()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._statuses.run)
+                nursery.start_soon(self._leader.run)
+                await trio.sleep(HEARING)
+                self._mark_all()
+        finally:
+            self._leader = self._statuses = None
+
+    def _mark_all(self) -> None:
+        # bindings first: who waits for the set to be Ready and then for its binding is not to meet the old answer
+        self._mark(self._objects.bindings)
+        self._mark(self._objects.sets)
+
+    def _mark(self, objects: Iterator[Written] | list[Written]) -> None:
+        if self._leader is None or self._statuses is None:
+            return
+        self._leader.look()
+        for written in objects:
+            self._statuses.mark(_target(written))
+
+    def _seen(self, written: Written) -> Any:
+        return self._chosen.seen(written.key)
+
+    def _compose(self, target: Target, previous: Mapping[str, Any]) -> status.Status | None:
+        written = self._written(target)
+        if written is None:
+            return None
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        rules = self._repo.rules
+        if target.resource in {TASK_SETS, CLUSTER_TASK_SETS}:
+            found = written.task_set
+            trouble, tasks = status.extends_trouble(found, rules) if found else ("", 0)
+            users = sum(_names(binding, written.key) for binding in self._objects.bindings)
+            return status.set_status(
+                written.generation,
+                previous=previous,
+                now=now,
+                findings=written.findings,
+                trouble=trouble,
+                tasks=tasks,
+                bindings=users,
+            )
+        state = State.of(written.rollout)
+        binding = written.binding
+        return status.binding_status(
+            str(written),
+            written.generation,
+            self._chosen.matched(written.key),
+            previous=previous,
+            now=now,
+            refused=written.findings,
+            trouble=status.sets_trouble(binding, rules, https=False) if binding else None,
+            moving=state.moving if state else "",
+            halted=state.halted if state else "",
+            hearing=trio.current_time() < self._led_since + HEARING,
+        )
+
+    def _written(self, target: Target) -> Written | None:
+        objects = (
+            self._objects.sets
+            if target.resource in {TASK_SETS, CLUSTER_TASK_SETS}
+            else self._objects.bindings
+        )
+        return next((written for written in objects if _target(written) == target), None)
+
+    def _trouble(self) -> str:
+        """What is wrong with this process, for /livez: an API server that is away is not."""
+        now = trio.current_time()
+        for reflector in self._reflectors:
+            if max(reflector.heard, reflector.tried, self._began) < now - SILENT:
+                return f"{reflector.resource}: neither heard of nor asked about for {SILENT:.0f} s"
+        return ""
+
+
+_RESOURCES = {
+    resource.kind: resource
+    for resource in (TASK_SETS, CLUSTER_TASK_SETS, TASK_BINDINGS, CLUSTER_TASK_BINDINGS)
+}
+
+
+def _target(written: Written) -> Target:
+    return Target(_RESOURCES[written.kind], written.namespace, written.name, written.uid)
+
+
+def _names(written: Written, key: Key) -> bool:
+    """Whether a binding names a set."""
+    binding = written.binding
+    cluster, namespace, name = key
+    return (
+        binding is not None
+        and name in binding.task_sets
+        and (cluster, namespace) == (binding.cluster, written.namespace)
+    )
