@@ -6,6 +6,7 @@ import platform
 import stat
 import sys
 from pathlib import Path
+from typing import Any
 
 from pidone_controller import __version__
 
@@ -23,6 +24,10 @@ no namespace is for pods of all namespaces. SIGTERM and SIGINT end it.
 def main(argv: list[str] | None = None) -> int:
     """Exit codes: 0 ended as asked, 1 could not start, 2 wrong usage."""
     arguments = _parser().parse_args(argv)
+    if "verb" in arguments:
+        from pidone_controller import history
+
+        return history.run(history.Request(**vars(arguments)))
 
     import trio
 
@@ -103,7 +108,60 @@ def _parser() -> argparse.ArgumentParser:
         help="where the API server is (default: $KUBECONFIG, the service account, ~/.kube/config)",
     )  # fmt: skip
     command.set_defaults(command=_run)
+    _add_rollout(commands)
     return parser
+
+
+def _add_rollout(commands: Any) -> None:
+    """``history.Request`` has the same names."""
+    parser = commands.add_parser(
+        "rollout",
+        help="versions of sets: list them, go back to one, wait until one is everywhere",
+        description="Versions of TaskSets, and how far bindings are with them; by kubeconfig, with your own rights.",
+    )
+    verbs = parser.add_subparsers(metavar="VERB", dest="verb", required=True)
+    for verb, about in {
+        "history": "the versions of a set",
+        "undo": "write an older version of a set back",
+        "status": "wait until a set, or a binding, is complete; exit code 1 where it is halted",
+        "resume": "let a halted rollout of a binding begin anew",
+    }.items():
+        command = verbs.add_parser(verb, help=about, description=f"{about[0].upper()}{about[1:]}.")
+        command.add_argument(
+            "target",
+            metavar="KIND/NAME",
+            help="such as taskset/eureka, clustertaskset/baseline, taskbinding/web",
+        )
+        command.add_argument("-n", "--namespace", default="", help="without it, the kubeconfig's")
+        command.add_argument(
+            "--kubeconfig", metavar="FILE", dest="file", default="",
+            help="without it, $KUBECONFIG or ~/.kube/config; in a pod, its service account",
+        )  # fmt: skip
+        command.add_argument("--context", default="", help="of the kubeconfig; without it, the current one")
+        command.add_argument(
+            "--controller-namespace", metavar="NAMESPACE", dest="home", default="pidone-system",
+            help="where the controller runs, and keeps the versions of ClusterTaskSets (default pidone-system)",
+        )  # fmt: skip
+        if verb in {"history", "undo"}:
+            command.add_argument(
+                "--revision" if verb == "history" else "--to-revision",
+                metavar="NUMBER", dest="revision", type=int, default=0,
+                help="show this one whole" if verb == "history" else "without it, the one before the present one",
+            )  # fmt: skip
+        if verb == "status":
+            command.add_argument(
+                "--timeout", metavar="DURATION", type=_duration, default=0.0,
+                help="such as 90s or 5m; without it, for ever",
+            )  # fmt: skip
+
+
+def _duration(text: str) -> float:
+    from pidone.language import duration
+
+    seconds = duration.seconds(text)
+    if not seconds:
+        raise argparse.ArgumentTypeError(f'expected a duration such as 90s or 5m, not "{text}"')
+    return seconds
 
 
 def _folder(text: str) -> Path:

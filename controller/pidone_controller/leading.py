@@ -20,7 +20,7 @@ from pidone_controller.kubernetes.client import Client
 from pidone_controller.kubernetes.errors import AlreadyExists, ApiError, Conflict, NotFound
 from pidone_controller.kubernetes.resources import CLUSTER_TASK_BINDINGS, TASK_BINDINGS
 from pidone_controller.log import Log
-from pidone_controller.objects import PIN, Written
+from pidone_controller.objects import PIN, RESUME, Written
 from pidone_controller.rollout import (
     Health,
     Objects,
@@ -126,10 +126,14 @@ class Leader:
             if any(history.revision(*named) is None for named in wanted.keys(written.namespace)):
                 continue  # a status names what is kept, and nothing else
             idle = state is not None and state.phase is not Phase.PROGRESSING
-            known = state is not None and wanted in (state.current, state.target)
+            known = (
+                state is not None
+                and wanted in (state.current, state.target)
+                and RESUME not in written.annotations
+            )
             pods = () if idle and known else self._seen(written)
             health = self._health.setdefault(key, {})
-            following = step(strategy, state, wanted, pods, health, now)
+            following = step(strategy, state, wanted, pods, health, now, written.annotations.get(RESUME, ""))
             remember(health, pods)
             if following.phase is not Phase.PROGRESSING:
                 del self._health[key]

@@ -24,6 +24,7 @@ from pidone.language.selector import Selector
 from pidone.plan.digest import digest
 
 PIN = "pidone.dev/pin"
+RESUME = "pidone.dev/resume"  # since when a rollout was halted that is to begin again
 CAUSE = "kubernetes.io/change-cause"  # kubectl's; a revision has that of its set
 CLUSTER_KINDS = {"ClusterTaskSet", "ClusterTaskBinding"}
 
@@ -84,7 +85,7 @@ def read(kind: str, value: Mapping[str, Any], before: Written | None = None) -> 
     if not isinstance(metadata, dict) or not isinstance(name, str):
         raise ObjectError(f"a {kind} without metadata.name")
     annotations = metadata.get("annotations") or {}
-    mine = {key: str(annotations[key]) for key in (PIN, CAUSE) if key in annotations}
+    mine = {key: str(annotations[key]) for key in (PIN, RESUME, CAUSE) if key in annotations}
     status = value.get("status")
     found = status.get("rollout") if isinstance(status, dict) else None
     rollout = found if isinstance(found, dict) else {}

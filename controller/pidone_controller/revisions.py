@@ -34,6 +34,10 @@ SELECTOR = LABEL  # a revision of ours has the label, whatever its value
 LIMIT = 10  # revisions of a set beside the present one; those that somebody counts on are kept beyond
 OWNERS = {resource.kind: resource for resource in (TASK_SETS, CLUSTER_TASK_SETS)}
 _HASH = 10  # hexadecimal digits in a name
+_MADE = (
+    "digest",
+    "task_set",
+)  # of the spec, once somebody asked; the number of a version may change, its spec never
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,9 @@ def read(value: Mapping[str, Any], home: str, before: Revision | None = None) ->
         spec=spec,
         resource_version=metadata.get("resourceVersion", ""),
     )
-    return before if before == made and before is not None else made
+    if before is not None and before.key == made.key and before.spec == spec:
+        made.__dict__.update({name: before.__dict__[name] for name in _MADE if name in before.__dict__})
+    return made
 
 
 class History:
@@ -266,13 +272,15 @@ async def make(client: Client, change: Change) -> None:
         case Create():
             await client.create(CONTROLLER_REVISIONS, change.body())
         case Update(revision=revision):
-            patch = {
-                "metadata": {
-                    "resourceVersion": revision.resource_version,
-                    "annotations": {CAUSE: change.cause or None},
-                },
-                "revision": change.number,
-            }
-            await client.merge(CONTROLLER_REVISIONS, revision.name, patch, namespace=revision.namespace)
+            # Replaced and not patched: data is immutable byte by byte, and a patch has it written anew, sorted.
+            value = await client.get(CONTROLLER_REVISIONS, revision.name, revision.namespace)
+            metadata = value["metadata"]
+            annotations = {**(metadata.get("annotations") or {}), CAUSE: change.cause}
+            if not change.cause:
+                del annotations[CAUSE]
+            metadata = {**metadata, "annotations": annotations, "resourceVersion": revision.resource_version}
+            await client.replace(
+                CONTROLLER_REVISIONS, {**value, "metadata": metadata, "revision": change.number}
+            )
         case Delete(revision=revision):
             await client.delete(CONTROLLER_REVISIONS, revision.name, revision.namespace)

@@ -20,8 +20,9 @@ Who calls what:
 A rollout begins when a binding comes to something else than ``current``: ``canary`` percent of the pods have it, one
 at least, after each ``pause`` there are ``step`` percent more, and it is complete when all have had it for one pause.
 It goes no further while none of the pods that report has it. It is halted when more than ``maxRejected`` pods refuse
-it or a task that was well fails in a pod that has it; then all pods have ``current`` again. It goes on when
-something changes again, from the same ``current``. A binding that is new begins with nothing as ``current``.
+it or a task that was well fails in a pod that has it; then all pods have ``current`` again. It begins anew, from the
+same ``current``, when something changes again, and when somebody says so (``pidone.dev/resume``). A binding that is
+new begins with nothing as ``current``.
 """
 
 import math
@@ -155,8 +156,7 @@ class State:
 
     def value(self) -> dict[str, Any]:
         """As it stands in a status; what is empty is left out."""
-        since = datetime.fromtimestamp(self.since, UTC).isoformat(timespec="milliseconds")
-        found: dict[str, Any] = {"phase": self.phase.value, "since": since.replace("+00:00", "Z")}
+        found: dict[str, Any] = {"phase": self.phase.value, "since": written_time(self.since)}
         if self.current is not None:
             found["current"] = self.current.value()
         if self.target is not None:
@@ -199,6 +199,11 @@ class Seen:
 Health = dict[str, set[str]]  # by a pod's uid the tasks that were seen well
 
 
+def written_time(seconds: float) -> str:
+    """Seconds since 1970 as Kubernetes writes a MicroTime, to the millisecond."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 def short(found: str) -> str:
     """A digest as people write it, and as a pin may be written."""
     return found.removeprefix("sha256-")[:12]
@@ -214,19 +219,22 @@ def step(
     pods: Sequence[Seen],
     health: Health,
     now: float,
+    resumed: str = "",
 ) -> State:
     """The next state of a binding that should come to ``wanted``; the same one where nothing is to be done.
 
     ``strategy`` is None where nothing is to be careful about: no ``spec.rollout``, or a pin. ``pods`` are all live
     ones that it chooses, and ``now`` is seconds since 1970. ``health`` is what ``remember`` made of the same pods
-    before; it is the leader's memory, and what a new leader did not see well it holds against nobody.
+    before; it is the leader's memory, and what a new leader did not see well it holds against nobody. ``resumed`` is
+    the annotation ``pidone.dev/resume``: the halt of that time is over.
     """
     current = state.current if state is not None else None
     if current == wanted:
         assert state is not None
         # also where a change was taken back, while it was under way or after it was halted
         return state if state.phase is Phase.COMPLETE else _complete(wanted, now)
-    if state is None or state.target != wanted:
+    again = state is not None and state.phase is Phase.HALTED and resumed == written_time(state.since)
+    if state is None or state.target != wanted or again:
         if strategy is None or not pods:
             return _complete(wanted, now)
         return _grown(State(Phase.PROGRESSING, current, wanted), strategy.canary, pods, now)

@@ -180,6 +180,16 @@ def test_a_halted_one_goes_on_with_the_next_change() -> None:
     assert (state.phase, state.current, state.target, state.message) == (Phase.PROGRESSING, OLD, NEWER, "")
 
 
+def test_a_halted_one_goes_on_when_somebody_says_so_and_halts_again_if_need_be() -> None:
+    halted = State(Phase.HALTED, OLD, NEW, since=3.0, message="why")
+    since = halted.value()["since"]
+    assert step(STRATEGY, halted, NEW, pods(20), {}, 9.0, "1970-01-01T00:00:02.000Z") == halted
+    state = step(STRATEGY, halted, NEW, pods(20), {}, 9.0, since)
+    assert (state.phase, state.percent, state.since, state.message) == (Phase.PROGRESSING, 10, 9.0, "")
+    again = replace(state, phase=Phase.HALTED, share=0)
+    assert step(STRATEGY, again, NEW, pods(20), {}, 10.0, since) == again
+
+
 @given(
     st.builds(
         State,

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pidone_controller.kubernetes.errors import AlreadyExists, Conflict, NotFound
+from pidone_controller.kubernetes.errors import AlreadyExists, BadRequest, Conflict, NotFound
 from pidone_controller.kubernetes.resources import (
     CLUSTER_TASK_BINDINGS,
     CLUSTER_TASK_SETS,
@@ -113,6 +113,22 @@ class Server:
         self.asked.append(f"create {where[2]}")
         if where in self.items:
             raise AlreadyExists(where[2])
+        return self._put(where, json.loads(json.dumps(body)))
+
+    async def get(self, resource: Resource, name: str, namespace: str = "") -> dict[str, Any]:
+        if (resource, namespace, name) not in self.items:
+            raise NotFound(name)
+        found: dict[str, Any] = json.loads(json.dumps(self.items[resource, namespace, name]))
+        return found
+
+    async def replace(self, resource: Resource, body: dict[str, Any]) -> dict[str, Any]:
+        where = resource, body["metadata"]["namespace"], body["metadata"]["name"]
+        self.asked.append(f"replace {where[2]}")
+        there = await self.get(resource, where[2], where[1])
+        if body["metadata"]["resourceVersion"] != there["metadata"]["resourceVersion"]:
+            raise Conflict(where[2])
+        if json.dumps(body["data"]) != json.dumps(there["data"]):  # byte by byte, in the real one
+            raise BadRequest("data: field is immutable")
         return self._put(where, json.loads(json.dumps(body)))
 
     async def merge(
