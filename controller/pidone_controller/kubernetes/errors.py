@@ -22,6 +22,7 @@ from typing import Any
 import httpx
 
 from pidone.errors import PidoneError
+from pidone.http.client import reason
 
 
 class ConfigError(PidoneError):
@@ -108,15 +109,15 @@ def from_status(asked: str, status: int, body: object, retry_after: str | None =
     The header Retry-After goes before ``details.retryAfterSeconds``; its form as a date is not used by Kubernetes.
     """
     said: Mapping[str, Any] = body if isinstance(body, dict) and body.get("kind") == "Status" else {}
-    reason, details = said.get("reason") or "", said.get("details") or {}
+    word, details = said.get("reason") or "", said.get("details") or {}
     kind = _BY_STATUS.get(status) or (ServerError if status >= 500 else BadRequest)
-    if reason == "AlreadyExists":
+    if word == "AlreadyExists":
         kind = AlreadyExists
     seconds = retry_after if retry_after and retry_after.isdecimal() else details.get("retryAfterSeconds")
     return kind(
-        f"{asked}: {status} {said.get('message') or reason or 'without a reason'}",
+        f"{asked}: {status} {said.get('message') or word or 'without a reason'}",
         status=status,
-        reason=reason,
+        reason=word,
         retry_after=float(seconds) if seconds else None,
         causes=tuple(cause.get("reason", "") for cause in details.get("causes") or ()),
     )
@@ -131,4 +132,14 @@ def mapped(asked: str) -> Iterator[None]:
         waited = {httpx.ConnectTimeout: "no connection in time", httpx.ReadTimeout: "silent for too long"}
         raise Unreachable(f"{asked}: {waited.get(type(error), 'not in time')}") from error
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
-        raise Unreachable(f"{asked}: {str(error) or type(error).__name__}") from error
+        raise Unreachable(f"{asked}: {_why(error)}") from error
+
+
+def _why(error: BaseException) -> str:
+    """In words: httpx says no more than "ConnectError" where the system or OpenSSL below it had a reason."""
+    below: BaseException | None = error
+    while below is not None:
+        if isinstance(below, OSError):
+            return reason(below)
+        below = below.__cause__ or below.__context__  # httpcore raises "from None" half-way
+    return str(error) or type(error).__name__

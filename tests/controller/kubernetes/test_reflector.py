@@ -11,35 +11,12 @@ from trio.testing import MockClock
 
 from pidone.errors import PidoneError
 from pidone_controller.kubernetes.client import Client
-from pidone_controller.kubernetes.reflector import INITIAL_END, Key, Reflector
+from pidone_controller.kubernetes.reflector import INITIAL_END, Reflector
 from pidone_controller.kubernetes.resources import PODS, TASK_SETS
+from tests.controller.kubernetes.held import Held, names
 from tests.controller.kubernetes.objects import event
 from tests.controller.kubernetes.standin import Fault, Refusal, StandIn, refused, standing_in, stream
 from tests.controller.kubernetes.wires import Answer, Wires
-
-
-class Held:
-    """A sink that keeps what it is told, and how."""
-
-    def __init__(self) -> None:
-        self.items: dict[Key, str] = {}
-        self.told: list[tuple[str, Any]] = []
-
-    def replaced(self, items: Mapping[Key, str]) -> None:
-        self.items = dict(items)
-        self.told.append(("replaced", names(items)))
-
-    def changed(self, key: Key, item: str) -> None:
-        self.items[key] = item
-        self.told.append(("changed", key[1]))
-
-    def removed(self, key: Key) -> None:
-        self.items.pop(key, None)
-        self.told.append(("removed", key[1]))
-
-
-def names(items: Mapping[Key, object]) -> str:
-    return " ".join(sorted(name for _, name in items))
 
 
 class Highest(Random):
