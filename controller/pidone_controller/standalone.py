@@ -11,12 +11,10 @@ from pathlib import Path
 import trio
 
 from pidone import __version__
-from pidone.http.server import serve
 from pidone_controller.files import InventoryFile, TaskFiles
 from pidone_controller.inventory import Pod
-from pidone_controller.listening import listen, most_connections, shown
+from pidone_controller.listening import answer, listen, shown
 from pidone_controller.log import Log, log, say
-from pidone_controller.reports import MAX_REPORT
 from pidone_controller.serving import Repo
 
 # Seconds between two looks at the files. A change is read after two, and with its pods within a second.
@@ -88,8 +86,7 @@ async def _serve(settings: Settings, listeners: list[trio.SocketListener], log: 
     await look_again()  # what stands still is read at the second look
     async with trio.open_nursery() as nursery:
         nursery.start_soon(repo.run)
-        connections = most_connections()
-        await nursery.start(_accept, repo, listeners, connections)
+        await nursery.start(answer, repo, listeners)
         for listener in listeners:
             log(
                 "listening",
@@ -99,20 +96,3 @@ async def _serve(settings: Settings, listeners: list[trio.SocketListener], log: 
             )
         while True:
             await look_again()
-
-
-async def _accept(
-    repo: Repo,
-    listeners: list[trio.SocketListener],
-    connections: int,
-    *,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    await serve(
-        repo.handle,
-        listeners,
-        max_connections=connections,
-        max_body=MAX_REPORT,
-        fatal=repo.died,
-        task_status=task_status,
-    )

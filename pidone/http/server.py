@@ -10,6 +10,9 @@ from pidone.http.message import Request, Response, text_response
 
 Handler = Callable[[Request], Awaitable[Response]]
 Fatal = Callable[[str, str], None]  # the peer, and its last words
+Secure = Callable[
+    [trio.SocketStream], Awaitable[trio.abc.Stream]
+]  # TLS over a connection, after the handshake
 
 # Seconds a connection may take to send a whole request, to read an answer, and idle between two. Longer than
 # a scraper's interval is pointless, shorter than a slow network's round trips is harmful.
@@ -28,6 +31,7 @@ async def serve(
     max_connections: int,
     max_body: int = 1 << 16,
     fatal: Fatal | None = None,
+    secure: Secure | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Answer requests until cancelled, then close listeners and connections at once.
@@ -35,7 +39,8 @@ async def serve(
     ``handler`` may take as long as it likes (a held request), and is cancelled when the peer closes; an error
     in it is a 500 for that request alone. ``fatal`` is told when a peer has died of a fatal signal meanwhile,
     with what ``pidone.repo.client`` lets faulthandler write into the connection. A connection beyond
-    ``max_connections`` is closed unanswered, so that a flood costs no memory.
+    ``max_connections`` is closed unanswered, so that a flood costs no memory. With ``secure`` it is https; a
+    handshake that fails or takes long ends its connection alone.
     """
     open_now = 0
 
@@ -48,7 +53,14 @@ async def serve(
         try:
             # a peer that goes away, or talks no HTTP, is no event: it may come back and do better
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError, OSError):
-                await _converse(stream, handler, max_body, fatal)
+                peer = stream.socket.getpeername()[0]
+                over: trio.abc.Stream | None = stream
+                if secure is not None:
+                    over = None
+                    with trio.move_on_after(REQUEST_TIMEOUT):
+                        over = await secure(stream)
+                if over is not None:
+                    await _converse(over, peer, handler, max_body, fatal)
         finally:
             open_now -= 1
             await trio.aclose_forcefully(stream)
@@ -58,8 +70,9 @@ async def serve(
         task_status.started()
 
 
-async def _converse(stream: trio.SocketStream, handler: Handler, max_body: int, fatal: Fatal | None) -> None:
-    peer = stream.socket.getpeername()[0]
+async def _converse(
+    stream: trio.abc.Stream, peer: str, handler: Handler, max_body: int, fatal: Fatal | None
+) -> None:
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=16384)
     while True:
         try:
@@ -101,7 +114,7 @@ async def _converse(stream: trio.SocketStream, handler: Handler, max_body: int, 
 
 
 async def _read(
-    stream: trio.SocketStream, connection: h11.Connection, peer: str, max_body: int
+    stream: trio.abc.Stream, connection: h11.Connection, peer: str, max_body: int
 ) -> Request | Response | None:
     """The next request; an answer where it is refused unread; None where the peer has closed."""
     head: h11.Request | None = None
@@ -112,7 +125,7 @@ async def _read(
             if connection.they_are_waiting_for_100_continue:
                 go_on = connection.send(h11.InformationalResponse(status_code=100, headers=[]))
                 await stream.send_all(go_on or b"")
-            connection.receive_data(await stream.receive_some())
+            connection.receive_data(bytes(await stream.receive_some()))
         elif isinstance(event, h11.Request):
             head = event
         elif isinstance(event, h11.Data):
@@ -135,7 +148,7 @@ async def _read(
 
 
 async def _answer_while_there(
-    stream: trio.SocketStream, connection: h11.Connection, handler: Handler, request: Request
+    stream: trio.abc.Stream, connection: h11.Connection, handler: Handler, request: Request
 ) -> Response | None:
     """The handler's answer; None where the peer has closed before. What it sends ahead goes to ``connection``."""
     response = None
@@ -144,7 +157,7 @@ async def _answer_while_there(
         async def watch() -> None:
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError, OSError):
                 while data := await stream.receive_some():
-                    connection.receive_data(data)
+                    connection.receive_data(bytes(data))
                     if len(connection.trailing_data[0]) > AHEAD:
                         await trio.sleep_forever()
             nursery.cancel_scope.cancel()
@@ -175,7 +188,7 @@ def _head(response: Response) -> h11.Response:
 
 
 async def _send(
-    stream: trio.SocketStream, connection: h11.Connection, response: Response, *, head_only: bool
+    stream: trio.abc.Stream, connection: h11.Connection, response: Response, *, head_only: bool
 ) -> None:
     sent = [connection.send(_head(response))]
     if response.body and not head_only and response.status not in _BODILESS:
@@ -185,7 +198,7 @@ async def _send(
     await stream.send_all(b"".join(part for part in sent if part))
 
 
-async def _send_later(stream: trio.SocketStream, later: Callable[[], Awaitable[bytes]]) -> None:
+async def _send_later(stream: trio.abc.Stream, later: Callable[[], Awaitable[bytes]]) -> None:
     """The body, when there is one. A peer that goes away first, in whatever way, ends the wait."""
     async with trio.open_nursery() as nursery:
 
@@ -206,10 +219,11 @@ async def _send_later(stream: trio.SocketStream, later: Callable[[], Awaitable[b
                 await stream.send_all(body)
 
 
-async def _say_goodbye(stream: trio.SocketStream) -> None:
+async def _say_goodbye(stream: trio.abc.Stream) -> None:
     """Let the peer read the answer before the close: unread input would turn it into a reset."""
     with suppress(trio.BrokenResourceError, trio.ClosedResourceError, OSError):
-        await stream.send_eof()
+        if isinstance(stream, trio.abc.HalfCloseableStream):  # TLS has no such thing
+            await stream.send_eof()
         with trio.move_on_after(1):
             while await stream.receive_some():
                 pass

@@ -25,6 +25,9 @@ from pidone.telemetry import Telemetry
 WAIT = 55.0  # seconds a question may be held: below the 60 s after which middleboxes drop idle connections
 SLACK = 15.0  # seconds beyond WAIT before a held question counts as lost
 BACKOFF_MAX = 60.0  # seconds between two questions to a repo that does not answer, at most
+# Seconds over which those spread who lost the repo at one moment: all pods that it served. They have their plans.
+LOST_SPREAD = 8.0
+REPOS = 8  # instances of the repo that are remembered: more than it has replicas
 ANSWER_GAP = 0.2  # seconds between two questions that are answered at once: a repo gone wild costs no more
 STATUS_GAP = 1.0  # seconds between two reports
 STATUS_TIMEOUT = 10.0
@@ -50,6 +53,7 @@ class Answer:
 
     pause: float
     trouble: str = ""
+    lost: bool = False  # no answer at all: all pods of that repo lost it at this moment
 
 
 class RepoClient:
@@ -80,6 +84,8 @@ class RepoClient:
         self._reached = trio.Event()
         self._heard = trio.Event()
         self._boot = os.urandom(8).hex()
+        self._met: dict[str, None] = {}  # instances of the repo, by what they call themselves
+        self._withheld = ""  # why a plan did not come over plain http, the last time
         self._headers = {**claims, "pidone-boot": self._boot, "pidone-version": __version__}
 
     @property
@@ -106,6 +112,8 @@ class RepoClient:
                     )
                 self._current = (self._current + 1) % len(self._urls)
                 limit = min(BACKOFF_MAX, 2.0 ** min(failures, 10))
+                if answer.lost and self._met:
+                    limit = max(LOST_SPREAD, limit)
                 self._telemetry.repo_up = False
                 if self._reached.is_set():  # else ``report`` waits for this one, and would wait for ever
                     self._reached = trio.Event()
@@ -138,8 +146,10 @@ class RepoClient:
                 fatal=True,
             )
         except TransferError as error:
-            return Answer(0.0, str(error))
+            return Answer(0.0, str(error), lost=True)
+        self._meet(answer.headers.get("pidone-repo", ""))
         quick = max(0.0, asked + ANSWER_GAP - trio.current_time())
+        held = "preference-applied" in answer.headers or "prefer" not in headers
         match answer.status:
             case 200:
                 tag = answer.headers.get("etag", "")
@@ -149,12 +159,29 @@ class RepoClient:
                     )
                 self._take(answer, tag, trusted=url.startswith("https://"))
                 return Answer(quick)
-            case 304:
-                held = "preference-applied" in answer.headers or "prefer" not in headers
+            case 304 | 426:
+                if answer.status == 426:  # the repo is well; what is here stays, with its reports and its end
+                    self._keep_without(_words(answer))
                 # a repo that does not hold questions would be asked in a tight loop
                 return Answer(quick if held else WAIT * self._random.random())
             case status:
                 return Answer(_retry_after(answer, self._random), f"{status} {_words(answer)}")
+
+    def _meet(self, repo: str) -> None:
+        """An instance that was not met before knows nothing of this pod: it, or whoever leads, is told all again."""
+        if repo and repo not in self._met:
+            self._met[repo] = None
+            if len(self._met) > REPOS:
+                del self._met[next(iter(self._met))]
+            self._dirty.set()
+
+    def _keep_without(self, why: str) -> None:
+        """The plan needs a repo that proves who it is; one of the others may."""
+        if self._withheld != why:
+            self._withheld = why
+            self._journal.write("plan-withheld", repo=redacted(self._urls[self._current]), error=why)
+        if any(url.startswith("https://") for url in self._urls):
+            self._current = (self._current + 1) % len(self._urls)
 
     def _take(self, answer: Response, tag: str, *, trusted: bool) -> None:
         try:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -276,6 +277,98 @@ async def test_a_repo_that_comes_back_is_noticed_at_once_and_told_the_status(
     assert wire.reports[1] - first < 1
     assert wire.held[-1] is True
     assert len(pod.taken) == 1  # what ran kept running
+    nursery.cancel_scope.cancel()
+
+
+def met(*repos: str) -> Script:
+    """Instances of one repo that answer in turn."""
+    turns = 0
+
+    async def answer(url: str, headers: dict[str, str]) -> Response:
+        nonlocal turns
+        turns += 1
+        answered = await good(url, headers)
+        return replace(answered, headers={**answered.headers, "pidone-repo": repos[turns % len(repos)]})
+
+    return answer
+
+
+async def test_another_instance_of_the_repo_is_told_everything_and_once(
+    monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    wire = Wire(monkeypatch, met("a", "b"))
+    Pod(["http://repo"]).start(nursery)
+    await trio.sleep(600)
+    assert len(wire.reports) == 2
+    wire.script = met("a", "c")  # one was restarted, and no question failed
+    await trio.sleep(600)
+    assert len(wire.reports) == 3
+    nursery.cancel_scope.cancel()
+
+
+async def test_whoever_loses_a_repo_comes_back_spread_over_seconds(
+    monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """All pods of a replica lose it at one moment when it dies."""
+    broken, back = trio.Event(), list[float]()
+
+    async def breaks(url: str, headers: dict[str, str]) -> Response:
+        if "if-none-match" not in headers:
+            return bundle("one", **{"pidone-repo": "a"})
+        if broken.is_set():
+            back.append(trio.current_time())
+            await trio.sleep_forever()
+        await broken.wait()
+        raise ConnectError("reset")
+
+    Wire(monkeypatch, breaks)
+    for seed in range(200):
+        pod = Pod(["http://repo"])
+        pod.client._random = Random(seed)
+        nursery.start_soon(pod.client.ask)
+    await trio.sleep(5)
+    broken.set()
+    lost = trio.current_time()
+    await trio.sleep(10)
+    counts = [sum(second <= moment - lost < second + 1 for moment in back) for second in range(10)]
+    assert sum(counts) == 200
+    assert max(counts) < 50  # of the 25 that an even spread over eight seconds has
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_plan_for_https_alone_is_awaited_and_does_not_count_as_an_absence(
+    monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async def only_https(url: str, headers: dict[str, str]) -> Response:
+        if url.startswith("https"):
+            return await good(url, headers)
+        await trio.sleep(55)
+        return text_response(426, 'task "hook": exec', preference_applied="wait=55")
+
+    wire = Wire(monkeypatch, only_https)
+    pod = Pod(["http://repo"])
+    pod.start(nursery)
+    await trio.sleep(600)
+    assert pod.telemetry.repo_up is True
+    assert all(wire.held)
+    assert len(wire.asked) <= 11
+    assert pod.said("plan-withheld") == 1
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_plan_for_https_alone_is_asked_of_the_https_repo(
+    monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async def only_https(url: str, headers: dict[str, str]) -> Response:
+        if url.startswith("https"):
+            return await good(url, headers)
+        return text_response(426, 'task "hook": exec', preference_applied="wait=55")
+
+    Wire(monkeypatch, only_https)
+    pod = Pod(["http://repo", "https://repo"])
+    pod.start(nursery)
+    await trio.sleep(5)
+    assert pod.taken == [("one", True)]
     nursery.cancel_scope.cancel()
 
 
