@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import trio
 from ruamel.yaml import YAML
 
 from tests.cluster.apiserver import Cluster
@@ -20,6 +21,26 @@ ROOT = Path(__file__).parents[2]
 MANIFESTS = ROOT / "k3d" / "rbac.yaml"
 HOME = "pidone-system"
 ACCOUNT = "pidone-controller"
+
+# A set and its binding, for whatever test needs one.
+SET = """
+apiVersion: pidone.dev/v1alpha1
+kind: TaskSet
+metadata: {name: web}
+spec:
+  params:
+    - {name: port, type: integer, default: 8080, valueFrom: {fieldRef: {fieldPath: "metadata.annotations['port']"}}}
+  tasks:
+    - name: ready
+      probe: {httpGet: {path: /, port: $(params.port)}}
+---
+apiVersion: pidone.dev/v1alpha1
+kind: TaskBinding
+metadata: {name: web}
+spec:
+  podSelector: {matchLabels: {web: "yes"}}
+  taskSets: [web]
+"""
 
 _addresses = itertools.count(2)
 
@@ -132,4 +153,12 @@ def conditions(cluster: Cluster, kind: str, name: str, namespace: str) -> dict[s
     return {one["type"]: (one["status"], one["reason"]) for one in stand}
 
 
-__all__ = ["Replica", "Replicas", "address", "allowed", "conditions", "replicas", "until", "written"]
+async def told(
+    cluster: Cluster, namespace: str, name: str, kind: str = "taskbinding", **stand: tuple[str, str]
+) -> None:
+    """Wait until people see these conditions."""
+
+    def seen() -> bool:
+        return stand.items() <= conditions(cluster, kind, name, namespace).items()
+
+    await trio.to_thread.run_sync(until, seen, 30, lambda: conditions(cluster, kind, name, namespace))

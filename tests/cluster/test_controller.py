@@ -8,26 +8,7 @@ import trio
 from pidone.plan.model import Bundle
 from tests.cluster.apiserver import Cluster
 from tests.cluster.pods import Asking, asking
-from tests.cluster.replicas import Replicas, address, conditions, replicas, until, written
-
-SET = """
-apiVersion: pidone.dev/v1alpha1
-kind: TaskSet
-metadata: {name: web}
-spec:
-  params:
-    - {name: port, type: integer, default: 8080, valueFrom: {fieldRef: {fieldPath: "metadata.annotations['port']"}}}
-  tasks:
-    - name: ready
-      probe: {httpGet: {path: /, port: $(params.port)}}
----
-apiVersion: pidone.dev/v1alpha1
-kind: TaskBinding
-metadata: {name: web}
-spec:
-  podSelector: {matchLabels: {web: "yes"}}
-  taskSets: [web]
-"""
+from tests.cluster.replicas import SET, Replicas, address, replicas, told, written
 
 
 @pytest.fixture(scope="module")
@@ -155,14 +136,3 @@ async def test_a_broken_set_is_told_and_the_version_before_stays(
 def port(bundle: Bundle) -> int:
     """Of the probe that the plan has; 80 where it has none."""
     return next((task.config["httpGet"]["port"] for task in bundle.plan.tasks), 80)
-
-
-async def told(
-    cluster: Cluster, namespace: str, name: str, kind: str = "taskbinding", **stand: tuple[str, str]
-) -> None:
-    """Wait until people see these conditions."""
-
-    def seen() -> bool:
-        return stand.items() <= conditions(cluster, kind, name, namespace).items()
-
-    await trio.to_thread.run_sync(until, seen, 30, lambda: conditions(cluster, kind, name, namespace))
