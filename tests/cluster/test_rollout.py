@@ -173,8 +173,8 @@ async def test_versions_are_kept_shown_and_gone_back_to(
 
 def odd(period: int) -> dict[str, Any]:
     """With what JSON can be written in more than one way: a version's bytes are immutable."""
-    text = '\u00e9 < \u2028 > & " \\ / \U0001f600'
-    params = [{"name": "n", "description": text, "default": text}]
+    text = '\u00e9 < \u2028 > & " \\ /'
+    params = [{"name": "n", "description": text}]
     spec = set_spec(period)
     spec["tasks"][0]["backoff"] = {"jitter": 0.25, "factor": 2}
     return {"tasks": spec["tasks"], "params": params}
@@ -208,7 +208,8 @@ async def test_a_rollout_is_waited_for_and_its_status_is_nobody_else_s(
         assert running.served(namespace) == [5] * 10
 
         # Who writes conditions by server-side apply leaves the rollout alone, and the other way round.
-        conditions = [{"type": "Ready", "status": "True"}]
+        more = {"reason": "Tested", "message": "", "lastTransitionTime": "2026-01-02T03:04:05Z"}
+        conditions = [{"type": "Ready", "status": "True", **more}]
         status = written("TaskBinding", "web", namespace, None) | {"status": {"conditions": conditions}}
         del status["spec"]
         async with connect(kubeconfig([cluster.kubeconfig])) as client:
@@ -273,6 +274,8 @@ async def test_halted_resumed_undone(cluster: Cluster, namespace: str, command: 
         assert running.served(namespace) == [5] * 10
 
 
+# httpcore leaves a socket to the garbage collector where a TLS handshake is cancelled.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_a_leader_that_is_replaced_at_every_step(cluster: Cluster, namespace: str) -> None:
     async with controller(cluster, namespace) as running:
         cluster.apply(written("TaskSet", "check", namespace, set_spec(5)))
