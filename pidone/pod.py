@@ -101,6 +101,7 @@ class PodProgram:
         self.telemetry = Telemetry()
         self.settings = settings
         self.changed: Callable[[], None] = lambda: None
+        self.farewell: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
         self.engine = Engine(
             self._setting(NOBODY), journal, changed=self._changed, random=self.random, build=build
         )
@@ -167,6 +168,7 @@ class PodProgram:
             "phase": self._phase.value,
             "reaped": self.reaper.orphans,
             "tasks": tasks,
+            "left": sorted(self.engine.left),
         }
 
     async def show(self) -> None:
@@ -275,6 +277,7 @@ async def live(program: PodProgram, *, local: bytes | None = None) -> bool:
             journal.write("stopping", signal=number)
             await program.drain(f"signal {number}")
             journal.write("stopped", reaped=program.reaper.orphans)
+            await program.farewell()
             if program.engine.stuck:  # and the nursery below cannot be left
                 posix._exit(0)
             nursery.cancel_scope.cancel()
@@ -292,8 +295,10 @@ def _start_client(program: PodProgram, nursery: trio.Nursery) -> RepoClient:
         random=program.random,
     )
     program.changed = program.journal.changed = client.status_changed
+    program.farewell = client.farewell
     nursery.start_soon(_again_and_again, client.ask, program.journal)
     nursery.start_soon(_again_and_again, client.report, program.journal)
+    nursery.start_soon(_tell_the_end, program)
     return client
 
 
@@ -313,6 +318,11 @@ async def _leave_when_idle(program: PodProgram, client: RepoClient, scope: trio.
                 stages.block()  # a TERM that comes while the receivers go stays pending, for doze
                 scope.cancel()
                 return
+
+
+async def _tell_the_end(program: PodProgram) -> None:
+    await program.engine.wait_over()
+    await program.farewell()
 
 
 async def _first_call(listener: trio.SocketListener, scope: trio.CancelScope) -> None:

@@ -48,6 +48,7 @@ class Report:
     error: str = ""
     tasks: Mapping[str, TaskReport] = field(default_factory=dict)
     logs: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()  # names of tasks that are gone, whose work could not be taken back
 
 
 def read(body: bytes) -> Report:
@@ -63,9 +64,7 @@ def read(body: bytes) -> Report:
     tasks = _object(report.get("tasks", {}), "tasks")
     if len(tasks) > MAX_TASKS:
         raise ReportError(f"tasks: at most {MAX_TASKS}, not {len(tasks)}")
-    logs = report.get("logs", [])
-    if not isinstance(logs, list) or not all(isinstance(entry, str) for entry in logs):
-        raise ReportError("logs: expected a list of strings")
+    logs, left = _texts(report, "logs"), _texts(report, "left")
     return Report(
         state=state,
         boot=_text(report, "boot", 64),
@@ -75,6 +74,7 @@ def read(body: bytes) -> Report:
         error=_text(report, "error", MAX_TEXT),
         tasks={name[:253]: _task(item, f"tasks.{name[:253]}") for name, item in tasks.items()},
         logs=tuple(entry[:MAX_LINE] for entry in logs[-MAX_LINES:]),
+        left=tuple(name[:253] for name in left[:MAX_TASKS]),
     )
 
 
@@ -105,6 +105,13 @@ def _text(table: Mapping[str, Any], name: str, most: int) -> str:
     if not isinstance(value, str):
         raise ReportError(f"{name}: expected a string")
     return value[:most]
+
+
+def _texts(table: Mapping[str, Any], name: str) -> list[str]:
+    value = table.get(name, [])
+    if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+        raise ReportError(f"{name}: expected a list of strings")
+    return value
 
 
 def _digest(table: Mapping[str, Any], name: str) -> str | None:

@@ -128,6 +128,7 @@ async def _whole(call: Awaitable[T]) -> T:
 
 def build(fields: Fields, setting: Setting) -> Register:
     follow = fields.text("follow", None)
+    fields.text("onPodGone", None)  # the controller's: it takes out what a pod left, unless told not to
     registry = build_registry(fields, setting.pod, setting.source)
     fields.done()
     return Register(registry, follow)

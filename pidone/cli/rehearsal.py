@@ -116,6 +116,8 @@ class _Asked:
 class _Registry:
     world: World
     task: Task
+    where: str = ""  # nobody asks
+    instance: str = ""
 
     async def register(self, status: Status) -> str:
         await self._call(f"register {status}")

@@ -60,6 +60,7 @@ class Engine:
         self._build = build
         self._setting = setting
         self._journal = journal
+        self.left = set[str]()  # names of tasks that are gone, and what they did could not be taken back
         self._core = Core(random)
         self._changed = changed
         self._actions: dict[str, Action] = {}  # by task digest: of what runs, and of what is wanted next
@@ -146,7 +147,7 @@ class Engine:
     async def drain(self, budget: float) -> None:
         """Bring about the end, or wait for the one that has begun. Cancelling this does not stop it."""
         self.end(budget)
-        await self._over.wait()
+        await self.wait_over()
 
     async def _keep_to(self, budget: float) -> None:
         with trio.move_on_after(budget):
@@ -166,6 +167,10 @@ class Engine:
                 await self._state_changed.wait()
         self._stuck.update(self._scopes.values())
         self._over.set()
+
+    async def wait_over(self) -> None:
+        """Return when the end is over, whoever brought it about."""
+        await self._over.wait()
 
     async def wait_idle(self) -> None:
         """Return when there is nothing to do, and nothing to take back."""
@@ -264,12 +269,15 @@ class Engine:
         try:
             with scope:
                 await self._actions[task.digest].undo(_TaskContext(self, task, scope))
+            self.left.discard(task.name)
         except Exception as error:  # noqa: BLE001 - as above: what cannot be undone must not stop the rest
+            self.left.add(task.name)
             self._journal.write("undo-failed", task=task.name, error=describe(error))
         except BaseException:  # as above
             self._leave(task, scope)
             raise
         if scope.cancelled_caught:
+            self.left.add(task.name)
             self._journal.write("undo-late", task=task.name, stopTimeout=f"{task.stop_timeout:g}s")
         self._ends(task, scope, UndoEnded(task.name))
 

@@ -24,6 +24,14 @@ class Status(StrEnum):
 class Registry(Protocol):
     """One instance in one registry. Calls come one after the other, never two at once."""
 
+    @property
+    def where(self) -> str:
+        """The registry's servers, without a password."""
+
+    @property
+    def instance(self) -> str:
+        """What tells our instance from all others there: two that have the same overwrite each other."""
+
     async def register(self, status: Status) -> str:
         """Make the registry hold our whole document with this status; returns the status that it then shows.
 

@@ -105,6 +105,14 @@ class Eureka:
         self._dirty = 0
         self._status: Status | None = None
 
+    @property
+    def where(self) -> str:
+        return ",".join(map(redacted, self._servers))
+
+    @property
+    def instance(self) -> str:
+        return self._instance.resource
+
     async def register(self, status: Status) -> str:
         """POST the document; returns the status that the registry then shows."""
         if status is not self._status:
@@ -221,6 +229,9 @@ def build(fields: Fields, pod: Pod, source: str | None) -> Eureka:
     servers = [part.strip().rstrip("/") + "/" for part in fields.text("url").split(",") if part.strip()]
     if not servers or not all(server.startswith(("http://", "https://")) for server in servers):
         raise Refused(f"{fields.path}.url: expected http:// or https:// URLs that end before apps")
+    if any(mark in server for server in servers for mark in "?#"):
+        # the controller calls it too, after the pod: nothing may come between the path and ours
+        raise Refused(f"{fields.path}.url: a URL that goes on with a path has no ? and no # (%3F, %23)")
     app = fields.text("app").upper()
     port = fields.integer("port", least=1, most=65535)
     instance = Instance(

@@ -31,6 +31,7 @@ REPOS = 8  # instances of the repo that are remembered: more than it has replica
 ANSWER_GAP = 0.2  # seconds between two questions that are answered at once: a repo gone wild costs no more
 STATUS_GAP = 1.0  # seconds between two reports
 STATUS_TIMEOUT = 10.0
+FAREWELL = 1.0  # seconds that the last report may take: between the end and it stands nothing but this
 REPORT_PAUSE_MAX = 10.0  # seconds before a report that failed is made again, at most
 LOG_LINES = 100  # in one report, which may have 64 KiB: the oldest that are untold; the rest follow at once
 LOG_WIDTH = 300  # characters of each
@@ -83,6 +84,7 @@ class RepoClient:
         self._dirty = trio.Event()
         self._reached = trio.Event()
         self._heard = trio.Event()
+        self._parting, self._parted = trio.Lock(), False
         self._boot = os.urandom(8).hex()
         self._met: dict[str, None] = {}  # instances of the repo, by what they call themselves
         self._withheld = ""  # why a plan did not come over plain http, the last time
@@ -247,6 +249,17 @@ class RepoClient:
             self._heard.set()
             self._heard = trio.Event()
         return answer.status == 204
+
+    async def farewell(self) -> None:
+        """Report the end once, without waiting for the next report's turn, and for ``FAREWELL`` seconds at most.
+
+        Else the controller would take out of registries what is out of them already, and would not know of what
+        could not be taken back.
+        """
+        async with self._parting:
+            if self._reached.is_set() and not self._parted:
+                with trio.move_on_after(FAREWELL):
+                    self._parted = await self._report_once()
 
     async def all_told(self) -> None:
         """Return when the repo has every line of the journal."""

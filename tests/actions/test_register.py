@@ -26,6 +26,8 @@ from pidone.telemetry import Telemetry
 class FakeRegistry:
     """Remembers what was called and when. ``takes`` seconds a call; ``trouble`` is raised by those it names."""
 
+    where, instance = "http://registry/", "web"
+
     def __init__(self, called: Callable[[], None]) -> None:
         self.calls: list[str] = []
         self.times: list[float] = []

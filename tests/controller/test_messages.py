@@ -67,11 +67,12 @@ def test_a_whole_report() -> None:
     task = {"state": "healthy", "since": 1.5, "runs": 3, "failures": 1, "error": "refused", "new": {}}
     body = {
         "boot": "ab", "version": "0.1.0", "digest": DIGEST, "state": "rejected", "error": "no such action",
-        "rejected": DIGEST, "tasks": {"ready": task}, "logs": ["one", "two"], "new": [1],
+        "rejected": DIGEST, "tasks": {"ready": task}, "logs": ["one", "two"], "new": [1], "left": ["gone"],
     }  # fmt: skip
     report = reports.read(json.dumps(body).encode())
     assert report.tasks["ready"] == reports.TaskReport("healthy", 1.5, 3, 1, "refused")
     assert (report.state, report.rejected, report.logs) == ("rejected", DIGEST, ("one", "two"))
+    assert report.left == ("gone",)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +91,7 @@ def test_a_whole_report() -> None:
         ({"tasks": {str(i): {} for i in range(1001)}}, "tasks: at most 1000"),
         ({"logs": "line"}, "logs: expected a list"),
         ({"logs": [1]}, "logs: expected a list of strings"),
+        ({"left": "gone"}, "left: expected a list of strings"),
     ],
 )
 def test_a_report_that_is_none(change: dict[str, Any], said: str) -> None:

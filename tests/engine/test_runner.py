@@ -177,6 +177,7 @@ async def test_teardown_is_in_reverse_and_an_undo_that_hangs_is_cut_off(
     assert bench.log[3:] == ["cancelled c", "undo c", "cancelled b", "undo b", "cancelled a", "undo a"]
     assert any("the registry is away" in line for line in bench.journal.lines)
     assert any("undo-late" in line for line in bench.journal.lines)
+    assert bench.engine.left == {"b", "c"}
     nursery.cancel_scope.cancel()
 
 

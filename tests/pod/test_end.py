@@ -123,6 +123,21 @@ async def test_a_drain_is_answered_when_all_is_taken_back_and_is_for_good(
     nursery.cancel_scope.cancel()
 
 
+@pytest.mark.pidns
+async def test_the_last_word_before_the_end_is_that_all_is_taken_back(
+    repo: Repo, nursery: trio.Nursery, tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    url = await serve_repo(repo, nursery)
+    with pod(url, tmp_path / "log") as process:
+        await running(repo, [metrics(free_port())])
+        process.signal(signal.SIGTERM)
+        assert await trio.to_thread.run_sync(process.wait, 5) == 0
+        last = repo.reports[-1]
+    assert (last["tasks"], last["left"]) == ({}, [])
+    assert any("event=stopped" in line for line in last["logs"])
+    nursery.cancel_scope.cancel()
+
+
 WITH_A_DAEMON = ("/bin/sh", "-c", '/bin/sleep 1000 & exec "$@"', "sh")
 
 

@@ -554,3 +554,23 @@ async def test_only_https_makes_a_bundle_trusted(
     assert [pod.taken for pod in pods] == [[("one", True)], [("one", False)]]
     assert wire.held == [True, True, True, True]
     nursery.cancel_scope.cancel()
+
+
+async def test_the_last_report_does_not_wait_for_its_turn_and_is_made_once(
+    repo: tuple[Repo, str], nursery: trio.Nursery
+) -> None:
+    served, url = repo
+    pod = Pod([url])
+    await pod.client.farewell()  # nobody to tell: nothing is waited for
+    served.answer(bundle("one"))
+    pod.start(nursery)
+    await served.report()
+    began = trio.current_time()
+    async with trio.open_nursery() as both:
+        both.start_soon(pod.client.farewell)
+        both.start_soon(pod.client.farewell)
+    await served.report()
+    assert trio.current_time() < began + module.STATUS_GAP / 2
+    with pytest.raises(trio.WouldBlock):
+        served._reports.receive_nowait()
+    nursery.cancel_scope.cancel()
