@@ -119,7 +119,8 @@ def as_seen(change: Change, namespace: str, query: Mapping[str, str]) -> bytes |
 def bookmark_of(resource: Resource, version: int, annotations: Object | None = None) -> Object:
     meta: Object = {"resourceVersion": str(version), "creationTimestamp": None}
     meta |= {"annotations": annotations} if annotations else {}
-    return {"kind": resource.kind, "apiVersion": resource.api_version, "metadata": meta}
+    rest: Object = {"spec": {"containers": None}, "status": {}} if resource is PODS else {}
+    return {"kind": resource.kind, "apiVersion": resource.api_version, "metadata": meta, **rest}
 
 
 def json_answer(value: Object, status: int = 200) -> Answer:

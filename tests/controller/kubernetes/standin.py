@@ -169,17 +169,21 @@ class StandIn:
         if token := query.get("continue"):
             version, start = json.loads(b64decode(token))
             if version < self.compacted:
-                raise Refusal(
+                gone = Refusal(
                     410,
                     "Expired",
                     "The provided continue parameter is too old to display a consistent list result. You can start a "
                     "new list without the continue parameter, or use the continue token in this response to retrieve "
                     "the remainder of the results. Continuing with the provided token results in an inconsistent list",
                 )
+                gone.status["metadata"]["continue"] = b64encode(b"[-1, 0]").decode()
+                raise gone
         else:
             self._snapshots[version] = self._selected(resource, namespace, query)
         items = self._snapshots[version]
-        meta: Object = {"resourceVersion": str(version)}
+        # a custom kind's fields come in the order of the alphabet, its items say what they are, and nothing is left out
+        custom = resource.group == PIDONE
+        meta: Object = {"resourceVersion": str(version)} | ({"continue": ""} if custom else {})
         end = start + int(query.get("limit") or len(items) or 1)
         if end < len(items):
             meta["continue"] = b64encode(json.dumps([version, end]).encode()).decode()
@@ -187,9 +191,7 @@ class StandIn:
                 meta["remainingItemCount"] = len(items) - end
         shown = items[start:end]
         head = {"kind": f"{resource.kind}List", "apiVersion": resource.api_version, "metadata": meta}
-        if (
-            resource.group == PIDONE
-        ):  # a custom kind: its fields come in the order of the alphabet, its items say what they are
+        if custom:
             return {"apiVersion": head["apiVersion"], "items": shown, "kind": head["kind"], "metadata": meta}
         bare = [{key: item[key] for key in item if key not in {"kind", "apiVersion"}} for item in shown]
         return head | {"items": bare}
@@ -351,9 +353,10 @@ class StandIn:
             return before  # nothing to write, so no new version and no event
         self.version += 1
         meta = {"uid": f"00000000-0000-4000-8000-{self.version:012}", "creationTimestamp": CREATED, **meta}
-        if resource.group == PIDONE:
+        if resource.group == PIDONE or resource is PODS:
             same = before is not None and before.get("spec") == value.get("spec")
             meta["generation"] = meta.get("generation", 0) + (not same)
+        meta = {key: part for key, part in meta.items() if part != {}}  # no labels are no field
         value["metadata"] = meta | {"resourceVersion": str(self.version)}
         self.objects[key] = value = deepcopy(value)
         self._commit(Change(self.version, resource, before, value))
