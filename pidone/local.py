@@ -38,6 +38,7 @@ class Program(Protocol):
     @property
     def repos(self) -> tuple[str, ...]: ...
     def status(self) -> dict[str, Any]: ...
+    def tasks(self) -> dict[str, dict[str, Any]]: ...
     async def drain(self, by: str) -> None: ...
 
 
@@ -68,7 +69,8 @@ async def _drain(program: Program) -> dict[str, Any]:
 
 def document(program: Program) -> dict[str, Any]:
     """The answer to ``/status``."""
-    status = program.status()
+    status, tasks = program.status(), program.tasks()
+    status.pop("tasksUntold", None)  # here is room for all
     counts, states = program.telemetry, list(program.engine.tasks)
     return {
         "version": __version__,
@@ -79,9 +81,7 @@ def document(program: Program) -> dict[str, Any]:
         "applied": counts.bundle_applied or None,
         "ending": program.engine.ending,
         **status,
-        "tasks": {
-            state.task.name: status["tasks"][state.task.name] | _more(state, states) for state in states
-        },
+        "tasks": {state.task.name: tasks[state.task.name] | _more(state, states) for state in states},
         "logs": list(program.journal.lines)[-LOG_LINES:],
     }
 

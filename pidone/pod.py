@@ -1,5 +1,6 @@
 """The program in the pod: puts process-1 duties, engine and repo together, and sees that nothing ends it."""
 
+import json
 import os
 import posix
 from collections.abc import Awaitable, Callable, Mapping
@@ -36,6 +37,9 @@ LINGER = 5.0  # seconds without a task before it dozes: labels are often changed
 STATUS_PORT = 19101
 STATUS_RETRY = 60.0  # seconds until a port that is taken is asked for again
 STATUS_CONNECTIONS = 8
+COUNTS = 60.0  # seconds after which a report is made where nothing but counts has changed: no beat makes one
+ERROR_WIDTH = 500  # characters
+TASKS_SIZE = 24_000  # bytes of a report's 64 KiB; 100 lines of the journal have up to 30,000
 
 NOBODY = Pod(name="", namespace="", uid="", ip="")
 
@@ -151,17 +155,7 @@ class PodProgram:
         return self._phase is Phase.TERMINATING or not self.engine.ending
 
     def status(self) -> dict[str, Any]:
-        epoch = time() - trio.current_time()
-        tasks = {
-            state.task.name: {
-                "state": state.shown,
-                "since": round(epoch + state.since, 3),
-                "runs": state.runs,
-                "failures": state.failures,
-                "error": state.error[:500],
-            }
-            for state in self.engine.tasks
-        }
+        tasks, untold = self._told_tasks()
         return {
             "after": self.settings.after,
             "digest": self.telemetry.bundle_digest,
@@ -169,7 +163,35 @@ class PodProgram:
             "reaped": self.reaper.orphans,
             "tasks": tasks,
             "left": sorted(self.engine.left),
+            **({"tasksUntold": untold} if untold else {}),
         }
+
+    def tasks(self, width: int = ERROR_WIDTH) -> dict[str, dict[str, Any]]:
+        """What there is to say of each, with that many characters of its last error."""
+        epoch = time() - trio.current_time()
+        return {
+            state.task.name: {
+                "state": state.shown,
+                "since": round(epoch + state.since, 3),
+                "runs": state.runs,
+                "failures": state.failures,
+                "error": state.error[:width],
+            }
+            for state in self.engine.tasks
+        }
+
+    def _told_tasks(self) -> tuple[dict[str, dict[str, Any]], int]:
+        """What a report has room for, and how many tasks are left out: long errors go first, then who is well."""
+        for width in (ERROR_WIDTH, ERROR_WIDTH // 4, 0):
+            tasks = self.tasks(width)
+            if _size(tasks) <= TASKS_SIZE:
+                return tasks, 0
+        told, room = dict[str, dict[str, Any]](), TASKS_SIZE
+        for name, task in sorted(tasks.items(), key=lambda pair: not pair[1]["failures"]):
+            room -= _size({name: task})
+            if room >= 0:
+                told[name] = task
+        return told, len(tasks) - len(told)
 
     async def show(self) -> None:
         """Serve /status and /drain until cancelled. A port that is taken belongs to whoever has it."""
@@ -294,8 +316,16 @@ def _start_client(program: PodProgram, nursery: trio.Nursery) -> RepoClient:
         source=program.settings.pod_ip,
         random=program.random,
     )
-    program.changed = program.journal.changed = client.status_changed
     program.farewell = client.farewell
+    told, at = -1, 0.0
+
+    def changed() -> None:
+        nonlocal told, at
+        if program.engine.news != told or trio.current_time() - at >= COUNTS:
+            told, at = program.engine.news, trio.current_time()
+            client.status_changed()
+
+    program.changed, program.journal.changed = changed, client.status_changed
     nursery.start_soon(_again_and_again, client.ask, program.journal)
     nursery.start_soon(_again_and_again, client.report, program.journal)
     nursery.start_soon(_tell_the_end, program)
@@ -341,6 +371,10 @@ async def _again_and_again(part: Callable[[], Awaitable[None]], journal: Journal
             journal.write("part-failed", part=part.__qualname__, error=describe(error))
         pause = 1.0 if trio.current_time() - began > PART_PAUSE_MAX else min(2 * pause, PART_PAUSE_MAX)
         await trio.sleep(pause)
+
+
+def _size(value: object) -> int:
+    return len(json.dumps(value, separators=(",", ":")))
 
 
 def _refuse_privileged(bundle: Bundle) -> None:

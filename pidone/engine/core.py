@@ -162,6 +162,9 @@ class Core:
     def __init__(self, random: Random) -> None:
         self.tasks: dict[str, TaskState] = {}
         self.changes = 0  # of a stage or a state; grows, so that a difference says that something changed
+        self.news = (
+            0  # of these, how many somebody elsewhere should hear of: not that the same came once more
+        )
         self.ending = False
         self._random = random
         self._phase = (
@@ -238,6 +241,7 @@ class Core:
         self._leaving.discard(name)
         self._floors[name] = state.floor
         self.changes += 1
+        self.news += 1
 
     def _create(self, now: float) -> None:
         self._coming = False
@@ -246,6 +250,7 @@ class Core:
                 floor_then = self._floors.get(task.name, 0.0)
                 self.tasks[task.name] = TaskState(task, since=now, floor=floor_then)
                 self.changes += 1
+                self.news += 1
         self._floors = {name: until for name, until in self._floors.items() if until > now}
         self._dependents, self._listeners = {}, {}
         for name, state in self.tasks.items():
@@ -376,6 +381,7 @@ class Core:
             return
         state.state, state.since = word, now
         self.changes += 1
+        self.news += 1
         if not state.leaving and state.stage is not Stage.PAUSING:
             self._fire_state(state)
 
@@ -405,6 +411,7 @@ class Core:
         else:
             state.streak += 1
             state.failures += 1
+            self.news += 1
         repeated = task.every is not None or bool(task.run_on)
         # An end that is good in itself is one too many for what should run for ever: as in a pod, it backs off.
         state.ends = 0 if error is None and repeated else state.ends + 1
@@ -491,8 +498,10 @@ class Core:
         return state is not None and state.stage is Stage.DUE and not state.leaving
 
     def _enter(self, state: TaskState, stage: Stage, now: float, *, due: float = inf) -> None:
+        shown = state.shown
         state.stage, state.since, state.due = stage, now, due
         self.changes += 1
+        self.news += state.shown != shown
         self._touch_dependents(state.task.name)
 
 

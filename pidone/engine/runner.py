@@ -92,6 +92,11 @@ class Engine:
         return self._core.ending
 
     @property
+    def news(self) -> int:
+        """Grows where a task is there, is gone, has failed, or is in another state: more than a count has changed."""
+        return self._core.news
+
+    @property
     def stuck(self) -> bool:
         """Whether something does not end though it was cancelled: a nursery around it cannot be left."""
         return bool(self._stuck)
@@ -117,11 +122,12 @@ class Engine:
     def apply(self, plan: Plan, *, setting: Setting | None = None) -> None:
         """Go over to another plan. Raises ``Refused`` when a part of it cannot be built; then nothing changes."""
         actions.check_states(plan.tasks)
-        self._setting = setting or self._setting
+        setting = setting or self._setting
         build = self._build or actions.build
         self._actions |= {
-            task.digest: build(task, self._setting) for task in plan.tasks if task.digest not in self._actions
+            task.digest: build(task, setting) for task in plan.tasks if task.digest not in self._actions
         }
+        self._setting = setting
         self._handle(PlanChanged(plan.tasks))
         in_use = {task.digest for task in plan.tasks} | {state.task.digest for state in self.tasks}
         self._actions = {digest: action for digest, action in self._actions.items() if digest in in_use}

@@ -33,7 +33,8 @@ STATUS_GAP = 1.0  # seconds between two reports
 STATUS_TIMEOUT = 10.0
 FAREWELL = 1.0  # seconds that the last report may take: between the end and it stands nothing but this
 REPORT_PAUSE_MAX = 10.0  # seconds before a report that failed is made again, at most
-LOG_LINES = 100  # in one report, which may have 64 KiB: the oldest that are untold; the rest follow at once
+LOG_LINES = 100  # in one report: the oldest that are untold; the rest follow at once
+REPORT_SIZE = 64 * 1024  # bytes that a repo takes
 LOG_WIDTH = 300  # characters of each
 ERROR_WIDTH = 4000
 
@@ -220,23 +221,17 @@ class RepoClient:
             await trio.sleep(STATUS_GAP)
 
     async def _report_once(self) -> bool:
-        lines, told = self._journal.untold(LOG_LINES)
-        status = {
-            "boot": self._boot,
-            "version": __version__,
-            "time": time(),
-            "state": "rejected" if self._rejected else "applied",
-            "error": self._error[:ERROR_WIDTH],
-            "rejected": self._rejected.strip('"') or None,
-            "logs": [line[:LOG_WIDTH] for line in lines],
-            **self._consumer.status(),
-        }
+        body, told = self._status(LOG_LINES)
+        for most in (LOG_LINES // 2, LOG_LINES // 10, 1):  # a line may be six times as long in JSON
+            if len(body) <= REPORT_SIZE:
+                break
+            body, told = self._status(most)
         try:
             answer = await request(
                 "POST",
                 f"{self._urls[self._current]}/v1/status",
                 headers={**self._headers, "content-type": JSON},
-                body=json.dumps(status, separators=(",", ":")).encode(),
+                body=body,
                 timeout=STATUS_TIMEOUT,
                 source=self._source,
             )
@@ -260,6 +255,21 @@ class RepoClient:
             if self._reached.is_set() and not self._parted:
                 with trio.move_on_after(FAREWELL):
                     self._parted = await self._report_once()
+
+    def _status(self, most: int) -> tuple[bytes, int]:
+        """A report with that many lines of the journal, and what it tells of them; see ``Journal.untold``."""
+        lines, told = self._journal.untold(most)
+        status = {
+            "boot": self._boot,
+            "version": __version__,
+            "time": time(),
+            "state": "rejected" if self._rejected else "applied",
+            "error": self._error[:ERROR_WIDTH],
+            "rejected": self._rejected.strip('"') or None,
+            "logs": [line[:LOG_WIDTH] for line in lines],
+            **self._consumer.status(),
+        }
+        return json.dumps(status, separators=(",", ":")).encode(), told
 
     async def all_told(self) -> None:
         """Return when the repo has every line of the journal."""

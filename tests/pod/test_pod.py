@@ -3,22 +3,29 @@
 import json
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
-from pidone.errors import TransferError
+from pidone.actions import Context, Setting
+from pidone.errors import TaskFailed, TransferError
 from pidone.http.client import request
 from pidone.http.message import Request, Response
+from pidone.journal import Journal
 from pidone.plan.digest import canonical, digest
-from pidone.plan.format import MEDIA_TYPE, encode_bundle
-from pidone.plan.model import Container, Phase, Pod
+from pidone.plan.format import MEDIA_TYPE, decode_plan, encode_bundle
+from pidone.plan.model import Container, Phase, Pod, Task
+from pidone.pod import PodProgram, Settings
 from tests import pidns
+from tests.eureka.standin import EurekaStandIn
 from tests.http.serving import http_server
 
 ADDRESS = "127.0.0.5"
@@ -302,4 +309,66 @@ async def test_what_was_untold_when_the_program_failed_is_told_by_the_next(
     said = [line.split()[2] for line in lines if "event=said" in line]
     assert said == [f"number={number}" for number in range(150)]
     assert repo.reports[0]["after"].startswith("RuntimeError: as if")
+    nursery.cancel_scope.cancel()
+
+
+async def test_what_a_report_has_no_room_for_is_left_out_and_who_fails_is_told_first() -> None:
+    async def fail(context: Context) -> None:
+        raise TaskFailed("\N{SNOWMAN}" * 1000)
+
+    async def stay(context: Context) -> None:
+        await trio.sleep_forever()
+
+    def build(task: Task, setting: Setting) -> Any:
+        return SimpleNamespace(run=fail if task.name.endswith("7") else stay, undo=stay)
+
+    program = PodProgram(Settings(), Journal(echo=lambda line: None), build=build)
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(program.engine.run)
+        for count, untold in ((20, 0), (150, 0), (1000, 700)):
+            tasks = [{"name": f"task-number-{number}", "probe": {}} for number in range(count)]
+            program.engine.apply(decode_plan(tasks, ["probe"]))
+            await wait_all_tasks_blocked()
+            status = program.status()
+            assert len(json.dumps(status)) < 30_000
+            assert len(status["tasks"]) + status.get("tasksUntold", 0) == count
+            assert status.get("tasksUntold", 0) >= untold
+            failing = {name for name, task in status["tasks"].items() if task["failures"]}
+            assert len(failing) == count / 10
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_beat_is_not_worth_a_report(
+    repo: Repo, nursery: trio.Nursery, tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    registry, beats = EurekaStandIn(), 0
+
+    async def eureka(asked: Request) -> Response:
+        nonlocal beats
+        beats += asked.method == "PUT"
+        return Response(*registry.handle(asked.method, asked.target, asked.body, time.time()))
+
+    url = await serve_repo(repo, nursery)
+    eureka_url = f"http://127.0.0.1:{await http_server(nursery, eureka, body=1 << 16)}/eureka"
+    register = {"eureka": {"url": eureka_url, "app": "web", "port": free_port()}}
+    tasks = [
+        {"name": "registration", "register": register},
+        {
+            "name": "beat",
+            "needs": ["registration.registered"],
+            "every": 1,
+            "heartbeat": {"of": "registration"},
+        },
+    ]
+    repo.put(tasks)
+    with pod(url, tmp_path / "log"):
+        report = await repo.report(lambda report: report["tasks"].get("beat", {}).get("state") == "started")
+        await trio.sleep(1.5)  # what was on its way by then
+        before, beats_before = len(repo.reports), beats
+        with trio.fail_after(20):
+            while beats < beats_before + 4:
+                await trio.sleep(0.05)
+        assert len(repo.reports) == before
+        assert report["tasks"]["beat"]["runs"] < beats
     nursery.cancel_scope.cancel()

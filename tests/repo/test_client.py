@@ -15,7 +15,7 @@ from pidone.http.message import Request, Response, text_response
 from pidone.journal import RING, Journal
 from pidone.plan.format import MEDIA_TYPE
 from pidone.repo import client as module
-from pidone.repo.client import LOG_LINES, RepoClient
+from pidone.repo.client import LOG_LINES, REPORT_SIZE, RepoClient
 from pidone.telemetry import Telemetry
 from tests.http.serving import http_server
 
@@ -198,6 +198,8 @@ class Wire:
             await trio.sleep(0.01)
             if self.reports_fail:
                 return Response(503)
+            if len(body) > REPORT_SIZE:
+                return Response(413)
             self.lines += json.loads(body)["logs"]
             return Response(204)
         self.asked.append(trio.current_time())
@@ -573,4 +575,19 @@ async def test_the_last_report_does_not_wait_for_its_turn_and_is_made_once(
     assert trio.current_time() < began + module.STATUS_GAP / 2
     with pytest.raises(trio.WouldBlock):
         served._reports.receive_nowait()
+    nursery.cancel_scope.cancel()
+
+
+async def test_lines_that_are_long_in_json_are_told_in_more_reports(
+    monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    wire = Wire(monkeypatch, good)
+    pod = Pod(["http://repo"])
+    for number in range(150):
+        pod.journal.write("output", line=f"{number:03}" + "\N{SNOWMAN}" * 290)
+    pod.start(nursery)
+    await trio.sleep(20)
+    assert [line.split("line=")[1][:3] for line in wire.lines if "line=" in line] == [
+        f"{number:03}" for number in range(150)
+    ]
     nursery.cancel_scope.cancel()
