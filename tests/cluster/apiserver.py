@@ -31,6 +31,7 @@ ADMIN = "admin-of-the-tests"
 MERGE = "application/merge-patch+json"
 APPLY = "application/apply-patch+yaml"
 OURS = "/apis/pidone.dev/v1alpha1"
+SERVICES = "10.96.0.0/16"
 ISSUER = "https://kubernetes.default.svc.cluster.local"
 Object = dict[str, Any]
 
@@ -264,12 +265,12 @@ class Cluster:
         self.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", CRDS)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ControlPlane(Cluster):
     """An API server that may be broken: each part ends and starts alone, on the same ports, with the same data."""
 
-    etcd_url: str = ""
-    parts: dict[str, Process] = field(default_factory=dict)
+    etcd_url: str
+    parts: dict[str, Process]
 
     @property
     def etcd(self) -> Process:
@@ -387,16 +388,22 @@ def foreign(folder: Path) -> Iterator[Cluster]:
 
 
 @contextmanager
-def control_plane(folder: Path, *more: str) -> Iterator[ControlPlane]:
-    """etcd and an API server, until the end of the block; ``more`` are flags of the API server. Ready in 5 s."""
+def control_plane(
+    folder: Path, *more: str, address: str = "127.0.0.1", tokens: Sequence[str] = ()
+) -> Iterator[ControlPlane]:
+    """etcd and an API server, until the end of the block. Ready in 5 s.
+
+    ``more`` are flags of the API server, ``tokens`` lines of its token file. Without controllers, as it is here,
+    nobody makes the things that controllers make: Deployments stay without pods.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     binary = str(program.find())
     etcd_url, peer = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
     port = free_port()
-    server = f"https://127.0.0.1:{port}"
+    server = f"https://{address}:{port}"
     certificate, key = folder / "certificates" / "apiserver.crt", folder / "accounts.key"
     key.write_bytes(subprocess.run([binary, "key"], check=True, capture_output=True).stdout)
-    (folder / "tokens.csv").write_text(f"{ADMIN},admin,admin,system:masters\n")
+    (folder / "tokens.csv").write_text("\n".join([f"{ADMIN},admin,admin,system:masters", *tokens]))
     config = folder / "kubeconfig"
     config.write_text(
         kubeconfig({"server": server, "certificate-authority": str(certificate)}, {"token": ADMIN})
@@ -406,23 +413,23 @@ def control_plane(folder: Path, *more: str) -> Iterator[ControlPlane]:
         folder / "etcd.log",
         lambda: answers(f"{etcd_url}/readyz"),
     )
+    flags = {
+        "bind-address": address,
+        "secure-port": port,
+        "etcd-servers": etcd_url,
+        "cert-dir": certificate.parent,
+        "token-auth-file": folder / "tokens.csv",
+        "service-account-issuer": ISSUER,
+        "service-account-key-file": key,
+        "service-account-signing-key-file": key,
+        "authorization-mode": "Node,RBAC",
+        "allow-privileged": "true",
+        "service-cluster-ip-range": SERVICES,
+        # pods cannot reach it on loopback: then there are no endpoints of the Service kubernetes
+        "endpoint-reconciler-type": "none" if ipaddress.ip_address(address).is_loopback else "lease",
+    }
     apiserver = Process(
-        [
-            *(binary, "apiserver", "--bind-address=127.0.0.1", f"--secure-port={port}"),
-            *(
-                f"--etcd-servers={etcd_url}",
-                "--endpoint-reconciler-type=none",
-                "--service-cluster-ip-range=10.96.0.0/16",
-            ),
-            *(f"--cert-dir={certificate.parent}", f"--token-auth-file={folder / 'tokens.csv'}"),
-            *(f"--service-account-issuer={ISSUER}", f"--service-account-key-file={key}"),
-            *(
-                f"--service-account-signing-key-file={key}",
-                "--authorization-mode=Node,RBAC",
-                "--allow-privileged",
-            ),
-            *more,
-        ],
+        [binary, "apiserver", *(f"--{name}={value}" for name, value in flags.items()), *more],
         folder / "apiserver.log",
         lambda: certificate.exists() and answers(f"{server}/readyz", certificate),
     )

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import apiserver, program
+from tests.cluster import apiserver, node, program
 from tests.cluster.apiserver import Cluster, ControlPlane, control_plane
+from tests.cluster.node import NodeCluster
+from tests.cri.conftest import BUILD, BUSYBOX, busybox
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -39,4 +41,14 @@ def plane(tmp_path: Path) -> Iterator[ControlPlane]:
         pytest.skip(reason)
     with control_plane(tmp_path / "plane") as found:
         found.install_crds()
+        yield found
+
+
+@pytest.fixture(scope="session")
+def real_node() -> Iterator[NodeCluster]:
+    """A cluster with a node that runs pods, with the CRDs; each sandbox is of the image that was put there last."""
+    if reason := node.missing():
+        pytest.skip(reason)
+    with node.node(BUILD / "node") as found:
+        found.containerd.put(busybox(BUSYBOX, "sh"), found.containerd.busybox)
         yield found

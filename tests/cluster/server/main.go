@@ -1,4 +1,4 @@
-// A control plane of Kubernetes in one program, each part a process of its own: cluster etcd, cluster apiserver, ...
+// Kubernetes in one program, each part a process of its own: cluster etcd, cluster apiserver, cluster kubelet, ...
 package main
 
 import (
@@ -16,6 +16,7 @@ import (
 	kubectl "k8s.io/kubectl/pkg/cmd"
 	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	controllermanager "k8s.io/kubernetes/cmd/kube-controller-manager/app"
+	proxy "k8s.io/kubernetes/cmd/kube-proxy/app"
 	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
 	kubelet "k8s.io/kubernetes/cmd/kubelet/app"
 )
@@ -27,6 +28,7 @@ var parts = map[string]func() *cobra.Command{
 	"key":                newKey,
 	"kubectl":            kubectl.NewDefaultKubectlCommand,
 	"kubelet":            func() *cobra.Command { return kubelet.NewKubeletCommand(context.Background()) },
+	"proxy":              proxy.NewProxyCommand,
 	"scheduler":          func() *cobra.Command { return scheduler.NewSchedulerCommand() },
 }
 
