@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,13 @@ REFUSED: list[tuple[str, Object]] = [
     ("tasksets", {"tasks": [{"name": "a", "exec": {"command": ["/a"]}}]}),
     ("taskbindings", {"podSelector": {}, "taskSets": ["a"]}),
 ]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here) and "installed" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.cluster)
 
 
 @pytest.fixture(scope="session")

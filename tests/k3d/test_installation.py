@@ -1,31 +1,20 @@
 """What kubectl apply -k k3d installs, as a real API server takes it, and what the controller may do then."""
 
 import json
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
 
 from pidone import __version__
 from pidone.pid1.ask import IN_CLUSTER
 from tests.cluster.apiserver import Cluster, Object
-from tests.k3d.folders import INSTALLATION
+from tests.k3d.folders import INSTALLATION, built
 
 SYSTEM = "pidone-system"
 CONTROLLER = f"system:serviceaccount:{SYSTEM}:pidone-controller"
 KINDS = ["tasksets", "clustertasksets", "taskbindings", "clustertaskbindings"]
 READ = ["get", "list", "watch"]
-
-
-def built(folder: Path) -> list[Object]:
-    kubectl = shutil.which("kubectl")
-    if kubectl is None:
-        pytest.skip("no kubectl")
-    done = subprocess.run([kubectl, "kustomize", folder], check=True, capture_output=True, text=True)
-    return [one for one in YAML(typ="safe").load_all(done.stdout) if one]
 
 
 @pytest.fixture(scope="module")
