@@ -56,6 +56,7 @@ async def _run(arguments: argparse.Namespace) -> None:
     await cluster.run(
         cluster.Settings(
             listen=arguments.listen,
+            listen_tls=arguments.listen_tls,
             namespace=arguments.namespace,
             name=os.environ.get("POD_NAME") or platform.node(),
             address=os.environ.get("POD_IP") or "127.0.0.1",
@@ -98,6 +99,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--listen", metavar="ADDR:PORT", type=_address, default=("", 6060),
         help="where to serve pods over http (default :6060, on all addresses)",
+    )  # fmt: skip
+    command.add_argument(
+        "--listen-tls", metavar="ADDR:PORT", type=_address, default=("", 6443),
+        help="where to serve them over https (default :6443)",
     )  # fmt: skip
     command.add_argument(
         "--namespace", metavar="NS", default="",

@@ -11,16 +11,17 @@ import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import trio
 
 from pidone import __version__
-from pidone.http.message import Request, Response
-from pidone.http.server import serve
 from pidone.language.binding import Key
-from pidone_controller import inventory, status
+from pidone_controller import authority, inventory, status
+from pidone_controller.backstop import Backstop
+from pidone_controller.certificates import Pair
 from pidone_controller.chosen import Chosen
 from pidone_controller.inventory import Pod, Pool
 from pidone_controller.kubernetes import config
@@ -32,19 +33,23 @@ from pidone_controller.kubernetes.resources import (
     CLUSTER_TASK_BINDINGS,
     CLUSTER_TASK_SETS,
     PODS,
+    SUBJECT_ACCESS_REVIEWS,
     TASK_BINDINGS,
     TASK_SETS,
+    TOKEN_REVIEWS,
+    Resource,
 )
 from pidone_controller.leading import Leader
-from pidone_controller.listening import listen, most_connections, shown
+from pidone_controller.listening import Listeners, Tls, answer, listen, shown
 from pidone_controller.log import Log, log
 from pidone_controller.objects import Written
-from pidone_controller.reports import MAX_REPORT, Report
+from pidone_controller.reports import Report
 from pidone_controller.rollout import Objects, State
 from pidone_controller.serving import Repo
 from pidone_controller.status import StatusWriter, Target
 
 LEASE = "pidone-controller"
+SERVICE = "pidone-repo"  # its name is in the image that is process 1 of all pods
 
 # What nobody serves: pods on their node's network, and those that are done. The API server leaves them out.
 SERVED = "spec.hostNetwork=false,status.phase!=Succeeded,status.phase!=Failed"
@@ -63,6 +68,7 @@ class Settings:
     """The command line and the environment."""
 
     listen: tuple[str, int]
+    listen_tls: tuple[str, int]
     namespace: str = ""  # its own; empty: the service account's, or the context's
     name: str = ""  # of this replica
     address: str = ""  # at which the other replicas reach this one
@@ -76,10 +82,10 @@ async def run(settings: Settings, log: Log = log) -> None:
     """
     found = config.kubeconfig([settings.kubeconfig]) if settings.kubeconfig else config.load()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        listeners = await listen(*settings.listen)
+        plain, secure = await listen(*settings.listen), await listen(*settings.listen_tls)
         async with connect(found) as client, trio.open_nursery() as nursery:
             controller = Controller(settings, client, log)
-            nursery.start_soon(controller.run, listeners)
+            nursery.start_soon(controller.run, plain, secure)
             async for number in signals:
                 log("stopping", signal=signal.Signals(number).name)
                 await controller.drain()
@@ -110,9 +116,17 @@ class Controller:
     """All parts of one replica."""
 
     def __init__(self, settings: Settings, client: Client, log: Log) -> None:
-        self._client, self._log = client, log
+        self._settings, self._client, self._log = settings, client, log
         self._namespace = settings.namespace or client.config.namespace
-        self._repo = Repo(log, told=self._told, alive=self._trouble)
+        self._repo = Repo(
+            log,
+            told=self._told,
+            gone=self._gone,
+            review=partial(_review, client),
+            may_read=partial(_may_read, client),
+            alive=self._trouble,
+        )
+        self._backstop = Backstop(log)
         self._chosen = Chosen(self._repo)
         self._objects = Objects(self._namespace, self._edited)
         pool = Pool()
@@ -143,15 +157,16 @@ class Controller:
         self._led_since = 0.0
         self._began = trio.current_time()
 
-    async def run(self, listeners: list[trio.SocketListener]) -> None:
+    async def run(self, plain: Listeners, secure: Listeners) -> None:
         """Serve, and lead when it is this replica's turn, until cancelled."""
         async with trio.open_nursery() as nursery:
             for reflector in self._reflectors:
                 nursery.start_soon(reflector.run)
             nursery.start_soon(self._repo.run)
             nursery.start_soon(self._rule)
-            await nursery.start(self._serve, listeners)
-            for listener in listeners:
+            await nursery.start(answer, self._repo, plain)
+            nursery.start_soon(self._secure, secure)
+            for listener in (*plain, *secure):
                 self._log("listening", address=shown(listener.socket.getsockname()), version=__version__)
             for reflector in self._reflectors:
                 await reflector.synced.wait()
@@ -161,23 +176,28 @@ class Controller:
         """Be unready, and send the pods to the other replicas."""
         await self._repo.drain(DRAIN)
 
-    async def _serve(
-        self,
-        listeners: list[trio.SocketListener],
-        *,
-        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-    ) -> None:
-        await serve(
-            self._handle,
-            listeners,
-            max_connections=most_connections(),
-            max_body=MAX_REPORT,
-            fatal=self._repo.died,
-            task_status=task_status,
-        )
+    async def _secure(self, listeners: Listeners) -> None:
+        """Serve https as soon as there is a certificate for it."""
+        first = trio.Event()
+        tls: Tls | None = None
 
-    async def _handle(self, request: Request) -> Response:
-        return await self._repo.handle(request)
+        def use(pair: Pair) -> None:
+            nonlocal tls
+            if tls is None:
+                tls = Tls(pair)
+                first.set()
+            else:
+                tls.use(pair)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(authority.keep, self._client, self._namespace, self._names(), use, self._log)
+            await first.wait()
+            await answer(self._repo, (), listeners, tls)
+
+    def _names(self) -> list[str]:
+        """What pods may call this replica: the Service by all its names, and its own address."""
+        of = f"{SERVICE}.{self._namespace}"
+        return [SERVICE, of, f"{of}.svc", f"{of}.svc.cluster.local", self._settings.address]
 
     async def _rule(self) -> None:
         """Make rules of what people wrote, once all of it is there and then whenever it has stood still."""
@@ -209,8 +229,16 @@ class Controller:
         else:
             self._mark_of(pod)
 
-    def _told(self, pod: Pod, report: Report) -> None:  # noqa: ARG002 - the repo has it
+    def _told(self, pod: Pod, report: Report) -> None:
+        bundle = self._repo.entry(pod).bundle
+        self._backstop.heard(
+            pod, report, bundle.digest if bundle else "", lambda: bundle.tasks if bundle else ()
+        )
         self._mark_of(pod)
+
+    def _gone(self, pod: Pod, report: Report | None) -> None:  # noqa: ARG002 - the backstop has heard it
+        there = self._repo.inventory.find(pod.namespace, pod.name)
+        self._backstop.gone(pod.key, namesake=there is not None and there.key != pod.key)
 
     def _mark_of(self, pod: Pod) -> None:
         if self._leader is None:
@@ -230,6 +258,7 @@ class Controller:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._statuses.run)
                 nursery.start_soon(self._leader.run)
+                nursery.start_soon(self._backstop.run)
                 await trio.sleep(HEARING)
                 self._mark_all()
         finally:
@@ -278,7 +307,7 @@ class Controller:
             previous=previous,
             now=now,
             refused=written.findings,
-            trouble=status.sets_trouble(binding, rules, https=False) if binding else None,
+            trouble=status.sets_trouble(binding, rules, https=True) if binding else None,
             moving=state.moving if state else "",
             halted=state.halted if state else "",
             hearing=trio.current_time() < self._led_since + HEARING,
@@ -299,6 +328,32 @@ class Controller:
             if max(reflector.heard, reflector.tried, self._began) < now - SILENT:
                 return f"{reflector.resource}: neither heard of nor asked about for {SILENT:.0f} s"
         return ""
+
+
+async def _review(client: Client, token: str) -> Mapping[str, Any]:
+    """The status of a TokenReview. Raises ``ApiError``."""
+    made = await client.create(TOKEN_REVIEWS, _asked(TOKEN_REVIEWS, {"token": token}))
+    found: Mapping[str, Any] = made.get("status") or {}
+    return found
+
+
+async def _may_read(client: Client, user: Mapping[str, Any], namespace: str, name: str) -> bool:
+    """Whether somebody may read a pod, or with an empty name list them. Raises ``ApiError``."""
+    verb = {"verb": "get", "name": name} if name else {"verb": "list"}
+    about = {"resource": "pods", "namespace": namespace, **verb}
+    spec = {
+        "user": user.get("username"),
+        "uid": user.get("uid"),
+        "groups": user.get("groups"),
+        "extra": user.get("extra"),
+        "resourceAttributes": about,
+    }
+    made = await client.create(SUBJECT_ACCESS_REVIEWS, _asked(SUBJECT_ACCESS_REVIEWS, spec))
+    return (made.get("status") or {}).get("allowed") is True
+
+
+def _asked(resource: Resource, spec: Mapping[str, Any]) -> dict[str, Any]:
+    return {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": {}, "spec": spec}
 
 
 _RESOURCES = {

@@ -90,6 +90,7 @@ class Replicas:
             config = self.cluster.kubeconfig_of(self.cluster.token(HOME, ACCOUNT), server)
         command = [sys.executable, "-m", "pidone_controller", "run"]
         command += ["--kubeconfig", str(config), "--namespace", HOME, "--listen", f"127.0.0.1:{port}"]
+        command += ["--listen-tls", "127.0.0.1:0"]
         log = self.folder / f"controller-{name}.log"
         replica = Replica(name, port, Process(command, log, lambda: replica.ready))
         replica.process.environment = {

@@ -120,6 +120,7 @@ EVERYWHERE = (
     | allowed("pidone.dev", [f"{kind}/status" for kind in KINDS], ["patch", "update"])
     | allowed("apps", ["controllerrevisions"], [*READ, "create", "update", "patch", "delete"])
     | allowed("authentication.k8s.io", ["tokenreviews"], ["create"])
+    | allowed("authorization.k8s.io", ["subjectaccessreviews"], ["create"])
 )
 AT_HOME = (
     allowed("coordination.k8s.io", ["leases"], ["create"])
