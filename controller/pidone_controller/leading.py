@@ -1,8 +1,9 @@
 """What one replica does for all: versions are kept, and rollouts moved. The rest is in ``revisions`` and ``rollout``.
 
 ``Leader(...).run()`` is begun when this replica becomes the leader and everything that it reads is synced, pods
-and reports too, and cancelled when it is the leader no more; each term has a new one. ``look`` is called
-whenever an object, a pod or a report changed. ``seen`` answers with all live pods that a binding chooses.
+too, and cancelled when it is the leader no more; each term has a new one. ``look`` is called whenever an object, a
+pod or a report changed. ``seen`` answers with all live pods that a binding chooses. For ``hearing`` seconds a new
+leader hears what pods told the other replicas; so long no rollout under way goes further.
 """
 
 import math
@@ -21,6 +22,7 @@ from pidone_controller.kubernetes.errors import AlreadyExists, ApiError, Conflic
 from pidone_controller.kubernetes.resources import CLUSTER_TASK_BINDINGS, TASK_BINDINGS
 from pidone_controller.log import Log
 from pidone_controller.objects import PIN, RESUME, Written
+from pidone_controller.revisions import History
 from pidone_controller.rollout import (
     Health,
     Objects,
@@ -34,7 +36,8 @@ from pidone_controller.rollout import (
     step,
 )
 
-GAP = 0.1  # seconds between two looks: reports come many at once
+GAP = 0.1  # seconds after an object changed: people apply several at once
+REPORTS = 1.0  # seconds after a pod or a report changed: pods are many
 AGAIN = 1.0  # seconds after somebody was faster, or the API server did not answer
 AGAIN_MAX = 30.0
 
@@ -51,6 +54,7 @@ class Leader:
         seen: Callable[[Written], Sequence[Seen]],
         log: Log,
         *,
+        hearing: float = 0.0,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._client = client
@@ -64,6 +68,9 @@ class Leader:
             Key, str
         ] = {}  # the version of a binding that was written upon: its next one is to come
         self._failures = 0
+        self._not_before = now() + hearing
+        self._done = -1  # the count of the objects' changes that everything was looked at with
+        self._moving: set[Key] = set()  # the bindings for which pods, reports and time count
 
     def look(self) -> None:
         self._dirty.set()
@@ -74,16 +81,21 @@ class Leader:
             due = await self._once()
             with trio.move_on_after(max(0.0, min(due - self._now(), 3600.0))):
                 await self._dirty.wait()
-            await trio.sleep(GAP)
+            await trio.sleep(GAP if self._objects.changes != self._done else REPORTS)
 
     async def _once(self) -> float:
-        """Look at everything, do what there is to do. Returns when to look again by itself, in seconds since 1970."""
+        """Do what there is to do. Returns when to look again by itself, in seconds since 1970."""
         objects = self._objects
-        changes = revisions.changes(objects.sets, objects.revisions, objects.in_use(), objects.home)
-        moves, due = self._moves()
+        everything = objects.changes != self._done
+        self._done = objects.changes
+        changes = (
+            revisions.changes(objects.sets, objects.revisions, objects.in_use(), objects.home)
+            if everything
+            else []
+        )
+        moves, due = self._moves(everything=everything)
         good = [
-            await self._do(str(change.name), partial(revisions.make, self._client, change))
-            for change in changes
+            await self._do(change.name, partial(revisions.make, self._client, change)) for change in changes
         ]
         good += [
             await self._do(str(written), partial(self._write, written, state)) for written, state in moves
@@ -92,6 +104,7 @@ class Leader:
             self._failures = 0
             return due
         self._failures += 1
+        self._done = -1
         return min(due, self._now() + min(AGAIN_MAX, AGAIN * 2.0 ** min(self._failures - 1, 10)))
 
     async def _do(self, name: str, doing: Callable[[], Awaitable[None]]) -> bool:
@@ -107,44 +120,49 @@ class Leader:
             return False
         return True
 
-    def _moves(self) -> tuple[list[Move], float]:
+    def _moves(self, *, everything: bool) -> tuple[list[Move], float]:
         """The bindings that are to have another state, all decided at one moment, and when to look again."""
         history, now = self._objects.history(), self._now()
         moves: list[Move] = []
         due = math.inf
-        there = set[Key]()
-        for written in self._objects.bindings:
-            key = written.key
-            there.add(key)
-            if self._wrote.get(key) == written.resource_version:
+        bindings = self._objects.bindings
+        for written in bindings if everything else [one for one in bindings if one.key in self._moving]:
+            state = State.of(written.rollout)
+            following = self._following(written, state, history, now)
+            if following is not None and following.phase is Phase.PROGRESSING:
+                self._moving.add(written.key)
+            else:
+                self._moving.discard(written.key)
+                self._health.pop(written.key, None)
+            if following is None:
                 continue
-            state, strategy = State.of(written.rollout), _strategy(written)
-            try:
-                wanted = self._objects.wanted(written, history)
-            except RolloutError:
-                continue  # told where plans are derived; what is served stays as it is
-            if any(history.revision(*named) is None for named in wanted.keys(written.namespace)):
-                continue  # a status names what is kept, and nothing else
-            idle = state is not None and state.phase is not Phase.PROGRESSING
-            known = (
-                state is not None
-                and wanted in (state.current, state.target)
-                and RESUME not in written.annotations
-            )
-            pods = () if idle and known else self._seen(written)
-            health = self._health.setdefault(key, {})
-            following = step(strategy, state, wanted, pods, health, now, written.annotations.get(RESUME, ""))
-            remember(health, pods)
-            if following.phase is not Phase.PROGRESSING:
-                del self._health[key]
-            look = next_look(strategy, following)
+            look = next_look(_strategy(written), following, self._not_before)
             due = min(due, look if look > now else math.inf)  # what waits for reports is not a matter of time
-            if following != state:
+            if following != state and self._wrote.get(written.key) != written.resource_version:
                 moves.append((written, following))
-        for gone in self._health.keys() - there:
-            del self._health[gone]
-        self._wrote = {key: version for key, version in self._wrote.items() if key in there}
+        there = {written.key for written in bindings}
+        self._moving &= there
+        for gone in (self._health.keys() | self._wrote.keys()) - there:
+            self._health.pop(gone, None)
+            self._wrote.pop(gone, None)
         return moves, due
+
+    def _following(self, written: Written, state: State | None, history: History, now: float) -> State | None:
+        """The next state of a binding; None where what it should come to is not known, or not kept yet."""
+        try:
+            wanted = self._objects.wanted(written, history)
+        except RolloutError:
+            return None  # told where plans are derived; what is served stays as it is
+        if any(history.revision(*named) is None for named in wanted.keys(written.namespace)):
+            return None  # a status names what is kept, and nothing else
+        resumed = written.annotations.get(RESUME, "")
+        known = state is not None and wanted in (state.current, state.target) and not resumed
+        idle = state is not None and state.phase is not Phase.PROGRESSING
+        pods = () if idle and known else self._seen(written)
+        health = self._health.setdefault(written.key, {})
+        following = step(_strategy(written), state, wanted, pods, health, now, resumed, self._not_before)
+        remember(health, pods)
+        return following
 
     async def _write(self, written: Written, state: State) -> None:
         resource = CLUSTER_TASK_BINDINGS if written.key[0] else TASK_BINDINGS

@@ -220,13 +220,15 @@ def step(
     health: Health,
     now: float,
     resumed: str = "",
+    not_before: float = 0.0,
 ) -> State:
     """The next state of a binding that should come to ``wanted``; the same one where nothing is to be done.
 
     ``strategy`` is None where nothing is to be careful about: no ``spec.rollout``, or a pin. ``pods`` are all live
     ones that it chooses, and ``now`` is seconds since 1970. ``health`` is what ``remember`` made of the same pods
     before; it is the leader's memory, and what a new leader did not see well it holds against nobody. ``resumed`` is
-    the annotation ``pidone.dev/resume``: the halt of that time is over.
+    the annotation ``pidone.dev/resume``: the halt of that time is over. ``not_before`` is when a new leader has heard
+    what pods told the other replicas: more pods get nothing until then.
     """
     current = state.current if state is not None else None
     if current == wanted:
@@ -240,28 +242,34 @@ def step(
         return _grown(State(Phase.PROGRESSING, current, wanted), strategy.canary, pods, now)
     if strategy is None:
         return _complete(wanted, now)
-    return _moved(strategy, state, wanted, pods, health, now) if state.phase is Phase.PROGRESSING else state
+    return (
+        _further(strategy, state, pods, health, now, not_before)
+        if state.phase is Phase.PROGRESSING
+        else state
+    )
 
 
-def _moved(
-    strategy: Strategy, state: State, wanted: Recorded, pods: Sequence[Seen], health: Health, now: float
+def _further(
+    strategy: Strategy, state: State, pods: Sequence[Seen], health: Health, now: float, not_before: float
 ) -> State:
-    having = [one for one in pods if place(one.uid, wanted.digest) < state.share]
+    """The next state of a rollout that is under way to the target that it should have."""
+    assert state.target is not None
+    having = [one for one in pods if place(one.uid, state.target.digest) < state.share]
     wrong = _refusals(having, strategy) or _failures(having, health)
     if wrong:
         return replace(state, phase=Phase.HALTED, percent=0, share=0, since=now, message=wrong)
-    if now < state.since + strategy.pause or not _anybody(having):
+    if now < max(not_before, state.since + strategy.pause) or not _anybody(having):
         return state
     if state.share >= PLACES:
-        return _complete(wanted, now)
+        return _complete(state.target, now)
     return _grown(state, state.percent + strategy.step, pods, now)
 
 
-def next_look(strategy: Strategy | None, state: State) -> float:
+def next_look(strategy: Strategy | None, state: State, not_before: float = 0.0) -> float:
     """When time alone may change a state: seconds since 1970, or infinity."""
     if strategy is None or state.phase is not Phase.PROGRESSING:
         return math.inf
-    return state.since + strategy.pause
+    return max(not_before, state.since + strategy.pause)
 
 
 def remember(health: Health, pods: Iterable[Seen]) -> None:
@@ -427,15 +435,22 @@ class Objects:
     def __init__(self, home: str, changed: Callable[[], None] = lambda: None) -> None:
         """``home`` is the controller's namespace."""
         self.home = home
+        self.changes = 0  # how often something was another than before
+        self._changed = changed
         self.revisions: Store[Revision] = Store(
-            lambda value, before: revisions.read(value, home, before), changed
+            lambda value, before: revisions.read(value, home, before), self._count
         )
         self._written: dict[Resource, Store[Written]] = {
-            resource: Store(partial(read, resource.kind), changed)
+            resource: Store(partial(read, resource.kind), self._count)
             for resource in (CLUSTER_TASK_SETS, TASK_SETS, CLUSTER_TASK_BINDINGS, TASK_BINDINGS)
         }
         self._rules = Rules()
         self._versions: dict[tuple[Key, str], Version] = {}
+        self._history: tuple[int, History] | None = None
+
+    def _count(self) -> None:
+        self.changes += 1
+        self._changed()
 
     @property
     def sinks(self) -> Mapping[Resource, Store[Any]]:
@@ -453,7 +468,9 @@ class Objects:
         return [*self._written[CLUSTER_TASK_BINDINGS], *self._written[TASK_BINDINGS]]
 
     def history(self) -> History:
-        return History(self.sets, self.revisions)
+        if self._history is None or self._history[0] != self.changes:
+            self._history = self.changes, History(self.sets, self.revisions)
+        return self._history[1]
 
     def rules(self) -> Rules:
         """The rules of now: the object of the last call where they are the same."""
