@@ -32,6 +32,7 @@ from pidone_controller.kubernetes.reflector import Reflector
 from pidone_controller.kubernetes.resources import (
     CLUSTER_TASK_BINDINGS,
     CLUSTER_TASK_SETS,
+    CONTROLLER_REVISIONS,
     PODS,
     SUBJECT_ACCESS_REVIEWS,
     TASK_BINDINGS,
@@ -44,7 +45,8 @@ from pidone_controller.listening import Listeners, Tls, answer, listen, shown
 from pidone_controller.log import Log, log
 from pidone_controller.objects import Written
 from pidone_controller.reports import Report
-from pidone_controller.rollout import Objects, State
+from pidone_controller.revisions import SELECTOR
+from pidone_controller.rollout import Objects
 from pidone_controller.serving import Repo
 from pidone_controller.status import StatusWriter, Target
 
@@ -140,7 +142,14 @@ class Controller:
                 log=log,
             ),
             *(
-                Reflector(client, resource, sink.project, sink, log=log)
+                Reflector(
+                    client,
+                    resource,
+                    sink.project,
+                    sink,
+                    label_selector=SELECTOR if resource is CONTROLLER_REVISIONS else "",
+                    log=log,
+                )
                 for resource, sink in self._objects.sinks.items()
             ),
         ]
@@ -251,7 +260,7 @@ class Controller:
     async def _lead(self) -> None:
         """One term; cancelled at its end."""
         self._led_since = trio.current_time()
-        self._leader = Leader(self._client, self._objects, self._seen, self._log)
+        self._leader = Leader(self._client, self._objects, self._seen, self._log, hearing=HEARING)
         self._statuses = StatusWriter(self._client, self._compose, self._log)
         self._mark_all()
         try:
@@ -298,7 +307,7 @@ class Controller:
                 tasks=tasks,
                 bindings=users,
             )
-        state = State.of(written.rollout)
+        moving, halted = self._objects.progress(written)
         binding = written.binding
         return status.binding_status(
             str(written),
@@ -308,8 +317,8 @@ class Controller:
             now=now,
             refused=written.findings,
             trouble=status.sets_trouble(binding, rules, https=True) if binding else None,
-            moving=state.moving if state else "",
-            halted=state.halted if state else "",
+            moving=moving,
+            halted=halted,
             hearing=trio.current_time() < self._led_since + HEARING,
         )
 

@@ -291,8 +291,13 @@ def waits_for(target: Target, objects: Objects) -> list[str]:
         reached = [key for key, _ in wanted.keys(binding.namespace)]
         if binding is not written and written.key not in reached:
             continue
-        text = _far(binding, State.of(binding.rollout), wanted)
-        texts += [f"{binding}: {text}"] if text else []
+        moving, halted = objects.progress(binding)
+        if halted:
+            again = f"pidone-controller rollout resume {binding.kind.lower()}/{binding.name}"
+            raise CommandError(f"{binding} is halted: {halted}. Change it, undo it, or {again}")
+        if not moving and _recorded(binding) != wanted:
+            moving = "no controller has looked at it yet"
+        texts += [f"{binding}: {moving}"] if moving else []
     return texts
 
 
@@ -301,18 +306,10 @@ def _is(written: Written, target: Target) -> bool:
     return (written.kind, written.namespace, written.name) == where
 
 
-def _far(binding: Written, state: State | None, wanted: Recorded) -> str:
-    """How far a binding is; empty where it is complete. Raises ``CommandError`` where it is halted."""
-    if state is None:
-        return "no controller has looked at it yet"
-    if state.phase is Phase.COMPLETE and state.current == wanted:
-        return ""
-    if state.target != wanted:
-        return "the change has not begun yet"
-    if state.phase is Phase.HALTED and binding.annotations.get(RESUME) != written_time(state.since):
-        again = f"pidone-controller rollout resume {binding.kind.lower()}/{binding.name}"
-        raise CommandError(f"{binding} is halted: {state.halted}. Change it, undo it, or {again}")
-    return state.moving or "it begins anew"
+def _recorded(binding: Written) -> Recorded | None:
+    """What the leader has seen a binding bring to all its pods."""
+    state = State.of(binding.rollout)
+    return state.current if state is not None and state.phase is Phase.COMPLETE else None
 
 
 async def resume(client: Client, target: Target, say: Say) -> None:

@@ -13,8 +13,8 @@ Who calls what:
 - ``Objects`` has the stores that reflectors fill (``sinks``), in every replica. ``changed`` is called whenever
   something in them differs; some time later ``rules()`` is asked, and answers with the same object as before where
   nothing changed that a plan is made of.
-- ``Objects.wanted(written, objects.history())`` is what a binding should come to, ``State.of(written.rollout)``
-  how far it is: for ``moving`` and ``halted`` in its conditions.
+- ``Objects.wanted(written, objects.history())`` is what a binding should come to, and ``Objects.progress(written)``
+  how far it is, in words: what is under way, and why it is halted.
 - ``step`` is the next state of one binding. Pure; ``leading.Leader`` asks it, and writes what it says.
 
 A rollout begins when a binding comes to something else than ``current``: ``canary`` percent of the pods have it, one
@@ -47,7 +47,7 @@ from pidone_controller.kubernetes.resources import (
     TASK_SETS,
     Resource,
 )
-from pidone_controller.objects import CLUSTER_KINDS, PIN, Store, Written, read
+from pidone_controller.objects import CLUSTER_KINDS, PIN, RESUME, Store, Written, read
 from pidone_controller.reports import Report, TaskReport
 from pidone_controller.revisions import History, Revision, sets_of
 
@@ -59,7 +59,7 @@ SHOWN = 3  # pods and tasks that a text names
 WELL = {"healthy", "registered", "listening", "reporting", "succeeded"}
 ILL = {"unhealthy", "lost", "failing", "failed"}
 
-NOT_BEGUN = "its rollout has not begun; the leader of the controllers begins it"
+NOT_BEGUN = "its rollout has not begun yet; the leader of the controllers begins it"
 
 
 class RolloutError(PidoneError):
@@ -503,6 +503,29 @@ class Objects:
             raise RolloutError(_mistakes(written))
         pin = written.annotations.get(PIN)
         return resolve(binding, history) if pin is None else pinned(binding, pin, history)
+
+    def progress(self, written: Written) -> tuple[str, str]:
+        """What is under way with a binding, and why it is halted; both empty where it brings what is there.
+
+        Also where it is not known what it should come to: that is told with the plans that cannot be derived.
+        """
+        binding = written.binding
+        if binding is None or binding.rollout is None or PIN in written.annotations:
+            return "", ""
+        try:
+            wanted = self.wanted(written, self.history())
+        except RolloutError:
+            return "", ""
+        state = State.of(written.rollout)
+        if state is None:
+            return NOT_BEGUN, ""
+        if state.phase is Phase.COMPLETE and state.current == wanted:
+            return "", ""
+        if state.target != wanted or (
+            state.phase is Phase.HALTED and written.annotations.get(RESUME) == written_time(state.since)
+        ):
+            return NOT_BEGUN, ""
+        return state.moving, state.halted
 
     def _rollout(
         self,

@@ -12,7 +12,8 @@ import trio
 
 from tests.cluster.apiserver import Cluster, ControlPlane
 from tests.cluster.pods import Asking, asking
-from tests.cluster.replicas import SET, Replica, Replicas, address, replicas, told, until, written
+from tests.cluster.process import until
+from tests.cluster.replicas import SET, Replica, Replicas, address, replicas, told, written
 from tests.cluster.wire import wire
 
 SHOP = "shop"

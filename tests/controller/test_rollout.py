@@ -168,6 +168,15 @@ def test_a_change_under_way_begins_anew_from_the_same_current() -> None:
     assert len(having(state, found)) == 2
 
 
+def test_a_new_leader_hears_first_what_the_others_were_told() -> None:
+    found = pods(20)
+    state = step(STRATEGY, BEFORE, NEW, found, {}, 0.0)
+    assert step(STRATEGY, state, NEW, found, {}, 70.0, not_before=75.0) == state
+    assert step(STRATEGY, state, NEW, found, {}, 75.0, not_before=75.0).percent == 50
+    refused = [said(one, applied=False) for one in found]
+    assert step(STRATEGY, state, NEW, refused, {}, 70.0, not_before=75.0).phase is Phase.HALTED
+
+
 @pytest.mark.parametrize("phase", [Phase.PROGRESSING, Phase.HALTED])
 def test_what_is_taken_back_is_complete_at_once(phase: Phase) -> None:
     state = replace(step(STRATEGY, BEFORE, NEW, pods(20), {}, 0.0), phase=phase)
@@ -315,6 +324,34 @@ async def test_a_rollout_through_all_its_steps() -> None:
     assert cluster.state().phase is Phase.COMPLETE
     assert cluster.state().target is None
     assert served(cluster.objects, uid="a new pod") == 9
+
+
+async def test_what_is_under_way_is_told_from_the_change_on() -> None:
+    cluster = Cluster()
+    cluster.pods = pods(20)
+    cluster.server.put("TaskSet", "check", set_spec(5))
+    cluster.server.put("TaskBinding", "web", binding_spec())
+
+    def told() -> tuple[str, str]:
+        cluster.server.hear()
+        return cluster.objects.progress(cluster.objects.bindings[0])
+
+    assert told() == ("", "")  # nothing to wait for
+    await cluster.settle()
+    cluster.server.put("TaskBinding", "web", binding_spec(rollout=CAREFUL))
+    assert told() == ("", "")
+    cluster.server.put("TaskSet", "check", set_spec(9))
+    assert "has not begun yet" in told()[0]
+    await cluster.settle()
+    assert told()[0].startswith("10% of the pods have version ")
+    cluster.pods = [said(one, applied=False, error="no") for one in cluster.pods]
+    await cluster.settle()
+    moving, halted = told()
+    assert not moving
+    assert "2 pods refused it" in halted
+    annotations = {"pidone.dev/resume": cluster.state().value()["since"]}
+    cluster.server.put("TaskBinding", "web", binding_spec(rollout=CAREFUL), annotations=annotations)
+    assert "has not begun yet" in told()[0]
 
 
 async def test_a_new_binding_is_careful_too() -> None:
