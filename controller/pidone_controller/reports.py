@@ -57,6 +57,11 @@ def read(body: bytes) -> Report:
         value = json.loads(body, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise ReportError(f"not JSON: {error}") from error
+    return of(value)
+
+
+def of(value: object) -> Report:
+    """A report from its JSON value. Raises ``ReportError``."""
     report = _object(value, "the report")
     state = _text(report, "state", 16)
     if state not in STATES:

@@ -280,13 +280,20 @@ class Repo:
         """Why the pod is not given its plan over plain http; empty where it is, or has not asked."""
         return self._withheld.get(pod.key, "")
 
-    def hear(self, pod: Pod, report: reports.Report) -> None:
-        """A report of a live pod, whoever received it."""
+    def last(self, pod: Pod) -> tuple[reports.Report, float] | None:
+        """The same, and when it came, in seconds since 1970."""
+        heard = self._heard.get(pod.key)
+        return (heard.report, heard.received) if heard and heard.report else None
+
+    def hear(self, pod: Pod, report: reports.Report, received: float | None = None) -> None:
+        """A report of a live pod, by a peer where that says when it ``received`` it. The latest one counts."""
         heard = self._heard.get(pod.key)
         if heard is None:
             heard = self._heard[pod.key] = _Heard(reports.Bucket.full(trio.current_time()))
+        if received is not None and received <= heard.received:
+            return
         self._tell_report(pod, heard.report, report)
-        heard.report, heard.received = report, self._wall_clock()
+        heard.report, heard.received = report, self._wall_clock() if received is None else received
         if self._told:
             self._told(pod, report)
 

@@ -125,6 +125,7 @@ EVERYWHERE = (
 AT_HOME = (
     allowed("coordination.k8s.io", ["leases"], ["create"])
     | allowed("coordination.k8s.io", ["leases"], ["get", "update"], "pidone-controller")
+    | allowed("", ["serviceaccounts/token"], ["create"], "pidone-controller")
     | allowed("", ["secrets"], ["create"])
     | allowed("", ["secrets"], ["get", "update", "patch"], "pidone-ca")
 )

@@ -112,10 +112,21 @@ class Client:
     async def get(self, resource: Resource, name: str, namespace: str = "") -> Object:
         return await self._object(_Ask("GET", resource.path(namespace, name)))
 
-    async def create(self, resource: Resource, body: Mapping[str, Any], namespace: str = "") -> Object:
-        """``namespace`` where the body does not say it. Raises ``AlreadyExists``."""
+    async def create(
+        self,
+        resource: Resource,
+        body: Mapping[str, Any],
+        namespace: str = "",
+        *,
+        name: str = "",
+        subresource: str = "",
+    ) -> Object:
+        """``namespace`` where the body does not say it; a ``subresource`` is of the object ``name``.
+
+        Raises ``AlreadyExists``.
+        """
         namespace = namespace or body["metadata"].get("namespace", "")
-        return await self._object(_Ask("POST", resource.path(namespace), body=body))
+        return await self._object(_Ask("POST", resource.path(namespace, name, subresource), body=body))
 
     async def replace(self, resource: Resource, body: Mapping[str, Any], *, subresource: str = "") -> Object:
         """The whole object; with its resourceVersion in it, ``Conflict`` where somebody was faster."""

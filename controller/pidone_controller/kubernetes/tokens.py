@@ -1,10 +1,10 @@
-"""Whose token is this? The API server knows: TokenReview."""
+"""Whose token is this? Who are we, and what proves it? The API server knows: TokenReview and its kin."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pidone_controller.kubernetes.client import Client
-from pidone_controller.kubernetes.resources import TOKEN_REVIEWS
+from pidone_controller.kubernetes.resources import SELF_SUBJECT_REVIEWS, SERVICE_ACCOUNTS, TOKEN_REVIEWS
 
 SERVICE_ACCOUNT = "system:serviceaccount:"
 
@@ -46,3 +46,22 @@ async def review(client: Client, token: str, audiences: Sequence[str] = ()) -> B
         for key in ("pod-name", "pod-uid")
     )
     return Bearer(user.get("username") or "", tuple(user.get("groups") or ()), pod, uid)
+
+
+async def own_name(client: Client) -> str:
+    """Whom the API server takes us for. Raises ``ApiError``."""
+    kind = SELF_SUBJECT_REVIEWS
+    body = {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": {}}
+    found = await client.create(kind, body)
+    return str(found["status"]["userInfo"]["username"])
+
+
+async def make(client: Client, namespace: str, account: str, audience: str, seconds: float) -> str:
+    """A token of a service account that is good for ``audience`` alone, as TokenRequest makes it.
+
+    Raises ``ApiError``: ``Forbidden`` without the right to create serviceaccounts/token.
+    """
+    spec = {"audiences": [audience], "expirationSeconds": int(seconds)}
+    body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "metadata": {}, "spec": spec}
+    made = await client.create(SERVICE_ACCOUNTS, body, namespace, name=account, subresource="token")
+    return str(made["status"]["token"])
