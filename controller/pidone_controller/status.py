@@ -130,10 +130,10 @@ def binding_status(
         ],
         "rejections": view.rejections,
         "conflicts": [
-            {"with": other, "task": task, "pods": len(where), "message": _cut(text), "pod": where[0]}
+            {"with": other, "task": task, "pods": len(where), "message": one_line(text), "pod": where[0]}
             for (other, task), (text, where) in sorted(view.conflicts.items())[:SHOWN]
         ],
-        "findings": [_cut(text) for text in refused[:FINDINGS]],
+        "findings": [one_line(text) for text in refused[:FINDINGS]],
     }
     same = all(previous.get(key) == told[key] for key in ("matched", "digests"))
     if hearing and view.unheard and previous.get("observedGeneration") == generation and same:
@@ -158,7 +158,7 @@ def set_status(
     if findings:
         verdict = Verdict("Stalled", "Refused", _findings(findings))
     elif trouble:
-        verdict = Verdict("Stalled", "ExtendsUnresolved", _cut(trouble))
+        verdict = Verdict("Stalled", "ExtendsUnresolved", one_line(trouble))
     else:
         verdict = Verdict(
             "Ready", "Accepted", f"{_count(tasks, 'task')}, used by {_count(bindings, 'binding')}"
@@ -167,7 +167,7 @@ def set_status(
         "observedGeneration": generation,
         "tasks": tasks,
         "bindings": bindings,
-        "findings": [_cut(text) for text in findings[:FINDINGS]],
+        "findings": [one_line(text) for text in findings[:FINDINGS]],
     }
     return _full(told, conditions(verdict, generation, previous, now))
 
@@ -189,7 +189,7 @@ def sets_trouble(binding: TaskBinding, rules: Rules, *, https: bool) -> Verdict 
     try:
         sets = [rules.task_set(name, binding, binding.namespace) for name in binding.task_sets]
     except BindingError as error:
-        return Verdict("Stalled", "TaskSetUnusable", _cut(str(error)))
+        return Verdict("Stalled", "TaskSetUnusable", one_line(str(error)))
     if https:
         return None
     for task_set in sets:
@@ -262,7 +262,9 @@ class _View:
         if pod.digest:
             self.digests[pod.digest] += 1
         if outcome is Outcome.REJECTED and pod.report is not None and len(self.rejections) < SHOWN:
-            self.rejections.append({"pod": pod.pod, "digest": pod.digest, "message": _cut(pod.report.error)})
+            self.rejections.append(
+                {"pod": pod.pod, "digest": pod.digest, "message": one_line(pod.report.error)}
+            )
         elif outcome is Outcome.WAITING:
             self.waiting = self.waiting or pod.pod
             self.unheard += pod.report is None
@@ -305,7 +307,7 @@ def _verdict(
         text = f"{view.counts[Outcome.APPLIED]} of {_count(matched, 'pod')} {runs}; {view.waiting} {silent}"
         return Verdict("Reconciling", "Applying", text)
     if moving:
-        return Verdict("Reconciling", "RollingOut", _cut(moving))
+        return Verdict("Reconciling", "RollingOut", one_line(moving))
     if not matched:
         return Verdict("Ready", "NoPods", "no live pod has these labels")
     return Verdict(
@@ -317,23 +319,23 @@ def _stalled(view: _View, halted: str) -> Verdict | None:
     """What takes a person, of all that pods and rollout say."""
     if view.conflicts:
         (_, _), (text, where) = min(view.conflicts.items())
-        return Verdict("Stalled", "Conflict", _cut(f"{text} (pod {where[0]}{_more(len(where) - 1)})"))
+        return Verdict("Stalled", "Conflict", one_line(f"{text} (pod {where[0]}{_more(len(where) - 1)})"))
     blamed = view.own or view.others
     if blamed is not None:
         more = _more(view.counts[Outcome.UNDERIVED] - 1)
         reason = "NoPlan" if view.own else "Blocked"
-        return Verdict("Stalled", reason, _cut(f"pod {blamed[0]}{more}: {blamed[1]}"))
+        return Verdict("Stalled", reason, one_line(f"pod {blamed[0]}{more}: {blamed[1]}"))
     if halted:
-        return Verdict("Stalled", "RolloutHalted", _cut(halted))
+        return Verdict("Stalled", "RolloutHalted", one_line(halted))
     if view.rejections:
         first, more = view.rejections[0], _more(view.counts[Outcome.REJECTED] - 1)
-        return Verdict("Stalled", "PlanRefused", _cut(f"pod {first['pod']}{more}: {first['message']}"))
+        return Verdict("Stalled", "PlanRefused", one_line(f"pod {first['pod']}{more}: {first['message']}"))
     return None
 
 
 def _findings(findings: Sequence[str]) -> str:
     more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
-    return _cut(f"{findings[0]}{more}")
+    return one_line(f"{findings[0]}{more}")
 
 
 def _more(pods: int) -> str:
@@ -344,7 +346,7 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def _cut(text: str) -> str:
+def one_line(text: str) -> str:
     """One line for people, of a pod's words too: whatever cannot be printed, and cannot be read, is left out."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return line if len(line) <= TEXT else f"{line[: TEXT - 3]}..."
