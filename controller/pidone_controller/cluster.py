@@ -34,12 +34,10 @@ from pidone_controller.kubernetes.resources import (
     CLUSTER_TASK_SETS,
     CONTROLLER_REVISIONS,
     PODS,
-    SUBJECT_ACCESS_REVIEWS,
     TASK_BINDINGS,
     TASK_SETS,
-    TOKEN_REVIEWS,
-    Resource,
 )
+from pidone_controller.kubernetes.reviews import may, whose
 from pidone_controller.leading import Leader
 from pidone_controller.listening import Listeners, Tls, answer, listen, shown
 from pidone_controller.log import Log, log
@@ -124,7 +122,7 @@ class Controller:
             log,
             told=self._told,
             gone=self._gone,
-            review=partial(_review, client),
+            review=partial(whose, client),
             may_read=partial(_may_read, client),
             alive=self._trouble,
         )
@@ -339,30 +337,9 @@ class Controller:
         return ""
 
 
-async def _review(client: Client, token: str) -> Mapping[str, Any]:
-    """The status of a TokenReview. Raises ``ApiError``."""
-    made = await client.create(TOKEN_REVIEWS, _asked(TOKEN_REVIEWS, {"token": token}))
-    found: Mapping[str, Any] = made.get("status") or {}
-    return found
-
-
 async def _may_read(client: Client, user: Mapping[str, Any], namespace: str, name: str) -> bool:
     """Whether somebody may read a pod, or with an empty name list them. Raises ``ApiError``."""
-    verb = {"verb": "get", "name": name} if name else {"verb": "list"}
-    about = {"resource": "pods", "namespace": namespace, **verb}
-    spec = {
-        "user": user.get("username"),
-        "uid": user.get("uid"),
-        "groups": user.get("groups"),
-        "extra": user.get("extra"),
-        "resourceAttributes": about,
-    }
-    made = await client.create(SUBJECT_ACCESS_REVIEWS, _asked(SUBJECT_ACCESS_REVIEWS, spec))
-    return (made.get("status") or {}).get("allowed") is True
-
-
-def _asked(resource: Resource, spec: Mapping[str, Any]) -> dict[str, Any]:
-    return {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": {}, "spec": spec}
+    return await may(client, user, "get" if name else "list", PODS, namespace=namespace, name=name)
 
 
 _RESOURCES = {

@@ -36,7 +36,7 @@ from pidone.http.server import Handler
 from pidone_controller import reports
 from pidone_controller.inventory import Inventory, Key, Pod
 from pidone_controller.kubernetes.client import Client
-from pidone_controller.kubernetes.tokens import Bearer, make, own_name, review
+from pidone_controller.kubernetes.reviews import own_name, token_of, whose
 from pidone_controller.log import Log
 from pidone_controller.reports import MAX_REPORT, Report
 from pidone_controller.tokens import Tokens, bearer_token
@@ -49,6 +49,7 @@ RETRY_MAX = 10.0  # seconds between two tries, at most
 ERROR = 500  # characters of a task's error: a report of many tasks is to fit
 
 AUDIENCE = "pidone-peers"
+SERVICE_ACCOUNT = "system:serviceaccount:"
 TOKEN_LIFE = 3600.0  # seconds; the API server makes none for less than ten minutes
 
 Post = Callable[[str, bytes, str], Awaitable[Response]]  # the URL, the body, the token
@@ -117,19 +118,18 @@ class Account:
         async with self._asking:
             if trio.current_time() >= self._until:
                 name = await self.name()
-                namespace, account = Bearer(name).service_account
-                if not account:
+                namespace, _, account = name.removeprefix(SERVICE_ACCOUNT).partition(":")
+                if not (account and name.startswith(SERVICE_ACCOUNT)):
                     raise PeerError(
                         f"{name} is no service account, and the API server makes no tokens for it"
                     )
-                self._token = await make(self._client, namespace, account, AUDIENCE, TOKEN_LIFE)
+                self._token = await token_of(self._client, namespace, account, AUDIENCE, TOKEN_LIFE)
                 self._until = trio.current_time() + 0.8 * TOKEN_LIFE
         return self._token
 
     async def review(self, token: str) -> Mapping[str, Any]:
-        """For ``tokens.Tokens``: the status of a TokenReview; an empty one for a token that is for something else."""
-        found = await review(self._client, token, [AUDIENCE])
-        return {"authenticated": True, "user": {"username": found.user}} if found is not None else {}
+        """For ``tokens.Tokens``: the status of a TokenReview, which says no to a token that is for something else."""
+        return await whose(self._client, token, [AUDIENCE])
 
 
 class Peers:

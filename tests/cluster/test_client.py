@@ -40,7 +40,7 @@ from pidone_controller.kubernetes.resources import (
     TASK_SETS,
     Resource,
 )
-from pidone_controller.kubernetes.tokens import review
+from pidone_controller.kubernetes.reviews import may, whose
 from tests.cluster.apiserver import ADMIN, Cluster, ControlPlane, control_plane
 from tests.cluster.wire import Wire, wire
 from tests.controller.kubernetes.held import Held
@@ -402,17 +402,29 @@ async def test_a_status_is_ours_and_the_spec_is_theirs(cluster: Cluster, namespa
         assert set(conflict.value.causes) == {"FieldManagerConflict"}
 
 
-async def test_whose_token_it_is(cluster: Cluster, namespace: str) -> None:
+async def test_whose_token_it_is_and_what_they_may(cluster: Cluster, namespace: str) -> None:
     pod = await run_sync(cluster.make_pod, namespace, "web-0")
     token = await run_sync(partial(cluster.token, namespace, "default", audience="pidone-repo", pod=pod))
+    rules = {"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]}
+    await run_sync(cluster.account, namespace, "reader", rules)
+    reader = await run_sync(cluster.token, namespace, "reader")
     async with client_of(cluster) as client:
-        bearer = await review(client, token, ["pidone-repo"])
-        assert bearer is not None
-        assert bearer.service_account == (namespace, "default")
-        assert (bearer.pod, bearer.pod_uid) == ("web-0", pod["metadata"]["uid"])
-        assert await review(client, token, ["another"]) is None
-        assert await review(client, token) is None, "it is not for the API server"
-        assert await review(client, "nonsense", ["pidone-repo"]) is None
+        status = await whose(client, token, ["pidone-repo"])
+        assert status["authenticated"] is True
+        assert status["user"]["username"] == f"system:serviceaccount:{namespace}:default"
+        assert status["user"]["extra"]["authentication.kubernetes.io/pod-uid"] == [pod["metadata"]["uid"]]
+        for bad in (
+            whose(client, token, ["another"]),
+            whose(client, token),
+            whose(client, "nonsense", ["pidone-repo"]),
+        ):
+            assert not (await bad).get("authenticated")
+        assert not await may(client, status["user"], "get", PODS, namespace=namespace, name="web-0")
+        user = (await whose(client, reader))["user"]
+        assert await may(client, user, "get", PODS, namespace=namespace, name="web-0")
+        assert await may(client, user, "get", PODS)
+        assert not await may(client, user, "list", PODS, namespace=namespace)
+        assert not await may(client, user, "get", SECRETS, namespace=namespace)
 
 
 async def test_an_event_is_seen_by_kubectl_describe_and_counts_up(cluster: Cluster, namespace: str) -> None:

@@ -1,11 +1,12 @@
 """What a request carries to say who we are, read again while it rotates."""
 
+import math
 import ssl
 import tempfile
 from pathlib import Path
 
 from pidone_controller.kubernetes.config import Config
-from pidone_controller.kubernetes.errors import ConfigError
+from pidone_controller.kubernetes.errors import ConfigError, Unauthorized
 
 REREAD = 60.0  # seconds; the kubelet replaces a token when a fifth of its life is left, so there is time
 
@@ -18,10 +19,13 @@ class Token:
     def __init__(self, config: Config) -> None:
         self.value = config.token
         self._file = config.token_file
-        self._at = float("-inf")
+        self._at = -math.inf
 
     def current(self, now: float) -> str:
-        """The token; "" where there is none. A file that is gone for a moment leaves the last one in place."""
+        """The token; "" where there is none. A file that is gone for a moment leaves the last one in place.
+
+        Raises ``Unauthorized`` where it was never there.
+        """
         if self._file and now - self._at >= REREAD:
             self.reread(now)
         return self.value
@@ -36,7 +40,7 @@ class Token:
             self.value = Path(self._file).read_text().strip() or before
         except (OSError, UnicodeDecodeError) as error:
             if not before:
-                raise ConfigError(f"{self._file}: no token can be read: {error}") from error
+                raise Unauthorized(f"{self._file}: no token can be read: {error}") from error
         return self.value != before
 
 

@@ -1,5 +1,6 @@
 """How fast to ask, and how long to wait before asking again. Values; the clock and the dice are passed in."""
 
+import math
 from random import Random
 
 
@@ -16,7 +17,7 @@ class Backoff:
         self, random: Random, *, initial: float = 0.8, maximum: float = 30.0, reset: float = 120.0
     ) -> None:
         self._random, self._initial, self._maximum, self._reset = random, initial, maximum, reset
-        self._failures, self._at = 0, float("-inf")
+        self._failures, self._at = 0, -math.inf
 
     def failed(self, now: float, retry_after: float | None = None) -> float:
         """Seconds to wait after a failure at ``now``: the server's wish in full, and the jitter on top of it."""
@@ -36,7 +37,7 @@ class Limit:
 
     def __init__(self, rate: float = 20.0, burst: int = 30) -> None:
         self._rate, self._burst = rate, burst
-        self._due = float("-inf")  # when the last place that was given away is paid for
+        self._due = -math.inf  # when the last place that was given away is paid for
 
     def place(self, now: float) -> float:
         """Take the next place: seconds to wait for it."""

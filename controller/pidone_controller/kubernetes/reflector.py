@@ -84,9 +84,9 @@ class Reflector(Generic[T]):
     ) -> None:
         self.resource = resource
         self.synced = trio.Event()
-        self.heard = float("-inf")
-        self.tried = float(
-            "-inf"
+        self.heard = -math.inf
+        self.tried = (
+            -math.inf
         )  # Trio's time of the last failure: an API server that is away is not our silence
         self.lists = 0  # whole lists taken; all but the first are relists
         self.watches = 0  # watches begun

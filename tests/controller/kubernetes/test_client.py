@@ -297,7 +297,7 @@ def test_a_token_file_that_is_gone_for_a_moment_leaves_the_last_one(tmp_path: Pa
 
 
 def test_a_token_file_that_never_was_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no token can be read"):
+    with pytest.raises(Unauthorized, match="no token can be read"):
         Token(Config("http://standin", token_file=str(tmp_path / "none"))).current(0)
 
 

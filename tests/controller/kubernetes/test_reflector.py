@@ -657,3 +657,48 @@ async def test_cluster_kinds_have_no_namespace_in_their_keys(autojump_clock: Moc
         await reflector.synced.wait()
         assert sink.items == {("", "baseline"): "ClusterTaskSet"}
         nursery.cancel_scope.cancel()
+
+
+async def test_rule_7_sinks_get_keys_and_the_same_twice_is_no_harm(autojump_clock: MockClock) -> None:
+    """A watch from an older version tells again what is known, deletions of what never was among it."""
+    async with standing_in() as (server, client, wires), trio.open_nursery() as nursery:
+        it = Reflected(server, client, wires)
+        it.pods("a")
+        pod = server.objects[PODS, "shop", "a"]
+        lines = [
+            event("MODIFIED", pod),
+            event("ADDED", pod),
+            event("DELETED", {**pod, "metadata": {**pod["metadata"], "name": "x"}}),
+        ]
+        server.fail(WATCH, stream(*lines, lasts=9))
+        nursery.start_soon(it.reflector.run)
+        await trio.sleep(2)
+        assert it.sink.told == [("replaced", "a"), ("changed", "a"), ("changed", "a"), ("removed", "x")]
+        assert it.has == "a"
+        assert not it.log
+        nursery.cancel_scope.cancel()
+
+
+async def test_rule_7_what_came_in_one_piece_is_told_before_anybody_else_runs(
+    autojump_clock: MockClock,
+) -> None:
+    """So whoever is woken by the first of ten changes sees all ten, and derives once."""
+    pods = [
+        event(
+            "ADDED",
+            {
+                "metadata": {
+                    "name": f"p{number}",
+                    "namespace": "shop",
+                    "uid": "u",
+                    "resourceVersion": f"{number}",
+                }
+            },
+        )
+        for number in range(10)
+    ]
+    woken = list[int]()
+    async with reflected(faults={WATCH: [stream(b"".join(pods), silent=True)]}) as it:
+        await it.sink.until(lambda sink: bool(sink.items))
+        woken.append(len(it.sink.items))
+    assert woken == [10]
