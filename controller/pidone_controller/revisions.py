@@ -138,6 +138,11 @@ class History:
         return found
 
     @cached_property
+    def sets(self) -> Sets:
+        """The same without digests."""
+        return sets_of(self.good)
+
+    @cached_property
     def broken(self) -> dict[Key, Written]:
         """The sets of which nothing counts."""
         return {key: there for key, there in self.present.items() if key not in self.good}

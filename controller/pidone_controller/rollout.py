@@ -353,8 +353,8 @@ def resolve(
 
     Raises ``RolloutError`` where one is not there.
     """
+    sets = history.sets if good is None else sets_of(good)
     good = history.good if good is None else good
-    sets = sets_of(good)
     found: dict[Key, TaskSet] = {}
     waiting = []
     for name in binding.task_sets:
@@ -490,7 +490,7 @@ class Objects:
             else:
                 if found is not None:
                     rollouts[binding.key] = found
-        made = Rules(sets_of(history.good), tuple(bindings), rollouts)
+        made = Rules(history.sets, tuple(bindings), rollouts)
         self._versions = versions
         if not _same(made, self._rules):
             self._rules = made
@@ -540,8 +540,10 @@ class Objects:
             if recorded is None:
                 return None
             key = binding.key, recorded.digest
-            if key not in versions:
-                versions[key] = self._versions.get(key) or _version(recorded, binding, history)
+            made = _version(
+                recorded, binding, history
+            )  # also where it was made before: a set may be gone since
+            versions[key] = self._versions.get(key, made)
             return versions[key]
 
         if written.findings:
@@ -586,6 +588,8 @@ def _version(recorded: Recorded, binding: TaskBinding, history: History) -> Vers
     for key, made in recorded.keys(binding.namespace):
         found = history.task_set(key, made)
         if found is None:
+            if key not in history.present:
+                raise RolloutError(f"{_title(key)} is not there any more")
             raise RolloutError(f"version {short(made)} of {_title(key)} is not kept any more")
         sets[key] = found
     return Version(recorded.task_sets, recorded.params, Sets(sets))

@@ -15,7 +15,7 @@ from pidone.language.binding import PLACES, BindingError, Rollout, derive, place
 from pidone.language.model import Strategy
 from pidone.plan.digest import digest
 from pidone_controller.kubernetes.client import Client
-from pidone_controller.kubernetes.resources import CONTROLLER_REVISIONS
+from pidone_controller.kubernetes.resources import CONTROLLER_REVISIONS, TASK_SETS
 from pidone_controller.leading import Leader, difference
 from pidone_controller.objects import PIN, Written
 from pidone_controller.reports import Report, TaskReport
@@ -622,6 +622,18 @@ async def test_a_version_that_is_not_kept_any_more_is_said_so() -> None:
     replica.hear()
     plans = {str(served(fresh, uid=one.uid)) for one in cluster.pods}
     assert any('of TaskSet "check" is not kept any more' in plan for plan in plans)
+
+
+async def test_a_set_that_is_gone_is_gone_for_every_replica() -> None:
+    cluster = Cluster()
+    cluster.server.put("TaskBinding", "web", binding_spec(rollout=CAREFUL))
+    await versions(cluster, 5)
+    assert served(cluster.objects) == 5
+    await cluster.server.delete(TASK_SETS, "check", "shop")
+    cluster.server.hear()
+    assert 'TaskSet "check" is not there any more' in str(served(cluster.objects))
+    await cluster.settle()
+    assert cluster.state().phase is Phase.COMPLETE
 
 
 async def test_rules_stay_the_same_object_where_nothing_counts() -> None:
