@@ -1,13 +1,18 @@
 """A small HTTP/1.1 server: the pod's metrics and the repo of the controller stand on it."""
 
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+import os
+import select
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import TypeVar
 
 import h11
 import trio
 
 from pidone.http.message import Request, Response, text_response
 
+Answer = TypeVar("Answer")
 Handler = Callable[[Request], Awaitable[Response]]
 Fatal = Callable[[str, str], None]  # the peer, and its last words
 Secure = Callable[
@@ -22,6 +27,50 @@ FATAL = b"Fatal Python error: "  # how faulthandler begins, in a peer that dies 
 AHEAD = 1 << 16  # bytes that a peer may send ahead, before its request is answered
 
 _BODILESS = frozenset({204, 304})
+
+
+class _Peers:
+    """Sees what those send or that they close whose requests are being answered.
+
+    One task for all of them: a task for each would be a third of what a held request costs.
+    """
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._heard: dict[int, Callable[[bytes], bool]] = {}
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        with self._epoll:
+            task_status.started()
+            while True:
+                await trio.lowlevel.wait_readable(self._epoll.fileno())
+                for number, _ in self._epoll.poll(0):
+                    self._read(number)
+
+    @contextmanager
+    def heard(self, stream: trio.SocketStream, heard: Callable[[bytes], bool]) -> Iterator[None]:
+        """Within the block, ``heard`` gets what comes, and b"" when the peer has closed, until it returns False."""
+        number = stream.socket.fileno()
+        self._heard[number] = heard
+        self._epoll.register(number, select.EPOLLIN)
+        try:
+            yield
+        finally:
+            self._forget(number)
+
+    def _read(self, number: int) -> None:
+        try:
+            data = os.read(number, AHEAD)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not self._heard[number](data) or not data:
+            self._forget(number)
+
+    def _forget(self, number: int) -> None:
+        if self._heard.pop(number, None):
+            self._epoll.unregister(number)
 
 
 async def serve(
@@ -42,7 +91,7 @@ async def serve(
     ``max_connections`` is closed unanswered, so that a flood costs no memory. With ``secure`` it is https; a
     handshake that fails or takes long ends its connection alone.
     """
-    open_now = 0
+    open_now, peers = 0, _Peers()
 
     async def connection(stream: trio.SocketStream) -> None:
         nonlocal open_now
@@ -60,18 +109,25 @@ async def serve(
                     with trio.move_on_after(REQUEST_TIMEOUT):
                         over = await secure(stream)
                 if over is not None:
-                    await _converse(over, peer, handler, max_body, fatal)
+                    await _converse(over, peers, peer, handler, max_body=max_body, fatal=fatal)
         finally:
             open_now -= 1
             await trio.aclose_forcefully(stream)
 
     async with trio.open_nursery() as nursery:
+        await nursery.start(peers.run)
         await nursery.start(trio.serve_listeners, connection, list(listeners))
         task_status.started()
 
 
 async def _converse(
-    stream: trio.abc.Stream, peer: str, handler: Handler, max_body: int, fatal: Fatal | None
+    stream: trio.abc.Stream,
+    peers: _Peers,
+    peer: str,
+    handler: Handler,
+    *,
+    max_body: int,
+    fatal: Fatal | None,
 ) -> None:
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=16384)
     while True:
@@ -81,7 +137,9 @@ async def _converse(
             if waited.cancelled_caught or request is None:
                 return
             if isinstance(request, Request):
-                answer = await _answer_while_there(stream, connection, handler, request)
+                answer = await _while_there(
+                    stream, peers, partial(_answer, handler, request), partial(_ahead, connection)
+                )
                 ahead = connection.trailing_data[0]
                 if fatal is not None and ahead.startswith(FATAL):
                     fatal(peer, ahead.decode(errors="replace"))
@@ -105,7 +163,7 @@ async def _converse(
         if waited.cancelled_caught:
             return
         if response.later is not None:
-            await _send_later(stream, response.later)
+            await _send_later(stream, peers, response.later)
             return
         if connection.our_state is h11.MUST_CLOSE or connection.their_state is not h11.DONE:
             await _say_goodbye(stream)
@@ -147,25 +205,47 @@ async def _read(
             return None
 
 
-async def _answer_while_there(
-    stream: trio.abc.Stream, connection: h11.Connection, handler: Handler, request: Request
-) -> Response | None:
-    """The handler's answer; None where the peer has closed before. What it sends ahead goes to ``connection``."""
-    response = None
-    async with trio.open_nursery() as nursery:
+async def _while_there(
+    stream: trio.abc.Stream,
+    peers: _Peers,
+    work: Callable[[], Awaitable[Answer]],
+    ahead: Callable[[bytes], bool],
+) -> Answer | None:
+    """What ``work`` returns, None where the peer has closed before. ``ahead`` gets what it sends until then."""
+    with trio.CancelScope() as scope:
 
-        async def watch() -> None:
-            with suppress(trio.BrokenResourceError, trio.ClosedResourceError, OSError):
-                while data := await stream.receive_some():
-                    connection.receive_data(bytes(data))
-                    if len(connection.trailing_data[0]) > AHEAD:
-                        await trio.sleep_forever()
+        def heard(data: bytes) -> bool:
+            if not data:
+                scope.cancel()
+            return ahead(data)
+
+        if isinstance(stream, trio.SocketStream):
+            with peers.heard(stream, heard):
+                return await work()
+        async with trio.open_nursery() as nursery:  # what TLS has for us only TLS can read
+            nursery.start_soon(_listen, stream, heard)
+            done = await work()
             nursery.cancel_scope.cancel()
+            return done
+    return None
 
-        nursery.start_soon(watch)
-        response = await _answer(handler, request)
-        nursery.cancel_scope.cancel()
-    return response
+
+async def _listen(stream: trio.abc.Stream, heard: Callable[[bytes], bool]) -> None:
+    data = b"more"
+    while data:
+        try:
+            data = bytes(await stream.receive_some())
+        except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
+            data = b""
+        if not heard(data):
+            return
+
+
+def _ahead(connection: h11.Connection, data: bytes) -> bool:
+    """What a peer sends before it is answered; it is read up to a bound."""
+    if data:
+        connection.receive_data(data)
+    return len(connection.trailing_data[0]) <= AHEAD
 
 
 async def _answer(handler: Handler, request: Request) -> Response:
@@ -198,25 +278,12 @@ async def _send(
     await stream.send_all(b"".join(part for part in sent if part))
 
 
-async def _send_later(stream: trio.abc.Stream, later: Callable[[], Awaitable[bytes]]) -> None:
+async def _send_later(stream: trio.abc.Stream, peers: _Peers, later: Callable[[], Awaitable[bytes]]) -> None:
     """The body, when there is one. A peer that goes away first, in whatever way, ends the wait."""
-    async with trio.open_nursery() as nursery:
-
-        async def watch() -> None:
-            with suppress(trio.BrokenResourceError, trio.ClosedResourceError, OSError):
-                while await stream.receive_some():
-                    pass
-            nursery.cancel_scope.cancel()
-
-        nursery.start_soon(watch)
-        body = await later()
-        nursery.cancel_scope.cancel()
-        with (
-            suppress(trio.BrokenResourceError, trio.ClosedResourceError, OSError),
-            trio.CancelScope(shield=True),
-        ):
-            with trio.move_on_after(REQUEST_TIMEOUT):
-                await stream.send_all(body)
+    body = await _while_there(stream, peers, later, lambda _: True)
+    if body:
+        with trio.move_on_after(REQUEST_TIMEOUT):
+            await stream.send_all(body)
 
 
 async def _say_goodbye(stream: trio.abc.Stream) -> None:
