@@ -32,7 +32,7 @@ from pidone_controller.serving import Repo
 from tests.controller.samples import binding, rules, task_set
 
 PODS = 100_000
-HELD = 20_000
+HELD = 20_000  # or as many as there may be open files
 WATCHED = 1_000  # pods of which one changes
 CHANGES = 500
 RESTARTED = 10_000
@@ -301,7 +301,8 @@ def main() -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if sys.argv[1:2] == ["serve"]:
-        trio.run(repo, *map(int, sys.argv[2:]))
+        pods, chosen, port = map(int, sys.argv[2:])
+        trio.run(repo, pods, chosen, port)
         return 0
     figures = [*memory(), *latency(), *trio.run(restart)]
     for what, figure, goal in figures:

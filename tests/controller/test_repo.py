@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from ipaddress import ip_network
+from itertools import pairwise
 from random import Random
 from typing import Any
 
@@ -121,13 +123,10 @@ async def test_new_plans_go_out_at_a_bounded_rate_and_the_end_is_never_delayed(
     began = trio.current_time()
     async with trio.open_nursery() as all_of_them:
         for index in range(count):
-            all_of_them.start_soon(lambda index=index: ask(index, prefer="wait=55"))
+            all_of_them.start_soon(partial(ask, index, prefer="wait=55"))
     moments.sort()
     assert moments[:5] == [0] * 5
-    assert all(
-        later - earlier == pytest.approx(0.1)
-        for earlier, later in zip(moments[5:], moments[6:], strict=False)
-    )
+    assert all(later - earlier == pytest.approx(0.1) for earlier, later in pairwise(moments[5:]))
     # who does not wait is sent away, for as long as the queue is
     burst = [await ask(index) for index in range(count)]
     pauses = [int(one.headers["retry-after"]) for one in burst if one.status == 503]
