@@ -175,11 +175,14 @@ async def test_what_is_refused_is_reported_and_the_old_plan_goes_on(
     nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("policy", ["", "Never"])
 async def test_a_pod_without_tasks_costs_no_processor_time(
-    repo: Repo, nursery: trio.Nursery, tmp_path: Path
+    repo: Repo, nursery: trio.Nursery, tmp_path: Path, policy: str
 ) -> None:
     url = await serve_repo(repo, nursery)
-    repo.put([])
+    repo.put(
+        [], policy=policy, started=True
+    )  # the last application process is waited for, and not looked for
     with pod(url, tmp_path / "log") as process:
         await repo.report(lambda report: report["digest"] == digest([]))
         status = Path(f"/proc/{process.pid}/status")
