@@ -117,8 +117,8 @@ EVERYWHERE = (
     allowed("", ["pods"], READ)
     | allowed("", ["events"], ["create", "patch"])
     | allowed("pidone.dev", KINDS, READ)
-    | allowed("pidone.dev", [f"{kind}/status" for kind in KINDS], ["patch", "update"])
-    | allowed("apps", ["controllerrevisions"], [*READ, "create", "update", "patch", "delete"])
+    | allowed("pidone.dev", [f"{kind}/status" for kind in KINDS], ["patch"])
+    | allowed("apps", ["controllerrevisions"], [*READ, "create", "update", "delete"])
     | allowed("authentication.k8s.io", ["tokenreviews"], ["create"])
     | allowed("authorization.k8s.io", ["subjectaccessreviews"], ["create"])
 )
@@ -127,7 +127,7 @@ AT_HOME = (
     | allowed("coordination.k8s.io", ["leases"], ["get", "update"], "pidone-controller")
     | allowed("", ["serviceaccounts/token"], ["create"], "pidone-controller")
     | allowed("", ["secrets"], ["create"])
-    | allowed("", ["secrets"], ["get", "update", "patch"], "pidone-ca")
+    | allowed("", ["secrets"], ["get", "update"], "pidone-ca")
 )
 
 
