@@ -8,7 +8,7 @@ This is the shell that holds the parts together. What they decide stands in thei
 """
 
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -18,15 +18,20 @@ from typing import Any
 import trio
 
 from pidone import __version__
+from pidone.http.message import Request, Response
 from pidone.language.binding import Key
+from pidone.language.binding import shown as shown_binding
+from pidone.metrics.exposition import Family, counter, gauge
 from pidone_controller import authority, inventory, status
 from pidone_controller.backstop import Backstop
 from pidone_controller.certificates import Pair
 from pidone_controller.chosen import Chosen
+from pidone_controller.events import Tidings
 from pidone_controller.inventory import Pod, Pool
 from pidone_controller.kubernetes import config
 from pidone_controller.kubernetes.client import Client, connect
 from pidone_controller.kubernetes.election import Election
+from pidone_controller.kubernetes.recorder import Recorder
 from pidone_controller.kubernetes.reflector import Key as Name
 from pidone_controller.kubernetes.reflector import Reflector
 from pidone_controller.kubernetes.resources import (
@@ -42,6 +47,7 @@ from pidone_controller.leading import Leader
 from pidone_controller.listening import Listeners, Tls, answer, listen, shown
 from pidone_controller.log import Log, log
 from pidone_controller.objects import Written
+from pidone_controller.peers import PATH, Account, Peers, identity_of
 from pidone_controller.reports import Report
 from pidone_controller.revisions import SELECTOR
 from pidone_controller.rollout import Objects
@@ -71,8 +77,13 @@ class Settings:
     listen_tls: tuple[str, int]
     namespace: str = ""  # its own; empty: the service account's, or the context's
     name: str = ""  # of this replica
-    address: str = ""  # at which the other replicas reach this one
+    address: str = "127.0.0.1"  # at which the other replicas reach this one
     kubeconfig: Path | None = None
+
+    @property
+    def url(self) -> str:
+        """Of this replica, for the others."""
+        return f"http://{shown((self.address, self.listen[1]))}"
 
 
 async def run(settings: Settings, log: Log = log) -> None:
@@ -94,22 +105,25 @@ async def run(settings: Settings, log: Log = log) -> None:
 
 
 class _Pods:
-    """The reflector's sink: pods go to the repo, and what hangs on them is told."""
+    """The reflector's sink: pods go to the repo, and whoever looks at them is told of both, the old and the new."""
 
-    def __init__(self, repo: Repo, changed: Callable[[Pod | None], None]) -> None:
+    def __init__(self, repo: Repo, changed: Callable[[Sequence[Pod]], None]) -> None:
         self._repo, self._changed = repo, changed
 
     def replaced(self, items: Mapping[Name, Pod]) -> None:
+        before = list(self._repo.inventory)
         self._repo.replace(items.values())
-        self._changed(None)
+        self._changed([*before, *items.values()])
 
-    def changed(self, key: Name, item: Pod) -> None:  # noqa: ARG002 - a Sink's
+    def changed(self, key: Name, item: Pod) -> None:
+        before = self._repo.inventory.find(*key)
         self._repo.put(item)
-        self._changed(item)
+        self._changed([before, item] if before else [item])
 
     def removed(self, key: Name) -> None:
+        before = self._repo.inventory.find(*key)
         self._repo.drop(key)
-        self._changed(None)
+        self._changed([before] if before else [])
 
 
 class Controller:
@@ -118,6 +132,14 @@ class Controller:
     def __init__(self, settings: Settings, client: Client, log: Log) -> None:
         self._settings, self._client, self._log = settings, client, log
         self._namespace = settings.namespace or client.config.namespace
+        self._election = Election(
+            client,
+            namespace=self._namespace,
+            name=LEASE,
+            identity=identity_of(settings.name, settings.url),
+            log=log,
+        )
+        account = Account(client)
         self._repo = Repo(
             log,
             told=self._told,
@@ -125,7 +147,10 @@ class Controller:
             review=partial(whose, client),
             may_read=partial(_may_read, client),
             alive=self._trouble,
+            families=self._families,
+            routes={PATH: ("POST", self._from_peer)},
         )
+        self._peers = Peers(self._repo, self._election, account, log)
         self._backstop = Backstop(log)
         self._chosen = Chosen(self._repo)
         self._objects = Objects(self._namespace, self._edited)
@@ -135,7 +160,7 @@ class Controller:
                 client,
                 PODS,
                 lambda value: inventory.project(value, pool),
-                _Pods(self._repo, self._pod_changed),
+                _Pods(self._repo, self._pods_changed),
                 field_selector=SERVED,
                 log=log,
             ),
@@ -152,15 +177,9 @@ class Controller:
             ),
         ]
         self._edits = trio.Event()
-        self._election = Election(
-            client,
-            namespace=self._namespace,
-            name=LEASE,
-            identity=f"{settings.name}_{settings.address}",
-            log=log,
-        )
         self._leader: Leader | None = None
         self._statuses: StatusWriter | None = None
+        self._tidings: Tidings | None = None
         self._led_since = 0.0
         self._began = trio.current_time()
 
@@ -173,6 +192,7 @@ class Controller:
             nursery.start_soon(self._rule)
             await nursery.start(answer, self._repo, plain)
             nursery.start_soon(self._secure, secure)
+            nursery.start_soon(self._peers.run)
             for listener in (*plain, *secure):
                 self._log("listening", address=shown(listener.socket.getsockname()), version=__version__)
             for reflector in self._reflectors:
@@ -182,6 +202,9 @@ class Controller:
     async def drain(self) -> None:
         """Be unready, and send the pods to the other replicas."""
         await self._repo.drain(DRAIN)
+
+    async def _from_peer(self, request: Request) -> Response:
+        return await self._peers.handle(request)
 
     async def _secure(self, listeners: Listeners) -> None:
         """Serve https as soon as there is a certificate for it."""
@@ -229,29 +252,35 @@ class Controller:
     def _edited(self) -> None:
         self._edits.set()
 
-    def _pod_changed(self, pod: Pod | None) -> None:
+    def _pods_changed(self, pods: Sequence[Pod]) -> None:
         self._chosen.changed()
-        if pod is None:
-            self._mark(self._objects.bindings)
-        else:
-            self._mark_of(pod)
+        self._mark_of(pods)
 
     def _told(self, pod: Pod, report: Report) -> None:
         bundle = self._repo.entry(pod).bundle
         self._backstop.heard(
             pod, report, bundle.digest if bundle else "", lambda: bundle.tasks if bundle else ()
         )
-        self._mark_of(pod)
+        self._peers.heard(pod)
+        self._mark_of([pod])
+        last = self._repo.last(pod)
+        if self._tidings and bundle and last:
+            bindings = [shown_binding(binding) for binding in self._repo.rules.matching(pod)]
+            self._tidings.refused(pod, report, last[1], bundle.etag.strip('"'), bindings)
 
     def _gone(self, pod: Pod, report: Report | None) -> None:  # noqa: ARG002 - the backstop has heard it
         there = self._repo.inventory.find(pod.namespace, pod.name)
         self._backstop.gone(pod.key, namesake=there is not None and there.key != pod.key)
+        if self._tidings:
+            self._tidings.gone(pod)
 
-    def _mark_of(self, pod: Pod) -> None:
+    def _mark_of(self, pods: Sequence[Pod]) -> None:
+        """The bindings that choose any of these pods."""
         if self._leader is None:
             return
-        keys = {binding.key for binding in self._repo.rules.matching(pod)}
-        self._mark(written for written in self._objects.bindings if written.key in keys)
+        looks = {(pod.namespace, pod.labels): pod for pod in pods}
+        keys = {binding.key for pod in looks.values() for binding in self._repo.rules.matching(pod)}
+        self._mark([written for written in self._objects.bindings if written.key in keys])
 
     # What the leader does
 
@@ -259,24 +288,27 @@ class Controller:
         """One term; cancelled at its end."""
         self._led_since = trio.current_time()
         self._leader = Leader(self._client, self._objects, self._seen, self._log, hearing=HEARING)
-        self._statuses = StatusWriter(self._client, self._compose, self._log)
+        recorder = Recorder(self._client, instance=self._settings.name, log=self._log)
+        self._tidings = tidings = Tidings(recorder)
+        self._statuses = StatusWriter(self._client, self._compose, self._log, wrote=tidings.wrote)
         self._mark_all()
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._statuses.run)
                 nursery.start_soon(self._leader.run)
                 nursery.start_soon(self._backstop.run)
+                nursery.start_soon(tidings.run)
                 await trio.sleep(HEARING)
                 self._mark_all()
         finally:
-            self._leader = self._statuses = None
+            self._leader = self._statuses = self._tidings = None
 
     def _mark_all(self) -> None:
         # bindings first: who waits for the set to be Ready and then for its binding is not to meet the old answer
         self._mark(self._objects.bindings)
         self._mark(self._objects.sets)
 
-    def _mark(self, objects: Iterator[Written] | list[Written]) -> None:
+    def _mark(self, objects: Sequence[Written]) -> None:
         if self._leader is None or self._statuses is None:
             return
         self._leader.look()
@@ -327,6 +359,35 @@ class Controller:
             else self._objects.bindings
         )
         return next((written for written in objects if _target(written) == target), None)
+
+    def _families(self) -> Iterator[Family]:
+        """Metrics, by controller-runtime's names where it has them."""
+        master = gauge("leader_election_master_status", "Whether this replica leads.")
+        yield master.add(float(self._election.leader), name=LEASE)
+        requests = counter("rest_client_requests_total", "Requests to the API server.")
+        for (method, code), number in sorted(self._client.requests.items()):
+            requests.add(number, code=str(code) if code else "<error>", method=method)
+        yield requests
+        lists = counter(
+            "pidone_controller_lists_total", "Whole lists that were taken; all but the first are relists."
+        )
+        watches = counter("pidone_controller_watches_total", "Watches that were begun.")
+        for reflector in self._reflectors:
+            lists.add(reflector.lists, resource=str(reflector.resource))
+            watches.add(reflector.watches, resource=str(reflector.resource))
+        yield from (lists, watches)
+        backstop = counter(
+            "pidone_controller_backstop_total", "Instances of dead pods, by what became of them."
+        )
+        for result, number in sorted(self._backstop.counts.items()):
+            backstop.add(number, result=result)
+        yield backstop
+        yield gauge(
+            "pidone_controller_backstop_pending",
+            "Instances of dead pods, to be taken out.",
+            self._backstop.pending,
+        )
+        yield gauge("pidone_controller_peers_pending", "Reports the leader has not got.", self._peers.pending)
 
     def _trouble(self) -> str:
         """What is wrong with this process, for /livez: an API server that is away is not."""
