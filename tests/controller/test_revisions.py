@@ -95,6 +95,36 @@ def test_what_is_no_object_at_all(value: dict[str, Any]) -> None:
         read("TaskSet", value)
 
 
+WORDS = [
+    *("tasks", "name", "probe", "needs", "ready", "params", "extends", "override", "podSelector", "taskSets"),
+    *("rollout", "matchLabels", "operator", "values", "10%", "$(params.x)", "$(", "a\nb", ""),
+]
+ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.sampled_from(WORDS)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(
+    ANYTHING,
+    st.sampled_from(["TaskSet", "ClusterTaskSet", "TaskBinding", "ClusterTaskBinding"]),
+    st.sampled_from(["tasks", "params", "podSelector", "rollout", "taskSets", "extends"]),
+)
+def test_nothing_that_stands_in_an_object_is_more_than_a_finding(part: object, kind: str, where: str) -> None:
+    spec = binding_spec() if kind.endswith("Binding") else set_spec()
+    for changed in (part, {**spec, where: part}, {**spec, where: [part]}):
+        written = read(kind, given_object(changed, kind))
+        assert written.findings or written.value is not None
+        for finding in written.findings:
+            assert "\n" not in finding
+
+
 def test_a_generation_is_checked_once() -> None:
     before = read("TaskSet", given_object(set_spec()))
     again = read("TaskSet", given_object(set_spec(), resourceVersion="9"), before)

@@ -21,6 +21,7 @@ from pidone_controller.objects import PIN, Written
 from pidone_controller.reports import Report, TaskReport
 from pidone_controller.rollout import Objects, Phase, Recorded, Seen, State, pins, remember, step
 from tests.controller.samples import pod
+from tests.controller.test_revisions import ANYTHING
 from tests.controller.written import HOME, Server, binding_spec, merged, set_spec
 
 CHECKED = {"check": "yes"}
@@ -224,6 +225,17 @@ def test_a_state_is_read_as_it_was_written(state: State) -> None:
 )  # fmt: skip
 def test_a_status_that_nobody_wrote_who_knows_how_is_none(value: dict[str, Any]) -> None:
     assert State.of(value) is None
+
+
+@given(
+    st.fixed_dictionaries(
+        {"phase": st.sampled_from(["Complete", "Progressing", "Halted"])},
+        optional=dict.fromkeys(("since", "current", "target", "percent", "share", "message"), ANYTHING),
+    )
+)
+def test_a_status_is_a_state_or_none(value: dict[str, Any]) -> None:
+    state = State.of(value)
+    assert state is None or State.of(state.value()) is not None
 
 
 JSON = st.recursive(
