@@ -5,7 +5,7 @@ Everything is done with the rights of whoever asks, by the kubeconfig: the contr
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ from typing import Any
 import trio
 
 from pidone.errors import PidoneError
+from pidone.language.model import TaskSet
 from pidone_controller import revisions
 from pidone_controller.kubernetes.client import Client, connect
 from pidone_controller.kubernetes.config import Config, kubeconfig, load
-from pidone_controller.kubernetes.errors import Conflict
+from pidone_controller.kubernetes.errors import Conflict, Forbidden
 from pidone_controller.kubernetes.reflector import Reflector
 from pidone_controller.kubernetes.resources import (
     CLUSTER_TASK_BINDINGS,
@@ -26,13 +27,23 @@ from pidone_controller.kubernetes.resources import (
     TASK_SETS,
     Resource,
 )
-from pidone_controller.objects import CAUSE, RESUME, Written, check, read
-from pidone_controller.revisions import LABEL, Revision
-from pidone_controller.rollout import Objects, Phase, Recorded, RolloutError, State, short, written_time
+from pidone_controller.objects import CAUSE, PIN, RESUME, Written, check, read
+from pidone_controller.revisions import LABEL, History, Revision
+from pidone_controller.rollout import (
+    Objects,
+    Phase,
+    Recorded,
+    RolloutError,
+    State,
+    resolve,
+    short,
+    written_time,
+)
 
 SETS = (TASK_SETS, CLUSTER_TASK_SETS)
 BINDINGS = (TASK_BINDINGS, CLUSTER_TASK_BINDINGS)
 NONE = "<none>"
+UNSEEN = "no controller has looked at it yet"
 
 Say = Callable[[str], None]
 
@@ -219,11 +230,20 @@ async def status(client: Client, target: Target, say: Say) -> None:
     objects = Objects(target.home, lambda: changed.set())  # noqa: PLW0108 - whichever event it is by then
     changed = trio.Event()
     reflectors: list[Reflector[Any]] = []
+    whole = True
     for resource in (*SETS, *BINDINGS, CONTROLLER_REVISIONS):
+        if resource is CLUSTER_TASK_BINDINGS and target.namespace:
+            continue  # they bring sets of the cluster alone
         namespace = target.namespace if resource.namespaced else ""
         selector = revisions.SELECTOR if resource is CONTROLLER_REVISIONS else ""
         # A reflector waits until it may read; who may not is told so at once.
-        await client.page(resource, namespace=namespace, label_selector=selector)
+        try:
+            await client.page(resource, namespace=namespace, label_selector=selector)
+        except Forbidden:
+            if resource is not CLUSTER_TASK_SETS or not target.namespace:
+                raise
+            whole = False  # who may read a namespace need not be allowed to read what is the cluster's
+            continue
         store = objects.sinks[resource]
         reflectors.append(
             Reflector(
@@ -246,7 +266,7 @@ async def status(client: Client, target: Target, say: Say) -> None:
         while True:
             changed = trio.Event()
             try:
-                waiting = "; ".join(waits_for(target, objects))
+                waiting = "; ".join(waits_for(target, objects, whole=whole))
             except CommandError as error:
                 problem = error  # raised outside: a nursery would wrap it
                 break
@@ -266,8 +286,11 @@ def _quiet(event: str, **values: object) -> None:
     """What a reflector logs: it goes on by itself, and whoever waits here wants one answer."""
 
 
-def waits_for(target: Target, objects: Objects) -> list[str]:
-    """What is not complete yet, each with how far it is. Raises ``CommandError`` where waiting is of no use."""
+def waits_for(target: Target, objects: Objects, *, whole: bool = True) -> list[str]:
+    """What is not complete yet, each with how far it is. Raises ``CommandError`` where waiting is of no use.
+
+    ``whole`` is whether all sets are known, and not those of a namespace alone.
+    """
     found = objects.history()
     if target.resource in SETS:
         written = next((one for one in objects.sets if _is(one, target)), None)
@@ -281,22 +304,25 @@ def waits_for(target: Target, objects: Objects) -> list[str]:
         raise CommandError(f"{target} is not there any more")
     texts = []
     for binding in objects.bindings if target.resource in SETS else [written]:
+        named = binding.binding is not None and target.name in binding.binding.task_sets
+        if not whole and State.of(binding.rollout) is None:
+            texts += [f"{binding}: {UNSEEN}"] if named or binding is written else []
+            continue
         try:
-            wanted = objects.wanted(binding, found)
+            wanted = objects.wanted(binding, found) if whole else _wanted(binding, found)
         except RolloutError as error:
-            named = binding.binding is not None and target.name in binding.binding.task_sets
             if binding is written or (named and target.resource in SETS):
                 raise CommandError(f"{binding}: {error}") from error
             continue
         reached = [key for key, _ in wanted.keys(binding.namespace)]
         if binding is not written and written.key not in reached:
             continue
-        moving, halted = objects.progress(binding)
+        moving, halted = objects.progress(binding, wanted)
         if halted:
             again = f"pidone-controller rollout resume {binding.kind.lower()}/{binding.name}"
             raise CommandError(f"{binding} is halted: {halted}. Change it, undo it, or {again}")
         if not moving and _recorded(binding) != wanted:
-            moving = "no controller has looked at it yet"
+            moving = UNSEEN
         texts += [f"{binding}: {moving}"] if moving else []
     return texts
 
@@ -304,6 +330,23 @@ def waits_for(target: Target, objects: Objects) -> list[str]:
 def _is(written: Written, target: Target) -> bool:
     where = target.resource.kind, target.namespace, target.name
     return (written.kind, written.namespace, written.name) == where
+
+
+def _wanted(written: Written, found: History) -> Recorded:
+    """What a binding should come to, as far as that is seen from its namespace.
+
+    The sets of the cluster are as the controller wrote them down. Raises ``RolloutError``.
+    """
+    state, binding = State.of(written.rollout), written.binding
+    recorded = (state.target or state.current) if state is not None else None
+    if PIN in written.annotations and recorded is not None:
+        return recorded
+    if binding is None or written.findings or recorded is None:
+        raise RolloutError(f"it has mistakes: {'; '.join(written.findings[:1])}")
+    theirs = [one for one in recorded.sets if one[0] == CLUSTER_TASK_SETS.kind]
+    known = {(True, "", name): (TaskSet(name, cluster=True), made) for _, name, made in theirs}
+    wanted = resolve(binding, found, {**found.good, **known})
+    return replace(wanted, sets=tuple(sorted({*wanted.sets, *theirs})))
 
 
 def _recorded(binding: Written) -> Recorded | None:

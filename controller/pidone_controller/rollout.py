@@ -504,16 +504,17 @@ class Objects:
         pin = written.annotations.get(PIN)
         return resolve(binding, history) if pin is None else pinned(binding, pin, history)
 
-    def progress(self, written: Written) -> tuple[str, str]:
+    def progress(self, written: Written, wanted: Recorded | None = None) -> tuple[str, str]:
         """What is under way with a binding, and why it is halted; both empty where it brings what is there.
 
-        Also where it is not known what it should come to: that is told with the plans that cannot be derived.
+        ``wanted`` for who knows it already. Both are also empty where it is not known what it should come to: that
+        is told with the plans that cannot be derived.
         """
         binding = written.binding
         if binding is None or binding.rollout is None or PIN in written.annotations:
             return "", ""
         try:
-            wanted = self.wanted(written, self.history())
+            wanted = self.wanted(written, self.history()) if wanted is None else wanted
         except RolloutError:
             return "", ""
         state = State.of(written.rollout)

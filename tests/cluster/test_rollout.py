@@ -267,10 +267,8 @@ async def test_halted_resumed_undone(cluster: Cluster, namespace: str, command: 
 
         code, _ = await command("undo", "taskset/check")
         assert code == 0
-        assert await command("status", "taskset/check", "--timeout", "20s") == (
-            0,
-            "taskset/check is complete\n",
-        )
+        code, said = await command("status", "taskset/check", "--timeout", "20s")
+        assert (code, said.splitlines()[-1]) == (0, "taskset/check is complete")
         assert running.served(namespace) == [5] * 10
 
 
@@ -325,6 +323,40 @@ async def test_a_cluster_s_set_has_its_versions_where_the_controller_is(
             assert kept.namespace == namespace
         finally:
             cluster.request("DELETE", f"{OURS}/clustertasksets/{name}")
+
+
+async def test_who_may_read_a_namespace_alone_waits_as_well(
+    cluster: Cluster, namespace: str, command: Command
+) -> None:
+    rules = [
+        {
+            "apiGroups": ["pidone.dev"],
+            "resources": ["tasksets", "taskbindings"],
+            "verbs": ["get", "list", "watch"],
+        },
+        {"apiGroups": ["apps"], "resources": ["controllerrevisions"], "verbs": ["get", "list", "watch"]},
+    ]
+    config = cluster.account(namespace, "reader", *rules)
+    base = f"base-{namespace}"
+    value = written("ClusterTaskSet", base, namespace, set_spec(1, task="base"))
+    del value["metadata"]["namespace"]
+    async with controller(cluster, namespace) as running:
+        try:
+            cluster.apply(value)
+            cluster.apply(written("TaskSet", "check", namespace, set_spec(5, extends=[base])))
+            cluster.apply(written("TaskBinding", "web", namespace, binding_spec(rollout=QUICK)))
+            for _ in range(2):
+                code, said = await command("status", "taskset/check", "--timeout", "20s", config=config)
+                assert (code, said.splitlines()[-1]) == (0, "taskset/check is complete")
+            assert running.rollout(namespace)["phase"] == "Complete"
+            cluster.apply(written("TaskBinding", "web", namespace, binding_spec(rollout=SLOW)))
+            cluster.apply(written("TaskSet", "check", namespace, set_spec(9, extends=[base])))
+            code, said = await command("status", "taskbinding/web", "--timeout", "2s", config=config)
+            assert (code, "10% of the pods have version" in said) == (1, True)
+            code, said = await command("status", f"clustertaskset/{base}", config=config)
+            assert (code, "forbidden" in said) == (1, True)
+        finally:
+            cluster.request("DELETE", f"{OURS}/clustertasksets/{base}")
 
 
 async def test_what_cannot_be_done_is_said_in_one_line(
