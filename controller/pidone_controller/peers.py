@@ -12,9 +12,9 @@ be the controller's own service account: each replica has the API server make it
 alone (TokenRequest with an audience of our own), so that it may go over plain http, and the leader has the API server
 say whose it is (TokenReview).
 
-``Peers`` for each replica: ``routes`` are for ``Repo``, ``heard(pod)`` is called for every report that the repo got,
-``run()`` sends while another leads. Of two reports the one that came later to whichever replica counts, by the
-replicas' clocks: a pod does not report more often than once a second.
+``Peers`` for each replica: ``handle`` is a route of ``Repo`` (``{PATH: ("POST", handle)}``), ``heard(pod)`` is called
+for every report that the repo has got, ``run()`` sends while another leads. Of two reports the one that came later
+to whichever replica counts, by the replicas' clocks: a pod does not report more often than once a second.
 """
 
 import json
@@ -32,7 +32,6 @@ import trio
 from pidone.errors import PidoneError
 from pidone.http.client import request
 from pidone.http.message import JSON, Request, Response, text_response
-from pidone.http.server import Handler
 from pidone_controller import reports
 from pidone_controller.inventory import Inventory, Key, Pod
 from pidone_controller.kubernetes.client import Client
@@ -151,10 +150,6 @@ class Peers:
         self._random = random or Random()
         self._pending: dict[Key, None] = {}  # pods whose last report the leader has not got; the oldest first
         self._work = trio.Event()
-
-    @property
-    def routes(self) -> Mapping[str, tuple[str, Handler]]:
-        return {PATH: ("POST", self.handle)}
 
     @property
     def pending(self) -> int:

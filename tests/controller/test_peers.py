@@ -66,9 +66,12 @@ class Replica:
         self.told: list[tuple[str, str]] = []
         self.lead = Lead(name)
         self.account = Cluster()
-        self.repo = Repo(log, told=self._told, wall_clock=world.clock)
+        self.repo = Repo(log, told=self._told, routes={PATH: ("POST", self._peer)}, wall_clock=world.clock)
         self.repo.rule(Rules())
         self.peers = Peers(self.repo, self.lead, self.account, log, post=world.post, random=Random(1))
+
+    async def _peer(self, request: Request) -> Response:
+        return await self.peers.handle(request)
 
     def _told(self, pod: Pod, report: Report) -> None:
         self.told.append((pod.name, report.version))
@@ -119,7 +122,6 @@ PODS = [pod(f"web-{number}", f"10.0.0.{number}") for number in range(1, 4)]
 async def world(autojump_clock: MockClock, nursery: trio.Nursery) -> World:
     world = World()
     for replica in world.replicas.values():
-        replica.repo._routes.update(replica.peers.routes)
         nursery.start_soon(replica.peers.run)
     world.put(*PODS)
     world.lead("a")
