@@ -1,0 +1,182 @@
+"""Pods that are gone, on the real API server: what they left in a registry is taken out by the replica that leads."""
+
+import json
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import trio
+from trio.to_thread import run_sync
+
+from pidone.http.client import request
+from tests import pidns
+from tests.cluster.apiserver import Cluster
+from tests.cluster.replicas import Replica, Replicas, address, replicas, written
+from tests.eureka.real import RealEureka
+from tests.eureka.standin import EurekaStandIn
+from tests.http.serving import http_server
+from tests.registries.test_eureka import stand_in
+
+pytestmark = pytest.mark.pidns
+
+OBJECTS = """
+apiVersion: pidone.dev/v1alpha1
+kind: TaskSet
+metadata: {name: web}
+spec:
+  params: [{name: registry}]
+  tasks:
+    - name: registration
+      stopTimeout: 5s
+      register:
+        eureka: {url: $(params.registry), app: APP, port: 8080, leaseDuration: 10m}
+    - name: beat
+      needs: [registration]
+      every: 30s
+      heartbeat: {of: registration}
+---
+apiVersion: pidone.dev/v1alpha1
+kind: TaskBinding
+metadata: {name: web}
+spec:
+  podSelector: {matchLabels: {web: "yes"}}
+  taskSets: [web]
+  params: {registry: URL}
+"""
+
+
+@pytest.fixture(params=["stand-in", pytest.param("spring", marks=pytest.mark.eureka)])
+def real(request: pytest.FixtureRequest) -> RealEureka | None:
+    if request.param == "stand-in":
+        return None
+    server: RealEureka = request.getfixturevalue("spring")
+    return server
+
+
+@pytest.fixture
+async def eureka(real: RealEureka | None, nursery: trio.Nursery) -> str:
+    """The URL of a registry."""
+    if real is not None:
+        return real.url
+    port = await http_server(nursery, stand_in(EurekaStandIn()), body=1 << 16)
+    return f"http://127.0.0.1:{port}/eureka/"
+
+
+@pytest.fixture(scope="module")
+def controllers(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
+    with replicas(cluster, tmp_path_factory.mktemp("controllers")) as found:
+        for name in ("a", "b"):
+            found.add(name)
+        yield found
+
+
+@contextmanager
+def living(cluster: Cluster, namespace: str, at: str, url: str) -> Iterator[pidns.ProcessOne]:
+    """A pod and its process 1, which asks one replica alone."""
+    made = cluster.run_pod(namespace, "web-0", labels={"web": "yes"}, ips=[at])
+    env = {"PIDONE_REPO": url, "PIDONE_POD_IP": at, "PIDONE_POD_UID": made["metadata"]["uid"]}
+    with pidns.process_one(
+        [sys.executable, "-m", "pidone"], env={**env, "PIDONE_DOZE": "/nowhere"}
+    ) as process:
+        yield process
+
+
+async def end(process: pidns.ProcessOne) -> None:
+    """As containerd does."""
+    process.signal(signal.SIGKILL)
+    await run_sync(process.wait, 5)
+
+
+async def roles(controllers: Replicas) -> tuple[Replica, Replica]:
+    """The one that leads, and the other."""
+    with trio.fail_after(20):
+        while not (name := await run_sync(controllers.leader)):
+            await trio.sleep(0.1)  # other processes have no event
+    leader, other = sorted(controllers.all, key=lambda one: one.name != name)
+    return leader, other
+
+
+async def instance(eureka: str, app: str, name: str) -> dict[str, Any] | None:
+    """What the registry has."""
+    headers = {"accept": "application/json"}
+    answer = await request("GET", f"{eureka}apps/{app}/{name}:{app.lower()}:8080", timeout=5, headers=headers)
+    return json.loads(answer.body)["instance"] if answer.status == 200 else None
+
+
+async def registered(eureka: str, app: str, name: str, leader: Replica, path: str) -> None:
+    """Until the instance is there, and the leader has heard of it."""
+    with trio.fail_after(30):
+        while await instance(eureka, app, name) is None:
+            await trio.sleep(0.05)
+        while '"state": "registered"' not in (await run_sync(leader.get, f"/v1/pods/{path}")).text:
+            await trio.sleep(0.05)
+
+
+async def taken_out(eureka: str, app: str, name: str, seconds: float) -> float:
+    """How long it took. Raises ``trio.TooSlowError``."""
+    began = trio.current_time()
+    with trio.fail_after(seconds):
+        while await instance(eureka, app, name) is not None:
+            await trio.sleep(0.02)
+    return trio.current_time() - began
+
+
+@pytest.mark.parametrize("told", ["the leader", "the other"])
+async def test_a_pod_that_was_killed_is_out_within_two_seconds_of_its_end(
+    cluster: Cluster, namespace: str, controllers: Replicas, eureka: str, told: str
+) -> None:
+    at, app = address(), f"GONE{address().replace('.', '-')}"
+    leader, other = await roles(controllers)
+    cluster.apply(*written(OBJECTS.replace("URL", eureka).replace("APP", app), namespace))
+    # one replica is told by the pod, and it need not be the one that leads
+    with living(cluster, namespace, at, (leader if told == "the leader" else other).url) as process:
+        await registered(eureka, app, "web-0", leader, f"{namespace}/web-0")
+        await end(process)
+    assert await instance(eureka, app, "web-0") is not None, "nobody has taken it out yet"
+    await run_sync(cluster.finish_pod, namespace, "web-0")
+    took = await taken_out(eureka, app, "web-0", 2)
+    print(f"out of {eureka} {took * 1000:.0f} ms after the pod was gone, told to {told}")
+    said = leader.process.log.read_text()
+    assert re.search(rf"pod={namespace}/web-0 event=deregistered task=registration .*{app}", said)
+
+
+async def test_a_pod_that_takes_it_back_itself_leaves_nothing_to_do(
+    cluster: Cluster, namespace: str, controllers: Replicas, eureka: str
+) -> None:
+    at, app = address(), f"GONE{address().replace('.', '-')}"
+    leader, other = await roles(controllers)
+    cluster.apply(*written(OBJECTS.replace("URL", eureka).replace("APP", app), namespace))
+    with living(cluster, namespace, at, other.url) as process:
+        await registered(eureka, app, "web-0", leader, f"{namespace}/web-0")
+        await run_sync(cluster.delete_pod, namespace, "web-0")
+        took = await taken_out(eureka, app, "web-0", 2)
+        print(f"out of {eureka} {took * 1000:.0f} ms after its deletion, by the pod")
+        with trio.fail_after(5):
+            while '"tasks": {}' not in (await run_sync(leader.get, f"/v1/pods/{namespace}/web-0")).text:
+                await trio.sleep(0.02)
+        await end(process)
+    await run_sync(cluster.finish_pod, namespace, "web-0")
+    await trio.sleep(0.5)  # for what must not happen
+    assert f"pod={namespace}/web-0 event=deregistered" not in leader.process.log.read_text()
+
+
+async def test_the_next_pod_of_the_name_keeps_its_instance(
+    cluster: Cluster, namespace: str, controllers: Replicas, eureka: str
+) -> None:
+    """As of a StatefulSet: the name, the address and so the instance come back while the old one is being taken out."""
+    at, app = address(), f"GONE{address().replace('.', '-')}"
+    leader, other = await roles(controllers)
+    cluster.apply(*written(OBJECTS.replace("URL", eureka).replace("APP", app), namespace))
+    for turn in range(2):
+        with living(cluster, namespace, at, other.url) as process:
+            await registered(eureka, app, "web-0", leader, f"{namespace}/web-0")
+            if turn == 1:
+                await trio.sleep(3)  # for what must not happen
+                assert await instance(eureka, app, "web-0") is not None
+            await end(process)
+        await run_sync(cluster.finish_pod, namespace, "web-0")
+    await taken_out(eureka, app, "web-0", 2)
