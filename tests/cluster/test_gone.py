@@ -15,6 +15,7 @@ from trio.to_thread import run_sync
 from pidone.http.client import request
 from tests import pidns
 from tests.cluster.apiserver import Cluster
+from tests.cluster.pods import Asking, asking
 from tests.cluster.replicas import Replica, Replicas, address, replicas, written
 from tests.eureka.real import RealEureka
 from tests.eureka.standin import EurekaStandIn
@@ -180,3 +181,40 @@ async def test_the_next_pod_of_the_name_keeps_its_instance(
             await end(process)
         await run_sync(cluster.finish_pod, namespace, "web-0")
     await taken_out(eureka, app, "web-0", 2)
+
+
+def events(cluster: Cluster, namespace: str, kind: str, name: str) -> list[tuple[str, str]]:
+    """Reason and message of those about one object, as ``kubectl describe`` finds them."""
+    about = f"involvedObject.kind={kind},involvedObject.name={name}"
+    found = json.loads(
+        cluster.kubectl("get", "events", "-n", namespace, "--field-selector", about, "-o", "json")
+    )
+    return [(one["reason"], one["message"]) for one in found["items"]]
+
+
+async def test_a_refusal_is_an_event_on_the_pod_and_a_conflict_one_on_each_binding(
+    cluster: Cluster, namespace: str, controllers: Replicas
+) -> None:
+    _, other = await roles(controllers)
+    at = address()
+    cluster.apply(*written(OBJECTS.replace("URL", "http://127.0.0.1:9/").replace("APP", "WEB"), namespace))
+    cluster.run_pod(namespace, "web-0", labels={"web": "yes"}, ips=[at])
+    pod = Asking([other.url], at, refuses=lambda bundle: "no such program" if bundle.plan.tasks else "")
+    async with asking(pod):
+        with trio.fail_after(20):
+            while not (found := await run_sync(events, cluster, namespace, "Pod", "web-0")):
+                await trio.sleep(0.05)
+        text = f"the plan of TaskBinding {namespace}/web was refused: no such program"
+        assert found == [("PlanRefused", text)]
+        # two that disagree
+        second = OBJECTS.replace("URL", "http://127.0.0.1:9/other/").replace("APP", "WEB")
+        cluster.apply(
+            *written(second.replace("metadata: {name: web}", "metadata: {name: more}"), namespace)[1:]
+        )
+        with trio.fail_after(20):
+            for name in ("web", "more"):
+                while not (found := await run_sync(events, cluster, namespace, "TaskBinding", name)):
+                    await trio.sleep(0.05)
+                assert [reason for reason, _ in found] == ["Conflict"]
+                assert f"TaskBinding {namespace}/more and TaskBinding {namespace}/web" in found[0][1]
+    assert len(await run_sync(events, cluster, namespace, "Pod", "web-0")) == 1
