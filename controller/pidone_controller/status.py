@@ -18,6 +18,7 @@ the same. Reconciling is what time mends, Stalled what takes a person; kstatus r
 """
 
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ OTHERS = frozenset({"rollout"})  # fields of a status that are written by pidone
 PACE = 5.0  # seconds between two writes of one status, in the long run
 AT_ONCE = 3  # changes of a condition, as from Reconciling to Ready, that are written without waiting for it
 LOOK = 0.2  # seconds between two looks at one target: pods apply and report together
+SHARE = 10  # times as long as a look took is between two: with 10,000 pods that is 20 ms
 WRITERS = 8  # writes at once
 RETRY_MAX = 60.0  # seconds before a write that failed is made again, at most
 
@@ -122,8 +124,8 @@ def binding_status(
         view.add(pod)
     told: Status = {
         "matched": view.matched,
-        "applied": view.counts[Outcome.APPLIED],
-        "rejected": view.counts[Outcome.REJECTED],
+        "applied": view.applied,
+        "rejected": view.rejected,
         "digests": [
             {"digest": digest, "pods": count}
             for digest, count in sorted(view.digests.items(), key=lambda item: (-item[1], item[0]))[:SHOWN]
@@ -246,7 +248,7 @@ class _View:
     def __init__(self, binding: str) -> None:
         self.binding = binding
         self.matched = 0
-        self.counts = Counter[Outcome]()
+        self.applied = self.rejected = self.underived = 0
         self.digests = Counter[str]()
         self.unheard = 0
         self.waiting = ""  # the first pod that has not said what it runs
@@ -258,17 +260,20 @@ class _View:
     def add(self, pod: Matched) -> None:
         outcome = pod.outcome
         self.matched += 1
-        self.counts[outcome] += 1
         if pod.digest:
             self.digests[pod.digest] += 1
-        if outcome is Outcome.REJECTED and pod.report is not None and len(self.rejections) < SHOWN:
-            self.rejections.append(
-                {"pod": pod.pod, "digest": pod.digest, "message": one_line(pod.report.error)}
-            )
+        if outcome is Outcome.APPLIED:
+            self.applied += 1
+        elif outcome is Outcome.REJECTED:
+            self.rejected += 1
+            if pod.report is not None and len(self.rejections) < SHOWN:
+                said = one_line(pod.report.error)
+                self.rejections.append({"pod": pod.pod, "digest": pod.digest, "message": said})
         elif outcome is Outcome.WAITING:
             self.waiting = self.waiting or pod.pod
             self.unheard += pod.report is None
-        elif outcome is Outcome.UNDERIVED:
+        else:
+            self.underived += 1
             self._blame(pod)
 
     def _blame(self, pod: Matched) -> None:
@@ -301,10 +306,10 @@ def _verdict(
     stalled = _stalled(view, halted)
     if stalled is not None:
         return stalled
-    if view.counts[Outcome.APPLIED] < matched:
+    if view.applied < matched:
         runs = "runs its plan" if matched == 1 else "run their plans"
         silent = "has reported nothing yet; is pidone its process 1?" if view.unheard else "has yet to say so"
-        text = f"{view.counts[Outcome.APPLIED]} of {_count(matched, 'pod')} {runs}; {view.waiting} {silent}"
+        text = f"{view.applied} of {_count(matched, 'pod')} {runs}; {view.waiting} {silent}"
         return Verdict("Reconciling", "Applying", text)
     if moving:
         return Verdict("Reconciling", "RollingOut", one_line(moving))
@@ -322,13 +327,13 @@ def _stalled(view: _View, halted: str) -> Verdict | None:
         return Verdict("Stalled", "Conflict", one_line(f"{text} (pod {where[0]}{_more(len(where) - 1)})"))
     blamed = view.own or view.others
     if blamed is not None:
-        more = _more(view.counts[Outcome.UNDERIVED] - 1)
+        more = _more(view.underived - 1)
         reason = "NoPlan" if view.own else "Blocked"
         return Verdict("Stalled", reason, one_line(f"pod {blamed[0]}{more}: {blamed[1]}"))
     if halted:
         return Verdict("Stalled", "RolloutHalted", one_line(halted))
     if view.rejections:
-        first, more = view.rejections[0], _more(view.counts[Outcome.REJECTED] - 1)
+        first, more = view.rejections[0], _more(view.rejected - 1)
         return Verdict("Stalled", "PlanRefused", one_line(f"pod {first['pod']}{more}: {first['message']}"))
     return None
 
@@ -387,10 +392,9 @@ class _Line:
 
     bucket: Bucket
     due: float = math.inf
-    looked: float = -math.inf
+    next: float = -math.inf  # no look before
     wrote: float = -math.inf
     failures: int = 0
-    rest: float = -math.inf  # no look before: the API server is not well
     there: Mapping[str, Any] | None = None  # what was written or read last; None: to be read
 
 
@@ -404,11 +408,13 @@ class StatusWriter:
         log: Log,
         *,
         wrote: Callable[[Target, Mapping[str, Any], Status], None] = lambda *_: None,
+        meter: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._client = client
         self._compose = compose
         self._log = log
         self._wrote = wrote
+        self._meter = meter  # seconds, for what a look takes
         self._lines: dict[Target, _Line] = {}
         self._timer = trio.CancelScope()
 
@@ -417,7 +423,7 @@ class StatusWriter:
         line = self._lines.get(target)
         if line is None:
             line = self._lines[target] = _Line(Bucket.full(trio.current_time(), size=AT_ONCE, rate=1 / PACE))
-        self._wake(line, max(trio.current_time(), line.looked + LOOK, line.rest))
+        self._wake(line, max(trio.current_time(), line.next))
 
     async def run(self) -> None:
         """Write until cancelled. What was written before is forgotten: another leader may have written since."""
@@ -447,11 +453,13 @@ class StatusWriter:
 
     async def _look(self, target: Target) -> None:
         line = self._lines[target]
-        line.due, line.looked = math.inf, trio.current_time()
+        line.due, line.next = math.inf, trio.current_time() + LOOK
         try:
             if line.there is None:
                 line.there = await self._read(target)
+            began = self._meter()
             made = self._compose(target, line.there) if line.there is not None else None
+            line.next = max(line.next, trio.current_time() + SHARE * (self._meter() - began))
             if line.there is None or made is None:
                 del self._lines[target]
                 return
@@ -469,8 +477,8 @@ class StatusWriter:
             line.failures += 1
             text = str(error) if isinstance(error, PidoneError) else f"{type(error).__name__}: {error}"
             self._log("status-failed", object=target, error=text)
-            line.rest = trio.current_time() + min(RETRY_MAX, 2.0 ** min(line.failures, 10))
-            self._wake(line, line.rest)
+            line.next = trio.current_time() + min(RETRY_MAX, 2.0 ** min(line.failures, 10))
+            self._wake(line, line.next)
             return
         before, line.there = line.there, made
         line.failures, line.wrote = 0, trio.current_time()

@@ -250,9 +250,15 @@ class World:
         self.writes: list[tuple[float, str, str]] = []
         self.fails = 0
         self.looks = 0
+        self.worked = 0.0  # seconds of processor time
+        self.costs = 0.0  # of them one look
+
+    def meter(self) -> float:
+        return self.worked
 
     def compose(self, target: Target, previous: Mapping[str, Any]) -> Status | None:
         self.looks += 1
+        self.worked += self.costs
         pods = self.pods.get(target.name)
         return None if pods is None else binding_status(str(target), 1, pods, previous=previous, now=NOW)
 
@@ -277,7 +283,7 @@ class World:
 @pytest.fixture
 async def world(nursery: trio.Nursery) -> tuple[World, StatusWriter]:
     world = World()
-    writer = StatusWriter(world, world.compose, log)
+    writer = StatusWriter(world, world.compose, log, meter=world.meter)
     nursery.start_soon(writer.run)
     await wait_all_tasks_blocked()
     return world, writer
@@ -317,6 +323,17 @@ async def test_what_comes_and_goes_is_written_once_in_five_seconds(
         await trio.sleep(0.1)
     assert 8 <= len(there.writes) <= 3 + 60 / 5 + 1
     assert there.looks <= 301
+
+
+async def test_looks_take_a_tenth_of_the_time_however_many_pods_there_are(
+    autojump_clock: MockClock, world: tuple[World, StatusWriter]
+) -> None:
+    there, writer = world
+    there.costs = 0.1
+    for _ in range(200):
+        writer.mark(there.targets[0])
+        await trio.sleep(0.1)
+    assert 0.09 <= there.worked / 20 <= 0.11
 
 
 async def test_one_that_nobody_marks_costs_nothing_and_the_same_is_not_written_again(
@@ -364,7 +381,7 @@ async def test_a_write_that_fails_is_made_again_and_the_other_does_not_wait(
 
 async def test_who_leads_again_writes_over_what_another_wrote(autojump_clock: MockClock) -> None:
     there = World()
-    writer = StatusWriter(there, there.compose, log)
+    writer = StatusWriter(there, there.compose, log, meter=there.meter)
     for _ in range(2):
         writer.mark(there.targets[0])
         with trio.move_on_after(10):
