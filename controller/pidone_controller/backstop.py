@@ -41,9 +41,8 @@ AT_ONE = 8  # of them to one registry: one that does not answer must not hold up
 PATIENCE = 300.0  # seconds from the pod's end until a registry is left to its own lease
 RETRY_MAX = 30.0  # seconds between two tries, at most; the first are a second or two apart
 HANDOVER = 60.0  # seconds that a job waits for a leader: a lease that ran out, and some
-HEARSAY = (
-    3.0  # seconds for a namesake's first report to arrive, before its instance is taken for the old pod's
-)
+HEARSAY = 3.0  # seconds for a namesake's first report to arrive, before its place is taken for the old pod's
+TERM = 10.0  # seconds until a new leader has heard who holds what: its peers look at the Lease each 4 s
 
 NOBODY = "none"  # onPodGone
 
@@ -173,7 +172,8 @@ class Backstop:
                 for number, job in list(self._jobs.items()):
                     if now - job.since > HANDOVER:
                         del self._jobs[number]
-                    else:
+                    else:  # the leader before may have done it, and the place be another pod's by now
+                        job.pause = TERM
                         nursery.start_soon(self._do, number, job)
                 await trio.sleep_forever()
             finally:

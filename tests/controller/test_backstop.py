@@ -14,7 +14,7 @@ from pidone.errors import ConnectError, PidoneError, RegistryRefused
 from pidone.http.client import request
 from pidone.plan.digest import digest
 from pidone.registries import Status
-from pidone_controller.backstop import AT_ONE, HANDOVER, HEARSAY, PATIENCE, Backstop, build
+from pidone_controller.backstop import AT_ONE, HANDOVER, HEARSAY, PATIENCE, TERM, Backstop, build
 from pidone_controller.backstop import Pod as PodLike
 from pidone_controller.inventory import Pod
 from pidone_controller.reports import Report, TaskReport
@@ -271,16 +271,18 @@ async def test_a_registry_that_hangs_holds_up_itself_alone(autojump_clock: MockC
     assert led.registries.most == AT_ONE + 1
 
 
+async def term(world: World, seconds: float) -> None:
+    with trio.move_on_after(seconds):
+        await world.backstop.run()
+
+
 async def test_what_is_due_waits_for_a_leader_and_not_for_ever(
     autojump_clock: MockClock, world: World
 ) -> None:
     world.hears(WEB)
     world.backstop.gone(WEB.key)
     await trio.sleep(HANDOVER - 1)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(world.backstop.run)
-        await trio.sleep(0.5)
-        nursery.cancel_scope.cancel()
+    await term(world, TERM + 1)
     assert len(world.taken) == 1
     world.hears(WEB)
     world.backstop.gone(WEB.key)
@@ -289,11 +291,22 @@ async def test_what_is_due_waits_for_a_leader_and_not_for_ever(
     world.hears(other)
     world.backstop.gone(other.key)
     assert world.backstop.pending == 1
+    await term(world, TERM + 1)
+    assert world.taken[1:] == ["apps/WEB/db%3Aweb%3A80"]
+
+
+async def test_a_new_leader_hears_first_who_holds_a_place_by_now(
+    autojump_clock: MockClock, world: World
+) -> None:
+    world.hears(WEB)
+    world.backstop.gone(WEB.key)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.backstop.run)
-        await trio.sleep(0.5)
+        await trio.sleep(TERM / 2)
+        world.hears(pod("web-0", "10.0.0.5", uid="uid-2"))  # a peer tells
+        await trio.sleep(TERM)
         nursery.cancel_scope.cancel()
-    assert world.taken[1:] == ["apps/WEB/db%3Aweb%3A80"]
+    assert (world.taken, world.events) == ([], ["registered-anew"])
 
 
 async def test_who_loses_the_lead_in_a_call_takes_it_up_again(
@@ -302,9 +315,9 @@ async def test_who_loses_the_lead_in_a_call_takes_it_up_again(
     world.registries.takes = 3
     world.hears(WEB)
     world.backstop.gone(WEB.key)
-    for _ in range(2):
-        with trio.move_on_after(5 if world.taken else 1):
-            await world.backstop.run()
+    await term(world, TERM + 1)
+    assert world.events == []
+    await term(world, TERM + 4)
     assert len(world.taken) == 2
     assert world.events == ["deregistered"]
 
