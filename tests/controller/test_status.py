@@ -1,6 +1,8 @@
 """What a status says, and when it is written."""
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from pidone.language.binding import BindingError, Fault, derive
 from pidone.language.model import TaskBinding
+from pidone_controller import status as module
 from pidone_controller.kubernetes.errors import NotFound, ServerError
 from pidone_controller.kubernetes.resources import TASK_BINDINGS, Resource
 from pidone_controller.log import log
@@ -388,3 +391,15 @@ async def test_who_leads_again_writes_over_what_another_wrote(autojump_clock: Mo
             await writer.run()
         there.stored["a"]["status"] = {"observedGeneration": 0}
     assert len(there.writes) == 2
+
+
+def test_every_reason_is_explained_and_no_other() -> None:
+    reason = re.compile(
+        r'Verdict\(\s*"(?:Ready|Reconciling|Stalled)", "(\w+)"|reason = "(\w+)" if .* else "(\w+)"'
+    )
+    code = {
+        word for found in reason.findall(Path(module.__file__).read_text("utf-8")) for word in found if word
+    }
+    document = (Path(__file__).parents[2] / "docs/status.md").read_text("utf-8")
+    table = set(re.findall(r"^\|[^|]*\| `(\w+)` \|", document, re.MULTILINE))
+    assert table | {"Accepted", "ExtendsUnresolved"} == code
