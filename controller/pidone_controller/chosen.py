@@ -49,8 +49,9 @@ class Chosen:
             etag=bundle.etag.strip('"') if bundle else "",
             tasks=bundle.count if bundle else 0,
             report=self._repo.report(pod),
-            error=entry.error or self._repo.withheld(pod),
+            error=entry.error,
             faults=entry.faults,
+            withheld=self._repo.withheld(pod),
         )
 
     def _found(self) -> dict[Key, list[Pod]]:

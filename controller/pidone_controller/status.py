@@ -76,11 +76,12 @@ class Matched:
     report: Report | None = None
     error: str = ""
     faults: tuple[Fault, ...] = ()
+    withheld: str = ""  # why it is not given its plan over plain http
 
     @property
     def outcome(self) -> Outcome:
         report = self.report
-        if self.error:
+        if self.error or self.withheld:
             return Outcome.UNDERIVED
         if report is not None and report.rejected and report.rejected == self.etag:
             return Outcome.REJECTED
@@ -248,7 +249,7 @@ class _View:
     def __init__(self, binding: str) -> None:
         self.binding = binding
         self.matched = 0
-        self.applied = self.rejected = self.underived = 0
+        self.applied = self.rejected = self.underived = self.withheld = 0
         self.digests = Counter[str]()
         self.unheard = 0
         self.waiting = ""  # the first pod that has not said what it runs
@@ -256,6 +257,9 @@ class _View:
         self.conflicts: dict[tuple[str, str], tuple[str, list[str]]] = {}  # by other and task: text, pods
         self.own: tuple[str, str] | None = None  # the first pod that this binding gives no plan, and why
         self.others: tuple[str, str] | None = None  # the same by another binding's fault
+        self.insecure: tuple[str, str] | None = (
+            None  # the first that asks over plain http for what needs https
+        )
 
     def add(self, pod: Matched) -> None:
         outcome = pod.outcome
@@ -272,9 +276,12 @@ class _View:
         elif outcome is Outcome.WAITING:
             self.waiting = self.waiting or pod.pod
             self.unheard += pod.report is None
-        else:
+        elif pod.error:
             self.underived += 1
             self._blame(pod)
+        else:
+            self.withheld += 1
+            self.insecure = self.insecure or (pod.pod, pod.withheld)
 
     def _blame(self, pod: Matched) -> None:
         mine = False
@@ -330,6 +337,9 @@ def _stalled(view: _View, halted: str) -> Verdict | None:
         more = _more(view.underived - 1)
         reason = "NoPlan" if view.own else "Blocked"
         return Verdict("Stalled", reason, one_line(f"pod {blamed[0]}{more}: {blamed[1]}"))
+    if view.insecure is not None:
+        more = _more(view.withheld - 1)
+        return Verdict("Stalled", "NeedsHTTPS", one_line(f"pod {view.insecure[0]}{more}: {view.insecure[1]}"))
     if halted:
         return Verdict("Stalled", "RolloutHalted", one_line(halted))
     if view.rejections:

@@ -160,6 +160,13 @@ def test_a_pod_that_lacks_a_param_is_named() -> None:
     assert stands(found) == ("Stalled", "NoPlan")
 
 
+def test_a_pod_that_asks_over_http_for_what_needs_https_is_named() -> None:
+    text = 'task "backup": exec is served over https only, and shop/b asks over http'
+    found = status(applied(), matched("shop/b", withheld=text), matched("shop/c", withheld=text))
+    assert stands(found) == ("Stalled", "NeedsHTTPS")
+    assert condition(found)["message"] == f"pod shop/b and 1 other: {text}"
+
+
 def test_what_no_pod_could_run_is_said_without_pods_too() -> None:
     command = task_set("runs").replace(
         "probe:\n        tcpSocket: {port: $(params.port)}", "probe:\n        exec: {command: [/bin/true]}"
