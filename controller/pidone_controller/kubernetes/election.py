@@ -58,8 +58,9 @@ class Election:
     async def run(self, work: Callable[[], Awaitable[None]]) -> NoReturn:
         """Run ``work`` whenever we lead, for ever; it is cancelled, and waited for, when we no longer do.
 
-        When this is cancelled, ``work`` ends first, and then the lease is given back, so that another replica
-        leads within seconds. A ``work`` that shields itself from being cancelled overlaps with the next leader.
+        A ``work`` that ends by itself is not begun again in the same term. When this is cancelled, ``work`` ends
+        first, and then the lease is given back, so that another replica leads within seconds. A ``work`` that
+        shields itself from being cancelled overlaps with the next leader.
         """
         try:
             while True:
