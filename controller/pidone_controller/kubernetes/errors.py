@@ -4,6 +4,7 @@ PidoneError
 ├── ConfigError        a kubeconfig or a service account that cannot be used
 └── ApiError           a request that did not get what it asked for
     ├── Unreachable        no answer, half an answer, or one that is not from an API server; ``status`` is 0
+    │   └── Silent             ... and nothing for too long, over a connection that stands
     ├── BadRequest         400, 406, 415, 422: the request is wrong, asking again will not help
     ├── Unauthorized       401: the token or certificate is not (or no longer) good
     ├── Forbidden          403: RBAC or admission says no
@@ -55,6 +56,10 @@ class ApiError(PidoneError):
 
 class Unreachable(ApiError):
     """No answer, half an answer, or one that is no API server's. Whether the request was acted on is not known."""
+
+
+class Silent(Unreachable):
+    """Nothing for too long, over a connection that stands: a dead peer, or one that had nothing to say."""
 
 
 class BadRequest(ApiError):
@@ -129,8 +134,9 @@ def mapped(asked: str) -> Iterator[None]:
     try:
         yield
     except httpx.TimeoutException as error:
-        waited = {httpx.ConnectTimeout: "no connection in time", httpx.ReadTimeout: "silent for too long"}
-        raise Unreachable(f"{asked}: {waited.get(type(error), 'not in time')}") from error
+        if isinstance(error, httpx.ReadTimeout):
+            raise Silent(f"{asked}: silent for too long") from error
+        raise Unreachable(f"{asked}: no connection in time") from error
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
         raise Unreachable(f"{asked}: {_why(error)}") from error
 

@@ -24,6 +24,7 @@ from pidone_controller.kubernetes.errors import (
     BadRequest,
     Gone,
     NotFound,
+    Silent,
     Unreachable,
     from_status,
 )
@@ -85,9 +86,8 @@ class Reflector(Generic[T]):
         self.resource = resource
         self.synced = trio.Event()
         self.heard = -math.inf
-        self.tried = (
-            -math.inf
-        )  # Trio's time of the last failure: an API server that is away is not our silence
+        # Trio's time of the last failure: an API server that is away is not our silence.
+        self.tried = -math.inf
         self.lists = 0  # whole lists taken; all but the first are relists
         self.watches = 0  # watches begun
         self._client, self._project, self._sink, self._log = client, project, sink, log
@@ -104,12 +104,20 @@ class Reflector(Generic[T]):
 
     async def run(self) -> NoReturn:
         """Reflect for ever. Failures are logged and waited out; nothing but cancelling ends it."""
-        backoff = Backoff(self._random)
+        backoff, silent = Backoff(self._random), False
         while True:
             try:
                 if not self._version and not self._stream:
                     await self._list()
                 await self._watch()
+                silent = False
+            except Silent as error:
+                # Long enough for a pause. An API server also has no bookmarks for a kind of which nothing was heard
+                # since it started, and whoever backs off further each time is late for the first object.
+                self.tried = trio.current_time()
+                if not silent:
+                    self._log("reflector-silent", resource=self.resource, error=error)
+                silent = True
             except ApiError as error:
                 if self._stream and not self._version and isinstance(error, BadRequest):
                     self._in_pages(error)
@@ -135,6 +143,8 @@ class Reflector(Generic[T]):
                     await self._breathe()
             except (KeyError, TypeError) as error:
                 raise Unreachable(f"LIST {self.resource}: not a list: {error!r}") from error
+            if not page.version:
+                raise Unreachable(f"LIST {self.resource}: not a list: it has no version")
             more = page.more
             if not more:
                 self._swap(items, page.version)
@@ -153,6 +163,7 @@ class Reflector(Generic[T]):
         self.watches += 1
         begun, events = trio.current_time(), 0
         async with self._client.watch(self.resource, query, **self._selection) as watch:
+            self.heard = trio.current_time()
             while (lines := await self._read(watch)) is not None:
                 for line in lines:
                     self._event(line)

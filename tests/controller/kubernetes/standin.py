@@ -267,8 +267,21 @@ class StandIn:
         self, resource: Resource, namespace: str, name: str, subresource: str, body: Object
     ) -> Object:
         before = self._found(resource, namespace, name)
-        version = body["metadata"].get("resourceVersion")
-        if version and version != before["metadata"]["resourceVersion"]:
+        self._expect(resource, before, body["metadata"])
+        body = within(body, before, subresource, whole=True)
+        return self._store(resource, body | {"metadata": before["metadata"] | body["metadata"]})
+
+    def _expect(self, resource: Resource, before: Object, meta: Object) -> None:
+        """What a write says of the object that it is meant for has to be so."""
+        has, name = before["metadata"], before["metadata"]["name"]
+        if meta.get("uid", has.get("uid")) != has.get("uid"):
+            detail = f'Invalid value: "{meta["uid"]}": field is immutable'
+            cause = {"reason": "FieldValueInvalid", "message": detail, "field": "metadata.uid"}
+            kind = f"{resource.kind}.{resource.group}" if resource.group else resource.kind
+            message = f'{kind} "{name}" is invalid: metadata.uid: {detail}'
+            details = {"name": name, "group": resource.group, "kind": resource.kind}
+            raise Refusal(422, "Invalid", message, **details, causes=[cause, cause])
+        if (meta.get("resourceVersion") or has.get("resourceVersion")) != has.get("resourceVersion"):
             raise Refusal(
                 409,
                 "Conflict",
@@ -277,13 +290,12 @@ class StandIn:
                 name=name,
                 **kind_of(resource),
             )
-        body = within(body, before, subresource, whole=True)
-        return self._store(resource, body | {"metadata": before["metadata"] | body["metadata"]})
 
     def _merge(
         self, resource: Resource, namespace: str, name: str, subresource: str, request: Request
     ) -> Object:
         before = self._found(resource, namespace, name)
+        self._expect(resource, before, json.loads(request.body).get("metadata", {}))
         after = merged(before, within(json.loads(request.body), before, subresource, whole=False))
         self._own((resource, namespace, name), before, after, request.query.get("fieldManager", "unknown"))
         return self._store(resource, after)
@@ -306,7 +318,11 @@ class StandIn:
                 self._found(*key)
             meta = {"name": name} | ({"namespace": namespace} if resource.namespaced else {})
             before = {"metadata": meta}
-        body = within(json.loads(request.body), before, subresource, whole=False)
+        body = json.loads(request.body)
+        self._expect(resource, before, body["metadata"])
+        body = within(body, before, subresource, whole=False)
+        for precondition in ("resourceVersion", "uid"):
+            body["metadata"].pop(precondition, None)
         wanted = {path: value for path, value in leaves(body) if path[0] not in {"apiVersion", "kind"}}
         wanted = {path: value for path, value in wanted.items() if path not in IDENTITY}
         has, owners = dict(leaves(before)), self._owners.get(key, {})

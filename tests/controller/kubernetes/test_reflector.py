@@ -207,6 +207,16 @@ async def test_rule_1_a_streamed_list_that_ends_early_is_no_list(autojump_clock:
         assert "before its list was whole" in it.errors()[0]
 
 
+@pytest.mark.parametrize(
+    "body", [b"{}", b'{"metadata":{"resourceVersion":""},"items":[]}', b'{"items":[{}]}', b"[]"]
+)
+async def test_rule_1_what_is_no_list_is_asked_for_again(body: bytes, autojump_clock: MockClock) -> None:
+    async with reflected("a", faults={LIST: [lambda _: Answer(200, body)]}) as it:
+        await it.reflector.synced.wait()
+        assert it.sink.told == [("replaced", "a")]
+        assert "not a list" in it.errors()[0]
+
+
 # Rule 2: WATCH from the collection's version, 5-10 minutes, bookmarks on; every event and bookmark moves it
 
 
@@ -283,8 +293,21 @@ async def test_rule_3_a_silent_peer_is_dead_after_75_seconds(autojump_clock: Moc
         assert it.has == "a"
         await trio.sleep(3)
         assert it.has == "a b"
-        assert "silent" in it.errors()[0]
+        assert [line["event"] for line in it.log] == ["reflector-silent"]
         assert len(it.lists()) == 1, "what the dead peer did not tell, the next watch does"
+
+
+async def test_rule_3_a_server_that_has_no_bookmarks_is_watched_on_without_growing_waits(
+    autojump_clock: MockClock,
+) -> None:
+    """The real one sends none for a kind of which it has heard nothing since it started."""
+    async with reflected("a", faults={WATCH: [stream(silent=True)] * 20}) as it:
+        await trio.sleep(1501)
+        assert len(it.watches()) == 21
+        it.pods("b")
+        await settle()
+        assert it.has == "a b", "watched by the moment"
+        assert len(it.log) == 1, "said once"
 
 
 async def test_rule_3_bookmarks_keep_a_quiet_watch_alive(autojump_clock: MockClock) -> None:
