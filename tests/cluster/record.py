@@ -21,7 +21,7 @@ class Real:
     def __init__(self, plane: ControlPlane) -> None:
         self._plane = plane
         verify = ssl.create_default_context(cafile=plane.certificate)
-        self.http = httpx.AsyncClient(base_url=plane.server, verify=verify, timeout=90, trust_env=False)
+        self.http = httpx.AsyncClient(base_url=plane.server, verify=verify, timeout=150, trust_env=False)
 
     async def ask(self, said: Said, headers: Mapping[str, str], body: bytes, lines: int) -> None:
         headers = {"authorization": f"Bearer {ADMIN}", **headers}

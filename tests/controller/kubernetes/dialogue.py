@@ -150,6 +150,11 @@ async def converse(server: Server, *, patient: bool = True) -> dict[str, Object]
     await say("replace", "PUT", f"{SETS}/one", body=changed)
     await say("replace-too-late", "PUT", f"{SETS}/one", body=changed)
     await say("merge", "PATCH", f"{SETS}/one", body={"metadata": {"labels": {"app": None}}}, content=MERGE)
+    late = {"metadata": {"labels": {"app": "web"}, "resourceVersion": since}}
+    await say("merge-too-late", "PATCH", f"{SETS}/one", body=late, content=MERGE)
+    another = {"metadata": {"labels": {"app": "web"}, "uid": "00000000-0000-4000-8000-000000000000"}}
+    await say("merge-another", "PATCH", f"{SETS}/one", body=another, content=MERGE)
+    await say("merge-nothing", "PATCH", f"{SETS}/nobody", body=late, content=MERGE)
     await say("create-two", "POST", SETS, body=task_set("two"))
     await say("create-three", "POST", SETS, body=task_set("three"))
     await say("delete", "DELETE", f"{SETS}/three")
@@ -163,6 +168,10 @@ async def converse(server: Server, *, patient: bool = True) -> dict[str, Object]
     await say("apply-anothers-field", "PATCH", f"{BINDINGS}/web", theirs, binding(spec=other), content=APPLY)
     forced = theirs | {"force": "true"}
     await say("apply-by-force", "PATCH", f"{BINDINGS}/web", forced, binding(spec=other), content=APPLY)
+    late = binding(spec=spec) | {"metadata": {"name": "web", "namespace": SPACE, "resourceVersion": since}}
+    await say("apply-too-late", "PATCH", f"{BINDINGS}/web", forced, late, content=APPLY)
+    nobody = binding(status={}) | {"metadata": {"name": "nobody", "namespace": SPACE}}
+    await say("apply-status-of-nothing", "PATCH", f"{BINDINGS}/nobody/status", ours, nobody, content=APPLY)
     status = binding(status={"observedGeneration": 1})
     await say("apply-status", "PATCH", f"{BINDINGS}/web/status", ours, status, content=APPLY)
 
