@@ -80,7 +80,13 @@ class ProcessOne:
             return False
 
     def zombies(self) -> int:
-        return sum(child.status() == psutil.STATUS_ZOMBIE for child in psutil.Process(self.pid).children())
+        found = 0
+        for child in psutil.Process(self.pid).children():
+            try:
+                found += child.status() == psutil.STATUS_ZOMBIE
+            except psutil.NoSuchProcess:
+                pass  # reaped since the list was made
+        return found
 
     def alone(self) -> bool:
         """Whether every orphan has ended and is reaped: its only child is the helper."""
