@@ -500,3 +500,20 @@ async def test_an_api_server_with_another_authority_is_not_trusted(
     ) as client:
         with pytest.raises(Unreachable, match="certificate"):
             await client.list(SECRETS, namespace="default")
+
+
+async def test_what_is_applied_arrives_as_it_is_whatever_yaml_makes_of_it(
+    cluster: Cluster, namespace: str
+) -> None:
+    """Bodies of server-side apply are read as YAML, which has more ends of lines and control characters than JSON."""
+    odd = ' \n \x00 \x1b \x7f \x85 \x9b \u2028 \u2029 \ufeff \ufffe \U0001f600 \\ " '
+    meta = {"name": "odd", "namespace": namespace, "annotations": {"odd": odd}}
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta}
+    accounts = Resource("", "v1", "serviceaccounts", "ServiceAccount", namespaced=True)
+    async with client_of(cluster) as client:
+        applied = await client.apply(accounts, account)
+        assert applied["metadata"]["annotations"]["odd"] == odd
+
+        # half a pair of surrogates is no text, and a refusal, not an accident
+        with pytest.raises(BadRequest):
+            await client.apply(accounts, account | {"metadata": meta | {"annotations": {"odd": "\ud800"}}})

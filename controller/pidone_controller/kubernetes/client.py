@@ -6,6 +6,7 @@ again when it is due.
 
 import json
 import platform
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -35,6 +36,10 @@ MERGE = "application/merge-patch+json"
 APPLY = (
     "application/apply-patch+yaml"  # JSON is YAML, and every API server since 1.22 reads it under this name
 )
+
+# What YAML takes for the end of a line, or refuses where it stands as it is. Escaped it is read by YAML and JSON; and
+# what stands above U+FFFF is not escaped, for YAML knows no pairs of surrogates.
+_ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]")
 
 Object = dict[str, Any]
 
@@ -249,7 +254,7 @@ class Client:
         content = None
         if ask.body is not None:
             headers["content-type"] = ask.content
-            content = json.dumps(ask.body, ensure_ascii=False).encode()
+            content = _written(ask.body)
         request = self._http.build_request(
             ask.method,
             self.config.server + ask.path,
@@ -311,3 +316,9 @@ def _path(resource: Resource, body: Mapping[str, Any], subresource: str) -> str:
 def _selected(label: str, fields: str) -> dict[str, str]:
     selected = {"labelSelector": label, "fieldSelector": fields}
     return {key: value for key, value in selected.items() if value}
+
+
+def _written(body: Any) -> bytes:
+    """JSON that is the same to a reader of YAML, as which the API server reads what is applied."""
+    text = json.dumps(body, ensure_ascii=False)
+    return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text).encode()
