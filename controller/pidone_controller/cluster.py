@@ -336,6 +336,7 @@ class Controller:
                 trouble=trouble,
                 tasks=tasks,
                 bindings=users,
+                kept=self._objects.history().revision(written.key, written.digest) is not None,
             )
         moving, halted = self._objects.progress(written)
         binding = written.binding

@@ -154,14 +154,18 @@ def set_status(
     trouble: str = "",
     tasks: int = 0,
     bindings: int = 0,
+    kept: bool = True,
 ) -> Status:
     """The status of a set: ``findings`` of the checker, ``trouble`` with what it extends (see ``extends_trouble``),
-    its ``tasks`` with those that it extends, and how many ``bindings`` name it.
+    its ``tasks`` with those that it extends, and how many ``bindings`` name it. ``kept`` is whether there is a
+    ControllerRevision of this version: from then on a mistake after it takes nothing away.
     """
     if findings:
         verdict = Verdict("Stalled", "Refused", _findings(findings))
     elif trouble:
         verdict = Verdict("Stalled", "ExtendsUnresolved", one_line(trouble))
+    elif not kept:
+        verdict = Verdict("Reconciling", "Recording", "this version is not among its ControllerRevisions yet")
     else:
         verdict = Verdict(
             "Ready", "Accepted", f"{_count(tasks, 'task')}, used by {_count(bindings, 'binding')}"

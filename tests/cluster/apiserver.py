@@ -470,9 +470,10 @@ def _made_default(plane: ControlPlane) -> bool:
 
 def answers(url: str, certificate: Path | None = None) -> bool:
     """Whether this says 200, to somebody with the token of the one who may do everything."""
-    verify = ssl.create_default_context(cafile=certificate) if certificate else False
     headers = {"Authorization": f"Bearer {ADMIN}"}
     try:
+        # while it is being written, the certificate is none
+        verify = ssl.create_default_context(cafile=certificate) if certificate else False
         return httpx.get(url, headers=headers, verify=verify, timeout=5, trust_env=False).is_success
     except (httpx.HTTPError, OSError):
         return False

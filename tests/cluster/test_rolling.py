@@ -35,7 +35,8 @@ async def fleet(cluster: Cluster, namespace: str, urls: list[str]) -> AsyncItera
         pods.append(Asking(urls, at))
     async with asking(*pods):
         for pod in pods:
-            await pod.until(lambda pod: pod.tasks == ["ready"])
+            # a rollout too, from nothing; a leader that is new hears what the others know first
+            await pod.until(lambda pod: pod.tasks == ["ready"], 60)
             pod.report(ready="healthy")
         await told(cluster, namespace, "web", Ready=("True", "AllApplied"))
         yield pods
