@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -92,13 +93,12 @@ async def end(process: pidns.ProcessOne) -> None:
     await run_sync(process.wait, 5)
 
 
-async def roles(controllers: Replicas) -> tuple[Replica, Replica]:
-    """The one that leads, and the other."""
+async def roles(controllers: Replicas) -> list[Replica]:
+    """The one that leads, and the others."""
     with trio.fail_after(20):
         while not (name := await run_sync(controllers.leader)):
             await trio.sleep(0.1)  # other processes have no event
-    leader, other = sorted(controllers.all, key=lambda one: one.name != name)
-    return leader, other
+    return sorted(controllers.all, key=lambda one: one.name != name)
 
 
 async def instance(eureka: str, app: str, name: str) -> dict[str, Any] | None:
@@ -218,3 +218,40 @@ async def test_a_refusal_is_an_event_on_the_pod_and_a_conflict_one_on_each_bindi
                 assert [reason for reason, _ in found] == ["Conflict"]
                 assert f"TaskBinding {namespace}/more and TaskBinding {namespace}/web" in found[0][1]
     assert len(await run_sync(events, cluster, namespace, "Pod", "web-0")) == 1
+
+
+async def test_the_death_of_the_leader_takes_no_binding_out_of_service(
+    cluster: Cluster, namespace: str, tmp_path: Path
+) -> None:
+    """The next one hears from its peers what pods have told them; meanwhile what stands is left standing."""
+    with replicas(cluster, tmp_path) as found:
+        for name in ("d", "e", "f"):
+            await run_sync(found.add, name)
+        leader, *others = await roles(found)
+        pods = {f"web-{number}": address() for number in range(2)}
+        cluster.apply(
+            *written(OBJECTS.replace("URL", "http://127.0.0.1:9/").replace("APP", "WEB"), namespace)
+        )
+        for name, at in pods.items():
+            cluster.run_pod(namespace, name, labels={"web": "yes"}, ips=[at])
+        # each tells one that does not lead: whichever is next knows of one pod by itself, and of the other not
+        asked = (Asking([one.url], at) for one, at in zip(others, pods.values(), strict=True))
+        async with asking(*asked):
+            ready = ("wait", "--for=condition=Ready", "taskbinding/web", "-n", namespace, "--timeout=30s")
+            await run_sync(lambda: cluster.kubectl(*ready))
+            before = status_of(cluster, namespace)
+            assert (before["matched"], before["applied"]) == (2, 2)
+            leader.process.kill()
+            deadline = trio.current_time() + 60
+            led = 0.0
+            while trio.current_time() < (led or deadline):
+                assert status_of(cluster, namespace) == before, "to the second of the last transition"
+                if not led and await run_sync(found.leader) not in {"", leader.name}:
+                    led = trio.current_time() + 18  # it has heard all by then, and judges by itself
+                await trio.sleep(0.5)
+            assert led
+
+
+def status_of(cluster: Cluster, namespace: str) -> dict[str, Any]:
+    found = json.loads(cluster.kubectl("get", "taskbinding", "web", "-n", namespace, "-o", "json"))
+    return {key: value for key, value in found["status"].items() if key != "rollout"}
