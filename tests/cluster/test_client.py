@@ -40,12 +40,11 @@ from pidone_controller.kubernetes.resources import (
     TASK_SETS,
     Resource,
 )
-from pidone_controller.kubernetes.reviews import may, whose
+from pidone_controller.kubernetes.reviews import may, own_name, whose
 from tests.cluster.apiserver import ADMIN, Cluster, ControlPlane, control_plane
 from tests.cluster.wire import Wire, wire
 from tests.controller.kubernetes.held import Held
 
-SELF = Resource("authentication.k8s.io", "v1", "selfsubjectreviews", "SelfSubjectReview", namespaced=False)
 LOG = list[dict[str, Any]]
 
 
@@ -145,7 +144,7 @@ async def test_a_server_without_streamed_lists_is_asked_for_pages_and_a_certific
         async with connect(certificates.config(plane)) as client, reflected(client, "shop") as it:
             assert it.sink.told == [("replaced", "a")]
             assert [line["event"] for line in it.log] == ["reflector-in-pages"]
-            assert await whoami(client) == "jane"
+            assert await own_name(client) == "jane"
 
 
 class Certificates:
@@ -309,16 +308,10 @@ async def test_a_token_that_rotates_is_read_again_when_it_is_refused(
     file.write_text("no token of this cluster")
     async with connect(config) as client:
         with pytest.raises(Unauthorized):
-            await whoami(client)
+            await own_name(client)
         file.write_text(tokens[0])
-        assert await whoami(client) == f"system:serviceaccount:{namespace}:default"
+        assert await own_name(client) == f"system:serviceaccount:{namespace}:default"
         assert client.requests["POST", 401] == 2
-
-
-async def whoami(client: Client) -> str:
-    answer = await client.create(SELF, {"apiVersion": SELF.api_version, "kind": SELF.kind, "metadata": {}})
-    name: str = answer["status"]["userInfo"]["username"]
-    return name
 
 
 async def test_a_token_whose_pod_is_gone_costs_the_watch_and_a_new_one_heals_it(
