@@ -55,6 +55,7 @@ class Settings:
     linger: float = LINGER  # PIDONE_LINGER
     programs: str = actions.PROGRAMS  # PIDONE_PROGRAMS: the folder whose programs tasks may run; "/" is all
     status: str = ""  # PIDONE_STATUS_PORT: where /status and /drain are; see ``status_address``
+    token: str = ""  # PIDONE_TOKEN: a file with the token that tells the repo by https which pod asks
     after: str = ""  # PIDONE_LAST_WORDS: why the program before this one ended
 
     @classmethod
@@ -69,6 +70,7 @@ class Settings:
             linger=max(1.0, float(linger)) if linger.isdecimal() else LINGER,
             programs=environ.get("PIDONE_PROGRAMS") or actions.PROGRAMS,
             status=environ.get("PIDONE_STATUS_PORT", ""),
+            token=environ.get("PIDONE_TOKEN", ""),
             after=environ.get(stages.WORDS.decode(), ""),
         )
 
@@ -315,6 +317,7 @@ def _start_client(program: PodProgram, nursery: trio.Nursery) -> RepoClient:
         claims=claims(),
         source=program.settings.pod_ip,
         random=program.random,
+        token=program.settings.token,
     )
     program.farewell = client.farewell
     told, at = -1, 0.0

@@ -71,7 +71,10 @@ class RepoClient:
         claims: Mapping[str, str],
         source: str | None,
         random: Random,
+        token: str = "",
     ) -> None:
+        """``token`` is the path of a file with a bearer token, which only a repo by https gets to see."""
+        self._token = token
         self._urls = [url.rstrip("/") for url in urls]
         self._consumer = consumer
         self._journal = journal
@@ -132,7 +135,7 @@ class RepoClient:
     async def _ask_once(self) -> Answer:
         url = self._urls[self._current]
         known = ", ".join(tag for tag in (self._applied, self._rejected) if tag)
-        headers = {**self._headers, "accept": MEDIA_TYPE}
+        headers = {**self._headers, **self._proof(url), "accept": MEDIA_TYPE}
         if self._telemetry.repo_up or not known:
             headers["prefer"] = f"wait={WAIT:g}"  # not after an absence: then "there again" is known at once
         if known:
@@ -186,6 +189,17 @@ class RepoClient:
         if any(url.startswith("https://") for url in self._urls):
             self._current = (self._current + 1) % len(self._urls)
 
+    def _proof(self, url: str) -> dict[str, str]:
+        """Who we are, where there is a token; read each time, for the kubelet renews it in place."""
+        if not self._token or not url.startswith("https://"):
+            return {}
+        try:
+            with open(self._token, encoding="ascii") as file:
+                return {"authorization": f"Bearer {file.read().strip()}"}
+        except (OSError, ValueError) as error:
+            self._journal.write("token-unread", file=self._token, error=str(error))
+            return {}  # the address still says who asks
+
     def _take(self, answer: Response, tag: str, *, trusted: bool) -> None:
         try:
             if not answer.headers.get("content-type", "").startswith(MEDIA_TYPE):
@@ -230,7 +244,7 @@ class RepoClient:
             answer = await request(
                 "POST",
                 f"{self._urls[self._current]}/v1/status",
-                headers={**self._headers, "content-type": JSON},
+                headers={**self._headers, **self._proof(self._urls[self._current]), "content-type": JSON},
                 body=body,
                 timeout=STATUS_TIMEOUT,
                 source=self._source,

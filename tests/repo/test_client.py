@@ -3,6 +3,7 @@
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -29,13 +30,20 @@ def bundle(tag: str, **headers: str) -> Response:
 class Pod:
     """Takes every bundle but those whose text says "bad"; remembers all."""
 
-    def __init__(self, urls: list[str]) -> None:
+    def __init__(self, urls: list[str], token: str = "") -> None:
         self.taken: list[tuple[str, bool]] = []
         self.telemetry = Telemetry()
         self.journal = Journal(echo=lambda line: None)
         claims = {"pidone-hostname": "web"}
         self.client = RepoClient(
-            urls, self, self.journal, self.telemetry, claims=claims, source=None, random=Random(1)
+            urls,
+            self,
+            self.journal,
+            self.telemetry,
+            claims=claims,
+            source=None,
+            random=Random(1),
+            token=token,
         )
 
     def take(self, data: bytes, *, trusted: bool) -> None:
@@ -555,6 +563,32 @@ async def test_only_https_makes_a_bundle_trusted(
     await trio.sleep(1)
     assert [pod.taken for pod in pods] == [[("one", True)], [("one", False)]]
     assert wire.held == [True, True, True, True]
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_token_is_shown_by_https_alone_and_read_anew(
+    monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    shown: dict[str, list[str | None]] = {"http": [], "https": []}
+
+    async def never(url: str, headers: dict[str, str]) -> Response:
+        shown[url.partition(":")[0]].append(headers.get("authorization"))
+        return Response(503)
+
+    Wire(monkeypatch, never)
+    file = tmp_path / "token"
+    pod = Pod(["https://repo", "http://repo"], token=str(file))
+    pod.start(nursery)
+    await trio.sleep(30)
+    assert pod.said("token-unread")
+    assert {*shown["https"]} == {None}
+    file.write_text("first\n")
+    await trio.sleep(120)
+    file.write_text("second\n")
+    await trio.sleep(240)
+    assert set(shown["https"]) == {None, "Bearer first", "Bearer second"}
+    assert shown["https"][-1] == "Bearer second"
+    assert set(shown["http"]) == {None}
     nursery.cancel_scope.cancel()
 
 
