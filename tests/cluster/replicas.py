@@ -57,6 +57,7 @@ class Replica:
 
     name: str
     port: int
+    tls: int  # its port for https
     process: Process
 
     @property
@@ -84,15 +85,15 @@ class Replicas:
 
     def add(self, name: str, *, server: str = "", start: bool = True) -> Replica:
         """One more; ``server`` is what stands between it and the API server, if something does."""
-        port = free_port()
+        port, tls = free_port(), free_port()
         config = self.kubeconfig
         if server:
             config = self.cluster.kubeconfig_of(self.cluster.token(HOME, ACCOUNT), server)
         command = [sys.executable, "-m", "pidone_controller", "run"]
         command += ["--kubeconfig", str(config), "--namespace", HOME, "--listen", f"127.0.0.1:{port}"]
-        command += ["--listen-tls", "127.0.0.1:0"]
+        command += ["--listen-tls", f"127.0.0.1:{tls}"]
         log = self.folder / f"controller-{name}.log"
-        replica = Replica(name, port, Process(command, log, lambda: replica.ready))
+        replica = Replica(name, port, tls, Process(command, log, lambda: replica.ready))
         replica.process.environment = {
             "POD_NAME": name,
             "POD_IP": "127.0.0.1",
