@@ -13,8 +13,10 @@ which instance in which registry, its last report which tasks have begun. The sa
 And led: ``run()`` does what there is to do while this replica leads. What is due in one that does not lead waits for a
 while: should the leader die with the pod, the next one takes it on. Twice does no harm.
 
-What is asked for is named by a plan, so by somebody who may write TaskSets, and never by a pod. The controller calls
-the registry from its own place in the network: a NetworkPolicy on it says which registries that may be.
+What is asked for is named by a plan: by whoever may write TaskSets, and, where params of theirs come from labels and
+annotations, by whoever may write pods; never by what a pod reports. It can be no more than a DELETE of one instance
+below a URL. The controller calls from its own place in the network, without a credential but what stands in that
+URL: a NetworkPolicy on it says which registries it reaches.
 """
 
 import json
