@@ -34,6 +34,7 @@ _NOISE = (
     "k8s.v1.cni.cncf.io/network",
 )
 _HEXADECIMAL = re.compile("(?:[0-9a-f]{2}){1,127}")
+UUID_HERE = 255  # in place of a length: 16 bytes that are a UUID
 POOL = 1 << 14  # objects that are remembered for being shared; more are forgotten all at once
 
 Key = tuple[str, str]  # namespace and name
@@ -75,6 +76,8 @@ class Pool:
 class Template:
     """What the pods of one Deployment have in common. Where each has labels of its own, it has one of its own."""
 
+    namespace: str
+    hostname: str  # empty where it is the pod's name
     labels: Table
     annotations: Table
     host_network: bool
@@ -98,20 +101,27 @@ class Pod:
     often as it likes and derives nothing anew.
     """
 
-    id: bytes | str  # the uid, packed where it is a UUID; "" where a hand-written inventory has none
-    namespace: str
     name: str
-    hostname: str
     addresses: str  # status.podIPs, normalised, with commas between
     host: Host
     phase: str
     terminating: bool  # metadata.deletionTimestamp is set
     template: Template
-    container_ids: bytes  # packed, see ``containers``
+    ids: bytes  # packed: a length, the uid, and those of the containers, see ``_statuses``
 
     @property
     def uid(self) -> str:
-        return self.id if isinstance(self.id, str) else str(UUID(bytes=self.id))
+        """Empty where a hand-written inventory has none."""
+        length = self.ids[0]
+        return self.ids[1 : 1 + length].decode() if length < UUID_HERE else str(UUID(bytes=self.ids[1:17]))
+
+    @property
+    def namespace(self) -> str:
+        return self.template.namespace
+
+    @property
+    def hostname(self) -> str:
+        return self.template.hostname or self.name
 
     @property
     def ips(self) -> tuple[str, ...]:
@@ -166,7 +176,8 @@ class Pod:
         """All of the spec, in its order, by name."""
         spec = json.loads(self.template.spec)
         names = (str(one.get("name")) for field in ("initContainers", "containers") for one in spec[field])
-        known = _containers_of(self.template.containers, self.container_ids)
+        start = 1 + (self.ids[0] if self.ids[0] < UUID_HERE else 16)
+        known = _containers_of(self.template.containers, self.ids[start:])
         return {name: known.get(name, Container("", started=False)) for name in names}
 
     @property
@@ -403,6 +414,8 @@ def _project(pod: Mapping[str, Any], meta: Mapping[str, Any], namespace: str, na
         "containers": _projected(spec, "containers"),
     }
     template = Template(
+        namespace=intern(namespace),
+        hostname="" if hostname == name else hostname,
         labels=pool.one(_table(meta, "labels")),
         annotations=pool.one(annotations),
         host_network=spec.get("hostNetwork") is True,
@@ -410,25 +423,27 @@ def _project(pod: Mapping[str, Any], meta: Mapping[str, Any], namespace: str, na
         containers=pool.one(names),
     )
     return Pod(
-        id=_packed_uid(_text(meta, "uid", "metadata")),
-        namespace=intern(namespace),
         name=name,
-        hostname=hostname if hostname and hostname != name else name,
         addresses=",".join(_addresses(status, "podIP", "podIPs")),
         host=pool.one(Host(intern(_text(spec, "nodeName", "spec")), _addresses(status, "hostIP", "hostIPs"))),
         phase=intern(_text(status, "phase", "status")),
         terminating=meta.get("deletionTimestamp") is not None,
         template=pool.one(template),
-        container_ids=ids,
+        ids=_packed_uid(_text(meta, "uid", "metadata")) + ids,
     )
 
 
-def _packed_uid(uid: str) -> bytes | str:
+def _packed_uid(uid: str) -> bytes:
     try:
         packed = UUID(uid)
     except ValueError:
-        return uid
-    return packed.bytes if str(packed) == uid else uid
+        packed = None
+    if packed and str(packed) == uid:
+        return bytes([UUID_HERE]) + packed.bytes
+    text = uid.encode()
+    if len(text) >= UUID_HERE:
+        raise InventoryError(f"metadata.uid: at most {UUID_HERE - 1} bytes, not {len(text)}")
+    return bytes([len(text)]) + text
 
 
 # What a TaskSet may ask a container for: named ports, its own probes, its environment.

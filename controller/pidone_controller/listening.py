@@ -77,10 +77,10 @@ async def answer(
     served = partial(serve, max_connections=most_connections(), max_body=max_body, fatal=repo.died)
     async with trio.open_nursery() as nursery:
         if plain:
-            await nursery.start(partial(served, repo.handle, plain))
+            await nursery.start(partial(served, repo.begin, plain))
         if secure:
             assert tls is not None
-            handler = partial(repo.handle, secure=True)
+            handler = partial(repo.begin, secure=True)
             await nursery.start(partial(served, handler, secure, secure=tls.secure))
         task_status.started()
 

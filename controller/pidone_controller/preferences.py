@@ -18,9 +18,9 @@ def wait(prefer: str) -> float | None:
     return None
 
 
-def etags(if_none_match: str) -> frozenset[str]:
+def etags(if_none_match: str) -> tuple[str, ...]:
     """The ETags listed, with their quotes; the weak as good as the strong (RFC 9110, section 13.1.2)."""
-    return frozenset(_ETAG.findall(if_none_match))
+    return tuple(_ETAG.findall(if_none_match))
 
 
 def choose(accept: str | None, offered: Sequence[str]) -> str | None:

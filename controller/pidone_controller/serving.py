@@ -19,14 +19,15 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from ipaddress import IPv4Network, IPv6Network, ip_address
+from math import inf
 from random import Random
 from typing import Any
 
 import trio
 
 from pidone.errors import PidoneError
-from pidone.http.message import JSON, Request, Response, text_response
-from pidone.http.server import Handler
+from pidone.http.message import JSON, Held, Request, Response, text_response
+from pidone.http.server import Handler, waited
 from pidone.language.binding import Rules, derive
 from pidone.metrics.exposition import CONTENT_TYPE, Family, counter, gauge, render
 from pidone.plan.digest import digest
@@ -49,7 +50,7 @@ from pidone_controller.inventory import (
 )
 from pidone_controller.log import Log, short
 from pidone_controller.tokens import Bearer, MayRead, Review, Tokens, bearer_token
-from pidone_controller.waiting import Waiting, until
+from pidone_controller.waiting import Waiting
 
 # Newest first. Pods are older than controllers by months: when a format 2 comes, 1 stays behind it.
 FORMATS = (MEDIA_TYPE,)
@@ -117,18 +118,51 @@ class _Caller:
         return self.bearer.uid if self.bearer else self.address
 
 
-@dataclass(slots=True)
-class _Question:
+@dataclass(slots=True, eq=False)
+class _Waiter(Held):
+    """Somebody who waits for a change."""
+
+    repo: "Repo"
+    caller: _Caller
+
+    @property
+    def deadline(self) -> float:
+        return inf
+
+    def subscribe(self, call: Callable[[], object]) -> None:
+        self.repo.waiting.add(self.caller.place, call)
+
+    def unsubscribe(self, call: Callable[[], object]) -> None:
+        self.repo.waiting.remove(self.caller.place, call)
+
+
+@dataclass(slots=True, eq=False)
+class _Question(_Waiter):
     """One request for a bundle, and what has become of it while it was held."""
 
-    caller: _Caller
     media: str
-    known: frozenset[str]  # the ETags that the pod has applied or refused
+    known: tuple[str, ...]  # the ETags that the pod has applied or refused
     secure: bool
     wait: float | None  # seconds, as asked for
-    deadline: float
+    end: float
     owner: str = ""  # the key of the pod that was seen first
     turn: float | None = None  # when its new plan may go out
+
+    @property
+    def deadline(self) -> float:
+        return self.end if self.turn is None else self.turn
+
+    def look(self) -> Response | None:
+        return self.repo.answer(self)
+
+
+class _Bell(_Waiter):
+    """The doorbell of a pod without tasks."""
+
+    __slots__ = ()
+
+    def look(self) -> Response | None:
+        return self.repo.ring(self.caller)
 
 
 class Repo:
@@ -172,7 +206,7 @@ class Repo:
         self._heard: dict[str, _Heard] = {}  # by the pod's key
         self._withheld: dict[str, str] = {}  # by the pod's key: what it does not get over plain http
         self._strangers: dict[str, int] = {}  # addresses, and how many holds they stayed unknown
-        self._waiting = Waiting()
+        self.waiting = Waiting()
         self._pace = reports.Pace(settings.plans, settings.burst)
         self._queue: dict[Key, None] = {}  # pods to look at in ``run``, before those of ``_scan``
         self._scan: Iterator[Pod] = iter(())
@@ -195,7 +229,7 @@ class Repo:
     @property
     def held(self) -> int:
         """Requests waiting now."""
-        return self._waiting.requests
+        return self.waiting.requests
 
     def replace(self, pods: Iterable[Pod]) -> None:
         """A list of all pods: what is not in it is gone."""
@@ -224,7 +258,7 @@ class Repo:
         if self._concerns(pod):
             self._queue[pod.namespace, pod.name] = None
             self._work.set()
-        self._waiting.wake(places)
+        self.waiting.wake(places)
 
     def drop(self, key: Key) -> None:
         """A pod that is gone."""
@@ -232,13 +266,13 @@ class Repo:
         places = self.inventory.drop(*key)
         if before:
             self._forget(before)
-            self._waiting.wake(places | {before.key, *before.ips})
+            self.waiting.wake(places | {before.key, *before.ips})
 
     def rule(self, rules: Rules) -> None:
         """What people wrote has changed. ``run`` derives anew for whom that may matter, those who wait first."""
         self._rules = rules
         self._bound.clear()
-        for place in self._waiting.places():
+        for place in self.waiting.places():
             for pod in self.inventory.at(place):
                 self._queue[pod.namespace, pod.name] = None
         self._scan = iter(list(self.inventory))
@@ -268,7 +302,7 @@ class Repo:
         if before or self.is_bound(pod):
             self._tell(before, found)
             if before is None or (before.bundle, before.rest) != (found.bundle, found.rest):
-                self._waiting.wake([pod.key, *pod.ips])
+                self.waiting.wake([pod.key, *pod.ips])
         return found
 
     def report(self, pod: Pod) -> reports.Report | None:
@@ -309,16 +343,21 @@ class Repo:
     async def drain(self, seconds: float) -> None:
         """Be unready, and end the held requests spread over this time: their pods ask another replica."""
         self._draining = True
-        places = self._waiting.places()
+        places = self.waiting.places()
         self._random.shuffle(places)
         for place in places:
-            self._waiting.close(place)
+            self.waiting.wake([place])
             await trio.sleep(seconds / len(places))
 
     # Requests
 
     async def handle(self, request: Request, *, secure: bool = False) -> Response:
-        """One answer. ``secure``: the repo has proved who it is, by TLS."""
+        """One answer, as soon as there is one. ``secure``: the repo has proved who it is, by TLS."""
+        begun = await self.begin(request, secure=secure)
+        return await waited(begun) if isinstance(begun, Held) else begun
+
+    async def begin(self, request: Request, *, secure: bool = False) -> Response | Held:
+        """As ``handle``, for a server that has something better than a task for what is held."""
         route = "/v1/pods" if request.path.startswith("/v1/pods/") else request.path
         if route in self._routes:
             method, handler = self._routes[route]
@@ -336,7 +375,7 @@ class Repo:
             return text_response(503, "pods and task sets were not all read yet", retry_after="1")
         match route:
             case "/v1/bundle":
-                response = await self._bundle(request, secure=secure)
+                return await self._bundle(request, secure=secure)
             case "/v1/doorbell":
                 response = self._doorbell(request)
             case "/v1/status":
@@ -349,7 +388,7 @@ class Repo:
                 return text_response(503, "ending") if self._draining else text_response(200, "ok")
         return replace(response, headers={**response.headers, "pidone-repo": self.id})
 
-    async def _bundle(self, request: Request, *, secure: bool) -> Response:
+    async def _bundle(self, request: Request, *, secure: bool) -> Response | Held:
         media = preferences.choose(request.headers.get("accept"), FORMATS)
         if media is None:
             asked = request.headers["accept"]
@@ -359,29 +398,26 @@ class Repo:
         caller = await self._caller(request)
         if isinstance(caller, Response):
             return caller
-        if self._waiting.count(caller.place) >= MAX_HELD:
+        if self.waiting.count(caller.place) >= MAX_HELD:
             return self._crowded(caller)
         wait = preferences.wait(request.headers.get("prefer", ""))
         known = preferences.etags(request.headers.get("if-none-match", ""))
-        question = _Question(caller, media, known, secure, wait, trio.current_time() + (wait or 0))
-        answer = await self._hold(question)
-        if wait is None:
-            return answer
-        return replace(answer, headers={**answer.headers, "preference-applied": f"wait={wait:.0f}"})
+        question = _Question(
+            self, caller, media, known, secure, wait, end=trio.current_time() + (wait or 0)
+        )  # fmt: skip
+        return question.look() or question
 
-    async def _hold(self, question: _Question) -> Response:
-        """Wait for an answer that is news, or the deadline."""
-        with self._waiting.at(question.caller.place) as held:
-            while True:
-                change = held.change
-                answer = self._news(question)
-                if answer:
-                    return answer
-                if self._draining and (held.closing or question.wait):
-                    return text_response(503, "this replica ends; ask again", retry_after="1")
-                moment = question.deadline if question.turn is None else question.turn
-                if not await until(change, moment) and moment == question.deadline:
-                    return self._no_news(question)
+    def answer(self, question: _Question) -> Response | None:
+        """What is to be said to a question by now; None where it is to wait."""
+        answer = self._news(question)
+        if answer is None and self._draining and question.wait:
+            answer = text_response(503, "this replica ends; ask again", retry_after="1")
+        if answer is None and question.deadline <= trio.current_time():
+            answer = self._no_news(question)
+        if answer is None:
+            return None
+        applied = {} if question.wait is None else {"preference-applied": f"wait={question.wait:.0f}"}
+        return replace(answer, headers={**answer.headers, **applied, "pidone-repo": self.id})
 
     def _news(self, question: _Question) -> Response | None:
         """What is to be said at once; None where there is nothing, yet."""
@@ -401,7 +437,7 @@ class Repo:
         if bundle.phase is not Phase.TERMINATING:  # which is never delayed
             now = trio.current_time()
             if question.turn is None:
-                question.turn = self._pace.turn(now, question.deadline)
+                question.turn = self._pace.turn(now, question.end)
             if question.turn is None:
                 self._served["delayed"] += 1
                 pause = self._random.uniform(1, 1 + self._pace.behind(now))
@@ -432,7 +468,7 @@ class Repo:
             return text_response(503, text, retry_after="5")
         # Where nothing can be derived, what the pod has is to stay.
         self._served["unchanged"] += 1
-        return Response(304, {"etag": bundle.etag if bundle else min(question.known)})
+        return Response(304, {"etag": bundle.etag if bundle else question.known[0]})
 
     def _doorbell(self, request: Request) -> Response:
         """For a pod that would rather not be Python while there is nothing to do.
@@ -448,20 +484,19 @@ class Repo:
             self._log("failed", pod=found.path if isinstance(found, Pod) else caller.address, error=words)
         if self._awaited(caller):
             return text_response(303, "there are tasks", location="/v1/bundle")
-        if self._waiting.count(caller.place) >= MAX_HELD:
+        if self.waiting.count(caller.place) >= MAX_HELD:
             return self._crowded(caller)
         if self._draining:
             return text_response(503, "this replica ends; ask again", retry_after="1")
 
-        async def ring() -> bytes:
-            with self._waiting.at(caller.place) as held:
-                while not self._awaited(caller):
-                    if held.closing:
-                        return b""
-                    await held.change.wait()
-            return b"!"
+        bell = _Bell(self, caller)
+        return Response(200, {"content-type": "application/octet-stream"}, later=bell)
 
-        return Response(200, {"content-type": "application/octet-stream"}, later=ring)
+    def ring(self, caller: _Caller) -> Response | None:
+        """The byte that wakes a pod, when it is to ask; nothing, and the end, when it is to have its bell elsewhere."""
+        if self._awaited(caller):
+            return Response(200, body=b"!")
+        return Response(200) if self._draining else None
 
     def died(self, peer: str, words: str) -> None:
         """The program in a pod has died of a fatal signal while it asked; ``words`` are faulthandler's."""

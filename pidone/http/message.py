@@ -22,18 +22,44 @@ class Request:
         return self.target.partition("?")[0]
 
 
+class Held:
+    """In place of an answer: there is none yet. It costs no task, as a repo's requests are held most of the time.
+
+    A server looks again when it is called, and at the deadline at the latest.
+    """
+
+    __slots__ = ()
+
+    @property
+    def deadline(self) -> float:
+        """Clock time; at this time, and after it, ``look`` has an answer."""
+        raise NotImplementedError
+
+    def look(self) -> "Response | None":
+        """The answer, if there is one by now."""
+        raise NotImplementedError
+
+    def subscribe(self, call: Callable[[], object]) -> None:
+        """``call`` when there may be an answer; it returns at once."""
+        raise NotImplementedError
+
+    def unsubscribe(self, call: Callable[[], object]) -> None:
+        """Undo ``subscribe``."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, slots=True)
 class Response:
     """One answer. Header names are in lower case.
 
-    With ``later`` a server sends the head at once, and what ``later`` returns when it does; the connection
-    ends with it, or when the peer goes away.
+    With ``later`` a server sends the head at once, and what ``later`` returns when it does, or the body of the
+    answer that is held; the connection ends with it, or when the peer goes away.
     """
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
-    later: Callable[[], Awaitable[bytes]] | None = None
+    later: Callable[[], Awaitable[bytes]] | Held | None = None
 
     @property
     def text(self) -> str:

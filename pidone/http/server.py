@@ -1,19 +1,25 @@
 """A small HTTP/1.1 server: the pod's metrics and the repo of the controller stand on it."""
 
+import errno
 import os
 import select
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from functools import partial
+from heapq import heappop, heappush
+from itertools import count
+from math import inf
 from typing import TypeVar
 
 import h11
 import trio
 
-from pidone.http.message import Request, Response, text_response
+from pidone.http.message import Held, Request, Response, text_response
 
 Answer = TypeVar("Answer")
 Handler = Callable[[Request], Awaitable[Response]]
+Holder = Callable[[Request], Awaitable[Response | Held]]
 Fatal = Callable[[str, str], None]  # the peer, and its last words
 Secure = Callable[
     [trio.SocketStream], Awaitable[trio.abc.Stream]
@@ -26,7 +32,56 @@ REQUEST_TIMEOUT = 15.0
 FATAL = b"Fatal Python error: "  # how faulthandler begins, in a peer that dies while its request is held
 AHEAD = 1 << 16  # bytes that a peer may send ahead, before its request is answered
 
+NO_ROOM_PAUSE = 0.1  # seconds after a connection for which there was no descriptor or no memory
+_NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 _BODILESS = frozenset({204, 304})
+
+
+async def serve(
+    handler: Holder,
+    listeners: Sequence[trio.SocketListener],
+    *,
+    max_connections: int,
+    max_body: int = 1 << 16,
+    fatal: Fatal | None = None,
+    secure: Secure | None = None,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Answer requests until cancelled, then close listeners and connections at once.
+
+    ``handler`` may take as long as it likes, and is cancelled when the peer closes; an error in it is a 500 for
+    that request alone. Where it returns ``Held`` the connection waits without a task. ``fatal`` is told when a peer
+    has died of a fatal signal meanwhile, with what ``pidone.repo.client`` lets faulthandler write into the
+    connection. A connection beyond ``max_connections`` is closed unanswered, so that a flood costs no memory. With
+    ``secure`` it is https; a handshake that fails or takes long ends its connection alone.
+    """
+    with closing(_Peers()) as peers:
+        async with trio.open_nursery() as nursery:
+            server = _Server(handler, nursery, peers, max_connections, max_body, fatal, secure)
+            try:
+                nursery.start_soon(peers.run)
+                nursery.start_soon(server.clock)
+                for listener in listeners:
+                    nursery.start_soon(server.accept, listener)
+                task_status.started()
+                await trio.sleep_forever()
+            finally:
+                server.close()
+
+
+async def waited(held: Held) -> Response:
+    """The answer to a held request, for whoever has a task for it."""
+    while True:
+        answer = held.look()
+        if answer:
+            return answer
+        change = trio.Event()
+        held.subscribe(change.set)
+        try:
+            with trio.move_on_at(held.deadline):
+                await change.wait()
+        finally:
+            held.unsubscribe(change.set)
 
 
 class _Peers:
@@ -39,136 +94,288 @@ class _Peers:
         self._epoll = select.epoll()
         self._heard: dict[int, Callable[[bytes], bool]] = {}
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        with self._epoll:
-            task_status.started()
-            while True:
-                await trio.lowlevel.wait_readable(self._epoll.fileno())
-                for number, _ in self._epoll.poll(0):
-                    self._read(number)
+    def close(self) -> None:
+        self._epoll.close()
 
-    @contextmanager
-    def heard(self, stream: trio.SocketStream, heard: Callable[[bytes], bool]) -> Iterator[None]:
-        """Within the block, ``heard`` gets what comes, and b"" when the peer has closed, until it returns False."""
-        number = stream.socket.fileno()
+    async def run(self) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(self._epoll.fileno())
+            for number, _ in self._epoll.poll(0):
+                self._read(number)
+
+    def hear(self, number: int, heard: Callable[[bytes], bool]) -> None:
+        """``heard`` gets what comes on this descriptor, and b"" when the peer has closed, until it returns False."""
         self._heard[number] = heard
         self._epoll.register(number, select.EPOLLIN)
-        try:
-            yield
-        finally:
-            self._forget(number)
+
+    def forget(self, number: int) -> None:
+        if self._heard.pop(number, None):
+            self._epoll.unregister(number)
 
     def _read(self, number: int) -> None:
+        heard = self._heard.get(number)
+        if heard is None:  # forgotten since it was polled
+            return
         try:
             data = os.read(number, AHEAD)
         except BlockingIOError:
             return
         except OSError:
             data = b""
-        if not self._heard[number](data) or not data:
-            self._forget(number)
-
-    def _forget(self, number: int) -> None:
-        if self._heard.pop(number, None):
-            self._epoll.unregister(number)
+        if not data:
+            self.forget(number)  # before ``heard``, which may close it
+        if not heard(data):
+            self.forget(number)
 
 
-async def serve(
-    handler: Handler,
-    listeners: Sequence[trio.SocketListener],
-    *,
-    max_connections: int,
-    max_body: int = 1 << 16,
-    fatal: Fatal | None = None,
-    secure: Secure | None = None,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """Answer requests until cancelled, then close listeners and connections at once.
+@dataclass(slots=True, eq=False)
+class _Parked:
+    """A connection whose request is held."""
 
-    ``handler`` may take as long as it likes (a held request), and is cancelled when the peer closes; an error
-    in it is a 500 for that request alone. ``fatal`` is told when a peer has died of a fatal signal meanwhile,
-    with what ``pidone.repo.client`` lets faulthandler write into the connection. A connection beyond
-    ``max_connections`` is closed unanswered, so that a flood costs no memory. With ``secure`` it is https; a
-    handshake that fails or takes long ends its connection alone.
-    """
-    open_now, peers = 0, _Peers()
+    stream: trio.SocketStream
+    connection: h11.Connection
+    peer: str
+    held: Held
+    bare: bool = False  # the head was sent, and the body is all that is left
+    due: float = inf  # the deadline that the clock knows of
+    wake: Callable[[], object] = tuple  # as subscribed
 
-    async def connection(stream: trio.SocketStream) -> None:
-        nonlocal open_now
-        if open_now >= max_connections:
+
+class _Server:
+    """The connections of one ``serve``."""
+
+    def __init__(
+        self,
+        handler: Holder,
+        nursery: trio.Nursery,
+        peers: _Peers,
+        max_connections: int,
+        max_body: int,
+        fatal: Fatal | None,
+        secure: Secure | None,
+    ) -> None:
+        self._peers = peers
+        self._handler, self._nursery, self._secure = handler, nursery, secure
+        self._max_connections, self._max_body, self._fatal = max_connections, max_body, fatal
+        self._open = 0
+        self._parked: dict[_Parked, None] = {}
+        self._due: list[
+            tuple[float, int, _Parked]
+        ] = []  # a heap; those that are no longer parked are passed over
+        self._number = count()
+        self._sooner = trio.Event()
+
+    async def accept(self, listener: trio.SocketListener) -> None:
+        """Not ``trio.serve_listeners``, which closes a connection when its task ends."""
+        async with listener:
+            while True:
+                try:
+                    stream = await listener.accept()
+                except OSError as error:
+                    if error.errno not in _NO_ROOM:
+                        raise
+                    await trio.sleep(NO_ROOM_PAUSE)
+                else:
+                    self._nursery.start_soon(self.connection, stream)
+
+    async def connection(self, stream: trio.SocketStream) -> None:
+        """Until it ends, or is parked."""
+        if self._open >= self._max_connections:
             await trio.aclose_forcefully(stream)
             return
-        open_now += 1
+        self._open += 1
+        await self._guarded(stream, partial(self._begin, stream))
+
+    async def clock(self) -> None:
+        """Wakes what is held too long."""
+        while True:
+            while self._due and self._due[0][0] <= trio.current_time():
+                _, _, parked = heappop(self._due)
+                parked.due = inf
+                self._resume(parked)
+            self._sooner = trio.Event()
+            with trio.move_on_at(self._due[0][0] if self._due else inf):
+                await self._sooner.wait()
+
+    def close(self) -> None:
+        """Close what is parked; everything else has a task that does it."""
+        for parked in list(self._parked):
+            self._unpark(parked)
+            parked.stream.socket.close()
+
+    async def _guarded(
+        self, stream: trio.SocketStream, talk: Callable[[], Awaitable[_Parked | None]]
+    ) -> None:
+        parked = None
         try:
             # a peer that goes away, or talks no HTTP, is no event: it may come back and do better
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError, OSError):
-                peer = stream.socket.getpeername()[0]
-                over: trio.abc.Stream | None = stream
-                if secure is not None:
-                    over = None
-                    with trio.move_on_after(REQUEST_TIMEOUT):
-                        over = await secure(stream)
-                if over is not None:
-                    await _converse(over, peers, peer, handler, max_body=max_body, fatal=fatal)
+                parked = await talk()
+                if parked:
+                    self._park(parked)
         finally:
-            open_now -= 1
-            await trio.aclose_forcefully(stream)
+            if parked is None:
+                self._open -= 1
+                await trio.aclose_forcefully(stream)
 
-    async with trio.open_nursery() as nursery:
-        await nursery.start(peers.run)
-        await nursery.start(trio.serve_listeners, connection, list(listeners))
-        task_status.started()
+    async def _begin(self, stream: trio.SocketStream) -> _Parked | None:
+        peer = stream.socket.getpeername()[0]
+        over: trio.abc.Stream | None = stream
+        if self._secure is not None:
+            over = None
+            with trio.move_on_after(REQUEST_TIMEOUT):
+                over = await self._secure(stream)
+        if over is None:
+            return None
+        return await self._converse(over, h11.Connection(h11.SERVER, max_incomplete_event_size=16384), peer)
 
+    def _park(self, parked: _Parked) -> None:
+        parked.wake = partial(self._resume, parked)
+        parked.held.subscribe(parked.wake)
+        self._parked[parked] = None
+        self._peers.hear(parked.stream.socket.fileno(), partial(self._heard, parked))
+        if parked.held.deadline < parked.due:
+            parked.due = parked.held.deadline
+            heappush(self._due, (parked.due, next(self._number), parked))
+            if self._due[0][2] is parked:
+                self._sooner.set()
 
-async def _converse(
-    stream: trio.abc.Stream,
-    peers: _Peers,
-    peer: str,
-    handler: Handler,
-    *,
-    max_body: int,
-    fatal: Fatal | None,
-) -> None:
-    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=16384)
-    while True:
-        try:
-            with trio.move_on_after(REQUEST_TIMEOUT) as waited:
-                request = await _read(stream, connection, peer, max_body)
-            if waited.cancelled_caught or request is None:
-                return
-            if isinstance(request, Request):
-                answer = await _while_there(
-                    stream, peers, partial(_answer, handler, request), partial(_ahead, connection)
-                )
-                ahead = connection.trailing_data[0]
-                if fatal is not None and ahead.startswith(FATAL):
-                    fatal(peer, ahead.decode(errors="replace"))
-                if answer is None:
-                    return
-                response = answer
-            else:
-                response = request
-        except h11.RemoteProtocolError as error:
-            if connection.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
-                return
-            response = text_response(error.error_status_hint or 400, f"not a request: {error}")
-            request = None
-        with trio.move_on_after(REQUEST_TIMEOUT) as waited:  # who does not read must not hold a connection
-            await _send(
-                stream,
-                connection,
-                response,
-                head_only=isinstance(request, Request) and request.method == "HEAD",
-            )
-        if waited.cancelled_caught:
-            return
-        if response.later is not None:
-            await _send_later(stream, peers, response.later)
-            return
-        if connection.our_state is h11.MUST_CLOSE or connection.their_state is not h11.DONE:
-            await _say_goodbye(stream)
-            return
-        connection.start_next_cycle()
+    def _unpark(self, parked: _Parked) -> None:
+        del self._parked[parked]
+        parked.held.unsubscribe(parked.wake)
+        self._peers.forget(parked.stream.socket.fileno())
+
+    def _resume(self, parked: _Parked) -> None:
+        if parked in self._parked:
+            self._unpark(parked)
+            self._nursery.start_soon(self._guarded, parked.stream, partial(self._go_on, parked))
+
+    def _heard(self, parked: _Parked, data: bytes) -> bool:
+        if data:
+            return parked.bare or _ahead(parked.connection, data)
+        self._last_words(parked.connection, parked.peer)
+        self._unpark(parked)
+        self._open -= 1
+        parked.stream.socket.close()
+        return False
+
+    def _last_words(self, connection: h11.Connection, peer: str) -> None:
+        ahead = connection.trailing_data[0]
+        if self._fatal is not None and ahead.startswith(FATAL):
+            self._fatal(peer, ahead.decode(errors="replace"))
+
+    async def _go_on(self, parked: _Parked) -> _Parked | None:
+        answer = _look(parked.held)
+        if answer is None:
+            return parked
+        if parked.bare:
+            await _send_bare(parked.stream, answer.body)
+            return None
+        return await self._converse(parked.stream, parked.connection, parked.peer, answer)
+
+    async def _converse(
+        self,
+        stream: trio.abc.Stream,
+        connection: h11.Connection,
+        peer: str,
+        response: Response | None = None,
+    ) -> _Parked | None:
+        """Answer one request after the other; the first is read already where there is a ``response``."""
+        while True:
+            head_only = False
+            try:
+                if response is None:
+                    with trio.move_on_after(REQUEST_TIMEOUT) as waited_for:
+                        request = await _read(stream, connection, peer, self._max_body)
+                    if waited_for.cancelled_caught or request is None:
+                        return None
+                    answer: Response | Held | None
+                    if isinstance(request, Request):
+                        head_only = request.method == "HEAD"
+                        answer = await self._answered(stream, connection, request)
+                    else:
+                        answer = request
+                    if isinstance(answer, Held):
+                        assert isinstance(stream, trio.SocketStream)
+                        return _Parked(stream, connection, peer, answer)
+                    if answer is None:
+                        return None
+                    response = answer
+            except h11.RemoteProtocolError as error:
+                if connection.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
+                    return None
+                response = text_response(error.error_status_hint or 400, f"not a request: {error}")
+            with trio.move_on_after(
+                REQUEST_TIMEOUT
+            ) as waited_for:  # who does not read must not hold a connection
+                await _send(stream, connection, response, head_only=head_only)
+            if waited_for.cancelled_caught:
+                return None
+            if response.later is not None:
+                return await self._later(stream, connection, peer, response.later)
+            if connection.our_state is h11.MUST_CLOSE or connection.their_state is not h11.DONE:
+                await _say_goodbye(stream)
+                return None
+            connection.start_next_cycle()
+            response = None
+
+    async def _answered(
+        self, stream: trio.abc.Stream, connection: h11.Connection, request: Request
+    ) -> Response | Held | None:
+        """None where the peer has closed before. Held only where the connection can be parked."""
+        ahead = partial(_ahead, connection)
+        answer = await self._while_there(stream, partial(_answer, self._handler, request), ahead)
+        if isinstance(answer, Held) and not isinstance(stream, trio.SocketStream):
+            answer = await self._while_there(stream, partial(waited, answer), ahead)
+        self._last_words(connection, request.peer)
+        return answer
+
+    async def _later(
+        self,
+        stream: trio.abc.Stream,
+        connection: h11.Connection,
+        peer: str,
+        later: Callable[[], Awaitable[bytes]] | Held,
+    ) -> _Parked | None:
+        """The body, when there is one. A peer that goes away first, in whatever way, ends the wait."""
+        if not isinstance(later, Held):
+            body = await self._while_there(stream, later, bool)
+        elif isinstance(stream, trio.SocketStream) and later.look() is None:
+            return _Parked(stream, connection, peer, later, bare=True)
+        else:
+            answer = await self._while_there(stream, partial(waited, later), bool)
+            body = answer.body if answer else None
+        if body:
+            await _send_bare(stream, body)
+        return None
+
+    async def _while_there(
+        self,
+        stream: trio.abc.Stream,
+        work: Callable[[], Awaitable[Answer]],
+        ahead: Callable[[bytes], bool],
+    ) -> Answer | None:
+        """What ``work`` returns, None where the peer has closed before. ``ahead`` gets what it sends until then."""
+        with trio.CancelScope() as scope:
+
+            def heard(data: bytes) -> bool:
+                if not data:
+                    scope.cancel()
+                return ahead(data)
+
+            if isinstance(stream, trio.SocketStream):
+                number = stream.socket.fileno()
+                self._peers.hear(number, heard)
+                try:
+                    return await work()
+                finally:
+                    self._peers.forget(number)
+            async with trio.open_nursery() as nursery:  # what TLS has for us only TLS can read
+                nursery.start_soon(_listen, stream, heard)
+                done = await work()
+                nursery.cancel_scope.cancel()
+                return done
+        return None
 
 
 async def _read(
@@ -205,31 +412,6 @@ async def _read(
             return None
 
 
-async def _while_there(
-    stream: trio.abc.Stream,
-    peers: _Peers,
-    work: Callable[[], Awaitable[Answer]],
-    ahead: Callable[[bytes], bool],
-) -> Answer | None:
-    """What ``work`` returns, None where the peer has closed before. ``ahead`` gets what it sends until then."""
-    with trio.CancelScope() as scope:
-
-        def heard(data: bytes) -> bool:
-            if not data:
-                scope.cancel()
-            return ahead(data)
-
-        if isinstance(stream, trio.SocketStream):
-            with peers.heard(stream, heard):
-                return await work()
-        async with trio.open_nursery() as nursery:  # what TLS has for us only TLS can read
-            nursery.start_soon(_listen, stream, heard)
-            done = await work()
-            nursery.cancel_scope.cancel()
-            return done
-    return None
-
-
 async def _listen(stream: trio.abc.Stream, heard: Callable[[bytes], bool]) -> None:
     data = b"more"
     while data:
@@ -248,13 +430,28 @@ def _ahead(connection: h11.Connection, data: bytes) -> bool:
     return len(connection.trailing_data[0]) <= AHEAD
 
 
-async def _answer(handler: Handler, request: Request) -> Response:
+async def _answer(handler: Holder, request: Request) -> Response | Held:
     try:
         response = await handler(request)
-        _head(response)
+        if isinstance(response, Response):
+            _head(response)
     except Exception as error:  # noqa: BLE001 - one bad request must not end the server; the text says which bug
-        return text_response(500, f"internal error: {type(error).__name__}: {error}")
+        return _bug(error)
     return response
+
+
+def _look(held: Held) -> Response | None:
+    try:
+        response = held.look()
+        if response:
+            _head(response)
+    except Exception as error:  # noqa: BLE001 - the same
+        return _bug(error)
+    return response
+
+
+def _bug(error: Exception) -> Response:
+    return text_response(500, f"internal error: {type(error).__name__}: {error}")
 
 
 def _head(response: Response) -> h11.Response:
@@ -278,12 +475,9 @@ async def _send(
     await stream.send_all(b"".join(part for part in sent if part))
 
 
-async def _send_later(stream: trio.abc.Stream, peers: _Peers, later: Callable[[], Awaitable[bytes]]) -> None:
-    """The body, when there is one. A peer that goes away first, in whatever way, ends the wait."""
-    body = await _while_there(stream, peers, later, lambda _: True)
-    if body:
-        with trio.move_on_after(REQUEST_TIMEOUT):
-            await stream.send_all(body)
+async def _send_bare(stream: trio.abc.Stream, body: bytes) -> None:
+    with trio.move_on_after(REQUEST_TIMEOUT):
+        await stream.send_all(body)
 
 
 async def _say_goodbye(stream: trio.abc.Stream) -> None:

@@ -12,7 +12,9 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from pidone.http.message import Held as HeldRequest
 from pidone.http.message import Response
+from pidone.http.server import waited
 from pidone.language.binding import Rules, derive
 from pidone.metrics.exposition import gauge
 from pidone.plan.format import decode_bundle
@@ -342,8 +344,8 @@ async def test_an_end_sends_the_pods_to_another_replica_one_after_the_other(
 
     async def listen() -> None:
         bell = (await repo.handle(get("/v1/doorbell", peer="127.0.0.9"))).later
-        assert bell
-        bells.append(await bell())
+        assert isinstance(bell, HeldRequest)
+        bells.append((await waited(bell)).body)
 
     for one in pods:
         nursery.start_soon(hold, one.ips[0])

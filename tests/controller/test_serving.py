@@ -11,8 +11,9 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from pidone.http import client
+from pidone.http.message import Held as HeldRequest
 from pidone.http.message import Request, Response
-from pidone.http.server import serve
+from pidone.http.server import serve, waited
 from pidone.language.binding import Rules
 from pidone.plan.format import MEDIA_TYPE, decode_bundle
 from pidone_controller.inventory import Pod
@@ -298,7 +299,7 @@ Ask = Callable[..., Awaitable[Response]]
 async def ask(repo: Repo, nursery: trio.Nursery) -> AsyncIterator[Ask]:
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     await nursery.start(lambda task_status: serve(
-        repo.handle, listeners, max_connections=100, task_status=task_status
+        repo.begin, listeners, max_connections=100, task_status=task_status
     ))  # fmt: skip
     port = listeners[0].socket.getsockname()[1]
 
@@ -360,11 +361,11 @@ async def test_the_bell_rings_when_there_are_tasks_and_for_nothing_else(
     repo: Repo, nursery: trio.Nursery
 ) -> None:
     bell = (await repo.handle(get("/v1/doorbell", peer="127.0.0.3"))).later
-    assert bell is not None
+    assert isinstance(bell, HeldRequest)
     rung: list[bytes] = []
 
     async def wait() -> None:
-        rung.append(await bell())
+        rung.append((await waited(bell)).body)
 
     nursery.start_soon(wait)
     await wait_all_tasks_blocked()
@@ -380,11 +381,11 @@ async def test_the_bell_rings_when_there_are_tasks_and_for_nothing_else(
 
 async def test_an_address_that_is_not_known_yet_has_a_bell_too(repo: Repo, nursery: trio.Nursery) -> None:
     bell = (await repo.handle(get("/v1/doorbell", peer="127.0.0.9"))).later
-    assert bell is not None
+    assert isinstance(bell, HeldRequest)
     rung: list[bytes] = []
 
     async def wait() -> None:
-        rung.append(await bell())
+        rung.append((await waited(bell)).body)
 
     nursery.start_soon(wait)
     await wait_all_tasks_blocked()
@@ -418,7 +419,7 @@ async def test_a_pod_that_goes_away_takes_its_bell_with_it(repo: Repo, nursery: 
     """Over a real socket, closed and reset alike; and the server goes on."""
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     await nursery.start(
-        lambda task_status: serve(repo.handle, listeners, max_connections=9, task_status=task_status)
+        lambda task_status: serve(repo.begin, listeners, max_connections=9, task_status=task_status)
     )
     port = listeners[0].socket.getsockname()[1]
     for reset in (False, True):

@@ -1,8 +1,14 @@
+import socket
+import struct
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from pidone.http.message import Request, Response, text_response
+from pidone.http.message import Held, Request, Response, text_response
+from pidone.http.server import serve
 from tests.http.serving import http_server
 
 
@@ -277,3 +283,155 @@ async def test_the_last_words_of_a_peer_that_dies_are_told(nursery: trio.Nursery
         await read(stream)
     assert told == [("127.0.0.1", words.decode())]
     nursery.cancel_scope.cancel()
+
+
+# Requests that are held without a task
+
+
+class Bench(Held):
+    """Held until somebody says the words, or a second is over."""
+
+    def __init__(self) -> None:
+        self.words = ""
+        self.calls: list[Callable[[], object]] = []
+        self.end = trio.current_time() + 1
+
+    @property
+    def deadline(self) -> float:
+        return self.end
+
+    def look(self) -> Response | None:
+        if self.words == "bug":
+            raise ZeroDivisionError("a bug")
+        if self.words:
+            return text_response(200, self.words)
+        return text_response(200, "late") if trio.current_time() >= self.end else None
+
+    def subscribe(self, call: Callable[[], object]) -> None:
+        self.calls.append(call)
+
+    def unsubscribe(self, call: Callable[[], object]) -> None:
+        self.calls.remove(call)
+
+    def say(self, words: str) -> None:
+        self.words = words
+        for call in list(self.calls):
+            call()
+
+
+class Benches:
+    """Holds what asks for /held, and sends the head of /bell; the last of them is ``bench``."""
+
+    def __init__(self) -> None:
+        self.bench: Bench
+        self.deaths: list[tuple[str, str]] = []
+
+    async def handle(self, request: Request) -> Response | Held:
+        if request.path not in {"/held", "/bell"}:
+            return await echo(request)
+        self.bench = Bench()
+        self.bench.end += 1000 * (request.target != "/held?soon")
+        return Response(200, later=self.bench) if request.path == "/bell" else self.bench
+
+    async def start(self, nursery: trio.Nursery, connections: int = 9) -> int:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        await nursery.start(
+            partial(
+                serve, self.handle, listeners,
+                max_connections=connections, fatal=lambda *words: self.deaths.append(words),
+            )
+        )  # fmt: skip
+        port: int = listeners[0].socket.getsockname()[1]
+        return port
+
+
+async def parked(benches: Benches) -> Bench:
+    with trio.fail_after(5):
+        while not (hasattr(benches, "bench") and benches.bench.calls):
+            await trio.lowlevel.checkpoint()
+    return benches.bench
+
+
+async def test_a_held_request_is_answered_when_there_is_an_answer_and_the_connection_goes_on(
+    nursery: trio.Nursery,
+) -> None:
+    benches = Benches()
+    async with await connect(await benches.start(nursery)) as stream:
+        for words in ("one", "bug", "two"):
+            # what is sent ahead waits for its turn
+            await stream.send_all(get("/held") + get("/next"))
+            bench = await parked(benches)
+            bench.say("")  # a call without news
+            bench = await parked(benches)
+            bench.say(words)
+            answers = await read(stream, b"GET /next ")
+            assert (b"internal error: ZeroDivisionError" if words == "bug" else words.encode()) in answers
+            assert bench.calls == []
+            del benches.bench
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_held_request_is_answered_at_its_deadline(nursery: trio.Nursery) -> None:
+    benches = Benches()
+    port = await benches.start(nursery)
+    async with await connect(port) as late, await connect(port) as soon:
+        await late.send_all(get("/held"))
+        await parked(benches)
+        await soon.send_all(get("/held?soon", LAST))
+        assert b"late" in await read(soon)
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("path", ["/held", "/bell"])
+async def test_who_goes_away_while_held_makes_room(path: str, nursery: trio.Nursery) -> None:
+    benches = Benches()
+    port = await benches.start(nursery, connections=1)
+    for reset in (False, True):
+        stream = await connect(port)
+        await stream.send_all(get(path))
+        bench = await parked(benches)
+        assert await converse(port, get("/x", LAST)) == b""  # it is full
+        if reset:
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await stream.aclose()
+        with trio.fail_after(5):
+            while bench.calls:
+                await trio.lowlevel.checkpoint()
+        assert b"GET /x" in await converse(port, get("/x", LAST))
+    nursery.cancel_scope.cancel()
+
+
+async def test_last_words_of_a_peer_that_is_held_are_told(nursery: trio.Nursery) -> None:
+    benches = Benches()
+    stream = await connect(await benches.start(nursery))
+    await stream.send_all(get("/held"))
+    bench = await parked(benches)
+    await stream.send_all(b"Fatal Python error: as if\n")
+    await stream.aclose()
+    with trio.fail_after(5):
+        while bench.calls:
+            await trio.lowlevel.checkpoint()
+    assert benches.deaths == [("127.0.0.1", "Fatal Python error: as if\n")]
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_bell_rings_with_its_body_alone(nursery: trio.Nursery) -> None:
+    benches = Benches()
+    async with await connect(await benches.start(nursery)) as stream:
+        await stream.send_all(get("/bell"))
+        assert (await read(stream, b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+        (await parked(benches)).say("!")
+        assert await read(stream) == b"!\n"
+    nursery.cancel_scope.cancel()
+
+
+async def test_the_end_closes_what_is_held() -> None:
+    benches = Benches()
+    async with trio.open_nursery() as life:
+        stream = await connect(await benches.start(life))
+        await stream.send_all(get("/held"))
+        bench = await parked(benches)
+        life.cancel_scope.cancel()
+    assert bench.calls == []
+    assert await read(stream) == b""
+    await stream.aclose()
