@@ -43,7 +43,7 @@ LEFT_OUT = (
     *("_pyrepl", "curses", "dbm", "ensurepip", "idlelib", "lib-dynload", "profiling", "pydoc_data"),
     *("sqlite3", "test", "tkinter", "turtledemo", "turtle.py", "unittest", "venv", "wsgiref", "xmlrpc"),
 )
-# Beside those of system.txt: Trio imports ctypes, and wheels are linked with what libc has had in itself for years.
+# Beside those of system.txt: Trio imports ctypes, and wheels are linked with what older C libraries had apart.
 LIBRARIES = ("libdl.so.2", "libffi.so.8", "libpthread.so.0", "librt.so.1")
 # Those of lib-dynload whose libraries are there, or that need none.
 EXTENSIONS = (

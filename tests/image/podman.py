@@ -117,11 +117,15 @@ class Podman:
         assert not ok or done.returncode == 0, f"{program} {' '.join(words)}: {done.stderr}"
         return done.stdout.strip()
 
-    def prepare(self, repo: str) -> None:
-        """The image as it is, the same with another repo (as for a cluster of one's own), and an application's."""
+    def settle(self) -> None:
+        """An empty store and its settings."""
         shutil.rmtree(self.folder, ignore_errors=True)
         (self.folder / "networks").mkdir(parents=True)
         (self.folder / "containers.conf").write_text(SETTINGS.format(folder=self.folder))
+
+    def prepare(self, repo: str) -> None:
+        """The image as it is, the same with another repo (as for a cluster of one's own), and an application's."""
+        self.settle()
         self("load", "-q", "-i", str(ARCHIVE))
         recipe = self.folder / "Containerfile"
         recipe.write_text(f"FROM localhost/pidone:{version()}\nENV PIDONE_REPO={repo}\n")
