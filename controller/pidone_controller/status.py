@@ -393,6 +393,8 @@ class Client(Protocol):
 
     async def get(self, resource: Resource, name: str, namespace: str) -> dict[str, Any]: ...
 
+    async def list(self, resource: Resource) -> list[dict[str, Any]]: ...
+
     async def apply(self, resource: Resource, body: dict[str, Any], *, subresource: str) -> object: ...
 
 
@@ -443,6 +445,7 @@ class StatusWriter:
         """Write until cancelled. What was written before is forgotten: another leader may have written since."""
         for line in self._lines.values():
             line.there = None
+        await self._read_all()
         while True:
             due = min((line.due for line in self._lines.values()), default=math.inf)
             with trio.CancelScope(deadline=due) as self._timer:
@@ -497,6 +500,23 @@ class StatusWriter:
         before, line.there = line.there, made
         line.failures, line.wrote = 0, trio.current_time()
         self._wrote(target, before, made)
+
+    async def _read_all(self) -> None:
+        """The statuses that are there, by one list for each kind: one by one they would be hundreds of requests.
+
+        What cannot be had so is read when it is looked at.
+        """
+        for resource in {target.resource: None for target in self._lines}:
+            try:
+                found = await self._client.list(resource)
+            except PidoneError as error:
+                self._log("status-failed", object=resource, error=error)
+                continue
+            for one in found:
+                metadata = one["metadata"]
+                target = Target(resource, metadata.get("namespace", ""), metadata["name"], metadata["uid"])
+                if target in self._lines:
+                    self._lines[target].there = one.get("status") or {}
 
     async def _read(self, target: Target) -> Mapping[str, Any] | None:
         """The status that is there; None where the object is gone, or another one has its name."""

@@ -260,6 +260,8 @@ class World:
         self.writes: list[tuple[float, str, str]] = []
         self.fails = 0
         self.looks = 0
+        self.gets = 0
+        self.unlisted: ServerError | None = None
         self.worked = 0.0  # seconds of processor time
         self.costs = 0.0  # of them one look
 
@@ -274,9 +276,19 @@ class World:
 
     async def get(self, resource: Resource, name: str, namespace: str) -> dict[str, Any]:
         assert (resource, namespace) == (TASK_BINDINGS, "shop")
+        self.gets += 1
         if name not in self.stored:
             raise NotFound(f"{name} is not there")
         return self.stored[name]
+
+    async def list(self, resource: Resource) -> list[dict[str, Any]]:
+        await trio.lowlevel.checkpoint()
+        if self.unlisted is not None:
+            raise self.unlisted
+        return [
+            {**one, "metadata": {**one["metadata"], "namespace": "shop", "name": name}}
+            for name, one in self.stored.items()
+        ]
 
     async def apply(self, resource: Resource, body: dict[str, Any], *, subresource: str) -> None:
         assert (resource, subresource) == (TASK_BINDINGS, "status")
@@ -410,3 +422,20 @@ def test_every_reason_is_explained_and_no_other() -> None:
     document = (Path(__file__).parents[2] / "docs/status.md").read_text("utf-8")
     table = set(re.findall(r"^\|[^|]*\| `(\w+)` \|", document, re.MULTILINE))
     assert table == code
+
+
+@pytest.mark.parametrize("unlisted", [None, ServerError("etcd is slow")])
+async def test_a_new_leader_reads_all_statuses_in_one_list_or_one_by_one(
+    autojump_clock: MockClock, unlisted: ServerError | None
+) -> None:
+    there = World()
+    there.unlisted = unlisted
+    for name in "ab":
+        there.stored[name]["status"] = binding_status(f"TaskBinding shop/{name}", 1, [], previous={}, now=NOW)
+    writer = StatusWriter(there, there.compose, log, meter=there.meter)
+    for target in there.targets:
+        writer.mark(target)
+    with trio.move_on_after(10):
+        await writer.run()
+    assert there.writes == [], "it says what there is to say"
+    assert (there.looks, there.gets) == (2, 0 if unlisted is None else 2)
