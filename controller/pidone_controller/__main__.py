@@ -57,6 +57,7 @@ async def _run(arguments: argparse.Namespace) -> None:
         cluster.Settings(
             listen=arguments.listen,
             listen_tls=arguments.listen_tls,
+            people=tuple(arguments.people),
             namespace=arguments.namespace,
             name=os.environ.get("POD_NAME") or platform.node(),
             address=os.environ.get("POD_IP") or "127.0.0.1",
@@ -111,6 +112,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--kubeconfig", metavar="FILE", type=_file,
         help="where the API server is (default: $KUBECONFIG, the service account, ~/.kube/config)",
+    )  # fmt: skip
+    command.add_argument(
+        "--people", metavar="CIDR", type=_network, action="append", default=[],
+        help="addresses of the API servers: what comes from there for people (kubectl get --raw through the "
+        "Service's proxy) was allowed by RBAC already; may be given more than once",
     )  # fmt: skip
     command.set_defaults(command=_run)
     _add_rollout(commands)
@@ -167,6 +173,15 @@ def _duration(text: str) -> float:
     if not seconds:
         raise argparse.ArgumentTypeError(f'expected a duration such as 90s or 5m, not "{text}"')
     return seconds
+
+
+def _network(text: str) -> Any:
+    from ipaddress import ip_network
+
+    try:
+        return ip_network(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected a network, as in 10.0.0.0/24: {error}") from error
 
 
 def _folder(text: str) -> Path:

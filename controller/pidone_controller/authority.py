@@ -25,16 +25,26 @@ AGAIN = 5.0  # seconds after a failure
 BUNDLE = "ca.crt"  # of the Secret: whom pods are to trust, that is this CA and the one before it
 
 
+def wall_clock() -> datetime:
+    return datetime.now(UTC)
+
+
 async def keep(
-    client: Client, namespace: str, names: Sequence[str], use: Callable[[Pair], None], log: Log
+    client: Client,
+    namespace: str,
+    names: Sequence[str],
+    use: Callable[[Pair], None],
+    log: Log,
+    *,
+    clock: Callable[[], datetime] = wall_clock,
 ) -> NoReturn:
     """Have ``use`` serve with a certificate for ``names`` that is good, for ever; failures are waited out."""
     serving: Pair | None = None
     while True:
         pause = AGAIN
         try:
-            ca = await _authority(client, namespace, log)
-            now = datetime.now(UTC)
+            now = clock()
+            ca = await _authority(client, namespace, now, log)
             if serving is None or certificates.due(serving, now) or not certificates.fits(serving, ca, names):
                 serving = certificates.issue(ca, names, now)
                 use(serving)
@@ -45,9 +55,8 @@ async def keep(
         await trio.sleep(pause)
 
 
-async def _authority(client: Client, namespace: str, log: Log) -> Pair:
+async def _authority(client: Client, namespace: str, now: datetime, log: Log) -> Pair:
     """The CA of now; made, or made anew in time. Raises ``ApiError`` and ``CertificateError``."""
-    now = datetime.now(UTC)
     try:
         secret = await client.get(SECRETS, SECRET, namespace)
     except NotFound:
@@ -56,7 +65,7 @@ async def _authority(client: Client, namespace: str, log: Log) -> Pair:
         try:
             await client.create(SECRETS, body, namespace)
         except AlreadyExists:
-            return await _authority(client, namespace, log)
+            return await _authority(client, namespace, now, log)
         log("authority", secret=f"{namespace}/{SECRET}")
         return ca
     ca = _pair(secret, f"Secret {namespace}/{SECRET}")
@@ -69,7 +78,7 @@ async def _authority(client: Client, namespace: str, log: Log) -> Pair:
     try:
         await client.replace(SECRETS, body)
     except Conflict:
-        return await _authority(client, namespace, log)
+        return await _authority(client, namespace, now, log)
     log("authority", secret=f"{namespace}/{SECRET}", reason="two thirds of its life are over")
     return new
 

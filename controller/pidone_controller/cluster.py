@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from pidone.http.message import Request, Response
 from pidone.language.binding import Key
 from pidone.language.binding import shown as shown_binding
 from pidone.metrics.exposition import Family, counter, gauge
-from pidone_controller import authority, inventory, status
+from pidone_controller import authority, inventory, serving, status
 from pidone_controller.backstop import Backstop
 from pidone_controller.certificates import Pair
 from pidone_controller.chosen import Chosen
@@ -75,6 +76,7 @@ class Settings:
 
     listen: tuple[str, int]
     listen_tls: tuple[str, int]
+    people: tuple[IPv4Network | IPv6Network, ...] = ()  # where people's questions come from, see ``serving``
     namespace: str = ""  # its own; empty: the service account's, or the context's
     name: str = ""  # of this replica
     address: str = "127.0.0.1"  # at which the other replicas reach this one
@@ -142,6 +144,7 @@ class Controller:
         account = Account(client)
         self._repo = Repo(
             log,
+            settings=serving.Settings(people=settings.people),
             told=self._told,
             gone=self._gone,
             review=partial(whose, client),
