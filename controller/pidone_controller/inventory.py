@@ -35,7 +35,7 @@ _NOISE = (
 )
 _HEXADECIMAL = re.compile("(?:[0-9a-f]{2}){1,127}")
 UUID_HERE = 255  # in place of a length: 16 bytes that are a UUID
-POOL = 1 << 14  # objects that are remembered for being shared; more are forgotten all at once
+POOL = 1 << 12  # objects that are remembered for being shared; more are forgotten all at once
 
 Key = tuple[str, str]  # namespace and name
 T = TypeVar("T", bound=Hashable)
@@ -283,6 +283,9 @@ class Inventory:
         before = self.find(pod.namespace, pod.name)
         if before is None:
             self._count += 1
+        elif before.template == pod.template:
+            # The pool may have forgotten it. They are equal, so nobody can tell, and the pods go on sharing one.
+            object.__setattr__(pod, "template", before.template)
         self._pods.setdefault(pod.namespace, {})[pod.name] = pod
         return self._moved(before, pod)
 

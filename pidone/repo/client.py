@@ -26,7 +26,7 @@ WAIT = 55.0  # seconds a question may be held: below the 60 s after which middle
 SLACK = 15.0  # seconds beyond WAIT before a held question counts as lost
 BACKOFF_MAX = 60.0  # seconds between two questions to a repo that does not answer, at most
 # Seconds over which those spread who lost the repo at one moment: all pods that it served. They have their plans.
-LOST_SPREAD = 8.0
+LOST_SPREAD = 12.0
 REPOS = 8  # instances of the repo that are remembered: more than it has replicas
 ANSWER_GAP = 0.2  # seconds between two questions that are answered at once: a repo gone wild costs no more
 STATUS_GAP = 1.0  # seconds between two reports

@@ -18,7 +18,7 @@ from pidone.http.server import waited
 from pidone.language.binding import Rules, derive
 from pidone.metrics.exposition import gauge
 from pidone.plan.format import decode_bundle
-from pidone_controller.inventory import Pod, Pool, project
+from pidone_controller.inventory import Inventory, Pod, Pool, project
 from pidone_controller.log import log
 from pidone_controller.reports import Pace, Report
 from pidone_controller.serving import Repo, Settings
@@ -391,6 +391,18 @@ def test_pods_of_one_deployment_share_what_they_have_in_common() -> None:
     uid = "0f0e0d0c-0b0a-4909-8807-060504030201"
     assert project(manifest(uid=uid)).uid == uid
     assert project(manifest(uid=uid.upper())).uid == uid.upper()
+
+
+def test_what_is_shared_stays_shared_when_pods_change() -> None:
+    inventory = Inventory()
+    pool = Pool()
+    for name in "ab":
+        inventory.put(project(manifest(name, labels=dict(CHECKED)), pool))
+    for phase in ("Pending", "Running"):  # seen by a pool that has forgotten all
+        inventory.put(project(manifest("a", labels=dict(CHECKED), phase=phase)))
+    one, other = inventory
+    assert one.phase == "Running"
+    assert one.template is other.template
 
 
 def test_what_network_plugins_write_about_a_pod_is_no_change() -> None:
