@@ -76,7 +76,7 @@ def test_the_api_server_takes_it_without_a_warning(installed: Cluster) -> None:
     done = installed.try_kubectl("apply", "--server-side", "-k", INSTALLATION / "apps")
     assert (done.returncode, done.stderr) == (0, "")
     installed.kubectl("apply", "--namespace", "demo", "-f", SET)
-    installed.kubectl("delete", "-k", INSTALLATION / "apps", "--wait=false")
+    installed.remove_namespace("demo")
 
 
 def test_the_cluster_file_names_the_image_that_is_made() -> None:

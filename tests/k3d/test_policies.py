@@ -224,12 +224,14 @@ def test_a_label_brings_the_sidecar_and_nothing_else_does(installed: Cluster, sh
     assert [one["name"] for one in pod["spec"]["initContainers"]] == ["pidone", "first"]
     sidecar = pod["spec"]["initContainers"][0]
     assert sidecar["restartPolicy"] == "Always"
+    uid = {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.uid"}}
+    token = "/var/run/secrets/kubernetes.io/serviceaccount/token"
     assert sidecar["env"] == [
-        {
-            "name": "PIDONE_POD_UID",
-            "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.uid"}},
-        }
+        {"name": "PIDONE_POD_UID", "valueFrom": uid},
+        {"name": "PIDONE_TOKEN", "value": token},
     ]
+    # the API server's own part that mounts the account's token looked once more
+    assert token.rpartition("/")[0] in [one["mountPath"] for one in sidecar["volumeMounts"]]
     assert "initContainers" not in installed.make_pod(shop, "without")["spec"]
     own = installed.make_pod(shop, "own", labels=label, initContainers=[{"name": "pidone", "image": "own"}])
     assert [one["image"] for one in own["spec"]["initContainers"]] == ["own"]

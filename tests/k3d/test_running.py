@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from pidone_controller.__main__ import _parser
-from tests.cluster.apiserver import Cluster
+from tests.cluster.apiserver import Cluster, Object
 from tests.cluster.process import until
 from tests.cluster.replicas import HOME, conditions, replicas
 from tests.k3d.folders import INSTALLATION, built
@@ -40,12 +40,15 @@ def test_nothing_that_it_does_is_forbidden(installed: Cluster, shop: str, tmp_pa
         edit = [{"op": "replace", "path": "/spec/tasks/0/probe/periodSeconds", "value": 7}]
         installed.kubectl("patch", "taskset", "eureka", "-n", shop, "--type=json", "-p", json.dumps(edit))
         until(lambda: versions(installed, shop) == 2)
+        installed.apply(*another(shop))  # its task has a name that is taken, which an Event tells
+        until(lambda: "TaskBinding" in told(installed, shop))
         secret = installed.request("GET", f"/api/v1/namespaces/{HOME}/secrets/pidone-ca")
         assert {"tls.crt", "tls.key"} <= secret["data"].keys()
         assert running.leader() in {"a", "b"}
         logs = [replica.process.told() for replica in both]
     for log in logs:
-        assert "orbidden" not in log, log
+        assert "forbidden: User" not in log, log  # RBAC's words
+        assert "denied request" not in log, log  # those of a policy
     assert conditions(installed, "taskset", "eureka", shop)
 
 
@@ -57,3 +60,28 @@ def versions(cluster: Cluster, namespace: str) -> int:
 def matched(cluster: Cluster, namespace: str) -> int:
     said = cluster.kubectl("get", "taskbinding", "eureka", "-n", namespace, "--output=json")
     return int(json.loads(said).get("status", {}).get("matched", 0))
+
+
+def told(cluster: Cluster, namespace: str) -> set[str]:
+    """The kinds that Events are about."""
+    found = cluster.request("GET", f"/api/v1/namespaces/{namespace}/events")
+    return {one["involvedObject"]["kind"] for one in found["items"]}
+
+
+def another(namespace: str) -> list[Object]:
+    metadata = {"name": "another", "namespace": namespace}
+    selector = {"matchLabels": {"pidone.dev/registry": "eureka"}}
+    return [
+        {
+            "apiVersion": "pidone.dev/v1alpha1",
+            "kind": "TaskSet",
+            "metadata": metadata,
+            "spec": {"tasks": [{"name": "ready", "probe": {"tcpSocket": {"port": 1}}}]},
+        },
+        {
+            "apiVersion": "pidone.dev/v1alpha1",
+            "kind": "TaskBinding",
+            "metadata": metadata,
+            "spec": {"podSelector": selector, "taskSets": ["another"]},
+        },
+    ]
