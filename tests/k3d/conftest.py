@@ -27,7 +27,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     if reason := program.missing():
         pytest.skip(reason)
     with control_plane(tmp_path_factory.mktemp("installed")) as plane:
-        done = plane.try_kubectl("apply", "--server-side", "-k", INSTALLATION)
+        done = plane.try_kubectl("apply", "-k", INSTALLATION)
         assert done.returncode == 0, done.stderr
         assert not done.stderr, "the API server warns of something"
         crds = [
