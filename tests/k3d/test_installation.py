@@ -193,6 +193,15 @@ def test_the_fixed_address_is_one_line_of_a_kustomization(tmp_path: Path) -> Non
     assert "clusterIP" not in the(built(INSTALLATION), "Service")["spec"]
 
 
+def test_sidecars_are_a_component_and_their_image_one_patch(tmp_path: Path, objects: list[Object]) -> None:
+    said = (INSTALLATION / "components/sidecar/kustomization.yaml").read_text()
+    (operation,) = [line.removeprefix("#   ") for line in said.splitlines() if line.startswith("#   {op")]
+    patch = {"target": {"kind": "MutatingAdmissionPolicy"}, "patch": f"- {operation}"}
+    found = the(overlay(tmp_path, "sidecar", patches=[patch]), "MutatingAdmissionPolicy")
+    assert found["spec"]["variables"] == [{"name": "image", "expression": '"registry.example/pidone:0.1.0"'}]
+    assert not [one for one in objects if one["kind"].startswith("Mutating")]
+
+
 def test_a_namespace_that_denies_everything_gets_its_rule(installed: Cluster, shop: str) -> None:
     installed.kubectl("apply", "-n", shop, "-f", INSTALLATION / "network" / "allow-repo.yaml")
     path = f"/apis/networking.k8s.io/v1/namespaces/{shop}/networkpolicies/allow-pidone-repo"
@@ -206,9 +215,10 @@ def test_a_namespace_that_denies_everything_gets_its_rule(installed: Cluster, sh
     assert repo["to"][0]["podSelector"]["matchLabels"].items() <= labels.items()
 
 
-def overlay(folder: Path, *components: str) -> list[Object]:
+def overlay(folder: Path, *components: str, **more: Any) -> list[Object]:
     """A kustomization of one's own, as docs/install.md says; kustomize wants relative paths below no other root."""
     kustomization: dict[str, Any] = {
+        **more,
         "resources": ["k3d"],
         "components": [f"k3d/components/{name}" for name in components],
     }

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pidone import __version__
 from tests.cluster.apiserver import APPLY, MERGE, Cluster, Object
 from tests.cluster.process import until
 from tests.k3d.folders import INSTALLATION
@@ -224,6 +225,7 @@ def test_a_label_brings_the_sidecar_and_nothing_else_does(installed: Cluster, sh
     assert [one["name"] for one in pod["spec"]["initContainers"]] == ["pidone", "first"]
     sidecar = pod["spec"]["initContainers"][0]
     assert sidecar["restartPolicy"] == "Always"
+    assert sidecar["image"] == f"localhost/pidone:{__version__}"
     uid = {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.uid"}}
     token = "/var/run/secrets/kubernetes.io/serviceaccount/token"
     assert sidecar["env"] == [
