@@ -180,18 +180,24 @@ def _parts(folder: Path, plane: ControlPlane, socket: Path) -> dict[str, Process
 @contextmanager
 def node(folder: Path) -> Iterator[NodeCluster]:
     """A cluster of one node, ready after some 15 s, until the end of the block; then its logs are all that is left."""
-    shutil.rmtree(folder, ignore_errors=True)
     runtime = folder / "containerd"
     (runtime / "cni" / "conf").mkdir(parents=True, exist_ok=True)
+    (runtime / "cni" / "bin").unlink(missing_ok=True)
     (runtime / "cni" / "bin").symlink_to(PLUGINS)
     network = json.loads(json.dumps(NETWORK))
-    network["plugins"][0]["ipam"]["dataDir"] = str(folder / "addresses")
+    network["plugins"][0]["ipam"]["dataDir"] = str(runtime / "addresses")
     (runtime / "cni" / "conf" / "pods.conflist").write_text(json.dumps(network))
     with ExitStack() as stack:
         lock = stack.enter_context(LOCK.open("w"))
         fcntl.flock(lock, fcntl.LOCK_EX)
         stack.enter_context(_address())
-        containerd = stack.enter_context(cri.node(runtime))
+        containerd = stack.enter_context(cri.node(runtime))  # which removes the sandboxes that a killed run left
+        _unmount(folder / "kubelet")
+        for path in folder.iterdir():
+            if path.is_dir() and path != runtime:
+                shutil.rmtree(path)
+            elif path != runtime:
+                path.unlink()
         stack.callback(_forget_logs, folder / "logs")
         stack.callback(_unmount, folder / "kubelet")
         kubelet = f"{TOKEN},system:node:{NAME},{NAME},system:nodes"

@@ -1,0 +1,168 @@
+"""The installation as people have it: kubectl apply -k k3d/ on a real node, and what pods there do then.
+
+Controller, pods, sandboxes, addresses and Services are real ones; Eureka is the stand-in that is held to the real one.
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.cluster import node
+from tests.cluster.node import NodeCluster
+from tests.cluster.process import Process, until
+from tests.cri import images
+from tests.cri.conftest import BUILD, BUSYBOX, IMAGE
+from tests.cri.node import Sandbox
+from tests.ports import free_port
+
+ROOT = Path(__file__).parents[2]
+CONTROLLER = BUILD / "controller.oci.tar"
+HOME = "pidone-system"
+BINDING = """
+apiVersion: pidone.dev/v1alpha1
+kind: TaskBinding
+metadata: {name: registered}
+spec:
+  podSelector: {matchLabels: {registry: "true"}}
+  taskSets: [eureka]
+  params: {eureka: EUREKA, period: 1, renew: 1s}
+"""
+
+
+class Eureka:
+    """The stand-in, at an address that pods reach."""
+
+    def __init__(self, folder: Path) -> None:
+        port = free_port()
+        self.url = f"http://{node.ADDRESS}:{port}/eureka"
+        words = [sys.executable, "-m", "tests.eureka", "--listen", f"{node.ADDRESS}:{port}"]
+        self.process = Process(words, folder / "eureka.log", lambda: self.instances("none") == [])
+
+    def instances(self, app: str) -> list[str]:
+        """Addresses of those that are up."""
+        try:
+            answer = httpx.get(
+                f"{self.url}/apps/{app}", headers={"accept": "application/json"}, trust_env=False
+            )
+        except httpx.TransportError:
+            return ["nobody answers"]
+        found = answer.json()["application"]["instance"] if answer.is_success else []
+        return [one["ipAddr"] for one in found if one["status"] == "UP"]
+
+
+@pytest.fixture(scope="module")
+def eureka(real_node: NodeCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Eureka]:
+    found = Eureka(tmp_path_factory.mktemp("eureka"))
+    found.process.start()
+    try:
+        yield found
+    finally:
+        found.process.kill()
+
+
+@pytest.fixture(scope="module")
+def installed(real_node: NodeCluster) -> Iterator[NodeCluster]:
+    """Two replicas, and their Service in the environment of the sandboxes that are made from now on."""
+    for path, target in ((IMAGE, "image"), (CONTROLLER, "controller-image")):
+        if not path.exists():
+            pytest.skip(f"no build/{path.name}: make {target}")
+    image = images.read(IMAGE)
+    real_node.containerd.put(image)
+    real_node.containerd.put(images.read(CONTROLLER), "localhost/pidone-controller:0.1.0")
+    real_node.kubectl("apply", "--server-side", "-k", ROOT / "k3d")
+    real_node.kubectl("rollout", "status", "deployment/pidone-controller", "-n", HOME, "--timeout=90s")
+    service = real_node.request("GET", f"/api/v1/namespaces/{HOME}/services/pidone-repo")
+    # there is no DNS on this node: what is a name elsewhere is its address here
+    real_node.containerd.put(image.with_env(PIDONE_REPO=f"http://{service['spec']['clusterIP']}:6060"))
+    yield real_node
+    real_node.kubectl("delete", "deployment/pidone-controller", "-n", HOME)
+
+
+@pytest.fixture
+def shop(installed: NodeCluster, eureka: Eureka) -> Iterator[str]:
+    """A namespace whose pods are registered when they are labelled so."""
+    with installed.namespace("shop") as name:
+        for text in ((ROOT / "tasks" / "eureka.yaml").read_text(), BINDING.replace("EUREKA", eureka.url)):
+            installed.kubectl("apply", "-n", name, "-f", "-", stdin=text)
+        yield name
+
+
+def run(cluster: NodeCluster, namespace: str, name: str, **labels: str) -> tuple[str, Sandbox]:
+    """A pod with a web server that is no good for PID 1 and knows nothing of Eureka; its address and its sandbox."""
+    server = {
+        "name": "app",
+        "image": cluster.containerd.busybox,
+        "imagePullPolicy": "Never",
+        "command": [BUSYBOX, "sh", "-c", f"echo ok > /index.html; exec {BUSYBOX} httpd -f -p 8080 -h /"],
+    }
+    cluster.make_pod(
+        namespace,
+        name,
+        node="",
+        labels={"app": name, **labels},
+        containers=[server],
+        terminationGracePeriodSeconds=2,
+    )
+    address = cluster.wait_running(namespace, name)["status"]["podIP"]
+    return address, cluster.sandbox(namespace, name)
+
+
+def binding(cluster: NodeCluster, namespace: str) -> dict[str, str]:
+    """What kubectl get taskbindings says of it."""
+    names, values = (
+        line.split() for line in cluster.kubectl("get", "taskbindings", "-n", namespace).splitlines()
+    )
+    return dict(zip(names, values, strict=True))
+
+
+def test_a_label_registers_a_pod_and_its_removal_takes_it_out(
+    installed: NodeCluster, shop: str, eureka: Eureka
+) -> None:
+    address, sandbox = run(installed, shop, "ratings")
+    assert sandbox.program() == "/doze"
+    assert eureka.instances("RATINGS") == []
+
+    installed.label(shop, "ratings", {"registry": "true"})
+    until(lambda: eureka.instances("RATINGS") == [address])
+    installed.kubectl("wait", "--for=condition=Ready", "taskbinding/registered", "-n", shop, "--timeout=20s")
+    told = binding(installed, shop)
+    assert (told["MATCHED"], told["APPLIED"], told["REJECTED"], told["READY"]) == ("1", "1", "0", "True")
+    assert sandbox.program() != "/doze"
+
+    installed.label(shop, "ratings", {"registry": None})
+    until(lambda: eureka.instances("RATINGS") == [])
+    until(lambda: sandbox.program() == "/doze")
+    assert sandbox.same()
+    assert installed.pod(shop, "ratings")["status"]["containerStatuses"][0]["restartCount"] == 0
+
+
+@pytest.mark.parametrize("grace", [2, 0], ids=["with grace", "by force"])
+def test_a_deleted_pod_is_out_of_eureka(
+    installed: NodeCluster, shop: str, eureka: Eureka, grace: int
+) -> None:
+    address, sandbox = run(installed, shop, "details", registry="true")
+    until(lambda: eureka.instances("DETAILS") == [address])
+    installed.delete_pod(shop, "details", seconds=grace)
+    until(lambda: eureka.instances("DETAILS") == [], 10)
+    until(lambda: not sandbox.same())
+
+
+def test_both_replicas_are_killed_and_pods_keep_what_they_have(
+    installed: NodeCluster, shop: str, eureka: Eureka
+) -> None:
+    address, sandbox = run(installed, shop, "catalog", registry="true")
+    until(lambda: eureka.instances("CATALOG") == [address])
+    installed.kubectl("scale", "deployment/pidone-controller", "-n", HOME, "--replicas=0")
+    installed.kubectl(
+        "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/name=pidone-controller", "-n", HOME
+    )
+    assert eureka.instances("CATALOG") == [address]
+    assert sandbox.program() != "/doze"
+    installed.kubectl("scale", "deployment/pidone-controller", "-n", HOME, "--replicas=2")
+    installed.kubectl("rollout", "status", "deployment/pidone-controller", "-n", HOME, "--timeout=90s")
+    installed.label(shop, "catalog", {"registry": None})
+    until(lambda: eureka.instances("CATALOG") == [])
+    assert sandbox.same()
