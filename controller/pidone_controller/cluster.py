@@ -58,8 +58,9 @@ from pidone_controller.status import StatusWriter, Target
 LEASE = "pidone-controller"
 SERVICE = "pidone-repo"  # its name is in the image that is process 1 of all pods
 
-# What nobody serves: pods on their node's network, and those that are done. The API server leaves them out.
-SERVED = "spec.hostNetwork=false,status.phase!=Succeeded,status.phase!=Failed"
+# What nobody serves are pods that are done; the API server leaves them out. Those on their node's network are served
+# by token, and say which addresses are nodes'.
+SERVED = "status.phase!=Succeeded,status.phase!=Failed"
 
 # People apply several objects at once, and a plan is made of all of them: rules are made when nothing more has come
 # for a while, at the latest after a longer one.
