@@ -68,6 +68,7 @@ class Leader:
             Key, str
         ] = {}  # the version of a binding that was written upon: its next one is to come
         self._failures = 0
+        self._rest: dict[str, tuple[int, float]] = {}  # what failed: how often, and until when it is let be
         self._not_before = now() + hearing
         self._done = -1  # the count of the objects' changes that everything was looked at with
         self._moving: set[Key] = set()  # the bindings for which pods, reports and time count
@@ -81,7 +82,8 @@ class Leader:
             due = await self._once()
             with trio.move_on_after(max(0.0, min(due - self._now(), 3600.0))):
                 await self._dirty.wait()
-            await trio.sleep(GAP if self._objects.changes != self._done else REPORTS)
+            soon = self._objects.changes != self._done and not self._failures
+            await trio.sleep(GAP if soon else REPORTS)
 
     async def _once(self) -> float:
         """Do what there is to do. Returns when to look again by itself, in seconds since 1970."""
@@ -94,6 +96,9 @@ class Leader:
             else []
         )
         moves, due = self._moves(everything=everything)
+        if everything:
+            named = {change.name for change in changes} | {str(written) for written, _ in moves}
+            self._rest = {name: rest for name, rest in self._rest.items() if name in named}
         good = [
             await self._do(change.name, partial(revisions.make, self._client, change)) for change in changes
         ]
@@ -108,16 +113,25 @@ class Leader:
         return min(due, self._now() + min(AGAIN_MAX, AGAIN * 2.0 ** min(self._failures - 1, 10)))
 
     async def _do(self, name: str, doing: Callable[[], Awaitable[None]]) -> bool:
-        """Whether it was done, or needs not be. What somebody else did first comes with the watch."""
+        """Whether it was done, or needs not be. What somebody else did first comes with the watch.
+
+        What cannot be done, as in a namespace that is being deleted, is tried more and more seldom.
+        """
+        failures, until = self._rest.get(name, (0, 0.0))
+        if self._now() < until:
+            return False
         try:
             await doing()
         except (AlreadyExists, NotFound):
-            return True
+            pass
         except Conflict:
             return False
         except ApiError as error:
             self._log("rollout", object=name, error=error)
+            pause = min(AGAIN_MAX, AGAIN * 2.0 ** min(failures, 10))
+            self._rest[name] = failures + 1, self._now() + pause
             return False
+        self._rest.pop(name, None)
         return True
 
     def _moves(self, *, everything: bool) -> tuple[list[Move], float]:

@@ -191,7 +191,9 @@ def node(folder: Path) -> Iterator[NodeCluster]:
         lock = stack.enter_context(LOCK.open("w"))
         fcntl.flock(lock, fcntl.LOCK_EX)
         stack.enter_context(_address())
-        containerd = stack.enter_context(cri.node(runtime))  # which removes the sandboxes that a killed run left
+        containerd = stack.enter_context(
+            cri.node(runtime)
+        )  # which removes the sandboxes that a killed run left
         _unmount(folder / "kubelet")
         for path in folder.iterdir():
             if path.is_dir() and path != runtime:

@@ -15,7 +15,8 @@ from pidone.language.binding import PLACES, BindingError, Rollout, derive, place
 from pidone.language.model import Strategy
 from pidone.plan.digest import digest
 from pidone_controller.kubernetes.client import Client
-from pidone_controller.kubernetes.resources import CONTROLLER_REVISIONS, TASK_SETS
+from pidone_controller.kubernetes.errors import Forbidden
+from pidone_controller.kubernetes.resources import CONTROLLER_REVISIONS, TASK_SETS, Resource
 from pidone_controller.leading import Leader, difference
 from pidone_controller.objects import PIN, Written
 from pidone_controller.reports import Report, TaskReport
@@ -463,6 +464,35 @@ async def test_somebody_who_was_faster_is_looked_at_again() -> None:
     assert not cluster.server.status("TaskBinding", "web")
     await cluster.settle()
     assert cluster.state().phase is Phase.COMPLETE
+
+
+async def test_what_is_forbidden_is_tried_more_and_more_seldom_and_holds_up_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    cluster = Cluster()
+    create = cluster.server.create
+    tried: list[str] = []
+
+    async def refusing(resource: Resource, body: dict[str, Any], namespace: str = "") -> dict[str, Any]:
+        tried.append(body["metadata"]["name"].partition("-")[0])
+        if tried[-1] == "check":
+            raise Forbidden("the namespace is being deleted", status=403)
+        return await create(resource, body, namespace)
+
+    monkeypatch.setattr(cluster.server, "create", refusing)
+    cluster.server.put("TaskSet", "check", set_spec())
+    async with trio.open_nursery() as nursery:
+        cluster.leader._now = trio.current_time
+        nursery.start_soon(cluster.leader.run)
+        for number in range(600):
+            if number == 300:
+                cluster.server.put("TaskSet", "other", set_spec())
+            cluster.server.hear()
+            cluster.leader.look()
+            await trio.sleep(0.1)
+        nursery.cancel_scope.cancel()
+    assert 5 <= tried.count("check") <= 8
+    assert tried.count("other") == 1
 
 
 async def test_the_loop_wakes_for_a_look_and_when_the_pause_is_over(
