@@ -14,6 +14,9 @@ from pidone.plan.fields import Fields
 STATES = ("started", "healthy", "unhealthy")
 _, HEALTHY, UNHEALTHY = STATES
 
+EAGER = 0.25  # seconds between two questions to an application that has never answered, at least
+PATIENCE = 32  # the part of the time since the first question that passes between two: the longer, the rarer
+
 Ask = Callable[[Context], Awaitable[str]]  # an empty string for yes, else why not
 
 
@@ -52,25 +55,34 @@ class Probe:
         if len(handlers) != 1:
             raise Refused(f"{fields.path}: expected one of {', '.join(_HANDLERS)}, not {len(handlers)}")
         make = _HANDLERS[handlers[0]]
+        self._cheap = handlers != ["exec"]  # a question is a connection, no process
         self.ask: Ask = make(fields.object(handlers[0]), setting, self._timeout)
         fields.done()
 
     async def run(self, context: Context) -> None:
         await trio.sleep(self._delay)
-        asked = trio.current_time()
+        began = due = trio.current_time()
+        answered = False
         why_before = ""
         while True:
+            asked = trio.current_time()
             why_not = await self.ask(context)
             if why_not and why_not != why_before:
                 context.log("probe-failed", reason=why_not)
             why_before = why_not
-            state = self._thresholds.take(not why_not)
-            if state:
-                context.report(state)
-            # From the start of the last question, so that a slow answer does not stretch the period; a
-            # question that took longer than a period makes the next come at once, but only one.
-            asked = max(asked + self._period, trio.current_time())
-            await trio.sleep_until(asked)
+            answered = answered or not why_not
+            if asked >= due or not why_not:
+                state = self._thresholds.take(not why_not)
+                if state:
+                    context.report(state)
+                # From the start of the last question, so that a slow answer does not stretch the period; a
+                # question that took longer than a period makes the next come at once, but only one.
+                due = max((due if asked >= due else asked) + self._period, trio.current_time())
+            # An application that starts is found soon after it answers, however long the period is, as a kubelet asks
+            # more often while a container is not ready. Of the questions between, only the good answer counts.
+            now = trio.current_time()
+            soon = due if answered or not self._cheap else now + max(EAGER, (now - began) / PATIENCE)
+            await trio.sleep_until(min(due, soon))
 
     async def undo(self, context: Context) -> None:
         """Nothing is left behind by a question."""

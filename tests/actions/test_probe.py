@@ -2,10 +2,12 @@ import socket
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from pidone.actions import Setting, privileged
 from pidone.actions.probe import Thresholds, build
@@ -171,3 +173,38 @@ async def test_grpc_asks_for_the_health_service(nursery: trio.Nursery) -> None:
     assert await watcher.next_state() == "unhealthy"
     assert watcher.reasons == [f"grpc 127.0.0.1:{port}: answered NOT_SERVING"]
     nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(("start", "late"), [(0.9, 0.25), (7.1, 0.25), (20.0, 1.0), (62.0, 2.0)])
+async def test_an_application_that_starts_is_found_soon_after_it_answers(
+    start: float, late: float, autojump_clock: MockClock
+) -> None:
+    config = {"tcpSocket": {"port": 1}, "periodSeconds": 10, "failureThreshold": 2}
+    probe, watcher = build(Fields(config, "x"), SETTING), Watcher()
+    began, asked = trio.current_time(), []
+
+    async def ask(context: object) -> str:
+        asked.append(trio.current_time() - began)
+        return "" if asked[-1] >= start else "not yet"
+
+    probe.ask = ask
+    with trio.move_on_after(start + 60):
+        await probe.run(watcher)
+    assert next(time for time in asked if time >= start) - start <= late
+    assert [round(last - first, 6) for first, last in pairwise(asked) if first >= start] == [10.0] * 5
+    # what it says of failures is what it would say if it asked at each period alone
+    assert watcher.states == [*(["unhealthy"] if start > 10 else []), "healthy"]
+
+
+async def test_a_command_is_run_once_a_period(autojump_clock: MockClock) -> None:
+    probe = build(Fields({"exec": {"command": ["/bin/no"]}}, "x"), replace(SETTING, programs="/"))
+    times = []
+
+    async def ask(context: object) -> str:
+        times.append(trio.current_time())
+        return "no"
+
+    probe.ask = ask
+    with trio.move_on_after(45):
+        await probe.run(Watcher())
+    assert [last - first for first, last in pairwise(times)] == [10.0] * 4
