@@ -77,7 +77,7 @@ class Probe:
                     context.report(state)
                 # From the start of the last question, so that a slow answer does not stretch the period; a
                 # question that took longer than a period makes the next come at once, but only one.
-                due = max((due if asked >= due else asked) + self._period, trio.current_time())
+                due = max(min(due, asked) + self._period, trio.current_time())
             # An application that starts is found soon after it answers, however long the period is, as a kubelet asks
             # more often while a container is not ready. Of the questions between, only the good answer counts.
             now = trio.current_time()
