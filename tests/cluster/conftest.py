@@ -17,7 +17,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.cluster)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """The API server that all tests share, with the CRDs: nobody may break it, each has a ``namespace``."""
     if reason := apiserver.missing():
@@ -44,7 +44,7 @@ def plane(tmp_path: Path) -> Iterator[ControlPlane]:
         yield found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def real_node() -> Iterator[NodeCluster]:
     """A cluster with a node that runs pods, with the CRDs; each sandbox is of the image that was put there last."""
     if reason := node.missing():

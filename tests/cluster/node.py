@@ -26,6 +26,7 @@ from tests.ports import free_port
 ADDRESS = "10.79.0.1"  # of the node and of the API server; no pod's and no Service's
 PODS = "10.78.0.0/16"
 NAME = "node-1"
+CGROUP = "pidone-node"
 TOKEN = "kubelet-of-the-tests"
 LOCK = Path("/run/lock/pidone-node.lock")
 LINKS = Path("/var/log/containers")
@@ -109,7 +110,7 @@ def kubelet_config(folder: Path, socket: Path, port: int, healthz: int) -> Objec
         "podLogsDir": str(folder / "logs"),
         "volumePluginDir": str(folder / "plugins"),
         "cgroupDriver": "cgroupfs",
-        "cgroupRoot": f"/{cri.CGROUP}",
+        "cgroupRoot": f"/{CGROUP}",
         "failCgroupV1": False,
         "failSwapOn": False,
         "oomScoreAdj": 0,
@@ -191,10 +192,10 @@ def node(folder: Path) -> Iterator[NodeCluster]:
         lock = stack.enter_context(LOCK.open("w"))
         fcntl.flock(lock, fcntl.LOCK_EX)
         stack.enter_context(_address())
-        containerd = stack.enter_context(
-            cri.node(runtime)
-        )  # which removes the sandboxes that a killed run left
+        containerd = stack.enter_context(cri.node(runtime, cgroup=CGROUP))
+        # of a killed run; containerd has removed its sandboxes
         _unmount(folder / "kubelet")
+        _forget_logs(folder / "logs")
         for path in folder.iterdir():
             if path.is_dir() and path != runtime:
                 shutil.rmtree(path)
@@ -237,7 +238,7 @@ def _make_cgroups() -> None:
     controllers = [cri.CGROUPS] if (cri.CGROUPS / "cgroup.controllers").exists() else cri.CGROUPS.iterdir()
     for controller in controllers:
         if controller.is_dir() and not controller.is_symlink():
-            (controller / cri.CGROUP).mkdir(exist_ok=True)
+            (controller / CGROUP).mkdir(exist_ok=True)
 
 
 def _unmount(folder: Path) -> None:

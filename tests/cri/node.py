@@ -303,8 +303,11 @@ class Node:
 
 
 @contextmanager
-def node(folder: Path) -> Iterator[Node]:
-    """containerd, until the end of the block; then nothing of it is left. What a killed run left goes first."""
+def node(folder: Path, *, cgroup: str = CGROUP) -> Iterator[Node]:
+    """containerd, until the end of the block; then nothing of it is left. What a killed run left goes first.
+
+    ``cgroup`` is the one below which its callers ask for theirs.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     words = ["stat", "--file-system", "--format=%T", str(folder)]
     below = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
@@ -323,7 +326,7 @@ def node(folder: Path) -> Iterator[Node]:
     assert not mounted, mounted
     until(lambda: not [process for process in psutil.process_iter() if _shim(process, folder)])
     shutil.rmtree(folder)
-    for top in [*CGROUPS.glob(CGROUP), *CGROUPS.glob(f"*/{CGROUP}")]:
+    for top in [*CGROUPS.glob(cgroup), *CGROUPS.glob(f"*/{cgroup}")]:
         for path, _, _ in os.walk(top, topdown=False):
             os.rmdir(path)
     for empty in (SHIM_SOCKETS, SHIM_SOCKETS.parent):
