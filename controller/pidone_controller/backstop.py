@@ -2,7 +2,9 @@
 
 containerd ends a sandbox with SIGKILL, so a pod that went too fast could not do it itself, and callers would be sent to
 an address with nobody behind it until the lease ends. The controller knows what was there: the pod's plan says
-which instance in which registry, its last report which tasks have begun. The same drivers as in the pod do it.
+which instance in which registry, its last report which tasks it still has. The same drivers as in the pod do it.
+Whether such a task has begun is not asked: reports come at most once a second, and a pod registers within
+milliseconds and may be killed before it tells. To take out what never was there is one call without an effect.
 
 ``Backstop`` has two sides. In every replica, called as it happens, without an ``await``:
 
@@ -23,7 +25,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any, NoReturn, Protocol
 
@@ -73,7 +75,7 @@ Build = Callable[[Mapping[str, Any], Pod], Registry]
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """One register task of one pod: which instance of which registry, and whether it may be there.
+    """One register task of one pod: which instance of which registry.
 
     Small, since there is one for each registered pod; the driver is made again where it is needed.
     """
@@ -82,7 +84,6 @@ class Registration:
     config: bytes  # ``register`` of the plan
     where: str
     instance: str
-    begun: bool = False
 
     @property
     def place(self) -> tuple[str, str]:
@@ -140,9 +141,9 @@ class Backstop:
         # nothing, and what is served now is the best guess.
         if known is None or (known.digest != report.digest == digest):
             there |= self._read(pod, plan())
-        mine = [one for one in there.values() if one.task in report.tasks or one.task in report.left]
+        mine = tuple(one for one in there.values() if one.task in report.tasks or one.task in report.left)
         # a pod that registers nothing is remembered too, so that its plan is not read at each report
-        self._keep(pod.key, _Known(pod, report.digest, tuple(_seen(one, report) for one in mine)))
+        self._keep(pod.key, _Known(pod, report.digest, mine))
 
     def gone(self, key: str, *, namesake: bool = False) -> None:
         """A pod is no more. Nothing is to be done where it took back all that it did."""
@@ -154,7 +155,7 @@ class Backstop:
         if known is None:
             return
         for one in known.registrations:
-            if one.begun and json.loads(one.config).get("onPodGone") != NOBODY:
+            if json.loads(one.config).get("onPodGone") != NOBODY:
                 self._made += 1
                 job = self._jobs[self._made] = _Job(known.pod, one, now, HEARSAY if namesake else 0.0)
                 if self._nursery is not None:
@@ -263,10 +264,3 @@ class Backstop:
                 del self._holders[place]
         for place in new - old:
             self._holders[place] = (*self._holders.get(place, ()), key)
-
-
-def _seen(one: Registration, report: Report) -> Registration:
-    """What has begun stays so until it is gone from a report: the pod's process may have begun anew since."""
-    task = report.tasks.get(one.task)
-    begun = one.begun or one.task in report.left or (task is not None and task.runs > 0)
-    return one if begun == one.begun else replace(one, begun=begun)
