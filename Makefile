@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 export PIP_CACHE_DIR := $(CACHE)/pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help env demo test nightly check format schema doze image image-root controller-image controller-root lock eureka apps cluster clean
+.PHONY: help env demo test nightly check format schema doze image image-root controller-image controller-root lock old eureka apps cluster clean
 
 help:
 	@echo "make demo    three pods, a repo and a Eureka on this machine, every step checked (KEEP=1 stays up)"
@@ -24,6 +24,7 @@ help:
 	@echo "make eureka  the real Eureka server for demo and tests (needs Java 17 and Maven)"
 	@echo "make cluster a Kubernetes API server and node for tests (needs Go 1.26; ten minutes, once)"
 	@echo "make apps    build/apps.oci.tar, images of the demo's applications (needs Go besides)"
+	@echo "make old     the image of an earlier format, for tests of pods that are older than their controller"
 	@echo "make lock    requirements.lock from the two pyproject.toml"
 
 env: $(READY)
@@ -114,6 +115,16 @@ apps: $(READY) build/static-server
 
 build/static-server: $(wildcard k3d/apps/static-server/*)
 	cd k3d/apps/static-server && CGO_ENABLED=0 GOTOOLCHAIN=local go build -trimpath -ldflags "-s -w" -o $(CURDIR)/$@
+
+# The tree and the image of the last commit before there was a controller for clusters: pods and controllers of
+# different ages are tested against each other.
+OLD := 3d1da04
+old: build/old/build/image.oci.tar
+
+build/old/build/image.oci.tar: $(READY) build/zig/.ready
+	@rm -rf build/old && mkdir -p build/old/build && ln -s ../../zig build/old/build/zig
+	@git archive $(OLD) | tar -x -C build/old
+	@$(MAKE) -C build/old image VENV=$(CURDIR)/$(VENV) ARCH=$(ARCH)
 
 eureka: k3d/apps/discovery/target/discovery.jar
 

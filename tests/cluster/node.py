@@ -18,6 +18,7 @@ import psutil
 
 from tests.cluster import program
 from tests.cluster.apiserver import ControlPlane, Object, answers, control_plane, kubeconfig
+from tests.cluster.dns import DOMAIN
 from tests.cluster.process import Process, until
 from tests.cri import messages
 from tests.cri import node as cri
@@ -107,6 +108,8 @@ def kubelet_config(folder: Path, socket: Path, port: int, healthz: int) -> Objec
         "authentication": {"anonymous": {"enabled": True}, "webhook": {"enabled": False}},
         "authorization": {"mode": "AlwaysAllow"},
         "containerRuntimeEndpoint": f"unix://{socket}",
+        "clusterDNS": [ADDRESS],  # dns.py, in tests that need names
+        "clusterDomain": DOMAIN,
         "podLogsDir": str(folder / "logs"),
         "volumePluginDir": str(folder / "plugins"),
         "cgroupDriver": "cgroupfs",

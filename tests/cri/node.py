@@ -4,7 +4,9 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
+import tarfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -24,6 +26,7 @@ PROGRAMS = ("containerd", "containerd-shim-runc-v2", "ctr", "runc", "busybox")
 SANDBOX_IMAGE = "pidone.test/sandbox:now"
 CGROUPS = Path("/sys/fs/cgroup")
 CGROUP = "pidone-cri"  # all of ours are below it, as those of a kubelet with --cgroup-root
+NAMED = "org.opencontainers.image.ref.name"  # the annotation that an archive has for it
 SHIM_SOCKETS = Path("/run/containerd/s")  # fixed in containerd; each shim removes its own
 
 CONFIG = """\
@@ -212,10 +215,10 @@ class Node:
         said = (self.folder / "events").stat().st_size
         until(lambda: self._heard(said), 20)
 
-    def end(self) -> None:
+    def end(self, number: signal.Signals = signal.SIGTERM) -> None:
         """End containerd; sandboxes stay, for each belongs to its shim."""
         for process in reversed(self._processes):
-            process.terminate()
+            process.send_signal(number)
             process.wait(20)
         self._processes.clear()
 
@@ -230,6 +233,32 @@ class Node:
         until(
             lambda: self.call(messages.IMAGE_STATUS, image={"image": name})["image"].get("id") == image.id()
         )
+
+    def load(self, archive: Path) -> None:
+        """Import all images of an archive, under the names that they have there."""
+        with tarfile.open(archive) as archived:
+            index = archived.extractfile("index.json")
+            assert index is not None
+            names = [one["annotations"][NAMED] for one in json.load(index)["manifests"]]
+        subprocess.run(
+            self._ctr("images", "import", str(archive)), check=True, capture_output=True, timeout=120
+        )
+        until(lambda: all(self.call(messages.IMAGE_STATUS, image={"image": name})["image"] for name in names))
+
+    @contextmanager
+    def sandboxes_of(self, image: str) -> Iterator[None]:
+        """The setting for the image of sandboxes has this name in the block; containerd reads it when it starts."""
+        config = self.folder / "config.toml"
+        before = config.read_text()
+        self.end()
+        config.write_text(before.replace(f'"{SANDBOX_IMAGE}"', f'"{image}"'))
+        self.start()
+        try:
+            yield
+        finally:
+            self.end()
+            config.write_text(before)
+            self.start()
 
     def remove_sandboxes(self) -> None:
         for item in self.call(messages.LIST_SANDBOXES)["items"]:
