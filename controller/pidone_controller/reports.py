@@ -121,7 +121,7 @@ def _texts(table: Mapping[str, Any], name: str) -> list[str]:
 
 def _digest(table: Mapping[str, Any], name: str) -> str | None:
     value = table.get(name)
-    if value is None:
+    if value is None or value == "":  # a pod without a plan says so
         return None
     if not isinstance(value, str) or not _DIGEST.fullmatch(value):
         raise ReportError(f'{name}: expected "sha256-" and 64 hexadecimal digits')

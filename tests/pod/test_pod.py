@@ -24,6 +24,7 @@ from pidone.plan.digest import canonical, digest
 from pidone.plan.format import MEDIA_TYPE, decode_plan, encode_bundle
 from pidone.plan.model import Container, Phase, Pod, Task
 from pidone.pod import PodProgram, Settings
+from pidone_controller import reports
 from tests import pidns
 from tests.eureka.standin import EurekaStandIn
 from tests.http.serving import http_server
@@ -262,7 +263,8 @@ async def test_a_pod_whose_plan_was_refused_does_not_start_python_again_and_agai
     url = await serve_repo(repo, nursery)
     repo.put([{"name": "x", "fly": {}}])
     with pod(url, tmp_path / "log", doze=str(DOZE), PIDONE_LINGER="1"):
-        await repo.report(lambda report: report["state"] == "rejected")
+        said = await repo.report(lambda report: report["state"] == "rejected")
+        assert reports.of(said).digest is None, "a controller takes what a pod without a plan says"
         await trio.sleep(3)  # that it does not leave is what is asserted
         assert len(repo.last_words) == 1, "the doorbell was asked for once"
         assert len({report["boot"] for report in repo.reports}) == 1
