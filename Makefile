@@ -124,7 +124,7 @@ old: build/old/build/image.oci.tar
 build/old/build/image.oci.tar: $(READY) build/zig/.ready
 	@rm -rf build/old && mkdir -p build/old/build && ln -s ../../zig build/old/build/zig
 	@git archive $(OLD) | tar -x -C build/old
-	@$(MAKE) -C build/old image VENV=$(CURDIR)/$(VENV) ARCH=$(ARCH)
+	@$(MAKE) -o build/zig/.ready -o $(CURDIR)/$(READY) -C build/old image VENV=$(CURDIR)/$(VENV) ARCH=$(ARCH)
 
 eureka: k3d/apps/discovery/target/discovery.jar
 
