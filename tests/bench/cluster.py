@@ -23,7 +23,7 @@ from tests.cluster import node, scenario
 from tests.cluster.apiserver import Object
 from tests.cluster.node import NodeCluster
 from tests.cluster.process import until
-from tests.cri import images
+from tests.cri import images, messages
 from tests.cri.conftest import BUILD, BUSYBOX, IMAGE, busybox
 
 NAMESPACE = "bench"
@@ -164,8 +164,14 @@ def starting(cluster: NodeCluster) -> tuple[float, list[dict[str, float]]]:
     charged = [memory(cluster.sandbox(NAMESPACE, name).pid) for name in names]
     cluster.request("DELETE", f"/api/v1/namespaces/{NAMESPACE}/pods?gracePeriodSeconds=0")
     until(lambda: not cluster.request("GET", f"/api/v1/namespaces/{NAMESPACE}/pods")["items"], 60)
-    until(lambda: not [one for one in scenario.sandboxes(cluster) if one.startswith(f"{NAMESPACE}/")], 60)
+    until(lambda: not [one for one in listed(cluster) if one["metadata"]["namespace"] == NAMESPACE], 60)
     return seconds, charged
+
+
+def listed(cluster: NodeCluster) -> list[Object]:
+    """The sandboxes that there are, those that end among them."""
+    found: list[Object] = cluster.containerd.call(messages.LIST_SANDBOXES)["items"]
+    return found
 
 
 @contextmanager
