@@ -88,6 +88,8 @@ async def test_whatever_its_tasks_do_process_one_stays_and_tells_each_fault_once
 ) -> None:
     repo, world, record = Repo(), World(), tmp_path / "faults"
     record.touch()
+    calm = Path(f"{record}.calm")
+    calm.touch()  # a first plan that is refused would leave nothing to wait for
     url = f"http://127.0.0.1:{await http_server(nursery, world.handle, connections=40, body=1 << 17)}"
     port, page = free_port(), free_port()
     env = {
@@ -126,6 +128,7 @@ async def test_whatever_its_tasks_do_process_one_stays_and_tells_each_fault_once
 
         repo.put(plan(chosen, url, page))
         await repo.report(lambda report: report["tasks"].get("steady", {}).get("state") == "healthy")
+        calm.unlink()
         async with trio.open_nursery() as busy:
             busy.start_soon(orphans)
             busy.start_soon(look)
@@ -137,7 +140,7 @@ async def test_whatever_its_tasks_do_process_one_stays_and_tells_each_fault_once
             over.set()
         took = trio.current_time() - began
 
-        Path(f"{record}.calm").touch()
+        calm.touch()
         last = plan(chosen, url, page)
         repo.put(last)
         told: Counter[str] = Counter()
