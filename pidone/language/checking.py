@@ -135,7 +135,8 @@ def check_parsed(parsed: Parsed, sets: Sets) -> Checked:
     for document in documents:
         kind = _kind(document)
         if kind is None:
-            findings += [one for one in document.findings if one.rule == "kind"]
+            rules = {"kind", "duplicate-key"} if document.unclear else {"kind"}
+            findings += [one for one in document.findings if one.rule in rules]
             continue
         _check_document(document, kind, sets)
         _check_once(document, kind, first)
@@ -152,11 +153,12 @@ def _listed(documents: Iterable[Document]) -> Iterator[Document]:
     """The documents, and for a List, as kubectl get prints it, those in it."""
     for document in documents:
         value, items = document.root.value, document.root.members.get("items")
-        if isinstance(value, dict) and value.get("kind") == "List" and items is not None:
+        listing = isinstance(value, dict) and value.get("kind") == "List" and items is not None
+        if document.unclear or not listing:
+            yield document
+        if listing and items is not None:
             for item in items.items:
                 yield Document(item, document.source, list(document.findings))
-        else:
-            yield document
 
 
 def _kind(document: Document) -> str | None:

@@ -98,6 +98,7 @@ class Document:
     root: Node
     source: Source
     findings: list[Finding] = field(default_factory=list)
+    unclear: bool = False  # what it is, or what a List has, stands there twice: others may read the other one
 
     @property
     def full(self) -> bool:
@@ -330,6 +331,7 @@ class _Builder:
     def _pair(self, around: Node, key: tuple[str, Span], node: Node) -> None:
         name, span = key
         if name in around.keys:
+            self._document.unclear |= len(self._open) == 1 and name in {"apiVersion", "kind", "items"}
             there = around.keys[name].line
             self._document.say(
                 span, f"{shown(name)} is there already, on line {there}; remove one", "duplicate-key"

@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def kubectl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program; its first build takes some ten seconds and fetches three small modules."""
+    """The program; its first build takes some ten seconds, and fetches four small modules."""
     program = tmp_path_factory.mktemp("kubectl") / "kubectl_yaml"
     try:
         golang.build(HERE / "kubectl_yaml", program)

@@ -1,10 +1,11 @@
 module pidone.dev/tests/kubectl-yaml
 
-go 1.19
+go 1.26.0
 
-require k8s.io/apimachinery v0.27.16
+require k8s.io/apimachinery v0.36.3
 
 require (
-	sigs.k8s.io/json v0.0.0-20221116044647-bc3834ca7abd // indirect
-	sigs.k8s.io/yaml v1.4.0 // indirect
+	go.yaml.in/yaml/v2 v2.4.3 // indirect
+	sigs.k8s.io/json v0.0.0-20250730193827-2d320260d730 // indirect
+	sigs.k8s.io/yaml v1.6.0 // indirect
 )
