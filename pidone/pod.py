@@ -22,7 +22,7 @@ from pidone.pid1 import ask, signals, stages
 from pidone.pid1.claims import claims, processes
 from pidone.pid1.reaper import Reaper
 from pidone.plan.format import decode_bundle
-from pidone.plan.model import Bundle, Phase, Pod
+from pidone.plan.model import CONTAINERS_STARTED, Bundle, Phase, Pod
 from pidone.repo.client import RepoClient
 from pidone.telemetry import Telemetry
 
@@ -129,6 +129,8 @@ class PodProgram:
         else:
             self.engine.apply(bundle.plan, setting=self._setting(bundle.pod))
             self._see_out(bundle)
+            if bundle.containers_started:
+                self.engine.happened(CONTAINERS_STARTED)
         if bundle.phase is not self._phase or bundle.plan.digest != self.telemetry.bundle_digest:
             self.journal.write(
                 "plan", digest=bundle.plan.digest, tasks=len(bundle.plan.tasks), phase=bundle.phase.value

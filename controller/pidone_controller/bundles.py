@@ -99,8 +99,9 @@ def _checked(pod: Pod, tasks: list[dict[str, Any]]) -> Bundle:
 def encode(pod: Pod, tasks: Sequence[dict[str, Any]]) -> Bundle:
     """The envelope's bytes: canonical, so that every replica serves the same ETag.
 
-    The containers are in it where somebody reads them: a task that tells their processes apart, or the engine of
-    a pod whose containers run once. Elsewhere each restart of one would be a new ID, and an answer for nothing.
+    The containers are in it where somebody reads them: a task that tells their processes apart or runs when all have
+    started, or the engine of a pod whose containers run once. Elsewhere each restart of one would be a new ID, and an
+    answer for nothing.
     """
     phase = Phase.TERMINATING if pod.terminating else Phase.RUNNING
     ips = pod.ips
@@ -124,8 +125,9 @@ def encode(pod: Pod, tasks: Sequence[dict[str, Any]]) -> Bundle:
 
 
 def _reads_containers(task: Mapping[str, Any]) -> bool:
-    """Whether a task tells the processes of the pod's containers apart, by the IDs in their cgroups."""
-    return isinstance(task.get("metrics"), dict) and task["metrics"].get("groupBy") == "container"
+    """Whether a task tells the processes of the pod's containers apart, or runs when they have started."""
+    grouped = isinstance(task.get("metrics"), dict) and task["metrics"].get("groupBy") == "container"
+    return grouped or model.CONTAINERS_STARTED in task.get("runOn", ())
 
 
 def _privileged(task: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from pidone.language.reading import Document, read
 from pidone.language.schemas import action_of, actions
 
 Path = tuple[str | int, ...]
-GONE, TERMINATES = "gone", "terminates"
+GONE, TERMINATES, STARTED = "gone", "terminates", "containersStarted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +65,9 @@ def _check_times(document: Document) -> None:
                 message = f"{step['at']} is before the step above, at {duration.text(last)}; steps go by time"
                 document.say(document.span((*path, "at")), message, "order")
             last = max(at, last)
-            if isinstance(step.get("pod"), str) and step["pod"] != TERMINATES:
-                message = f'{shown(step["pod"])} is not known here; expected "{TERMINATES}", or labels and annotations'
+            if isinstance(step.get("pod"), str) and step["pod"] not in {TERMINATES, STARTED}:
+                known = f'"{TERMINATES}", "{STARTED}", or labels and annotations'
+                message = f"{shown(step['pod'])} is not known here; expected {known}"
                 document.say(document.span((*path, "pod")), message, "pod")
         if not case.keys() & {"rejected", "tasks", "plan", "steps"}:
             message = f"case {shown(case['name'])} expects nothing; add steps, tasks, plan or rejected"

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 from trio._core import _run
 
-from pidone.cli.cases import GONE, TERMINATES, CaseFile, Path, check_names, read_cases, task_actions
+from pidone.cli.cases import GONE, STARTED, TERMINATES, CaseFile, Path, check_names, read_cases, task_actions
 from pidone.cli.rehearsal import Answer, Shortest, World
 from pidone.cli.render import DeskPod, Objects, bundle_for, read_objects, task_sets
 from pidone.errors import LanguageError, PidoneError
@@ -100,6 +100,7 @@ class Run:
         self._history: list[str] = []
         self._seen: dict[str, str] = {}
         self._world = World()
+        self._started = False  # the pod's containers, all of them
 
     def outcome(self) -> tuple[list[Finding], list[str]]:
         """What was expected and not found, with what had happened until then; two empty lists where all is well."""
@@ -181,7 +182,9 @@ class Run:
 
     def _take(self, program: PodProgram, path: Path, phase: Phase = Phase.RUNNING) -> None:
         try:
-            program.take(canonical({**self._bundle(), "phase": phase.value}), trusted=True)
+            containers = {"all": {"id": "", "started": self._started}}
+            bundle = {**self._bundle(), "phase": phase.value, "containers": containers}
+            program.take(canonical(bundle), trusted=True)
         except PidoneError as error:
             self._say(path, f"the pod does not get its plan: {error}", "rejected")
 
@@ -195,6 +198,8 @@ class Run:
         phase = Phase.RUNNING
         if change == TERMINATES:
             phase = Phase.TERMINATING
+        elif change == STARTED:
+            self._started = True
         else:
             metadata = self._pod.setdefault("metadata", {})
             for part, values in change.items():

@@ -29,13 +29,16 @@ from math import floor, inf
 from random import Random
 
 from pidone.plan.difference import difference
-from pidone.plan.model import TERMINATING, Edge, Task
+from pidone.plan.model import CONTAINERS_STARTED, TERMINATING, Edge, Task
 
 START_FLOOR = 1.0  # seconds between two starts of one task, whatever its backoff says (s6 has the same)
 GOOD_RUN = 600.0  # seconds after which earlier failures are forgotten (the kubelet's rule)
 JITTER = 0.1  # the part of a period by which it may be shortened; never lengthened: leases are behind it
 GRAIN = 0.05  # seconds: the times of all periods are so far apart at least, or the same. A wakeup costs as
 # much as a start, so that tasks which share one cost less; 20 a second are enough for any number of tasks.
+
+
+LASTING = frozenset({CONTAINERS_STARTED})
 
 
 class Stage(StrEnum):
@@ -100,7 +103,10 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class Happened:
-    """Event: something of the pod that tasks may run on, as ``signal.SIGHUP``."""
+    """Event: something of the pod that tasks may run on, as ``signal.SIGHUP``.
+
+    What is so from then on (``LASTING``) happens once for each task, to those that come later as they come.
+    """
 
     name: str
 
@@ -178,6 +184,7 @@ class Core:
         self._floors: dict[str, float] = {}  # of tasks that have left, for those that come under their names
         self._dependents: dict[str, list[str]] = {}  # by task: whose needs or while it is in
         self._listeners: dict[str, list[str]] = {}  # by event: who runs on it
+        self._lasting = set[str]()  # of ``LASTING``, what has happened
         self._timers: list[tuple[float, str]] = []  # a heap; an entry that its task has left behind is stale
         self._dirty: dict[str, None] = {}  # as an ordered set
         self._commands: list[Command] = []
@@ -207,7 +214,9 @@ class Core:
             case Ending(undo_at):
                 self._end(undo_at)
             case Happened(name):
-                self._fire(name)
+                if name not in self._lasting:
+                    self._lasting |= LASTING & {name}
+                    self._fire(name)
             case StateReported(name, word):
                 if name in self.tasks:
                     self._reported(self.tasks[name], word, now)
@@ -248,7 +257,8 @@ class Core:
         for task in self._wanted:
             if task.name not in self.tasks:
                 floor_then = self._floors.get(task.name, 0.0)
-                self.tasks[task.name] = TaskState(task, since=now, floor=floor_then)
+                pending = any(str(edge) in self._lasting for edge in task.run_on)
+                self.tasks[task.name] = TaskState(task, since=now, floor=floor_then, pending=pending)
                 self.changes += 1
                 self.news += 1
         self._floors = {name: until for name, until in self._floors.items() if until > now}

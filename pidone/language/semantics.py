@@ -24,7 +24,7 @@ Path = tuple[str | int, ...]
 _PARAMS: Path = ("spec", "params")
 _TASKS: Path = ("spec", "tasks")
 EVENTS = {
-    "pod": ("terminating",),
+    "pod": ("terminating", "containersStarted"),
     "signal": ("SIGHUP",),
 }  # what runOn takes beside states
 _VERBS = {"needs": "needs", "while": "runs while", "runOn": "runs on"}

@@ -25,8 +25,8 @@ class Edge:
 
 
 # What happens to the pod and not to a task: what ``runOn`` takes beside edges.
-TERMINATING = "pod.terminating"
-EVENTS = frozenset({TERMINATING, "signal.SIGHUP"})
+TERMINATING, CONTAINERS_STARTED = "pod.terminating", "pod.containersStarted"
+EVENTS = frozenset({TERMINATING, CONTAINERS_STARTED, "signal.SIGHUP"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +104,11 @@ class Bundle:
     containers: Mapping[str, Container] = field(default_factory=dict)
 
     @property
+    def containers_started(self) -> bool:
+        """Whether all that the pod is to run has been started; False where nobody says."""
+        return bool(self.containers) and all(container.started for container in self.containers.values())
+
+    @property
     def runs_once(self) -> bool:
         """Whether nobody starts again what has ended in the pod, and all that it is to run has been started."""
-        return (
-            self.pod.restart_policy == "Never"
-            and bool(self.containers)
-            and all(container.started for container in self.containers.values())
-        )
+        return self.pod.restart_policy == "Never" and self.containers_started

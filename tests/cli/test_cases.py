@@ -301,6 +301,20 @@ def test_nothing_to_run_is_2(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().err.endswith("x.test.yaml: No such file or directory\n")
 
 
+def test_containers_that_have_started_are_an_event_of_a_case(desk: Desk) -> None:
+    runs = "{name: look, runOn: [pod.containersStarted], exec: {command: [/bin/look]}}"
+    text = SETS.partition("tasks:")[0].replace("period, type: integer, default: 10", "unused, default: x")
+    (desk.folder / "web.yaml").write_text(dedent(f"{text}tasks: [{runs}]\n"), "utf-8")
+    code, output, _ = desk.steps(
+        "at: 10s, expect: {look: armed}, calls: {look: []}",
+        "at: 20s, pod: containersStarted, expect: {look: succeeded}, calls: {look: [/bin/look]}",
+        "at: 1h, calls: {look: []}",
+    )
+    assert code == 0, output
+    code, output, _ = desk.steps("at: 10s, pod: starts")
+    assert 'expected "terminates", "containersStarted", or labels' in output
+
+
 @pytest.mark.parametrize("action", [*WORDS, "metrics"])
 def test_every_word_is_read_and_nothing_else(action: str) -> None:
     for word in words(action):

@@ -97,6 +97,8 @@ def test_the_containers_are_told_where_somebody_reads_them() -> None:
     }
     assert encode(project(always), [probe]) == encode(project(restarted), [probe])
     assert encode(project(always), [metrics]) != encode(project(restarted), [metrics])
+    started = {"name": "s", "exec": {"command": ["/bin/true"]}, "runOn": ["pod.containersStarted"]}
+    assert encode(project(always), [started]) != encode(project(restarted), [started])
 
 
 def test_a_container_that_waits_to_be_started_again_has_run() -> None:

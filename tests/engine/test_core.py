@@ -344,6 +344,18 @@ def test_events_during_a_run_are_remembered_once(core: Core) -> None:
     assert core.next_due() == float("inf")
 
 
+def test_what_is_so_from_then_on_happens_once_for_each_task(core: Core) -> None:
+    first, later = (task(name, run_on=["pod.containersStarted"]) for name in ("first", "later"))
+    core.handle(PlanChanged((first,)), 0)
+    assert names(core.handle(Happened("pod.containersStarted"), 1)) == ["start first"]
+    core.handle(RunEnded("first"), 2)
+    assert names(core.handle(Happened("pod.containersStarted"), 9)) == []
+    assert names(core.handle(PlanChanged((first, later)), 10)) == ["start later"]
+    core.handle(RunEnded("later"), 11)
+    assert names(core.handle(Happened("pod.containersStarted"), 20)) == []
+    assert core.next_due() == float("inf")
+
+
 def test_a_flood_of_events_is_a_run_a_second(core: Core) -> None:
     core.handle(PlanChanged((task("a", run_on=["signal.SIGHUP"]),)), 0)
     starts, now = [], 0.0

@@ -160,7 +160,7 @@ def test_edges_events_and_jitter_are_read() -> None:
         ({"while": ["a.x"]}, "these tasks wait for each other: a -> a"),
         (
             {"runOn": ["pod.started"]},
-            'task "a" runs on "pod.started", and "pod" is not in the plan; events of the pod are pod.terminating, signal.SIGHUP',  # noqa: E501 - one message
+            'task "a" runs on "pod.started", and "pod" is not in the plan; events of the pod are pod.containersStarted, pod.terminating, signal.SIGHUP',  # noqa: E501 - one message
         ),
         ({"needs": ["pod.terminating"]}, 'task "a" needs "pod", which is not in the plan'),
         ({"backoff": {"jitter": 1.5}}, 'task "a".backoff.jitter: expected 0 to 1, not 1.5'),

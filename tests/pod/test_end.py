@@ -178,6 +178,29 @@ async def test_the_last_process_of_an_application_that_runs_once_begins_the_end(
 
 
 @pytest.mark.pidns
+async def test_containers_that_have_started_are_an_event(
+    repo: Repo, nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    def asked(name: str) -> Any:
+        return probe(9, name=name) | {"runOn": ["pod.containersStarted"]}
+
+    def failures(name: str, number: int) -> Any:
+        return lambda report: report["tasks"].get(name, {}).get("failures") == number
+
+    url = await serve_repo(repo, nursery)
+    with pod(url, tmp_path / "log"):
+        repo.put([asked("first")], policy="Always")
+        report = await repo.report(lambda report: report["tasks"].get("first", {}).get("state") == "armed")
+        assert report["tasks"]["first"]["runs"] == 0
+        repo.put([asked("first")], policy="Always", started=True)
+        await repo.report(lambda report: report["tasks"]["first"]["runs"] == 1)
+        repo.put([asked("first"), asked("later")], policy="Always", started=True)
+        report = await repo.report(lambda report: report["tasks"].get("later", {}).get("runs") == 1)
+        assert report["tasks"]["first"]["runs"] == 1
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.pidns
 @pytest.mark.parametrize("policy", ["Always", "OnFailure", ""])
 async def test_the_application_of_a_pod_that_is_started_again_may_be_gone(
     repo: Repo, nursery: trio.Nursery, tmp_path: Path, free_port: Callable[[], int], policy: str
