@@ -31,6 +31,17 @@ spec:
   taskSets: [eureka]
   params: {eureka: EUREKA, period: 1, renew: 1s}
 """
+WHEN_STARTED = """
+apiVersion: pidone.dev/v1alpha1
+kind: TaskSet
+metadata: {name: when-started}
+spec:
+  extends: [eureka]
+  override: {ready: {runOn: [pod.containersStarted]}}
+---
+""" + BINDING.replace("registered", "when-started").replace("[eureka]", "[when-started]").replace(
+    "true", "started"
+)
 
 
 class Eureka:
@@ -145,6 +156,14 @@ def test_a_label_registers_a_pod_and_its_removal_takes_it_out(
     until(lambda: sandbox.program() == "/doze")
     assert sandbox.same()
     assert installed.pod(shop, "ratings")["status"]["containerStatuses"][0]["restartCount"] == 0
+
+
+def test_a_task_runs_when_the_kubelet_has_started_all_containers(
+    installed: NodeCluster, shop: str, eureka: Eureka
+) -> None:
+    installed.kubectl("apply", "-n", shop, "-f", "-", stdin=WHEN_STARTED.replace("EUREKA", eureka.url))
+    address, _ = run(installed, shop, "reviews", registry="started")
+    until(lambda: eureka.instances("REVIEWS") == [address])
 
 
 @pytest.mark.parametrize("grace", [2, 0], ids=["with grace", "by force"])
