@@ -37,7 +37,7 @@ kind: TaskSet
 metadata: {name: when-started}
 spec:
   extends: [eureka]
-  override: {ready: {runOn: [pod.containersStarted]}}
+  tasks: [{name: ready, override: merge, runOn: [pod.containersStarted]}]
 ---
 """ + BINDING.replace("registered", "when-started").replace("[eureka]", "[when-started]").replace(
     "true", "started"
