@@ -30,6 +30,7 @@ def names(cluster: Cluster, address: str) -> Iterator[None]:
 
 
 def _serve(server: socket.socket, cluster: Cluster) -> None:
+    known: dict[str, str] = {}  # as a cluster's own DNS has them in memory; an address stays with its Service
     while True:
         try:
             asked, peer = server.recvfrom(4096)
@@ -37,10 +38,10 @@ def _serve(server: socket.socket, cluster: Cluster) -> None:
             return
         if not asked:
             return
-        server.sendto(answer(asked, cluster), peer)
+        server.sendto(answer(asked, cluster, known), peer)
 
 
-def answer(asked: bytes, cluster: Cluster) -> bytes:
+def answer(asked: bytes, cluster: Cluster, known: dict[str, str]) -> bytes:
     """One question, and the address of the Service that it names; there are no others, and no IPv6."""
     labels, at = [], 12
     while length := asked[at]:
@@ -48,7 +49,10 @@ def answer(asked: bytes, cluster: Cluster) -> bytes:
         at += 1 + length
     kind, _ = struct.unpack_from("!HH", asked, at + 1)
     question = asked[12 : at + 5]
-    found = _address(cluster, labels)
+    name = ".".join(labels)
+    found = known.get(name) or _address(cluster, labels)
+    if found:
+        known[name] = found
     records = b""
     if found and kind == A:
         records = struct.pack("!HHHIH", 0xC00C, A, IN, 1, 4) + socket.inet_aton(found)
