@@ -23,6 +23,7 @@ from pidone.telemetry import TaskView
 
 STATES = ("reporting", "failing")
 REPORTING, FAILING = STATES
+GONE = "gone"  # of a task that is in the plan no more
 GATHER = 0.2  # seconds in which changes are gathered into one message
 PERIOD = 60.0  # seconds between two messages where neither ``onChange`` nor ``every`` says when
 QUEUE, BATCH = 500, 100  # results that wait, and that go at once
@@ -33,8 +34,8 @@ RETRY_MAX = 60.0  # seconds until a message that failed is sent again, at most
 class Target(Protocol):
     """Where results go."""
 
-    def add(self, views: Iterable[TaskView]) -> None:
-        """Take in the states of these tasks."""
+    def add(self, views: Iterable[TaskView], gone: Iterable[TaskView] = ()) -> None:
+        """Take in the states of these tasks, and that some are no more."""
 
     async def send(self, views: Sequence[TaskView]) -> bool:
         """Send what was taken in, or how these tasks are now; True where more waits.
@@ -55,7 +56,7 @@ class Report:
         self._setting = setting
         self._on_change = on_change
         self._random = Random()
-        self._told: dict[str, tuple[str, int]] = {}
+        self._told: dict[str, tuple[str, int, TaskView]] = {}
 
     async def run(self, context: Context) -> None:
         period = context.every or (None if self._on_change else PERIOD)
@@ -67,7 +68,7 @@ class Report:
                     # what changes while we gather is seen by the look after it, or wakes the next wait
                     views, gone = self._changed(context)
                     if views or gone:
-                        self._target.add(views)
+                        self._target.add(views, gone)
                         wanted.set()
                     await context.changed()
                     await trio.sleep(GATHER)
@@ -113,16 +114,16 @@ class Report:
             if view.task.name != context.task and (not self._of or view.task.name in self._of)
         ]
 
-    def _changed(self, context: Context) -> tuple[list[TaskView], bool]:
-        """What has changed, and whether a task is gone, which a page must not show any more.
+    def _changed(self, context: Context) -> tuple[list[TaskView], list[TaskView]]:
+        """What has changed, and what is gone, as it was last.
 
         A run that fails again is a change, though the state is the same before and after.
         """
         views = self._views(context)
-        now = {view.task.name: (view.shown, view.failures) for view in views}
+        now = {view.task.name: (view.shown, view.failures, view) for view in views}
         before, self._told = self._told, now
         changed = [view for view in views if now[view.task.name] != before.get(view.task.name)]
-        return changed, not before.keys() <= now.keys()
+        return changed, [view for name, (_, _, view) in before.items() if name not in now]
 
 
 class Webhook:
@@ -139,16 +140,18 @@ class Webhook:
         self._number = 0
         self._dropped = 0  # since the last message that was taken
 
-    def add(self, views: Iterable[TaskView]) -> None:
-        epoch = time() - trio.current_time()
-        for view in views:
+    def add(self, views: Iterable[TaskView], gone: Iterable[TaskView] = ()) -> None:
+        now = trio.current_time()
+        epoch = time() - now
+        told = [*((view, view.shown, view.since) for view in views), *((view, GONE, now) for view in gone)]
+        for view, state, since in told:
             self._number += 1
             result = {
                 "number": self._number,  # a receiver that gets one twice can tell
                 "task": view.task.name,
                 "action": view.task.action,
-                "state": view.shown,
-                "since": round(epoch + view.since, 3),
+                "state": state,
+                "since": round(epoch + since, 3),
                 "runs": view.runs,
                 "failures": view.failures,
                 "error": view.error[:500],
@@ -215,7 +218,7 @@ class Pushgateway:
         fields.done()
         self._setting = setting
 
-    def add(self, views: Iterable[TaskView]) -> None:
+    def add(self, views: Iterable[TaskView], gone: Iterable[TaskView] = ()) -> None:
         """A page is how all tasks are, and not what has changed."""
 
     async def send(self, views: Sequence[TaskView]) -> bool:

@@ -142,6 +142,20 @@ async def test_what_a_webhook_did_not_take_comes_again(
     nursery.cancel_scope.cancel()
 
 
+async def test_a_webhook_is_told_that_a_task_is_in_the_plan_no_more(
+    nursery: trio.Nursery, receiver: Receiver, bench: Bench, free_port: Any
+) -> None:
+    report = {"webhook": {"url": await serve(nursery, receiver)}}
+    bench.apply(report, metrics(free_port()))
+    await receiver.until(lambda: receiver.results()[-1:] == [("m", "listening")])
+    bench.apply(report)
+    await receiver.until(lambda: receiver.results()[-1:] == [("m", "gone")])
+    first, last = receiver.messages[0]["results"][0], receiver.messages[-1]["results"][-1]
+    assert last["since"] >= first["since"]
+    assert last["action"] == "metrics"
+    nursery.cancel_scope.cancel()
+
+
 def view(number: int) -> TaskState:
     return TaskState(Task(f"t{number}", "exec", {}, "d"), 0.0, Stage.RUNNING, "succeeded")
 
