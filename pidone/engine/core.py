@@ -18,7 +18,8 @@ A paused task answers for nothing: whatever its action reported last, none of it
 runs again. What cannot run yet, because a run is on, because ``needs`` or ``while`` do not hold or within the
 floor, is remembered once: an event is neither lost nor queued.
 
-Work is proportional to what an event changes and not to the plan: ``_dirty`` are the tasks to look at again.
+Work is proportional to what an event changes and not to the plan: ``_dirty`` are the tasks to look at again. They
+are looked at in the order of the graph, so that nothing is started on a state that the same event takes away.
 """
 
 from collections.abc import Iterable
@@ -186,7 +187,8 @@ class Core:
         self._listeners: dict[str, list[str]] = {}  # by event: who runs on it
         self._lasting = set[str]()  # of ``LASTING``, what has happened
         self._timers: list[tuple[float, str]] = []  # a heap; an entry that its task has left behind is stale
-        self._dirty: dict[str, None] = {}  # as an ordered set
+        self._rank: dict[str, int] = {}  # by task: higher than those of all that its needs and while name
+        self._dirty: list[tuple[int, str]] = []  # a heap by rank; a task may be in it more than once
         self._commands: list[Command] = []
 
     @property
@@ -268,7 +270,22 @@ class Core:
                 self._dependents.setdefault(edge.task, []).append(name)
             for edge in state.task.run_on:
                 self._listeners.setdefault(str(edge), []).append(name)
-            self._dirty[name] = None
+        self._rank = self._ranked()
+        for name in self.tasks:
+            self._touch(name)
+
+    def _ranked(self) -> dict[str, int]:
+        """Every task after all that its gates name; else as they stand in the plan."""
+        missing = {
+            name: sum(edge.task in self.tasks for edge in s.task.gates) for name, s in self.tasks.items()
+        }
+        order = [name for name, gates in missing.items() if not gates]
+        for name in order:  # which grows meanwhile
+            for dependent in self._dependents.get(name, ()):
+                missing[dependent] -= 1
+                if not missing[dependent]:
+                    order.append(dependent)
+        return {name: rank for rank, name in enumerate(order)}
 
     def _end(self, undo_at: float) -> None:
         if self.ending:
@@ -286,10 +303,11 @@ class Core:
         if self._coming and not self._leaving:
             self._create(now)
         while self._timers and self._timers[0][0] <= now:
-            self._dirty[heappop(self._timers)[1]] = None
+            self._touch(heappop(self._timers)[1])
         while self._dirty:
-            name = next(iter(self._dirty))
-            del self._dirty[name]
+            _, name = entry = heappop(self._dirty)
+            while self._dirty and self._dirty[0] == entry:
+                heappop(self._dirty)
             if name in self.tasks and not self.tasks[name].leaving:
                 self._advance(self.tasks[name], now)
         if self.ending and not self._saying_farewell(now):
@@ -371,7 +389,7 @@ class Core:
 
     def _schedule(self, state: TaskState, due: float, now: float) -> None:
         """Its next run is then, and not before its floor; at infinity only an event starts it."""
-        self._dirty[state.task.name] = None  # an event may have come already
+        self._touch(state.task.name)  # an event may have come already
         if due == inf:
             self._enter(state, Stage.ARMED, now)
             return
@@ -405,7 +423,7 @@ class Core:
                 # cut off, so neither good nor bad; begun again, or in its period, when its while holds again
                 state.state = ""
                 self._enter(state, Stage.PAUSED, now, due=now)
-                self._dirty[task.name] = None
+                self._touch(task.name)
                 return
             self._judge(state, error, lasting=lasting, now=now)
             if stage is Stage.PAUSING and not state.leaving:
@@ -497,11 +515,15 @@ class Core:
             state = self.tasks.get(name)
             if state is not None and not state.leaving and state.stage is not Stage.FAILED:
                 state.pending = True
-                self._dirty[name] = None
+                self._touch(name)
+
+    def _touch(self, name: str) -> None:
+        if name in self.tasks:
+            heappush(self._dirty, (self._rank.get(name, 0), name))
 
     def _touch_dependents(self, name: str) -> None:
         for dependent in self._dependents.get(name, ()):
-            self._dirty[dependent] = None
+            self._touch(dependent)
 
     def _is_due(self, name: str) -> bool:
         state = self.tasks.get(name)

@@ -344,6 +344,16 @@ def test_events_during_a_run_are_remembered_once(core: Core) -> None:
     assert core.next_due() == float("inf")
 
 
+def test_nothing_starts_on_a_state_that_the_same_event_takes_away(core: Core) -> None:
+    """``below`` stands before what it depends on: it was started, and cancelled in the same moment."""
+    below = task("below", while_=["up.healthy", "middle.started"])
+    plan = (below, task("middle", while_=["up.succeeded"]), task("up"))
+    core.handle(PlanChanged(plan), 0)
+    assert names(core.handle(StateReported("up", "succeeded"), 1)) == ["start middle"]
+    assert names(core.handle(StateReported("up", "healthy"), 2)) == ["cancel middle"]
+    assert core.tasks["below"].runs == 0
+
+
 def test_what_is_so_from_then_on_happens_once_for_each_task(core: Core) -> None:
     first, later = (task(name, run_on=["pod.containersStarted"]) for name in ("first", "later"))
     core.handle(PlanChanged((first,)), 0)

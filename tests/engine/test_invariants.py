@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from pidone.engine.core import (
+    LASTING,
     START_FLOOR,
     Cancel,
     Command,
@@ -101,6 +102,7 @@ class Promises(RuleBasedStateMachine):
         self.starts: Counter[str] = Counter()
         self.ends: Counter[str] = Counter()
         self.sound = True
+        self.so_by_now: set[str] = set()  # events of which there is but one
         self.farewells: set[str] | None = None  # from the end on: what may start, once each
 
     # The world; each step is a rule, and most take a number that chooses among what there is
@@ -179,7 +181,9 @@ class Promises(RuleBasedStateMachine):
     @rule(event=st.sampled_from(sorted(EVENTS)))
     def something_happens(self, event: str) -> None:
         listeners = [state for state in self.core.tasks.values() if event in map(str, state.task.run_on)]
-        runs = {state.task.name: state.runs for state in listeners}
+        answered = event in self.so_by_now  # by each that is there, once, as it came
+        runs = {state.task.name: 0 if answered else state.runs for state in listeners}
+        self.so_by_now |= LASTING & {event}
         self.handle(Happened(event))
         for state in listeners:
             if not state.leaving and state.stage is not Stage.FAILED and self.farewells is None:
