@@ -118,13 +118,16 @@ build/static-server: $(wildcard k3d/apps/static-server/*)
 
 # The tree and the image of the last commit before there was a controller for clusters: pods and controllers of
 # different ages are tested against each other.
-OLD := 3d1da04
+OLD      := 3d1da04
+OLD_KEPT := $(CACHE)/old/$(OLD)-$(ARCH).oci.tar
 old: build/old/build/image.oci.tar
 
 build/old/build/image.oci.tar: $(READY) build/zig/.ready
 	@rm -rf build/old && mkdir -p build/old/build && ln -s ../../zig build/old/build/zig
 	@git archive $(OLD) | tar -x -C build/old
-	@$(MAKE) -o build/zig/.ready -o $(CURDIR)/$(READY) -C build/old image VENV=$(CURDIR)/$(VENV) ARCH=$(ARCH)
+	@if [ -f $(OLD_KEPT) ]; then cp $(OLD_KEPT) $@; else \
+	  $(MAKE) -o build/zig/.ready -o $(CURDIR)/$(READY) -C build/old image VENV=$(CURDIR)/$(VENV) ARCH=$(ARCH) && \
+	  mkdir -p $(dir $(OLD_KEPT)) && cp $@ $(OLD_KEPT).new && mv $(OLD_KEPT).new $(OLD_KEPT); fi
 
 eureka: k3d/apps/discovery/target/discovery.jar
 

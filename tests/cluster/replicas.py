@@ -128,6 +128,10 @@ def replicas(cluster: Cluster, folder: Path) -> Iterator[Replicas]:
     finally:
         for replica in found.all:
             replica.process.kill()
+        # whoever is killed keeps its Lease for 15 s, and those of the next test could have the same names
+        cluster.try_kubectl(
+            "delete", "lease", "pidone-controller", "-n", HOME, "--ignore-not-found", "--request-timeout=5s"
+        )
 
 
 def allowed(cluster: Cluster) -> Path:

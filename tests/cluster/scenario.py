@@ -21,7 +21,7 @@ from tests.cluster.apiserver import OURS, Object, kubectl_words
 from tests.cluster.node import NodeCluster
 from tests.cluster.process import until
 from tests.cri import images, messages
-from tests.cri.conftest import BUILD, IMAGE
+from tests.cri.conftest import BUILD, BUSYBOX, IMAGE
 
 ROOT = Path(__file__).parents[2]
 SYSTEM, NAMESPACE = "pidone-system", "demo"
@@ -126,9 +126,21 @@ class Demo:
 
         def told() -> str:
             pods_there = self.cluster.kubectl("get", "pods", "-A", "-o", "wide")
-            return f"Eureka {self.eureka()}, not {expected()}; binding {self.binding()}\n{pods_there}"
+            head = f"Eureka {self.eureka()}, not {expected()}; binding {self.binding()}"
+            return f"{head}\n{pods_there}{self.views()}"
 
         until(settled, timeout, told)
+
+    def views(self) -> str:
+        """What each controller knows of the pods, asked from its own loopback."""
+        said = []
+        for pod in controllers(self.cluster):
+            for url in ("/v1/pods", *(f"/v1/pods/{NAMESPACE}/{name}" for name in self.live("app"))):
+                words = ["nsenter", "-n", "-t", str(application(self.cluster, SYSTEM, pod).pid)]
+                words += [BUSYBOX, "wget", "-q", "-T", "5", "-O", "-", f"http://127.0.0.1:6060{url}"]
+                done = subprocess.run(words, capture_output=True, text=True, timeout=10, check=False)
+                said.append(f"{pod} {url}: {done.stdout}{done.stderr}\n")
+        return "".join(said)
 
     def label(self, pod: str, value: str | None) -> None:
         self.cluster.label(NAMESPACE, pod, {LABEL: value})
