@@ -41,6 +41,7 @@ from pidone_controller.kubernetes.resources import (
     Resource,
 )
 from pidone_controller.kubernetes.reviews import may, own_name, whose
+from tests.cluster import program
 from tests.cluster.apiserver import ADMIN, Cluster, ControlPlane, control_plane
 from tests.cluster.wire import Wire, wire
 from tests.controller.kubernetes.held import Held
@@ -134,6 +135,8 @@ BINDING = {"podSelector": {"matchLabels": {"app": "web"}}, "taskSets": ["a"]}
 async def test_a_server_without_streamed_lists_is_asked_for_pages_and_a_certificate_is_an_identity(
     tmp_path: Path,
 ) -> None:
+    if reason := program.missing():
+        pytest.skip(reason)
     if shutil.which("openssl") is None:
         pytest.skip("needs openssl to make a client's certificate (Debian: apt-get install openssl)")
     certificates = Certificates(tmp_path)
