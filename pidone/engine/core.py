@@ -30,16 +30,13 @@ from math import floor, inf
 from random import Random
 
 from pidone.plan.difference import difference
-from pidone.plan.model import CONTAINERS_STARTED, TERMINATING, Edge, Task
+from pidone.plan.model import LASTING, TERMINATING, Edge, Task
 
 START_FLOOR = 1.0  # seconds between two starts of one task, whatever its backoff says (s6 has the same)
 GOOD_RUN = 600.0  # seconds after which earlier failures are forgotten (the kubelet's rule)
 JITTER = 0.1  # the part of a period by which it may be shortened; never lengthened: leases are behind it
 GRAIN = 0.05  # seconds: the times of all periods are so far apart at least, or the same. A wakeup costs as
 # much as a start, so that tasks which share one cost less; 20 a second are enough for any number of tasks.
-
-
-LASTING = frozenset({CONTAINERS_STARTED})
 
 
 class Stage(StrEnum):
@@ -518,8 +515,7 @@ class Core:
                 self._touch(name)
 
     def _touch(self, name: str) -> None:
-        if name in self.tasks:
-            heappush(self._dirty, (self._rank.get(name, 0), name))
+        heappush(self._dirty, (self._rank.get(name, 0), name))
 
     def _touch_dependents(self, name: str) -> None:
         for dependent in self._dependents.get(name, ()):

@@ -152,13 +152,13 @@ def check_parsed(parsed: Parsed, sets: Sets) -> Checked:
 def _listed(documents: Iterable[Document]) -> Iterator[Document]:
     """The documents, and for a List, as kubectl get prints it, those in it."""
     for document in documents:
-        value, items = document.root.value, document.root.members.get("items")
-        listing = isinstance(value, dict) and value.get("kind") == "List" and items is not None
-        if document.unclear or not listing:
+        value = document.root.value
+        is_list = isinstance(value, dict) and value.get("kind") == "List"
+        items = document.root.members.get("items") if is_list else None
+        if items is None or document.unclear:
             yield document
-        if listing and items is not None:
-            for item in items.items:
-                yield Document(item, document.source, list(document.findings))
+        for item in items.items if items is not None else ():
+            yield Document(item, document.source, list(document.findings))
 
 
 def _kind(document: Document) -> str | None:

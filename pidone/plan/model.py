@@ -27,6 +27,7 @@ class Edge:
 # What happens to the pod and not to a task: what ``runOn`` takes beside edges.
 TERMINATING, CONTAINERS_STARTED = "pod.terminating", "pod.containersStarted"
 EVENTS = frozenset({TERMINATING, CONTAINERS_STARTED, "signal.SIGHUP"})
+LASTING = frozenset({CONTAINERS_STARTED})  # what is so from then on
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ import argparse
 import platform
 import random
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -207,7 +206,6 @@ def main() -> int:
         print(reason, file=sys.stderr)
         return 1
     with (
-        tempfile.TemporaryDirectory(),
         node.node(BUILD / "node") as cluster,
         scenario.installed(cluster),
         registry(cluster) as eureka,

@@ -10,18 +10,15 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.cluster import node
+from tests.cluster import node, scenario
 from tests.cluster.apiserver import OURS
 from tests.cluster.node import NodeCluster
 from tests.cluster.process import Process, until
-from tests.cri import images
-from tests.cri.conftest import BUILD, BUSYBOX, IMAGE
+from tests.cluster.scenario import CONTROLLER, ROOT, SYSTEM
+from tests.cri.conftest import BUSYBOX
 from tests.cri.node import Sandbox
 from tests.ports import free_port
 
-ROOT = Path(__file__).parents[2]
-CONTROLLER = BUILD / "controller.oci.tar"
-HOME = "pidone-system"
 BINDING = """
 apiVersion: pidone.dev/v1alpha1
 kind: TaskBinding
@@ -77,20 +74,10 @@ def eureka(real_node: NodeCluster, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def installed(real_node: NodeCluster) -> Iterator[NodeCluster]:
-    """Two replicas, and their Service in the environment of the sandboxes that are made from now on."""
-    for path, target in ((IMAGE, "image"), (CONTROLLER, "controller-image")):
-        if not path.exists():
-            pytest.skip(f"no build/{path.name}: make {target}")
-    image = images.read(IMAGE)
-    real_node.containerd.put(image)
-    real_node.containerd.put(images.read(CONTROLLER), "localhost/pidone-controller:0.1.0")
-    real_node.kubectl("apply", "--server-side", "-k", ROOT / "k3d")
-    real_node.kubectl("rollout", "status", "deployment/pidone-controller", "-n", HOME, "--timeout=90s")
-    service = real_node.request("GET", f"/api/v1/namespaces/{HOME}/services/pidone-repo")
-    # there is no DNS on this node: what is a name elsewhere is its address here
-    real_node.containerd.put(image.with_env(PIDONE_REPO=f"http://{service['spec']['clusterIP']}:6060"))
-    yield real_node
-    real_node.kubectl("delete", "deployment/pidone-controller", "-n", HOME)
+    if reason := scenario.missing("image", "controller-image"):
+        pytest.skip(reason)
+    with scenario.installed(real_node):
+        yield real_node
 
 
 @pytest.fixture
@@ -186,14 +173,14 @@ def test_both_replicas_are_killed_and_pods_keep_what_they_have(
 ) -> None:
     address, sandbox = run(installed, shop, "catalog", registry="true")
     until(lambda: eureka.instances("CATALOG") == [address])
-    installed.kubectl("scale", "deployment/pidone-controller", "-n", HOME, "--replicas=0")
+    installed.kubectl("scale", CONTROLLER, "-n", SYSTEM, "--replicas=0")
     installed.kubectl(
-        "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/name=pidone-controller", "-n", HOME
+        "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/name=pidone-controller", "-n", SYSTEM
     )
     assert eureka.instances("CATALOG") == [address]
     assert sandbox.program() != "/doze"
-    installed.kubectl("scale", "deployment/pidone-controller", "-n", HOME, "--replicas=2")
-    installed.kubectl("rollout", "status", "deployment/pidone-controller", "-n", HOME, "--timeout=90s")
+    installed.kubectl("scale", CONTROLLER, "-n", SYSTEM, "--replicas=2")
+    installed.kubectl("rollout", "status", CONTROLLER, "-n", SYSTEM, "--timeout=90s")
     installed.label(shop, "catalog", {"registry": None})
     until(lambda: eureka.instances("CATALOG") == [])
     assert sandbox.same()

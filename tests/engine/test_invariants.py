@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from pidone.engine.core import (
-    LASTING,
     START_FLOOR,
     Cancel,
     Command,
@@ -35,7 +34,7 @@ from pidone.engine.core import (
 )
 from pidone.plan.difference import difference
 from pidone.plan.digest import digest
-from pidone.plan.model import EVENTS, Backoff, Edge, Task
+from pidone.plan.model import EVENTS, LASTING, Backoff, Edge, Task
 
 STEPS = int(os.environ.get("PIDONE_TEST_STEPS", "20000"))
 STEPS_EACH = 50  # in a sequence; life goes on for twelve in some of them
