@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     """Exit codes: 0 ended as asked, 1 could not start, 2 wrong usage."""
     arguments = _parser().parse_args(argv)
     if "verb" in arguments:
-        from pidone_controller import history
+        from pidone_controller.rollout import commands as history
 
         return history.run(history.Request(**vars(arguments)))
 
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 async def _standalone(arguments: argparse.Namespace) -> None:
-    from pidone_controller import standalone
+    from pidone_controller.standalone import server as standalone
 
     host, port = arguments.listen
     await standalone.run(standalone.Settings(arguments.tasks, arguments.inventory, host, port))

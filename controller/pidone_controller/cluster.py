@@ -23,12 +23,7 @@ from pidone.http.message import Request, Response
 from pidone.language.binding import Key
 from pidone.language.binding import shown as shown_binding
 from pidone.metrics.exposition import Family, counter, gauge
-from pidone_controller import authority, inventory, serving, status
-from pidone_controller.backstop import Backstop
-from pidone_controller.certificates import Pair
-from pidone_controller.chosen import Chosen
-from pidone_controller.events import Tidings
-from pidone_controller.inventory import Pod, Pool
+from pidone_controller.deregistration import Backstop
 from pidone_controller.kubernetes import config
 from pidone_controller.kubernetes.client import Client, connect
 from pidone_controller.kubernetes.election import Election
@@ -44,16 +39,24 @@ from pidone_controller.kubernetes.resources import (
     TASK_SETS,
 )
 from pidone_controller.kubernetes.reviews import may, whose
-from pidone_controller.leading import Leader
-from pidone_controller.listening import Listeners, Tls, answer, listen, shown
 from pidone_controller.log import Log, log
-from pidone_controller.objects import Written
+from pidone_controller.objects.revisions import SELECTOR
+from pidone_controller.objects.written import Written
 from pidone_controller.peers import PATH, Account, Peers, identity_of
-from pidone_controller.reports import Report
-from pidone_controller.revisions import SELECTOR
-from pidone_controller.rollout import Objects
-from pidone_controller.serving import Repo
-from pidone_controller.status import StatusWriter, Target
+from pidone_controller.pods import inventory
+from pidone_controller.pods.inventory import Pod, Pool
+from pidone_controller.pods.reports import Report
+from pidone_controller.repo import ca as authority
+from pidone_controller.repo import server as serving
+from pidone_controller.repo.certificates import Pair
+from pidone_controller.repo.listeners import Listeners, Tls, answer, listen, shown
+from pidone_controller.repo.selection import Chosen
+from pidone_controller.repo.server import Repo
+from pidone_controller.rollout.leader import Leader
+from pidone_controller.rollout.step import Objects
+from pidone_controller.status import compose as status
+from pidone_controller.status.compose import StatusWriter, Target
+from pidone_controller.status.events import Tidings
 
 LEASE = "pidone-controller"
 SERVICE = "pidone-repo"  # its name is in the image that is process 1 of all pods

@@ -32,13 +32,13 @@ import trio
 from pidone.errors import PidoneError
 from pidone.http.client import request
 from pidone.http.message import JSON, Request, Response, text_response
-from pidone_controller import reports
-from pidone_controller.inventory import Inventory, Key, Pod
 from pidone_controller.kubernetes.client import Client
 from pidone_controller.kubernetes.reviews import own_name, token_of, whose
+from pidone_controller.kubernetes.tokens import Tokens, bearer_token
 from pidone_controller.log import Log
-from pidone_controller.reports import MAX_REPORT, Report
-from pidone_controller.tokens import Tokens, bearer_token
+from pidone_controller.pods import reports
+from pidone_controller.pods.inventory import Inventory, Key, Pod
+from pidone_controller.pods.reports import MAX_REPORT, Report
 
 PATH = "/v1/peers/reports"
 BATCH = MAX_REPORT - 4096  # bytes of a request; the rest is for its frame

@@ -11,16 +11,16 @@ import pytest
 import trio
 
 from pidone.language.binding import BindingError, derive
-from pidone_controller import revisions
 from pidone_controller.__main__ import main
 from pidone_controller.kubernetes.client import Client, connect
 from pidone_controller.kubernetes.config import kubeconfig
 from pidone_controller.kubernetes.reflector import Reflector
 from pidone_controller.kubernetes.resources import CONTROLLER_REVISIONS, TASK_BINDINGS
-from pidone_controller.leading import Leader
-from pidone_controller.objects import PIN, check
-from pidone_controller.reports import Report
-from pidone_controller.rollout import Objects, Seen
+from pidone_controller.objects import revisions
+from pidone_controller.objects.written import PIN, check
+from pidone_controller.pods.reports import Report
+from pidone_controller.rollout.leader import Leader
+from pidone_controller.rollout.step import Objects, Seen
 from tests.cluster.apiserver import MERGE, OURS, Cluster
 from tests.controller.samples import pod
 from tests.controller.written import binding_spec, set_spec
@@ -405,7 +405,7 @@ async def test_nobody_s_change_is_overwritten_by_going_back(
             cluster.apply(written("TaskSet", "check", namespace, set_spec(8)))
             return check(*arguments)
 
-        monkeypatch.setattr("pidone_controller.history.check", change_meanwhile)
+        monkeypatch.setattr("pidone_controller.rollout.commands.check", change_meanwhile)
         code, said = await command("undo", "taskset/check")
         assert (code, said) == (
             1, "pidone-controller: taskset/check was changed by somebody else meanwhile; look, and try again\n"

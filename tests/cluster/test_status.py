@@ -17,8 +17,8 @@ from pidone_controller.kubernetes.errors import Unauthorized
 from pidone_controller.kubernetes.resources import TASK_BINDINGS, TASK_SETS
 from pidone_controller.log import log
 from pidone_controller.peers import Account
-from pidone_controller.reports import Report
-from pidone_controller.status import (
+from pidone_controller.pods.reports import Report
+from pidone_controller.status.compose import (
     Matched,
     Status,
     StatusWriter,

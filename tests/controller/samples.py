@@ -5,7 +5,7 @@ from typing import Any
 
 from pidone.language.binding import Rules, collect
 from pidone.language.checking import check_text
-from pidone_controller.inventory import Inventory, Pod, project
+from pidone_controller.pods.inventory import Inventory, Pod, project
 
 
 def manifest(

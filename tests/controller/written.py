@@ -16,7 +16,7 @@ from pidone_controller.kubernetes.resources import (
     TASK_SETS,
     Resource,
 )
-from pidone_controller.rollout import Objects
+from pidone_controller.rollout.step import Objects
 
 HOME = "pidone-system"
 KINDS = {one.kind: one for one in (TASK_SETS, CLUSTER_TASK_SETS, TASK_BINDINGS, CLUSTER_TASK_BINDINGS)}

@@ -24,7 +24,7 @@ from pidone.plan.digest import canonical, digest
 from pidone.plan.format import MEDIA_TYPE, decode_plan, encode_bundle
 from pidone.plan.model import Container, Phase, Pod, Task
 from pidone.pod import PodProgram, Settings
-from pidone_controller import reports
+from pidone_controller.pods import reports
 from tests import pidns
 from tests.eureka.standin import EurekaStandIn
 from tests.http.serving import http_server

@@ -1,0 +1,137 @@
+"""What each pod is to be served: its plan in the envelope, as bytes with their ETag.
+
+The same pod and rules give the same bytes in any process. The entry before is asked only where nothing new
+can be derived: a pod whose derivation fails keeps what it has.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pidone import actions
+from pidone.actions.metrics import PORT
+from pidone.errors import PidoneError
+from pidone.language.binding import BindingError, Fault, Rules
+from pidone.language.schemas import action_of
+from pidone.plan import model
+from pidone.plan.digest import canonical
+from pidone.plan.format import MAX_BUNDLE, MAX_TASKS, encode_bundle
+from pidone.plan.model import Phase
+from pidone_controller.pods.inventory import Pod
+
+Derive = Callable[[Pod, Rules], list[dict[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """One answer. The ETag is over the whole envelope, so a change of phase is one too."""
+
+    body: bytes
+    etag: str  # as in the header, with its quotes
+    digest: str  # of the tasks
+    phase: Phase
+    count: int  # of the tasks
+    privileged: str = ""  # the first task that needs a repo which proved who it is, and what it does
+    metrics: int | None = None  # the port at which the pod is scraped
+
+    @property
+    def tasks(self) -> list[dict[str, Any]]:
+        tasks: list[dict[str, Any]] = json.loads(self.body)["tasks"]
+        return tasks
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What one pod is served. No bundle: nothing good was ever derived, and ``error`` says why."""
+
+    pod: Pod
+    rules: Rules
+    bundle: Bundle | None
+    error: str = ""
+    faults: tuple[Fault, ...] = ()  # of bindings
+    rest: Bundle | None = None  # without these, for a pod that has no plan yet
+
+    def is_of(self, pod: Pod, rules: Rules) -> bool:
+        """Whether nothing has changed since; by identity, as a change makes another object."""
+        return self.pod is pod and self.rules is rules
+
+    def answer(self, *, fresh: bool) -> Bundle | None:
+        """What is to be served; ``fresh`` is a pod that has no plan yet. None: what it has is to stay."""
+        return self.bundle or (self.rest if fresh else None)
+
+
+def entry(pod: Pod, rules: Rules, before: Entry | None, derive: Derive) -> Entry:
+    """What ``pod`` is to be served under ``rules``; ``before`` is what it was served."""
+    faults: tuple[Fault, ...] = ()
+    rest = None
+    try:
+        return Entry(pod, rules, _checked(pod, derive(pod, rules)))
+    except BindingError as error:
+        text, faults = str(error), error.faults
+        if len(error.rest) <= MAX_TASKS:
+            rest = encode(pod, error.rest)
+    except PidoneError as error:
+        text = str(error)
+    except Exception as error:  # noqa: BLE001 - a bug that one pod's fields bring out must not stop the others
+        text = f"internal error: {type(error).__name__}: {error}"
+    # The tasks it had, in an envelope of now: its end must reach it whatever is wrong with its plan. Where
+    # nothing was ever derived, an end needs no tasks, and anything else is not ours to invent: an empty
+    # plan would end what the pod got from the controller before this one.
+    bundle = None
+    if before and before.bundle:
+        bundle = encode(pod, before.bundle.tasks)
+    elif pod.terminating:
+        bundle = encode(pod, [])
+    return Entry(pod, rules, bundle, text, faults, rest)
+
+
+def _checked(pod: Pod, tasks: list[dict[str, Any]]) -> Bundle:
+    if len(tasks) > MAX_TASKS:
+        raise PidoneError(f"{len(tasks)} tasks are bound to the pod; it takes at most {MAX_TASKS}")
+    bundle = encode(pod, tasks)
+    if len(bundle.body) > MAX_BUNDLE:
+        raise PidoneError(f"the plan has {len(bundle.body)} bytes; a pod takes at most {MAX_BUNDLE}")
+    return bundle
+
+
+def encode(pod: Pod, tasks: Sequence[dict[str, Any]]) -> Bundle:
+    """The envelope's bytes: canonical, so that every replica serves the same ETag.
+
+    The containers are in it where somebody reads them: a task that tells their processes apart or runs when all have
+    started, or the engine of a pod whose containers run once. Elsewhere each restart of one would be a new ID, and an
+    answer for nothing.
+    """
+    phase = Phase.TERMINATING if pod.terminating else Phase.RUNNING
+    ips = pod.ips
+    facts = model.Pod(
+        pod.name, pod.namespace, pod.uid, ips[0] if ips else "", pod.node, restart_policy=pod.restart_policy
+    )
+    read = facts.restart_policy == "Never" or any(map(_reads_containers, tasks))
+    envelope = encode_bundle(
+        list(tasks), phase=phase, pod=facts, containers=pod.containers if tasks and read else {}
+    )
+    body = canonical(envelope)
+    return Bundle(
+        body,
+        f'"sha256-{hashlib.sha256(body).hexdigest()}"',
+        envelope["digest"],
+        phase,
+        len(tasks),
+        next((text for text in map(_privileged, tasks) if text), ""),
+        next((task["metrics"].get("port", PORT) for task in tasks if "metrics" in task), None),
+    )
+
+
+def _reads_containers(task: Mapping[str, Any]) -> bool:
+    """Whether a task tells the processes of the pod's containers apart, or runs when they have started."""
+    grouped = isinstance(task.get("metrics"), dict) and task["metrics"].get("groupBy") == "container"
+    return grouped or model.CONTAINERS_STARTED in task.get("runOn", ())
+
+
+def _privileged(task: Mapping[str, Any]) -> str:
+    action = action_of(task)
+    if action is None or not actions.privileged(action.name, task[action.name]):
+        return ""
+    return f'task "{task["name"]}": {action.name}'

@@ -1,0 +1,1 @@
+"""Rollouts: which version of a set each pod gets, and when that changes."""

@@ -1,0 +1,1 @@
+"""The repo without Kubernetes: plans and pods come from files."""

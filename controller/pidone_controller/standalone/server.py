@@ -1,0 +1,98 @@
+"""The repo without Kubernetes: from a folder of TaskSets and TaskBindings and a file of pods.
+
+For podman hosts, virtual machines, the demo and tests. All but the files is what a cluster has too.
+"""
+
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from pidone import __version__
+from pidone_controller.log import Log, log, say
+from pidone_controller.pods.inventory import Pod
+from pidone_controller.repo.listeners import answer, listen, shown
+from pidone_controller.repo.server import Repo
+from pidone_controller.standalone.files import InventoryFile, TaskFiles
+
+# Seconds between two looks at the files. A change is read after two, and with its pods within a second.
+LOOK = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The command line."""
+
+    tasks: Sequence[Path]
+    inventory: Path
+    host: str
+    port: int
+
+
+async def run(settings: Settings, log: Log = log) -> None:
+    """Serve until SIGTERM or SIGINT. Raises ``StartError``."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        listeners = await listen(settings.host, settings.port)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_serve, settings, listeners, log)
+            async for number in signals:
+                # Held requests are closed, not answered: a 304 would say "ask again at once" to everybody;
+                # a connection that ends makes each pod keep its plan and wait a random while first.
+                log("stopping", signal=signal.Signals(number).name)
+                nursery.cancel_scope.cancel()
+                break
+
+
+async def _serve(settings: Settings, listeners: list[trio.SocketListener], log: Log) -> None:
+    repo = Repo(log)
+    tasks = TaskFiles(settings.tasks, log, say)
+    inventory = InventoryFile(settings.inventory, log)
+
+    def look() -> None:
+        tasks.look()
+        inventory.look()
+
+    listed: Sequence[Pod] | None = None  # what the repo was told last
+
+    async def refresh() -> None:
+        nonlocal listed
+        # In a thread: a large inventory takes seconds to read, and held requests are not to notice.
+        await trio.to_thread.run_sync(look)
+        pods, rules = inventory.pods, tasks.rules
+        # Nothing is served until every file was read: who has a plan must not be told that there is none.
+        if pods is None or (tasks.pending and not repo.ready):
+            return
+        if rules is not repo.rules:
+            repo.rule(rules)
+        if pods is not listed:
+            repo.replace(pods)
+            listed = pods
+
+    bugs = set[str]()
+
+    async def look_again() -> None:
+        await trio.sleep(LOOK)
+        try:
+            await refresh()
+        except Exception as error:  # noqa: BLE001 - what one file brings out must not end the plans of all pods
+            text = f"{type(error).__name__}: {error}"
+            if text not in bugs:
+                log("bug", error=text)
+                bugs.add(text)
+
+    await look_again()
+    await look_again()  # what stands still is read at the second look
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(repo.run)
+        await nursery.start(answer, repo, listeners)
+        for listener in listeners:
+            log(
+                "listening",
+                address=shown(listener.socket.getsockname()),
+                version=__version__,
+                ready=repo.ready,
+            )
+        while True:
+            await look_again()

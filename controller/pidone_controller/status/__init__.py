@@ -1,0 +1,1 @@
+"""Statuses of bindings and sets, and Events on pods and bindings."""

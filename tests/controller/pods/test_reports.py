@@ -1,0 +1,141 @@
+"""Headers, reports and log lines: the small readers and writers."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from pidone_controller import preferences
+from pidone_controller.log import line
+from pidone_controller.pods import reports
+
+
+@pytest.mark.parametrize(
+    ("prefer", "seconds"),
+    [
+        ("", None),
+        ("wait=55", 55),
+        ("respond-async, wait=10", 10),
+        ('Wait="7"; x=y', 7),
+        ("wait=0", 0),
+        ("wait=600", 60),
+        ("wait=99999999999999999999", 60),
+        ("wait=-1", None),
+        ("wait=soon", None),
+        ("wait=²", None),
+        ("waiting=5", None),
+    ],
+)
+def test_wait(prefer: str, seconds: float | None) -> None:
+    assert preferences.wait(prefer) == seconds
+
+
+def test_etags() -> None:
+    assert preferences.etags('"a", W/"b","c,d"') == ('"a"', '"b"', '"c,d"')
+    assert preferences.etags("") == preferences.etags("sha256-a, *") == ()
+
+
+V1, V2 = "application/vnd.x.v1+json", "application/vnd.x.v2+json"
+
+
+@pytest.mark.parametrize(
+    ("accept", "chosen"),
+    [
+        (None, V2),
+        ("", V2),
+        ("*/*", V2),
+        ("text/html, */*;q=0.1", V2),
+        ("application/*", V2),
+        (V1, V1),
+        (V1.upper(), V1),
+        (f"{V1};q=0.5, {V2}", V2),
+        (f"{V2}; q=0.0, */*", V1),
+        (f"*/*, application/*;q=0, {V1}", V1),
+        ("application/json", None),
+        ("text/*", None),
+        ("*/*;q=0", None),
+    ],
+)
+def test_accept(accept: str | None, chosen: str | None) -> None:
+    assert preferences.choose(accept, (V2, V1)) == chosen
+
+
+DIGEST = "sha256-" + "0" * 64
+
+
+def test_a_whole_report() -> None:
+    task = {"state": "healthy", "since": 1.5, "runs": 3, "failures": 1, "error": "refused", "new": {}}
+    body = {
+        "boot": "ab", "version": "0.1.0", "digest": DIGEST, "state": "rejected", "error": "no such action",
+        "rejected": DIGEST, "tasks": {"ready": task}, "logs": ["one", "two"], "new": [1], "left": ["gone"],
+    }  # fmt: skip
+    report = reports.read(json.dumps(body).encode())
+    assert report.tasks["ready"] == reports.TaskReport("healthy", 1.5, 3, 1, "refused")
+    assert (report.state, report.rejected, report.logs) == ("rejected", DIGEST, ("one", "two"))
+    assert report.left == ("gone",)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"state": "fine"}, 'state: expected applied, rejected, applying, not "fine"'),
+        ({"state": 1}, "state: expected a string"),
+        ({"digest": "sha256-x"}, "digest: expected"),
+        ({"rejected": 5}, "rejected: expected"),
+        ({"tasks": []}, "tasks: expected an object"),
+        ({"tasks": {"a": 1}}, "tasks.a: expected an object"),
+        ({"tasks": {"a": {"runs": -1}}}, "tasks.a.runs: expected a number"),
+        ({"tasks": {"a": {"runs": True}}}, "tasks.a.runs: expected a number"),
+        ({"tasks": {"a": {"since": "now"}}}, "tasks.a.since: expected seconds"),
+        ({"tasks": {"a": {"since": 1e300}}}, "tasks.a.since: expected seconds"),
+        ({"tasks": {str(i): {} for i in range(1001)}}, "tasks: at most 1000"),
+        ({"logs": "line"}, "logs: expected a list"),
+        ({"logs": [1]}, "logs: expected a list of strings"),
+        ({"left": "gone"}, "left: expected a list of strings"),
+    ],
+)
+def test_a_report_that_is_none(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(reports.ReportError) as raised:
+        reports.read(json.dumps({"state": "applied", **change}).encode())
+    assert said in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b"\xff", b"[" * 60000, b'{"state": NaN}', b"1" * 5000],
+    ids=lambda body: repr(body[:9]),
+)
+def test_what_is_not_json_is_refused_in_words(body: bytes) -> None:
+    with pytest.raises(reports.ReportError):
+        reports.read(body)
+
+
+def test_long_texts_are_cut() -> None:
+    body = {"state": "applied", "error": "x" * 9999, "logs": [str(i) * 2000 for i in range(300)]}
+    report = reports.read(json.dumps(body).encode())
+    assert len(report.error) == reports.MAX_TEXT
+    assert len(report.logs) == reports.MAX_LINES
+    assert report.logs[-1] == ("299" * 2000)[: reports.MAX_LINE]
+
+
+def test_a_bucket_refills_with_time() -> None:
+    bucket = reports.Bucket.full(100, size=2, rate=0.5)
+    assert [bucket.take(100), bucket.take(100), bucket.take(100)] == [0, 0, 2]
+    assert bucket.take(101) == 1
+    assert bucket.take(102) == 0
+    assert [bucket.take(1000), bucket.take(1000), bucket.take(1000)] == [0, 0, 2]
+
+
+def test_a_log_line() -> None:
+    now = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
+    assert line(now, "plan", pod="shop/web", digest="sha256-ab12", tasks=3) == (
+        "2026-01-02T03:04:05.678Z pod=shop/web event=plan digest=sha256-ab12 tasks=3"
+    )
+
+
+def test_nobody_forges_a_log_line() -> None:
+    text = line(datetime(2026, 1, 2, tzinfo=UTC), "rejected", error='no\n2026 event=plan "x"\x1b[31m')
+    assert "\n" not in text
+    assert "\x1b" not in text
+    assert text.endswith(r'error="no\n2026 event=plan \"x\"\u001b[31m"')

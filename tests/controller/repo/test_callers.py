@@ -1,0 +1,278 @@
+"""Whose plan is served: kube2iam's and kiam's list of what went wrong, and more, against the repo itself.
+
+Each test says who asks, from where, with what, and that nobody's plan but its own comes out, at any moment.
+"""
+
+from collections.abc import Mapping
+from random import Random
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from pidone.errors import PidoneError
+from pidone.http.message import Request, Response
+from pidone.plan.format import decode_bundle
+from pidone_controller.log import log
+from pidone_controller.pods.inventory import Claims, Inventory, NodeAddress, Pod, Unknown
+from pidone_controller.repo.server import HOLDS, Repo
+from tests.controller.repo.test_server import Held, get, post
+from tests.controller.samples import binding, pod, rules, task_set
+
+CHECKED = {"check": "yes"}
+RULES = rules(task_set(), binding())
+
+
+def repo_of(*pods: Pod, **more: Any) -> Repo:
+    repo = Repo(log, random=Random(1), **more)
+    repo.rule(RULES)
+    repo.replace(pods)
+    return repo
+
+
+def served(response: Response) -> str | int:
+    """The name of the pod whose bundle that is, or the status."""
+    return decode_bundle(response.body, ["probe"]).pod.name if response.status == 200 else response.status
+
+
+# The start race (kube2iam 46, 80): the address is not known yet
+
+
+async def test_whoever_is_too_early_gets_no_default_and_then_its_own(nursery: trio.Nursery) -> None:
+    repo = repo_of(pod("other", "127.0.0.3", labels=CHECKED))
+    held = Held(nursery, repo.handle(get(peer="127.0.0.2", prefer="wait=55")))
+    await wait_all_tasks_blocked()
+    repo.put(pod("web", "", phase="Pending", labels=CHECKED))  # scheduled, and no address yet
+    await wait_all_tasks_blocked()
+    assert held.response is None
+    repo.put(pod("web", "127.0.0.2", labels=CHECKED))
+    assert served(await held.answer()) == "web"
+
+
+# The address is used again (kiam 499, kube2iam 215)
+
+
+@pytest.mark.parametrize("between", ["nobody", "both", "finished"])
+async def test_an_address_that_is_used_again_serves_its_new_pod_alone(between: str) -> None:
+    repo = repo_of(pod("old", labels=CHECKED))
+    old = await repo.handle(get())
+    if between == "both":  # the new one is seen before the old one's end
+        repo.put(pod("new", labels=CHECKED))
+        assert served(await repo.handle(get())) == 409
+        assert served(await repo.handle(get(pidone_pod_uid="uid-new"))) == "new"
+        assert served(await repo.handle(get(pidone_pod_uid="uid-old"))) == "old"
+    if between == "finished":
+        repo.put(pod("old", phase="Failed", labels=CHECKED))
+        assert served(await repo.handle(get())) == 404
+    repo.drop(("shop", "old"))
+    repo.put(pod("new", labels=CHECKED))
+    assert served(await repo.handle(get())) == "new"
+    # a late request of the old pod, with what it knows of itself
+    late = await repo.handle(get(pidone_pod_uid="uid-old", if_none_match=old.headers["etag"]))
+    assert served(late) == 409
+
+
+async def test_a_pod_of_the_same_name_is_another_pod(nursery: trio.Nursery) -> None:
+    repo = repo_of(pod("db-0", labels=CHECKED))
+    await repo.handle(post({"state": "applied"}))
+    etag = (await repo.handle(get())).headers["etag"]
+    held = Held(nursery, repo.handle(get(prefer="wait=55", if_none_match=etag)))
+    await wait_all_tasks_blocked()
+    successor = pod("db-0", labels=CHECKED, uid="uid-next")
+    repo.put(successor)  # as a StatefulSet does, with the deletion and the creation seen as one change
+    assert served(await held.answer()) == 409
+    assert repo.report(successor) is None
+
+
+# Missed deletions (kube2iam 17): a list replaces
+
+
+async def test_what_a_list_does_not_have_is_gone() -> None:
+    repo = repo_of(pod("gone", labels=CHECKED), pod("stays", "127.0.0.3", labels=CHECKED))
+    repo.replace([pod("stays", "127.0.0.3", labels=CHECKED)])
+    assert served(await repo.handle(get())) == 404
+    assert served(await repo.handle(get(peer="127.0.0.3"))) == "stays"
+
+
+# Two pods with one address (kube2iam 244, kiam 249)
+
+
+async def test_an_address_of_two_and_then_of_one() -> None:
+    repo = repo_of(pod("one", labels=CHECKED), pod("two", labels=CHECKED))
+    assert served(await repo.handle(get())) == 409
+    for claimed, expected in (("uid-one", "one"), ("uid-two", "two"), ("uid-three", 409)):
+        assert served(await repo.handle(get(pidone_pod_uid=claimed))) == expected
+    repo.put(pod("one", phase="Succeeded", labels=CHECKED))
+    assert served(await repo.handle(get())) == "two"
+
+
+# Addresses of both families, and of nodes
+
+
+async def test_all_addresses_of_a_pod_are_its_own() -> None:
+    repo = repo_of(pod("web", "10.1.0.2", ips=["fd00::2"], labels=CHECKED))
+    for peer in ("10.1.0.2", "::ffff:10.1.0.2", "fd00::2", "FD00:0::2"):
+        assert served(await repo.handle(get(peer=peer))) == "web"
+    repo.put(pod("web", "10.1.0.2", labels=CHECKED))
+    assert served(await repo.handle(get(peer="fd00::2"))) == 404
+
+
+async def test_a_node_is_one_as_long_as_any_pod_is_on_it() -> None:
+    repo = repo_of(pod("a", "10.1.0.2"), pod("b", "10.1.0.3", phase="Succeeded"))
+    assert served(await repo.handle(get(peer="10.0.0.1"))) == 403
+    repo.drop(("shop", "a"))
+    assert served(await repo.handle(get(peer="10.0.0.1"))) == 403
+    repo.drop(("shop", "b"))
+    assert served(await repo.handle(get(peer="10.0.0.1"))) == 404
+
+
+async def test_no_claim_makes_a_host_network_pod_served_by_its_node_s_address() -> None:
+    agent = pod("agent", "10.0.0.1", spec={"hostNetwork": True}, labels=CHECKED)
+    repo = repo_of(agent)
+    for claims in ({}, {"pidone_pod_uid": "uid-agent"}):
+        assert served(await repo.handle(get(peer="10.0.0.1", **claims))) == 403
+
+
+# The index is the same as one made anew, whatever happened
+
+
+def test_any_history_ends_in_the_index_of_what_is_there() -> None:
+    random = Random(7)
+    inventory = Inventory()
+    there: dict[str, Pod] = {}
+    for _ in range(3000):
+        name = f"pod-{random.randrange(12)}"
+        if random.random() < 0.25:
+            inventory.drop("shop", name)
+            there.pop(name, None)
+        else:
+            there[name] = pod(
+                name,
+                f"10.1.0.{random.randrange(6)}",
+                ips=random.sample(["fd00::1", "fd00::2"], random.randrange(2)),
+                uid=f"uid-{random.randrange(20)}",
+                phase=random.choice(["Running", "Running", "Failed", "Pending"]),
+                spec={"hostNetwork": True} if random.random() < 0.1 else {},
+            )
+            inventory.put(there[name])
+        anew = Inventory(there.values())
+        assert len(inventory) == len(there)
+        for address in [f"10.1.0.{last}" for last in range(6)] + ["fd00::1", "fd00::2", "10.0.0.1"]:
+            assert inventory.at(address) == anew.at(address)
+            assert inventory.is_node(address) == anew.is_node(address)
+    for name in list(there):
+        inventory.drop("shop", name)
+    assert inventory.identify("10.1.0.1", Claims()) == Unknown("the address 10.1.0.1")
+    assert not isinstance(inventory.identify("10.0.0.1", Claims()), NodeAddress)
+
+
+# Strangers
+
+
+async def test_an_address_that_stays_unknown_is_sent_away_for_minutes(autojump_clock: MockClock) -> None:
+    repo = repo_of()
+    pauses = []
+    for _ in range(HOLDS + 2):
+        began = trio.current_time()
+        response = await repo.handle(get(prefer="wait=55"))
+        pauses.append((round(trio.current_time() - began), int(response.headers["retry-after"])))
+        assert response.status == 404
+    assert pauses[0] == (55, 1)
+    assert [held for held, _ in pauses] == [55, 55, 0, 0]
+    assert all(120 <= pause <= 300 for _, pause in pauses[1:])
+    assert len({pause for _, pause in pauses[1:]}) > 1
+    repo.put(pod(labels=CHECKED))
+    assert served(await repo.handle(get(prefer="wait=55"))) == "web"
+    repo.drop(("shop", "web"))
+    began = trio.current_time()
+    await repo.handle(get(prefer="wait=55"))
+    assert trio.current_time() - began == 55  # the next who has the address is no stranger yet
+
+
+# Tokens: of sidecars
+
+
+def review(**tokens: Mapping[str, Any]) -> Any:
+    """An API server that knows these tokens; ``asked`` are the ones it was asked about."""
+    asked: list[str] = []
+
+    async def answer(token: str) -> Mapping[str, Any]:
+        await trio.lowlevel.checkpoint()
+        asked.append(token)
+        if token == "broken":
+            raise PidoneError("connection refused")
+        return {"authenticated": True, "user": tokens[token]} if token in tokens else {"authenticated": False}
+
+    answer.asked = asked  # type: ignore[attr-defined]
+    return answer
+
+
+def user(name: str, uid: str, namespace: str = "shop") -> dict[str, Any]:
+    prefix = "authentication.kubernetes.io/pod-"
+    return {
+        "username": f"system:serviceaccount:{namespace}:default",
+        "extra": {f"{prefix}name": [name], f"{prefix}uid": [uid]},
+    }
+
+
+TOKENS = {
+    "web": user("web", "uid-web"),
+    "agent": user("agent", "uid-agent"),
+    "gone": user("web", "uid-before"),
+    "elsewhere": user("web", "uid-web", "bank"),
+    "person": {"username": "jane"},
+    "job": {"username": "system:serviceaccount:shop:job"},
+}
+
+
+@pytest.mark.parametrize(
+    ("token", "peer", "claims", "expected"),
+    [
+        ("web", "127.0.0.2", {}, "web"),
+        ("web", "10.0.0.1", {}, "web"),  # behind address translation
+        ("web", "127.0.0.3", {}, "web"),  # the token decides
+        ("agent", "10.0.0.1", {}, "agent"),  # on the host's network
+        ("web", "127.0.0.2", {"pidone_pod_uid": "uid-db"}, 409),  # claims narrow tokens too
+        ("gone", "127.0.0.2", {}, 404),  # the pod of that name before
+        ("elsewhere", "127.0.0.2", {}, 404),
+        ("person", "127.0.0.2", {}, 403),
+        ("job", "127.0.0.2", {}, 403),  # made for no pod
+        ("forged", "127.0.0.2", {}, 401),  # and not: then the address
+        ("broken", "127.0.0.2", {}, 503),
+    ],
+)
+async def test_a_token_decides(token: str, peer: str, claims: dict[str, str], expected: str | int) -> None:
+    agent = pod("agent", "10.0.0.1", spec={"hostNetwork": True}, labels=CHECKED)
+    repo = repo_of(
+        pod(labels=CHECKED), pod("db", "127.0.0.3", labels=CHECKED), agent, review=review(**TOKENS)
+    )
+    request = get(peer=peer, authorization=f"Bearer {token}", **claims)
+    assert served(await repo.handle(request)) == expected
+    report = Request("POST", "/v1/status", request.headers, b'{"state": "applied"}', peer)
+    assert (await repo.handle(report)).status == (204 if isinstance(expected, str) else expected)
+
+
+async def test_a_change_wakes_whoever_came_with_a_token(nursery: trio.Nursery) -> None:
+    repo = repo_of(pod(labels=CHECKED), review=review(**TOKENS))
+    ask = {"peer": "10.0.0.1", "authorization": "Bearer web"}
+    etag = (await repo.handle(get(**ask))).headers["etag"]
+    held = Held(nursery, repo.handle(get(prefer="wait=55", if_none_match=etag, **ask)))
+    await wait_all_tasks_blocked()
+    repo.put(pod(labels=CHECKED, terminating=True))
+    assert decode_bundle((await held.answer()).body, ["probe"]).phase == "Terminating"
+
+
+async def test_a_token_is_asked_about_once_a_minute(autojump_clock: MockClock) -> None:
+    reviewing = review(**TOKENS)
+    repo = repo_of(pod(labels=CHECKED), review=reviewing)
+    for _ in range(3):
+        await repo.handle(get(authorization="Bearer web"))
+        await repo.handle(get(authorization="bearer forged"))
+    assert reviewing.asked == ["web", "forged"]
+    await trio.sleep(61)
+    await repo.handle(get(authorization="Bearer web"))
+    assert reviewing.asked == ["web", "forged", "web"]
+    for _ in range(2):
+        await repo.handle(get(authorization="Bearer broken"))
+    assert reviewing.asked[3:] == ["broken", "broken"]  # what could not be asked is not remembered

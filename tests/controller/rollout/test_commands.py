@@ -1,0 +1,79 @@
+"""The command line of ``pidone-controller rollout``; what it does is tested on a real API server."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pidone_controller.__main__ import main
+from pidone_controller.kubernetes.resources import (
+    CLUSTER_TASK_BINDINGS,
+    CLUSTER_TASK_SETS,
+    TASK_BINDINGS,
+    TASK_SETS,
+    Resource,
+)
+from pidone_controller.rollout import commands as history
+from pidone_controller.rollout.commands import CommandError, Request, Target, parse
+
+DOCUMENT = Path(__file__).parents[3] / "docs" / "language.md"
+
+
+@pytest.mark.parametrize(
+    ("text", "resource", "namespace"),
+    [
+        ("taskset/a", TASK_SETS, "shop"),
+        ("TaskSets/a", TASK_SETS, "shop"),
+        ("tasksets.pidone.dev/a", TASK_SETS, "shop"),
+        ("clustertaskset/a", CLUSTER_TASK_SETS, ""),
+        ("taskbinding.pidone.dev/a", TASK_BINDINGS, "shop"),
+        ("clustertaskbindings/a", CLUSTER_TASK_BINDINGS, ""),
+    ],
+)
+def test_a_kind_is_written_as_kubectl_takes_it(text: str, resource: Resource, namespace: str) -> None:
+    assert parse(text, "shop", "home") == Target(resource, "a", namespace, "home")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a", "taskset", "taskset/", "/a", "pod/a", "taskset/a/b", "tasksets.apps/a"]
+)
+def test_what_is_no_kind_and_name_is_said_with_what_to_write(text: str) -> None:
+    with pytest.raises(CommandError, match="write taskset/NAME"):
+        parse(text, "shop", "home")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["history"], ["forward", "taskset/a"], ["undo", "taskset/a", "--to-revision", "x"],
+     ["status", "taskset/a", "--timeout", "5"], ["status", "taskset/a", "--revision", "1"]],
+)  # fmt: skip
+def test_wrong_usage_has_the_exit_code_for_it(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["rollout", *words])
+    assert ended.value.code == 2
+    assert "usage: pidone-controller" in capsys.readouterr().err
+
+
+def test_an_api_server_that_is_not_there_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["rollout", "history", "taskset/a", "--kubeconfig", str(tmp_path / "none")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("pidone-controller: ")
+    assert said.count("\n") == 1
+
+
+def test_every_command_in_the_documents_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Request] = []
+
+    def run(request: Request) -> int:
+        asked.append(request)
+        return 0
+
+    monkeypatch.setattr(history, "run", run)
+    shown = re.findall(r"^\$ pidone-controller (rollout .*)$", DOCUMENT.read_text("utf-8"), re.MULTILINE)
+    for line in shown:
+        assert main(line.split()) == 0
+    assert {request.verb for request in asked} == {"history", "undo", "status", "resume"}
+    assert [request.timeout for request in asked if request.verb == "status"] == [900.0]
+    assert [request.revision for request in asked if request.verb == "undo"] == [3]

@@ -1,0 +1,113 @@
+"""Which Events there are: one for each refusal and conflict, told by one leader."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from pidone_controller.kubernetes.resources import CLUSTER_TASK_BINDINGS, TASK_BINDINGS
+from pidone_controller.pods.reports import Report
+from pidone_controller.status.compose import Target
+from pidone_controller.status.events import OVERLAP, QUEUE, Tidings
+from tests.controller.samples import pod
+
+ETAG, OLD = "sha256-e", "sha256-0"
+BEGAN = 1_700_000_000.0
+WEB = pod("web-0", "10.0.0.5")
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.written: list[tuple[str, str, str, str]] = []
+        self.stuck: trio.Event | None = None
+
+    async def record(self, about: Mapping[str, Any], kind: str, reason: str, message: str) -> None:
+        if self.stuck is not None:
+            await self.stuck.wait()
+        self.written.append((f"{about['kind']} {about['metadata']['name']}", kind, reason, message))
+
+
+@pytest.fixture
+async def tidings(nursery: trio.Nursery) -> tuple[Recorder, Tidings]:
+    recorder = Recorder()
+    tidings = Tidings(recorder, began=BEGAN)
+    nursery.start_soon(tidings.run)
+    return recorder, tidings
+
+
+def refused(etag: str = ETAG, error: str = "no such\nprogram") -> Report:
+    return Report("rejected", digest=OLD, rejected=etag, error=error)
+
+
+async def test_a_refusal_is_told_once_on_the_pod_with_binding_and_text(
+    autojump_clock: MockClock, tidings: tuple[Recorder, Tidings]
+) -> None:
+    recorder, events = tidings
+    for _ in range(3):
+        events.refused(WEB, refused(), BEGAN + 1, ETAG, ["TaskBinding shop/web"])
+    await wait_all_tasks_blocked()
+    message = "the plan of TaskBinding shop/web was refused: no such program"
+    assert recorder.written == [("Pod web-0", "Warning", "PlanRefused", message)]
+    events.refused(WEB, refused(OLD), BEGAN + 2, ETAG, [])  # of a plan that it is not served any more
+    events.refused(WEB, Report("applied", digest=OLD), BEGAN + 3, ETAG, [])
+    await wait_all_tasks_blocked()
+    assert len(recorder.written) == 1
+    events.refused(
+        WEB, refused("sha256-f"), BEGAN + 4, "sha256-f", [f"TaskBinding shop/{n}" for n in range(7)]
+    )
+    await wait_all_tasks_blocked()
+    assert "TaskBinding shop/4 and 2 more was refused" in recorder.written[1][3]
+    events.gone(WEB)
+    assert not events._told
+
+
+async def test_what_the_leader_before_has_told_is_not_told_again(
+    autojump_clock: MockClock, tidings: tuple[Recorder, Tidings]
+) -> None:
+    recorder, events = tidings
+    events.refused(WEB, refused(), BEGAN - OVERLAP - 1, ETAG, ["TaskBinding shop/web"])
+    events.refused(pod("web-1", "10.0.0.6"), refused(), BEGAN - 1, ETAG, ["TaskBinding shop/web"])
+    await wait_all_tasks_blocked()
+    assert [about for about, *_ in recorder.written] == ["Pod web-1"]
+
+
+async def test_a_conflict_is_told_when_it_is_new_in_a_status(
+    autojump_clock: MockClock, tidings: tuple[Recorder, Tidings]
+) -> None:
+    recorder, events = tidings
+    one = {
+        "with": "TaskBinding shop/b",
+        "task": "ready",
+        "pods": 2,
+        "pod": "shop/x",
+        "message": "both bring ready",
+    }
+    other = {**one, "task": "live", "message": "both bring live"}
+    target = Target(TASK_BINDINGS, "shop", "a", "uid-a")
+    events.wrote(target, {}, {"conflicts": [one]})
+    events.wrote(target, {"conflicts": [one]}, {"conflicts": [{**one, "pods": 3}]})
+    events.wrote(target, {"conflicts": [one]}, {"conflicts": [one, other]})
+    events.wrote(target, {"conflicts": [one, other]}, {"matched": 2})
+    events.wrote(Target(CLUSTER_TASK_BINDINGS, "", "a", "uid"), {}, {"conflicts": [one]})
+    await wait_all_tasks_blocked()
+    assert [(about, reason, message) for about, _, reason, message in recorder.written] == [
+        ("TaskBinding a", "Conflict", "both bring ready"),
+        ("TaskBinding a", "Conflict", "both bring live"),
+        ("ClusterTaskBinding a", "Conflict", "both bring ready"),
+    ]
+
+
+async def test_a_flood_is_cut_off_and_counted(
+    autojump_clock: MockClock, tidings: tuple[Recorder, Tidings]
+) -> None:
+    recorder, events = tidings
+    recorder.stuck = trio.Event()
+    await wait_all_tasks_blocked()  # whoever writes them waits for the first, which is in no queue then
+    for number in range(1 + QUEUE + 50):
+        events.refused(pod(f"web-{number}", "10.0.0.5"), refused(), BEGAN, ETAG, [])
+    assert events.dropped == 50
+    recorder.stuck.set()
+    await wait_all_tasks_blocked()
+    assert len(recorder.written) == 1 + QUEUE

@@ -1,0 +1,385 @@
+"""What pods left in registries is taken out when they are gone, once, and never what is another's by now."""
+
+import itertools
+import json
+from collections.abc import Mapping
+from random import Random
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from pidone.errors import ConnectError, PidoneError, RegistryRefused
+from pidone.http.client import request
+from pidone.plan.digest import digest
+from pidone.registries import Status
+from pidone_controller.deregistration import AT_ONE, HANDOVER, HEARSAY, PATIENCE, TERM, Backstop, build
+from pidone_controller.deregistration import Pod as PodLike
+from pidone_controller.pods.inventory import Pod
+from pidone_controller.pods.reports import Report, TaskReport
+from tests.controller.samples import pod
+from tests.eureka.real import RealEureka
+from tests.eureka.standin import EurekaStandIn
+from tests.http.serving import http_server
+from tests.registries.test_eureka import stand_in
+
+Tasks = list[dict[str, Any]]
+
+
+def plan(app: str = "web", url: str = "http://eureka/", **more: Any) -> Tasks:
+    return [
+        {"name": "ready", "probe": {"tcpSocket": {"port": 1}}},
+        {"name": "registration", "register": {"eureka": {"url": url, "app": app, "port": 80}, **more}},
+    ]
+
+
+def report(tasks: Tasks, state: str = "registered", runs: int = 1, **more: Any) -> Report:
+    return Report(
+        "applied", digest=digest(tasks), tasks={"registration": TaskReport(state, runs=runs)}, **more
+    )
+
+
+class Registries:
+    """Drivers that note when they were called; what is in ``trouble`` raises."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[float, str]] = []
+        self.trouble: dict[str, PidoneError] = {}
+        self.takes = 0.0
+        self.now = self.most = 0
+
+    def build(self, config: Mapping[str, Any], pod: PodLike) -> Any:
+        registry, outer = build(config, pod), self
+
+        class Driver:
+            where, instance = registry.where, registry.instance
+
+            async def deregister(self) -> None:
+                outer.now += 1
+                outer.most = max(outer.most, outer.now)
+                outer.calls.append((round(trio.current_time(), 3), self.instance))
+                await trio.sleep(outer.takes)
+                outer.now -= 1
+                if self.where in outer.trouble:
+                    raise outer.trouble[self.where]
+
+        return Driver()
+
+
+class World:
+    """A backstop and the pods that it has heard of."""
+
+    def __init__(self) -> None:
+        self.registries = Registries()
+        self.log: list[tuple[str, dict[str, Any]]] = []
+        self.backstop = Backstop(self._say, self.registries.build, Random(1))
+
+    def _say(self, event: str, **values: Any) -> None:
+        self.log.append((event, values))
+
+    def hears(self, of: Pod, tasks: Tasks | None = None, said: Report | None = None) -> None:
+        tasks = plan() if tasks is None else tasks
+        self.backstop.heard(of, said or report(tasks), digest(tasks), lambda: tasks)
+
+    @property
+    def events(self) -> list[str]:
+        return [event for event, _ in self.log]
+
+    @property
+    def taken(self) -> list[str]:
+        return [instance for _, instance in self.registries.calls]
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+@pytest.fixture
+async def led(world: World, nursery: trio.Nursery) -> World:
+    nursery.start_soon(world.backstop.run)
+    await wait_all_tasks_blocked()
+    return world
+
+
+WEB = pod("web-0", "10.0.0.5")
+
+
+async def test_a_pod_that_is_gone_is_taken_out_at_once(autojump_clock: MockClock, led: World) -> None:
+    began = trio.current_time()
+    led.hears(WEB)
+    led.backstop.gone(WEB.key)
+    await wait_all_tasks_blocked()
+    assert led.registries.calls == [(round(began, 3), "apps/WEB/web-0%3Aweb%3A80")]
+    told = {
+        "pod": "shop/web-0",
+        "task": "registration",
+        "registry": "http://eureka/",
+        "instance": led.taken[0],
+    }
+    assert led.log == [("deregistered", told)]
+    assert led.backstop.pending == 0
+
+
+@pytest.mark.parametrize(
+    ("last", "taken"),
+    [
+        (report(plan(), "registered"), 1),
+        (report(plan(), "lost"), 1),  # the registry forgot it, and it was about to come back
+        (report(plan(), "paused"), 1),  # its heartbeat has ended; what it registered is still there
+        (report(plan(), "failed"), 1),  # a call that got no answer may have been heard
+        (report(plan(), "undoing"), 1),
+        (report(plan(), "waiting", 0), 1),  # it may have begun since: a report is up to a second old
+        (Report("applied", digest=digest(plan())), 0),  # taken back
+        (Report("applied", digest=digest([]), left=("registration",)), 1),  # it tried, and could not
+    ],
+)
+async def test_it_is_what_the_pods_last_word_says(
+    autojump_clock: MockClock, led: World, last: Report, taken: int
+) -> None:
+    led.hears(
+        WEB,
+        said=report(plan(), "registered" if last.left or not last.tasks else "waiting", int(bool(last.left))),
+    )
+    led.hears(WEB, said=last)
+    led.backstop.gone(WEB.key)
+    led.backstop.gone(WEB.key)
+    led.backstop.gone("of nobody")
+    await trio.sleep(1)
+    assert len(led.taken) == taken
+
+
+async def test_a_process_that_began_anew_and_was_killed_again_left_what_it_had(
+    autojump_clock: MockClock, led: World
+) -> None:
+    led.hears(WEB, said=report(plan(), boot="1"))
+    led.hears(WEB, said=report(plan(), "waiting", 0, boot="2"))
+    led.backstop.gone(WEB.key)
+    await trio.sleep(1)
+    assert len(led.taken) == 1
+
+
+async def test_on_pod_gone_none_is_nobodys_business(autojump_clock: MockClock, led: World) -> None:
+    led.hears(WEB, plan(onPodGone="none"))
+    led.backstop.gone(WEB.key)
+    await trio.sleep(1)
+    assert led.taken == []
+
+
+async def test_the_plan_that_the_pod_runs_counts_and_not_the_one_it_has_not_taken(
+    autojump_clock: MockClock, led: World
+) -> None:
+    led.hears(WEB)
+    renamed = plan("shop")
+    led.backstop.heard(WEB, report(plan()), digest(renamed), lambda: renamed)
+    led.backstop.gone(WEB.key)
+    await trio.sleep(1)
+    assert led.taken == ["apps/WEB/web-0%3Aweb%3A80"]
+    # a controller that has just begun knows only what is served now
+    led.backstop.heard(WEB, report(plan()), digest(renamed), lambda: renamed)
+    led.backstop.gone(WEB.key)
+    await trio.sleep(1)
+    assert led.taken[1:] == ["apps/SHOP/web-0%3Ashop%3A80"]
+    # and a plan that was taken replaces it
+    led.hears(WEB)
+    led.hears(WEB, renamed)
+    led.backstop.gone(WEB.key)
+    await trio.sleep(1)
+    assert led.taken[2:] == ["apps/SHOP/web-0%3Ashop%3A80"]
+
+
+@pytest.mark.parametrize("state", ["registered", "waiting"])
+async def test_the_next_pod_of_a_stateful_set_keeps_its_instance(
+    autojump_clock: MockClock, led: World, state: str
+) -> None:
+    led.registries.trouble = {"http://eureka/": ConnectError("nobody there")}
+    led.hears(WEB)
+    led.backstop.gone(WEB.key)
+    await trio.sleep(0.5)
+    assert len(led.taken) == 1  # and the registry was away
+    anew = pod("web-0", "10.0.0.5", uid="uid-2")  # name and address came back
+    led.hears(anew, said=report(plan(), state, int(state == "registered")))
+    led.registries.trouble = {}
+    await trio.sleep(PATIENCE)
+    assert len(led.taken) == 1
+    assert led.log[-1][0] == "registered-anew"
+    assert led.log[-1][1]["by"] == "shop/web-0"
+    led.backstop.gone(anew.key)
+    await trio.sleep(1)
+    assert len(led.taken) == 2
+
+
+async def test_a_namesake_that_is_there_already_is_given_time_to_speak(
+    autojump_clock: MockClock, led: World
+) -> None:
+    led.hears(WEB)
+    led.backstop.gone(WEB.key, namesake=True)
+    await trio.sleep(HEARSAY / 2)
+    led.hears(pod("web-0", "10.0.0.5", uid="uid-2"))
+    await trio.sleep(HEARSAY)
+    assert led.taken == []
+    assert led.events == ["registered-anew"]
+    led.hears(WEB, plan("other"))
+    led.backstop.gone(WEB.key, namesake=True)
+    await trio.sleep(HEARSAY + 0.1)
+    assert led.taken == ["apps/OTHER/web-0%3Aother%3A80"]
+
+
+async def test_a_registry_that_is_away_is_asked_for_minutes_and_then_left(
+    autojump_clock: MockClock, led: World
+) -> None:
+    led.registries.trouble = {"http://eureka/": ConnectError("nobody there")}
+    led.hears(WEB)
+    began = trio.current_time()
+    led.backstop.gone(WEB.key)
+    await trio.sleep(2 * PATIENCE)
+    times = [at - began for at, _ in led.registries.calls]
+    assert times[0] == 0
+    assert 0.9 < times[1] < 2.1
+    assert max(b - a for a, b in itertools.pairwise(times)) < 31
+    assert PATIENCE - 31 < times[-1] <= PATIENCE
+    (event, said), *more = led.log
+    assert (event, more) == ("left-registered", [])
+    assert said["error"].startswith("nobody there; tried ")
+    assert led.backstop.counts == {"given_up": 1}
+    assert led.backstop.pending == 0
+
+
+async def test_a_registry_that_says_no_is_not_asked_again(autojump_clock: MockClock, led: World) -> None:
+    led.registries.trouble = {"http://eureka/": RegistryRefused("401: it wants a user")}
+    led.hears(WEB)
+    led.backstop.gone(WEB.key)
+    await trio.sleep(PATIENCE)
+    assert len(led.taken) == 1
+    assert led.events == ["left-registered"]
+
+
+async def test_a_registry_that_hangs_holds_up_itself_alone(autojump_clock: MockClock, led: World) -> None:
+    led.registries.takes = 5
+    slow = [pod(f"slow-{number}", f"10.0.1.{number}") for number in range(40)]
+    for one in slow:
+        led.hears(one)
+    led.hears(WEB, plan(url="http://other/"))
+    for one in (*slow, WEB):
+        led.backstop.gone(one.key)
+    await wait_all_tasks_blocked()
+    assert len(led.taken) == AT_ONE + 1
+    assert "apps/WEB/web-0%3Aweb%3A80" in led.taken
+    await trio.sleep(5 * 40 / AT_ONE + 1)
+    assert len(led.taken) == 41
+    assert led.registries.most == AT_ONE + 1
+
+
+async def term(world: World, seconds: float) -> None:
+    with trio.move_on_after(seconds):
+        await world.backstop.run()
+
+
+async def test_what_is_due_waits_for_a_leader_and_not_for_ever(
+    autojump_clock: MockClock, world: World
+) -> None:
+    world.hears(WEB)
+    world.backstop.gone(WEB.key)
+    await trio.sleep(HANDOVER - 1)
+    await term(world, TERM + 1)
+    assert len(world.taken) == 1
+    world.hears(WEB)
+    world.backstop.gone(WEB.key)
+    await trio.sleep(HANDOVER + 1)
+    other = pod("db", "10.0.0.9")
+    world.hears(other)
+    world.backstop.gone(other.key)
+    assert world.backstop.pending == 1
+    await term(world, TERM + 1)
+    assert world.taken[1:] == ["apps/WEB/db%3Aweb%3A80"]
+
+
+async def test_a_new_leader_hears_first_who_holds_a_place_by_now(
+    autojump_clock: MockClock, world: World
+) -> None:
+    world.hears(WEB)
+    world.backstop.gone(WEB.key)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.backstop.run)
+        await trio.sleep(TERM / 2)
+        world.hears(pod("web-0", "10.0.0.5", uid="uid-2"))  # a peer tells
+        await trio.sleep(TERM)
+        nursery.cancel_scope.cancel()
+    assert (world.taken, world.events) == ([], ["registered-anew"])
+
+
+async def test_who_loses_the_lead_in_a_call_takes_it_up_again(
+    autojump_clock: MockClock, world: World
+) -> None:
+    world.registries.takes = 3
+    world.hears(WEB)
+    world.backstop.gone(WEB.key)
+    await term(world, TERM + 1)
+    assert world.events == []
+    await term(world, TERM + 4)
+    assert len(world.taken) == 2
+    assert world.events == ["deregistered"]
+
+
+async def test_two_tasks_of_one_pod_and_a_plan_that_cannot_be_read(
+    autojump_clock: MockClock, led: World
+) -> None:
+    twice = [*plan(), {**plan()[1], "name": "again"}, {"name": "bad", "register": {"consul": {}}}]
+    tasks = {name: TaskReport("registered", runs=1) for name in ("registration", "again", "bad")}
+    led.hears(WEB, twice, Report("applied", digest=digest(twice), tasks=tasks))
+    led.hears(WEB, twice, Report("applied", digest=digest(twice), tasks=tasks))
+    assert led.events == ["unknown-registry"]
+    led.backstop.gone(WEB.key)
+    await trio.sleep(1)
+    assert led.taken == ["apps/WEB/web-0%3Aweb%3A80"] * 2
+    assert not led.backstop._holders
+
+
+# A real one
+
+
+_apps = (f"BACKSTOP{number}" for number in itertools.count(1))
+
+
+@pytest.fixture(params=["stand-in", pytest.param("spring", marks=pytest.mark.eureka)])
+def real(request: pytest.FixtureRequest) -> RealEureka | None:
+    if request.param == "stand-in":
+        return None
+    server: RealEureka = request.getfixturevalue("spring")
+    return server
+
+
+@pytest.fixture
+async def eureka(real: RealEureka | None, nursery: trio.Nursery) -> str:
+    """The URL of a registry."""
+    if real is not None:
+        return real.url
+    port = await http_server(nursery, stand_in(EurekaStandIn()), body=1 << 16)
+    return f"http://127.0.0.1:{port}/eureka/"
+
+
+async def test_an_instance_that_was_killed_is_out_of_eureka_within_two_seconds(
+    nursery: trio.Nursery, eureka: str
+) -> None:
+    app = next(_apps)
+    tasks = plan(app, eureka)
+    backstop = Backstop(lambda *_, **__: None)
+    nursery.start_soon(backstop.run)
+    pods = [pod(f"web-{number}", f"10.0.0.{number}") for number in range(5)]
+    for one in pods:
+        driver = build(tasks[1]["register"], one)
+        await driver.register(Status.UP)
+        backstop.heard(one, report(tasks), digest(tasks), lambda: tasks)
+    headers = {"accept": "application/json"}
+    listed = await request("GET", f"{eureka}apps/{app}", timeout=5, headers=headers)
+    assert len(json.loads(listed.body)["application"]["instance"]) == len(pods)
+    began = trio.current_time()
+    for one in pods:
+        backstop.gone(one.key)
+    while (await request("GET", f"{eureka}apps/{app}", timeout=5, headers=headers)).status != 404:
+        assert trio.current_time() < began + 2
+        await trio.sleep(0.02)
+    print(f"{len(pods)} instances are out after {trio.current_time() - began:.3f} s")
+    assert backstop.counts == {"deregistered": len(pods)}
+    nursery.cancel_scope.cancel()
