@@ -10,8 +10,8 @@ from pidone.language.schemas import KINDS, actions
 HEADING = "## Reference"
 _INTRODUCTION = f"""{HEADING}
 
-Made from the JSON Schemas in [schema/](../schema/) by `make schema`; `pidone explain PATH` shows the same.
-Fields in **bold** must be there. Wherever a value is not a name, `$(params.<name>)` may stand for it.
+`make schema` generates this reference from the JSON Schemas in [schema/](../schema/). `pidone explain PATH` prints the
+same. Fields in **bold** are required. Every value that is not a name can be a reference `$(params.<name>)`.
 """
 
 
