@@ -43,8 +43,8 @@ from pidone_controller.log import Log, log
 from pidone_controller.objects.revisions import SELECTOR
 from pidone_controller.objects.written import Written
 from pidone_controller.peers import PATH, Account, Peers, identity_of
-from pidone_controller.pods import inventory
-from pidone_controller.pods.inventory import Pod, Pool
+from pidone_controller.pods.model import Pod, Pool
+from pidone_controller.pods.projection import project
 from pidone_controller.pods.reports import Report
 from pidone_controller.repo import ca as authority
 from pidone_controller.repo import server as serving
@@ -166,7 +166,7 @@ class Controller:
             Reflector(
                 client,
                 PODS,
-                lambda value: inventory.project(value, pool),
+                lambda value: project(value, pool),
                 _Pods(self._repo, self._pods_changed),
                 field_selector=SERVED,
                 log=log,

@@ -37,7 +37,8 @@ from pidone_controller.kubernetes.reviews import own_name, token_of, whose
 from pidone_controller.kubernetes.tokens import Tokens, bearer_token
 from pidone_controller.log import Log
 from pidone_controller.pods import reports
-from pidone_controller.pods.inventory import Inventory, Key, Pod
+from pidone_controller.pods.inventory import Inventory
+from pidone_controller.pods.model import NamespacedName, Pod
 from pidone_controller.pods.reports import MAX_REPORT, Report
 
 PATH = "/v1/peers/reports"
@@ -148,7 +149,7 @@ class Peers:
         self._tokens = Tokens(account.review)
         self._post = post
         self._random = random or Random()
-        self._pending: dict[Key, None] = {}  # pods whose last report the leader has not got; the oldest first
+        self._pending: dict[NamespacedName, None] = {}  # their last report is to be sent; the oldest first
         self._work = trio.Event()
 
     @property
@@ -208,16 +209,16 @@ class Peers:
             if unknown:
                 nursery.start_soon(self._again, unknown & {*keys})
 
-    async def _again(self, keys: frozenset[Key]) -> None:
+    async def _again(self, keys: frozenset[NamespacedName]) -> None:
         await trio.sleep(UNKNOWN)
         for key in keys:
             pod = self._repo.inventory.find(*key)
             if pod is not None:
                 self.heard(pod)
 
-    def _batch(self) -> tuple[list[Key], bytes]:
+    def _batch(self) -> tuple[list[NamespacedName], bytes]:
         """As many of the pending as fit into one request; those that have no report, or are gone, are done too."""
-        keys: list[Key] = []
+        keys: list[NamespacedName] = []
         parts: list[bytes] = []
         size = 0
         for key in self._pending:
@@ -254,7 +255,7 @@ class Peers:
         unknown = []
         for (namespace, name), uid, received, report in told:
             pod = self._repo.inventory.find(namespace, name)
-            if pod is None or pod.uid != uid or not pod.lives:
+            if pod is None or pod.uid != uid or pod.finished:
                 unknown.append(f"{namespace}/{name}")
             else:
                 self._repo.hear(pod, report, received)
@@ -287,7 +288,7 @@ def _json(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode(errors="replace")
 
 
-def _told(body: bytes) -> Iterator[tuple[Key, str, float, Report]]:
+def _told(body: bytes) -> Iterator[tuple[NamespacedName, str, float, Report]]:
     """What a replica sends. Raises ``ReportError`` and ``PeerError``."""
     try:
         value = json.loads(body)
@@ -309,7 +310,7 @@ def _told(body: bytes) -> Iterator[tuple[Key, str, float, Report]]:
                 raise PeerError("pods: expected namespace, name, uid and received of each")
 
 
-def _unknown(answer: Response) -> frozenset[Key]:
+def _unknown(answer: Response) -> frozenset[NamespacedName]:
     """The pods that the leader does not know. Raises ``PeerError`` for any other answer than its own."""
     if answer.status != 200:
         raise PeerError(f"answered {answer.status} {' '.join(answer.text.split())[:200]}")

@@ -28,7 +28,8 @@ from pidone.http.server import serve
 from pidone.journal import Journal
 from pidone.repo.client import RepoClient
 from pidone.telemetry import Telemetry
-from pidone_controller.pods.inventory import Pool, project
+from pidone_controller.pods.model import Pool
+from pidone_controller.pods.projection import project
 from pidone_controller.repo.server import Repo
 from tests.controller.samples import binding, rules, task_set
 

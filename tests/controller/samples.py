@@ -5,7 +5,9 @@ from typing import Any
 
 from pidone.language.binding import Rules, collect
 from pidone.language.checking import check_text
-from pidone_controller.pods.inventory import Inventory, Pod, project
+from pidone_controller.pods.inventory import Inventory
+from pidone_controller.pods.model import Pod
+from pidone_controller.pods.projection import project
 
 
 def manifest(

@@ -16,7 +16,7 @@ from pidone.plan.digest import digest
 from pidone.registries import Status
 from pidone_controller.deregistration import AT_ONE, HANDOVER, HEARSAY, PATIENCE, TERM, Backstop, build
 from pidone_controller.deregistration import Pod as PodLike
-from pidone_controller.pods.inventory import Pod
+from pidone_controller.pods.model import Pod
 from pidone_controller.pods.reports import Report, TaskReport
 from tests.controller.samples import pod
 from tests.eureka.real import RealEureka

@@ -15,7 +15,7 @@ from pidone.language.binding import Rules
 from pidone_controller.kubernetes.errors import Forbidden
 from pidone_controller.log import log
 from pidone_controller.peers import BATCH, PATH, UNKNOWN, Account, Peers, identity_of, url_of
-from pidone_controller.pods.inventory import Pod
+from pidone_controller.pods.model import Pod
 from pidone_controller.pods.reports import MAX_REPORT, Report, TaskReport
 from pidone_controller.repo.server import Repo
 from tests.controller.samples import pod

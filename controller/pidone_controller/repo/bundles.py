@@ -19,7 +19,7 @@ from pidone.plan import model
 from pidone.plan.digest import canonical
 from pidone.plan.format import MAX_BUNDLE, MAX_TASKS, encode_bundle
 from pidone.plan.model import Phase
-from pidone_controller.pods.inventory import Pod
+from pidone_controller.pods.model import Pod
 
 Derive = Callable[[Pod, Rules], list[dict[str, Any]]]
 
@@ -106,7 +106,12 @@ def encode(pod: Pod, tasks: Sequence[dict[str, Any]]) -> Bundle:
     phase = Phase.TERMINATING if pod.terminating else Phase.RUNNING
     ips = pod.ips
     facts = model.Pod(
-        pod.name, pod.namespace, pod.uid, ips[0] if ips else "", pod.node, restart_policy=pod.restart_policy
+        pod.name,
+        pod.namespace,
+        pod.uid,
+        ips[0] if ips else "",
+        pod.node_name,
+        restart_policy=pod.restart_policy,
     )
     read = facts.restart_policy == "Never" or any(map(_reads_containers, tasks))
     envelope = encode_bundle(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from pidone.language.binding import Key
-from pidone_controller.pods.inventory import Pod, Table
+from pidone_controller.pods.model import FrozenLabels, Pod
 from pidone_controller.repo.server import Repo
 from pidone_controller.rollout.step import Seen
 from pidone_controller.status.compose import Matched
@@ -56,7 +56,7 @@ class Chosen:
 
     def _found(self) -> dict[Key, list[Pod]]:
         rules = self._repo.rules
-        like: dict[tuple[str, Table], list[Key]] = {}  # pods of one workload have the same labels
+        like: dict[tuple[str, FrozenLabels], list[Key]] = {}  # pods of one workload have the same labels
         found: dict[Key, list[Pod]] = {}
         for pod in self._repo.inventory:
             if not pod.served or pod.terminating:

@@ -37,19 +37,17 @@ from pidone_controller import preferences
 from pidone_controller.kubernetes.tokens import Bearer, MayRead, Review, Tokens, bearer_token
 from pidone_controller.log import Log, short
 from pidone_controller.pods import reports
-from pidone_controller.pods.inventory import (
+from pidone_controller.pods.identity import (
     Claims,
     Contradiction,
     Identity,
-    Inventory,
-    Key,
     NodeAddress,
-    Pod,
-    Table,
     Unknown,
     is_loopback,
     normalise,
 )
+from pidone_controller.pods.inventory import Inventory
+from pidone_controller.pods.model import FrozenLabels, NamespacedName, Pod
 from pidone_controller.repo import bundles
 from pidone_controller.repo.bundles import Bundle, Derive, Entry
 from pidone_controller.repo.waiting import Waiting
@@ -203,14 +201,14 @@ class Repo:
         self._rules: Rules | None = None
         self._listed = False  # pods were, once
         self._draining = False
-        self._bound: dict[tuple[str, Table], bool] = {}  # whether any binding chooses pods like this
+        self._bound: dict[tuple[str, FrozenLabels], bool] = {}  # whether any binding chooses pods like this
         self._entries: dict[str, Entry] = {}  # of pods that one chooses, by the pod's key
         self._heard: dict[str, _Heard] = {}  # by the pod's key
         self._withheld: dict[str, str] = {}  # by the pod's key: what it does not get over plain http
         self._strangers: dict[str, int] = {}  # addresses, and how many holds they stayed unknown
         self.waiting = Waiting()
         self._pace = reports.Pace(settings.plans, settings.burst)
-        self._queue: dict[Key, None] = {}  # pods to look at in ``run``, before those of ``_scan``
+        self._queue: dict[NamespacedName, None] = {}  # pods to look at in ``run``, before those of ``_scan``
         self._scan: Iterator[Pod] = iter(())
         self._work = trio.Event()
         self._served: Counter[str] = Counter()
@@ -253,7 +251,7 @@ class Repo:
         places = self.inventory.put(pod) | {pod.key, *pod.ips}
         if before:
             places |= {before.key, *before.ips}
-            if not (pod.lives and pod.key == before.key):
+            if pod.finished or pod.key != before.key:
                 self._forget(before)
         for address in pod.ips if self._strangers else ():
             self._strangers.pop(address, None)
@@ -262,7 +260,7 @@ class Repo:
             self._work.set()
         self.waiting.wake(places)
 
-    def drop(self, key: Key) -> None:
+    def drop(self, key: NamespacedName) -> None:
         """A pod that is gone."""
         before = self.inventory.find(*key)
         places = self.inventory.drop(*key)
@@ -570,7 +568,7 @@ class Repo:
             bundle = self.entry(pod).bundle
             if bundle and bundle.metrics:
                 host = f"[{pod.ips[0]}]" if ":" in pod.ips[0] else pod.ips[0]
-                labels = {"namespace": pod.namespace, "pod": pod.name, "node": pod.node, "uid": pod.uid}
+                labels = {"namespace": pod.namespace, "pod": pod.name, "node": pod.node_name, "uid": pod.uid}
                 found.append({"targets": [f"{host}:{bundle.metrics}"], "labels": labels})
         return _json(found)
 
@@ -676,7 +674,7 @@ class Repo:
         bearer = caller.bearer
         if bearer is None:
             return self.inventory.identify(caller.address, caller.claims)
-        return self.inventory.named(bearer.namespace, bearer.pod, bearer.uid, caller.claims)
+        return self.inventory.identify_by_token(bearer.namespace, bearer.pod, bearer.uid, caller.claims)
 
     def _stranger(self, address: str) -> None:
         self._strangers[address] = self._strangers.get(address, 0) + 1
@@ -745,7 +743,7 @@ class Repo:
 
     def _forget(self, pod: Pod) -> None:
         """A pod that is there no longer, or has ended."""
-        if not pod.lives:
+        if pod.finished:
             return
         if self._entries.pop(pod.key, None):
             self._log("gone", pod=pod.path)

@@ -16,7 +16,8 @@ from pidone.language.checking import check_bytes
 from pidone.language.model import TaskBinding, TaskSet
 from pidone.language.pods import read_pods
 from pidone_controller.log import Log
-from pidone_controller.pods.inventory import InventoryError, Pod, Pool, project
+from pidone_controller.pods.model import Pod, Pool
+from pidone_controller.pods.projection import ProjectionError, project
 
 Signature = tuple[int, int, int]  # mtime in ns, size, inode
 Say = Callable[[str], None]
@@ -159,7 +160,7 @@ class InventoryFile:
             return
         try:
             self.pods = listed_pods(read_pods(data.decode(errors="replace")))
-        except (LanguageError, InventoryError) as error:
+        except (LanguageError, ProjectionError) as error:
             self._problem(str(error))
             return
         self.problem = ""
@@ -173,16 +174,16 @@ class InventoryFile:
 
 
 def listed_pods(objects: Iterable[Mapping[str, Any]]) -> list[Pod]:
-    """Pods from their objects, each once. Raises ``InventoryError``."""
+    """Pods from their objects, each once. Raises ``ProjectionError``."""
     pods: dict[str, Pod] = {}
     names: set[str] = set()
     pool = Pool()
     for item in objects:
         pod = project(item, pool)
         if pod.path in names:
-            raise InventoryError(f"pod {pod.path} is there twice")
+            raise ProjectionError(f"pod {pod.path} is there twice")
         if pod.key in pods:
-            raise InventoryError(f"pods {pods[pod.key].path} and {pod.path} have the same uid {pod.uid}")
+            raise ProjectionError(f"pods {pods[pod.key].path} and {pod.path} have the same uid {pod.uid}")
         names.add(pod.path)
         pods[pod.key] = pod
     return list(pods.values())

@@ -12,7 +12,7 @@ import trio
 
 from pidone import __version__
 from pidone_controller.log import Log, log, say
-from pidone_controller.pods.inventory import Pod
+from pidone_controller.pods.model import Pod
 from pidone_controller.repo.listeners import answer, listen, shown
 from pidone_controller.repo.server import Repo
 from pidone_controller.standalone.files import InventoryFile, TaskFiles

@@ -17,7 +17,7 @@ from typing import Any, NoReturn, Protocol
 
 import trio
 
-from pidone_controller.pods.inventory import Pod
+from pidone_controller.pods.model import Pod
 from pidone_controller.pods.reports import Report
 from pidone_controller.status.compose import Target, one_line
 

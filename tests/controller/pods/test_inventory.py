@@ -1,126 +1,51 @@
-from typing import Any
+from random import Random
 
-import pytest
+from pidone_controller.pods.identity import Claims, NodeAddress, Unknown
+from pidone_controller.pods.inventory import Inventory
+from pidone_controller.pods.model import Pod, Pool
+from pidone_controller.pods.projection import project
+from tests.controller.samples import manifest, pod
 
-from pidone_controller.pods.inventory import (
-    Claims,
-    Contradiction,
-    InventoryError,
-    NodeAddress,
-    Unknown,
-    normalise,
-    project,
-)
-from tests.controller.samples import inventory, manifest, pod
+CHECKED = {"check": "yes"}
 
 
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        ("10.1.2.3", "10.1.2.3"),
-        ("::ffff:10.1.2.3", "10.1.2.3"),
-        ("fe80::1%eth0", "fe80::1"),
-        ("2001:DB8:0::1", "2001:db8::1"),
-    ],
-)
-def test_an_address_has_one_spelling(given: str, expected: str) -> None:
-    assert normalise(given) == expected
+def test_any_history_ends_in_the_index_of_what_is_there() -> None:
+    random = Random(7)
+    inventory = Inventory()
+    there: dict[str, Pod] = {}
+    for _ in range(3000):
+        name = f"pod-{random.randrange(12)}"
+        if random.random() < 0.25:
+            inventory.drop("shop", name)
+            there.pop(name, None)
+        else:
+            there[name] = pod(
+                name,
+                f"10.1.0.{random.randrange(6)}",
+                ips=random.sample(["fd00::1", "fd00::2"], random.randrange(2)),
+                uid=f"uid-{random.randrange(20)}",
+                phase=random.choice(["Running", "Running", "Failed", "Pending"]),
+                spec={"hostNetwork": True} if random.random() < 0.1 else {},
+            )
+            inventory.put(there[name])
+        anew = Inventory(there.values())
+        assert len(inventory) == len(there)
+        for address in [f"10.1.0.{last}" for last in range(6)] + ["fd00::1", "fd00::2", "10.0.0.1"]:
+            assert inventory.at(address) == anew.at(address)
+            assert inventory.is_node(address) == anew.is_node(address)
+    for name in list(there):
+        inventory.drop("shop", name)
+    assert inventory.identify("10.1.0.1", Claims()) == Unknown("the address 10.1.0.1")
+    assert not isinstance(inventory.identify("10.0.0.1", Claims()), NodeAddress)
 
 
-PODS = inventory(
-    pod("web", "10.1.0.2", ips=["fd00::2"]),
-    pod("done", "10.1.0.3", phase="Succeeded"),
-    pod("failed", "10.1.0.3", phase="Failed"),
-    pod("old", "10.1.0.4", phase="Failed"),
-    pod("new", "10.1.0.4"),
-    pod("one", "10.1.0.5"),
-    pod("other", "10.1.0.5"),
-    pod("proxy", "10.0.0.1", spec={"hostNetwork": True}),
-    pod("agent", "10.0.0.9", spec={"hostNetwork": True}),
-    pod("static", "10.1.0.6", annotations={"kubernetes.io/config.hash": "ab12cd"}),
-    pod("desk", "10.1.0.7", uid=""),
-    pod("named", "10.1.0.8", spec={"hostname": "db-0"}),
-)
-
-
-@pytest.mark.parametrize(
-    ("address", "claims", "expected"),
-    [
-        ("10.1.0.2", Claims(), "web"),
-        ("fd00::2", Claims(), "web"),
-        ("10.1.0.2", Claims(uid="uid-web"), "web"),
-        ("10.1.0.2", Claims(uid="UID_WEB"), "web"),  # as systemd writes it in a cgroup's name
-        ("10.1.0.2", Claims(uid="uid-one"), Contradiction),
-        ("10.1.0.2", Claims(uid="uid-web", hostname="lies", namespace="shop"), "web"),  # the uid says it all
-        ("10.1.0.2", Claims(hostname="web", namespace="shop"), "web"),
-        ("10.1.0.2", Claims(hostname="web.sub.shop.svc.cluster.local", namespace="shop"), "web"),
-        ("10.1.0.2", Claims(hostname="one", namespace="shop"), Contradiction),
-        ("10.1.0.2", Claims(hostname="web", namespace="bank"), Contradiction),
-        ("10.1.0.2", Claims(hostname="my-laptop"), "web"),  # alone it says nothing
-        ("10.1.0.2", Claims(namespace="bank"), "web"),
-        ("10.1.0.3", Claims(), Unknown),  # finished pods keep their address in status
-        ("10.1.0.3", Claims(uid="uid-done"), Unknown),
-        ("10.1.0.4", Claims(), "new"),
-        ("10.1.0.4", Claims(uid="uid-old"), Contradiction),  # a late request of the pod before
-        ("10.1.0.5", Claims(), Contradiction),
-        ("10.1.0.5", Claims(hostname="one", namespace="shop"), Contradiction),
-        ("10.1.0.5", Claims(uid="uid-other"), "other"),
-        ("10.1.0.5", Claims(uid="uid-web"), Contradiction),
-        ("10.0.0.1", Claims(), NodeAddress),
-        ("10.0.0.1", Claims(uid="uid-proxy"), NodeAddress),
-        ("10.0.0.9", Claims(uid="uid-agent"), Unknown),  # on the host's network, whatever its address says
-        ("10.9.9.9", Claims(uid="uid-web", hostname="web", namespace="shop"), Unknown),  # claims never grant
-        ("10.1.0.6", Claims(uid="ab12cd"), "static"),
-        ("10.1.0.6", Claims(uid="uid-static"), "static"),
-        ("10.1.0.6", Claims(uid="ef34"), Contradiction),
-        ("10.1.0.7", Claims(uid="anything"), "desk"),  # a hand-written inventory has nothing to compare
-        ("10.1.0.8", Claims(hostname="db-0", namespace="shop"), "named"),
-        ("10.1.0.8", Claims(hostname="named", namespace="shop"), Contradiction),
-    ],
-)
-def test_who_is_at_an_address(address: str, claims: Claims, expected: Any) -> None:
-    found = PODS.identify(address, claims)
-    if isinstance(expected, str):
-        assert getattr(found, "name", found) == expected
-    else:
-        assert isinstance(found, expected)
-
-
-def test_a_contradiction_says_who_it_is_and_who_it_is_not() -> None:
-    found = PODS.identify("10.1.0.2", Claims(uid="uid-one"))
-    assert isinstance(found, Contradiction)
-    assert "shop/web (uid uid-web)" in found.reason
-    assert "uid-one" in found.reason
-
-
-def test_what_nobody_reads_makes_no_pod_another() -> None:
-    one, other = manifest(), manifest(lastTransitionTime="later")
-    other["metadata"]["managedFields"] = [{"manager": "kubelet"}]
-    assert one != other
-    assert project(one) == project(other)
-
-
-def test_a_deletion_timestamp_is_the_beginning_of_the_end() -> None:
-    assert pod(terminating=True).terminating
-    assert not pod().terminating
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"metadata": {"name": ""}}, "without metadata.name"),
-        ({"kind": "Deployment"}, "expected a Pod, not kind: Deployment"),
-        (
-            {"metadata": {"name": "web", "annotations": {"pidone.dev/port": 8080}}},
-            'annotations.pidone.dev/port: expected a string, not 8080; write pidone.dev/port: "8080"',
-        ),
-        ({"status": {"podIP": ["10.1.2.3"]}}, "is not an IP address"),
-        ({"status": {"podIP": "10.1.2"}}, 'status.podIP: "10.1.2" is not an IP address'),
-        ({"spec": {"containers": {}}, "status": []}, "status: expected a mapping"),
-        ({"spec": {"containers": ["app"]}}, "spec.containers[0]: expected a mapping, not 'app'"),
-    ],
-)
-def test_what_is_not_a_pod_is_said_so(change: dict[str, Any], said: str) -> None:
-    with pytest.raises(InventoryError) as raised:
-        project({**manifest(), **change})
-    assert said in str(raised.value)
+def test_what_is_shared_stays_shared_when_pods_change() -> None:
+    inventory = Inventory()
+    pool = Pool()
+    for name in "ab":
+        inventory.put(project(manifest(name, labels=dict(CHECKED)), pool))
+    for phase in ("Pending", "Running"):  # seen by a pool that has forgotten all
+        inventory.put(project(manifest("a", labels=dict(CHECKED), phase=phase)))
+    one, other = inventory
+    assert one.phase == "Running"
+    assert one.template is other.template

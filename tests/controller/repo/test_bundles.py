@@ -5,7 +5,7 @@ import json
 from pidone.language.binding import derive
 from pidone.plan.format import decode_bundle
 from pidone.plan.model import Container
-from pidone_controller.pods.inventory import project
+from pidone_controller.pods.projection import project
 from pidone_controller.repo.bundles import encode, entry
 from tests.controller.samples import binding, manifest, pod, rules, task_set
 

@@ -15,7 +15,7 @@ from pidone.errors import PidoneError
 from pidone.http.message import Request, Response
 from pidone.plan.format import decode_bundle
 from pidone_controller.log import log
-from pidone_controller.pods.inventory import Claims, Inventory, NodeAddress, Pod, Unknown
+from pidone_controller.pods.model import Pod
 from pidone_controller.repo.server import HOLDS, Repo
 from tests.controller.repo.test_server import Held, get, post
 from tests.controller.samples import binding, pod, rules, task_set
@@ -132,39 +132,6 @@ async def test_no_claim_makes_a_host_network_pod_served_by_its_node_s_address() 
     repo = repo_of(agent)
     for claims in ({}, {"pidone_pod_uid": "uid-agent"}):
         assert served(await repo.handle(get(peer="10.0.0.1", **claims))) == 403
-
-
-# The index is the same as one made anew, whatever happened
-
-
-def test_any_history_ends_in_the_index_of_what_is_there() -> None:
-    random = Random(7)
-    inventory = Inventory()
-    there: dict[str, Pod] = {}
-    for _ in range(3000):
-        name = f"pod-{random.randrange(12)}"
-        if random.random() < 0.25:
-            inventory.drop("shop", name)
-            there.pop(name, None)
-        else:
-            there[name] = pod(
-                name,
-                f"10.1.0.{random.randrange(6)}",
-                ips=random.sample(["fd00::1", "fd00::2"], random.randrange(2)),
-                uid=f"uid-{random.randrange(20)}",
-                phase=random.choice(["Running", "Running", "Failed", "Pending"]),
-                spec={"hostNetwork": True} if random.random() < 0.1 else {},
-            )
-            inventory.put(there[name])
-        anew = Inventory(there.values())
-        assert len(inventory) == len(there)
-        for address in [f"10.1.0.{last}" for last in range(6)] + ["fd00::1", "fd00::2", "10.0.0.1"]:
-            assert inventory.at(address) == anew.at(address)
-            assert inventory.is_node(address) == anew.is_node(address)
-    for name in list(there):
-        inventory.drop("shop", name)
-    assert inventory.identify("10.1.0.1", Claims()) == Unknown("the address 10.1.0.1")
-    assert not isinstance(inventory.identify("10.0.0.1", Claims()), NodeAddress)
 
 
 # Strangers

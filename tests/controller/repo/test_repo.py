@@ -19,12 +19,12 @@ from pidone.language.binding import Rules, derive
 from pidone.metrics.exposition import gauge
 from pidone.plan.format import decode_bundle
 from pidone_controller.log import log
-from pidone_controller.pods.inventory import Inventory, Pod, Pool, project
+from pidone_controller.pods.model import Pod
 from pidone_controller.pods.reports import Pace, Report
 from pidone_controller.repo.server import Repo, Settings
 from tests.controller.repo.test_callers import CHECKED, RULES, TOKENS, repo_of, review, served
 from tests.controller.repo.test_server import Held, get, post
-from tests.controller.samples import binding, manifest, pod, rules, task_set
+from tests.controller.samples import binding, pod, rules, task_set
 
 METRICS = """\
 apiVersion: pidone.dev/v1alpha1
@@ -375,40 +375,6 @@ async def test_other_parts_have_routes_of_their_own() -> None:
     assert (await repo.handle(get("/v1/peers/reports"))).status == 405
     request = get("/v1/peers/reports")
     assert (await repo.handle(type(request)("POST", request.target, {}, b"", "10.1.1.1"))).status == 204
-
-
-# What many pods have in common is one object
-
-
-def test_pods_of_one_deployment_share_what_they_have_in_common() -> None:
-    pool = Pool()
-    one, other = (
-        project(manifest(name, ip, labels=dict(CHECKED)), pool)
-        for name, ip in (("a", "10.1.0.2"), ("b", "10.1.0.3"))
-    )
-    assert one.template is other.template
-    assert one.host is other.host
-    uid = "0f0e0d0c-0b0a-4909-8807-060504030201"
-    assert project(manifest(uid=uid)).uid == uid
-    assert project(manifest(uid=uid.upper())).uid == uid.upper()
-
-
-def test_what_is_shared_stays_shared_when_pods_change() -> None:
-    inventory = Inventory()
-    pool = Pool()
-    for name in "ab":
-        inventory.put(project(manifest(name, labels=dict(CHECKED)), pool))
-    for phase in ("Pending", "Running"):  # seen by a pool that has forgotten all
-        inventory.put(project(manifest("a", labels=dict(CHECKED), phase=phase)))
-    one, other = inventory
-    assert one.phase == "Running"
-    assert one.template is other.template
-
-
-def test_what_network_plugins_write_about_a_pod_is_no_change() -> None:
-    noisy = {"cni.projectcalico.org/podIP": "10.1.0.2/32", "k8s.v1.cni.cncf.io/network-status": "[{}]"}
-    assert pod(annotations=noisy) == pod()
-    assert pod(annotations={"pidone.dev/port": "1"}) != pod()
 
 
 def test_any_order_of_pods_and_rules_is_ready_at_last() -> None:

@@ -17,7 +17,7 @@ from pidone.http.server import serve, waited
 from pidone.language.binding import Rules
 from pidone.plan.format import MEDIA_TYPE, decode_bundle
 from pidone_controller.log import log
-from pidone_controller.pods.inventory import Pod
+from pidone_controller.pods.model import Pod
 from pidone_controller.repo.server import MAX_HELD, Repo
 from tests.controller.samples import binding, pod, rules, task_set
 

@@ -1,0 +1,174 @@
+"""A Pod object of the API server, or of ``kubectl get -o yaml``, to the ``Pod`` that the controller keeps."""
+
+from collections.abc import Mapping
+from sys import intern
+from typing import Any
+
+from pidone.errors import PidoneError
+from pidone.plan.digest import canonical
+from pidone_controller.pods.identity import normalise
+from pidone_controller.pods.model import FrozenLabels, Node, Pod, Pool, Template, pack_container, pack_uid
+
+# Annotations that repeat the whole manifest, or that a network plugin writes about each pod. No param fits them, and an
+# annotation that is not kept may change without a new derivation.
+_IGNORED_ANNOTATIONS = (
+    "kubectl.kubernetes.io/last-applied-configuration",
+    "cni.projectcalico.org/",
+    "k8s.ovn.org/",
+    "k8s.v1.cni.cncf.io/network",
+)
+
+# What a TaskSet may read of a container: named ports, its own probes, its environment.
+_CONTAINER_FIELDS = (
+    "name",
+    "ports",
+    "env",
+    "readinessProbe",
+    "livenessProbe",
+    "startupProbe",
+    "restartPolicy",
+)
+
+
+class ProjectionError(PidoneError):
+    """The object is not a Pod, or a field of it has another type than in core/v1; the text names the field."""
+
+
+def project(value: object, pool: Pool | None = None) -> Pod:
+    """Read one Pod object. Raises ``ProjectionError``.
+
+    Pods that are read with the same ``pool`` share equal values.
+    """
+    pod = _mapping(value, "a pod")
+    kind = pod.get("kind", "Pod")
+    if kind != "Pod":
+        raise ProjectionError(f"expected a Pod, not kind: {kind}")
+
+    metadata = _mapping(pod.get("metadata"), "metadata")
+    name = _text(metadata, "name", "metadata")
+    if not name:
+        raise ProjectionError("a Pod without metadata.name")
+
+    namespace = _text(metadata, "namespace", "metadata") or "default"
+    try:
+        return _project(pod, metadata, namespace, name, pool or Pool())
+    except ProjectionError as error:
+        raise ProjectionError(f"pod {namespace}/{name}: {error}") from error
+
+
+def _project(
+    pod: Mapping[str, Any], metadata: Mapping[str, Any], namespace: str, name: str, pool: Pool
+) -> Pod:
+    spec = _mapping(pod.get("spec"), "spec")
+    status = _mapping(pod.get("status"), "status")
+
+    annotations = _labels(metadata, "annotations")
+    for key in [key for key in annotations if key.startswith(_IGNORED_ANNOTATIONS)]:
+        del annotations[key]
+
+    hostname = _text(spec, "hostname", "spec")
+    names, ids = _container_statuses(status)
+    kept_spec = {
+        "serviceAccountName": _text(spec, "serviceAccountName", "spec"),
+        "restartPolicy": _text(spec, "restartPolicy", "spec") or "Always",
+        "initContainers": _containers(spec, "initContainers"),
+        "containers": _containers(spec, "containers"),
+    }
+    template = Template(
+        namespace=intern(namespace),
+        hostname="" if hostname == name else hostname,
+        labels=pool.share(_labels(metadata, "labels")),
+        annotations=pool.share(annotations),
+        host_network=spec.get("hostNetwork") is True,
+        spec=pool.share(canonical(kept_spec)),
+        containers=pool.share(names),
+    )
+
+    try:
+        packed_uid = pack_uid(_text(metadata, "uid", "metadata"))
+    except ValueError as error:
+        raise ProjectionError(f"metadata.uid: {error}") from error
+
+    node = Node(intern(_text(spec, "nodeName", "spec")), _addresses(status, "hostIP", "hostIPs"))
+    return Pod(
+        name=name,
+        addresses=",".join(_addresses(status, "podIP", "podIPs")),
+        node=pool.share(node),
+        phase=intern(_text(status, "phase", "status")),
+        terminating=metadata.get("deletionTimestamp") is not None,
+        template=pool.share(template),
+        ids=packed_uid + ids,
+    )
+
+
+def _containers(spec: Mapping[str, Any], field: str) -> list[dict[str, Any]]:
+    items = spec.get(field) or []
+    if not isinstance(items, list):
+        raise ProjectionError(f"spec.{field}: expected a list")
+    containers = (_mapping(item, f"spec.{field}[{index}]") for index, item in enumerate(items))
+    return [{key: item[key] for key in _CONTAINER_FIELDS if key in item} for item in containers]
+
+
+def _container_statuses(status: Mapping[str, Any]) -> tuple[tuple[str, ...], bytes]:
+    """``name runtime`` of each container in the status, and their packed IDs in the same order."""
+    names, packed = [], bytearray()
+    for field in ("initContainerStatuses", "containerStatuses"):
+        items = status.get(field) or []
+        if not isinstance(items, list):
+            raise ProjectionError(f"status.{field}: expected a list")
+        for item in items:
+            container = _mapping(item, f"status.{field}")
+            runtime, _, container_id = _text(container, "containerID", field).rpartition("://")
+            state, last = (
+                _mapping(container.get(name), f"{field}.{name}") for name in ("state", "lastState")
+            )
+            started = bool(state.keys() & {"running", "terminated"}) or "terminated" in last
+            names.append(f"{_text(container, 'name', field)} {runtime}")
+            packed += pack_container(container_id, started=started)
+    return tuple(names), bytes(packed)
+
+
+def _addresses(status: Mapping[str, Any], singular: str, plural: str) -> tuple[str, ...]:
+    """Both fields hold the same addresses: an old API server fills in the singular only, a dual-stack pod has both."""
+    items = status.get(plural) or []
+    if not isinstance(items, list):
+        raise ProjectionError(f"status.{plural}: expected a list")
+    values = [status.get(singular), *(_mapping(item, f"status.{plural}").get("ip") for item in items)]
+
+    addresses: dict[str, None] = {}
+    for address in values:
+        if not address:
+            continue
+        try:
+            addresses[normalise(str(address))] = None
+        except ValueError:
+            raise ProjectionError(f'status.{singular}: "{address}" is not an IP address') from None
+    return tuple(addresses)
+
+
+def _mapping(value: object, path: str) -> Mapping[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ProjectionError(f"{path}: expected a mapping, not {value!r:.40}")
+    return value
+
+
+def _text(mapping: Mapping[str, Any], field: str, path: str) -> str:
+    value = mapping.get(field)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise ProjectionError(f'{path}.{field}: expected a string, not {value!r}; write "{value}"')
+    return value
+
+
+def _labels(metadata: Mapping[str, Any], field: str) -> FrozenLabels:
+    """Labels or annotations. YAML reads a bare 8080 as a number, which Kubernetes refuses; so does this."""
+    labels: Mapping[Any, Any] = _mapping(metadata.get(field), f"metadata.{field}")
+    for key, value in labels.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise ProjectionError(
+                f'metadata.{field}.{key}: expected a string, not {value!r}; write {key}: "{value}"'
+            )
+    return FrozenLabels((intern(key), value) for key, value in labels.items())

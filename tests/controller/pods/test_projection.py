@@ -1,0 +1,61 @@
+from typing import Any
+
+import pytest
+
+from pidone_controller.pods.model import Pool
+from pidone_controller.pods.projection import ProjectionError, project
+from tests.controller.samples import manifest, pod
+
+CHECKED = {"check": "yes"}
+
+
+def test_what_nobody_reads_makes_no_pod_another() -> None:
+    one, other = manifest(), manifest(lastTransitionTime="later")
+    other["metadata"]["managedFields"] = [{"manager": "kubelet"}]
+    assert one != other
+    assert project(one) == project(other)
+
+
+def test_a_deletion_timestamp_is_the_beginning_of_the_end() -> None:
+    assert pod(terminating=True).terminating
+    assert not pod().terminating
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"metadata": {"name": ""}}, "without metadata.name"),
+        ({"kind": "Deployment"}, "expected a Pod, not kind: Deployment"),
+        (
+            {"metadata": {"name": "web", "annotations": {"pidone.dev/port": 8080}}},
+            'annotations.pidone.dev/port: expected a string, not 8080; write pidone.dev/port: "8080"',
+        ),
+        ({"status": {"podIP": ["10.1.2.3"]}}, "is not an IP address"),
+        ({"status": {"podIP": "10.1.2"}}, 'status.podIP: "10.1.2" is not an IP address'),
+        ({"spec": {"containers": {}}, "status": []}, "status: expected a mapping"),
+        ({"spec": {"containers": ["app"]}}, "spec.containers[0]: expected a mapping, not 'app'"),
+    ],
+)
+def test_what_is_not_a_pod_is_said_so(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(ProjectionError) as raised:
+        project({**manifest(), **change})
+    assert said in str(raised.value)
+
+
+def test_what_network_plugins_write_about_a_pod_is_no_change() -> None:
+    noisy = {"cni.projectcalico.org/podIP": "10.1.0.2/32", "k8s.v1.cni.cncf.io/network-status": "[{}]"}
+    assert pod(annotations=noisy) == pod()
+    assert pod(annotations={"pidone.dev/port": "1"}) != pod()
+
+
+def test_pods_of_one_deployment_share_what_they_have_in_common() -> None:
+    pool = Pool()
+    one, other = (
+        project(manifest(name, ip, labels=dict(CHECKED)), pool)
+        for name, ip in (("a", "10.1.0.2"), ("b", "10.1.0.3"))
+    )
+    assert one.template is other.template
+    assert one.node is other.node
+    uid = "0f0e0d0c-0b0a-4909-8807-060504030201"
+    assert project(manifest(uid=uid)).uid == uid
+    assert project(manifest(uid=uid.upper())).uid == uid.upper()
