@@ -45,12 +45,13 @@ from pidone_controller.objects.written import Written
 from pidone_controller.peers import PATH, Account, Peers, identity_of
 from pidone_controller.pods.model import Pod, Pool
 from pidone_controller.pods.projection import project
-from pidone_controller.pods.reports import Report
-from pidone_controller.repo import ca as authority
-from pidone_controller.repo import server as serving
+from pidone_controller.pods.reports import MAX_REPORT, Report
+from pidone_controller.repo import ca
+from pidone_controller.repo import server as repo_server
 from pidone_controller.repo.certificates import Pair
-from pidone_controller.repo.listeners import Listeners, Tls, answer, listen, shown
-from pidone_controller.repo.selection import Chosen
+from pidone_controller.repo.listeners import Listeners, Tls, host_port, listen, serve
+from pidone_controller.repo.plans import Plans
+from pidone_controller.repo.selection import Selection
 from pidone_controller.repo.server import Repo
 from pidone_controller.rollout.leader import Leader
 from pidone_controller.rollout.step import Objects
@@ -89,7 +90,7 @@ class Settings:
     @property
     def url(self) -> str:
         """Of this replica, for the others."""
-        return f"http://{shown((self.address, self.listen[1]))}"
+        return f"http://{host_port((self.address, self.listen[1]))}"
 
 
 async def run(settings: Settings, log: Log = log) -> None:
@@ -113,22 +114,22 @@ async def run(settings: Settings, log: Log = log) -> None:
 class _Pods:
     """The reflector's sink: pods go to the repo, and whoever looks at them is told of both, the old and the new."""
 
-    def __init__(self, repo: Repo, changed: Callable[[Sequence[Pod]], None]) -> None:
-        self._repo, self._changed = repo, changed
+    def __init__(self, plans: Plans, changed: Callable[[Sequence[Pod]], None]) -> None:
+        self._plans, self._changed = plans, changed
 
     def replaced(self, items: Mapping[Name, Pod]) -> None:
-        before = list(self._repo.inventory)
-        self._repo.replace(items.values())
+        before = list(self._plans.inventory)
+        self._plans.replace(items.values())
         self._changed([*before, *items.values()])
 
     def changed(self, key: Name, item: Pod) -> None:
-        before = self._repo.inventory.find(*key)
-        self._repo.put(item)
+        before = self._plans.inventory.find(*key)
+        self._plans.put(item)
         self._changed([before, item] if before else [item])
 
     def removed(self, key: Name) -> None:
-        before = self._repo.inventory.find(*key)
-        self._repo.drop(key)
+        before = self._plans.inventory.find(*key)
+        self._plans.drop(key)
         self._changed([before] if before else [])
 
 
@@ -146,20 +147,20 @@ class Controller:
             log=log,
         )
         account = Account(client)
+        self._plans = Plans(log, on_report=self._told, on_gone=self._gone)
         self._repo = Repo(
+            self._plans,
             log,
-            settings=serving.Settings(people=settings.people),
-            told=self._told,
-            gone=self._gone,
+            settings=repo_server.Settings(people=settings.people),
             review=partial(whose, client),
             may_read=partial(_may_read, client),
             alive=self._trouble,
             families=self._families,
             routes={PATH: ("POST", self._from_peer)},
         )
-        self._peers = Peers(self._repo, self._election, account, log)
+        self._peers = Peers(self._plans, self._election, account, log)
         self._backstop = Backstop(log)
-        self._chosen = Chosen(self._repo)
+        self._selection = Selection(self._plans)
         self._objects = Objects(self._namespace, self._edited)
         pool = Pool()
         self._reflectors: list[Reflector[Any]] = [
@@ -167,7 +168,7 @@ class Controller:
                 client,
                 PODS,
                 lambda value: project(value, pool),
-                _Pods(self._repo, self._pods_changed),
+                _Pods(self._plans, self._pods_changed),
                 field_selector=SERVED,
                 log=log,
             ),
@@ -195,13 +196,15 @@ class Controller:
         async with trio.open_nursery() as nursery:
             for reflector in self._reflectors:
                 nursery.start_soon(reflector.run)
-            nursery.start_soon(self._repo.run)
+            nursery.start_soon(self._plans.run)
             nursery.start_soon(self._rule)
-            await nursery.start(answer, self._repo, plain)
+            await nursery.start(
+                partial(serve, self._repo.begin, plain, max_body=MAX_REPORT, fatal=self._repo.died)
+            )
             nursery.start_soon(self._secure, secure)
             nursery.start_soon(self._peers.run)
             for listener in (*plain, *secure):
-                self._log("listening", address=shown(listener.socket.getsockname()), version=__version__)
+                self._log("listening", address=host_port(listener.socket.getsockname()), version=__version__)
             for reflector in self._reflectors:
                 await reflector.synced.wait()
             await self._election.run(self._lead)
@@ -227,9 +230,9 @@ class Controller:
                 tls.use(pair)
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(authority.keep, self._client, self._namespace, self._names(), use, self._log)
+            nursery.start_soon(ca.keep, self._client, self._namespace, self._names(), use, self._log)
             await first.wait()
-            await answer(self._repo, (), listeners, tls)
+            await serve(self._repo.begin, (), listeners, tls, max_body=MAX_REPORT, fatal=self._repo.died)
 
     def _names(self) -> list[str]:
         """What pods may call this replica: the Service by all its names, and its own address."""
@@ -243,9 +246,9 @@ class Controller:
         while True:
             self._edits = trio.Event()
             rules = self._objects.rules()
-            if not self._repo.ready or rules is not self._repo.rules:
-                self._repo.rule(rules)
-                self._chosen.changed()
+            if not self._plans.ready or rules is not self._plans.rules:
+                self._plans.rule(rules)
+                self._selection.changed()
             self._mark_all()
             await self._edits.wait()
             latest = trio.current_time() + LATEST
@@ -260,23 +263,23 @@ class Controller:
         self._edits.set()
 
     def _pods_changed(self, pods: Sequence[Pod]) -> None:
-        self._chosen.changed()
+        self._selection.changed()
         self._mark_of(pods)
 
     def _told(self, pod: Pod, report: Report) -> None:
-        bundle = self._repo.entry(pod).bundle
+        bundle = self._plans.entry(pod).bundle
         self._backstop.heard(
             pod, report, bundle.digest if bundle else "", lambda: bundle.tasks if bundle else ()
         )
         self._peers.heard(pod)
         self._mark_of([pod])
-        last = self._repo.last(pod)
+        last = self._plans.last_report(pod)
         if self._tidings and bundle and last:
-            bindings = [shown_binding(binding) for binding in self._repo.rules.matching(pod)]
+            bindings = [shown_binding(binding) for binding in self._plans.rules.matching(pod)]
             self._tidings.refused(pod, report, last[1], bundle.etag.strip('"'), bindings)
 
     def _gone(self, pod: Pod, report: Report | None) -> None:  # noqa: ARG002 - the backstop has heard it
-        there = self._repo.inventory.find(pod.namespace, pod.name)
+        there = self._plans.inventory.find(pod.namespace, pod.name)
         self._backstop.gone(pod.key, namesake=there is not None and there.key != pod.key)
         if self._tidings:
             self._tidings.gone(pod)
@@ -286,7 +289,7 @@ class Controller:
         if self._leader is None:
             return
         looks = {(pod.namespace, pod.labels): pod for pod in pods}
-        keys = {binding.key for pod in looks.values() for binding in self._repo.rules.matching(pod)}
+        keys = {binding.key for pod in looks.values() for binding in self._plans.rules.matching(pod)}
         self._mark([written for written in self._objects.bindings if written.key in keys])
 
     # What the leader does
@@ -323,14 +326,14 @@ class Controller:
             self._statuses.mark(_target(written))
 
     def _seen(self, written: Written) -> Any:
-        return self._chosen.seen(written.key)
+        return self._selection.pods(written.key)
 
     def _compose(self, target: Target, previous: Mapping[str, Any]) -> status.Status | None:
         written = self._written(target)
         if written is None:
             return None
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        rules = self._repo.rules
+        rules = self._plans.rules
         if target.resource in {TASK_SETS, CLUSTER_TASK_SETS}:
             found = written.task_set
             trouble, tasks = status.extends_trouble(found, rules) if found else ("", 0)
@@ -350,7 +353,7 @@ class Controller:
         return status.binding_status(
             str(written),
             written.generation,
-            self._chosen.matched(written.key),
+            self._selection.pods(written.key),
             previous=previous,
             now=now,
             refused=written.findings,

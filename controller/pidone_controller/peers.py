@@ -70,15 +70,15 @@ class Lead(Protocol):
     async def holder_after(self, known: str) -> str: ...
 
 
-class Heard(Protocol):
-    """``serving.Repo``, as far as it is needed here."""
+class Reports(Protocol):
+    """The methods of ``repo.plans.Plans`` that are used here."""
 
     inventory: Inventory
 
-    def last(self, pod: Pod) -> tuple[Report, float] | None:
-        """The last report of a pod, and when it came, in seconds since 1970."""
+    def last_report(self, pod: Pod) -> tuple[Report, float] | None:
+        """The last report of a pod, and when it was received in seconds since 1970."""
 
-    def hear(self, pod: Pod, report: Report, received: float | None = None) -> None: ...
+    def receive(self, pod: Pod, report: Report, received: float | None = None) -> None: ...
 
 
 def identity_of(name: str, url: str) -> str:
@@ -137,7 +137,7 @@ class Peers:
 
     def __init__(
         self,
-        repo: Heard,
+        reports: Reports,
         lead: Lead,
         account: Account,
         log: Log,
@@ -145,7 +145,7 @@ class Peers:
         post: Post = post,
         random: Random | None = None,
     ) -> None:
-        self._repo, self._lead, self._account, self._log = repo, lead, account, log
+        self._reports, self._lead, self._account, self._log = reports, lead, account, log
         self._tokens = Tokens(account.review)
         self._post = post
         self._random = random or Random()
@@ -174,8 +174,8 @@ class Peers:
             if holder == self._lead.identity or not url:
                 await self._lead.holder_after(holder)
                 continue
-            for pod in self._repo.inventory:
-                if self._repo.last(pod) is not None:
+            for pod in self._reports.inventory:
+                if self._reports.last_report(pod) is not None:
                     self.heard(pod)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._send, f"{url}{PATH}", nursery)
@@ -212,7 +212,7 @@ class Peers:
     async def _again(self, keys: frozenset[NamespacedName]) -> None:
         await trio.sleep(UNKNOWN)
         for key in keys:
-            pod = self._repo.inventory.find(*key)
+            pod = self._reports.inventory.find(*key)
             if pod is not None:
                 self.heard(pod)
 
@@ -222,8 +222,8 @@ class Peers:
         parts: list[bytes] = []
         size = 0
         for key in self._pending:
-            pod = self._repo.inventory.find(*key)
-            last = self._repo.last(pod) if pod is not None else None
+            pod = self._reports.inventory.find(*key)
+            last = self._reports.last_report(pod) if pod is not None else None
             part = _encoded(pod, *last) if pod is not None and last is not None else b""
             if size + len(part) > BATCH:
                 break
@@ -254,11 +254,11 @@ class Peers:
             return text_response(400, str(error))
         unknown = []
         for (namespace, name), uid, received, report in told:
-            pod = self._repo.inventory.find(namespace, name)
+            pod = self._reports.inventory.find(namespace, name)
             if pod is None or pod.uid != uid or pod.finished:
                 unknown.append(f"{namespace}/{name}")
             else:
-                self._repo.hear(pod, report, received)
+                self._reports.receive(pod, report, received)
         return Response(200, {"content-type": JSON}, json.dumps({"unknown": unknown}).encode())
 
 

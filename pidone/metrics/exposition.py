@@ -29,6 +29,14 @@ def gauge(name: str, text: str, value: float | None = None) -> Family:
     return _family(name, "gauge", text, value)
 
 
+def counter_by(label: str, name: str, text: str, values: Mapping[str, float]) -> Family:
+    """A counter with one sample for each value of a label, sorted."""
+    family = counter(name, text)
+    for value, number in sorted(values.items()):
+        family.add(number, **{label: value})
+    return family
+
+
 def render(families: Iterable[Family]) -> bytes:
     """The page. A family without samples is left out: what could not be read is missing, not zero."""
     lines: list[str] = []

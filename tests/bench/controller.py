@@ -30,8 +30,9 @@ from pidone.repo.client import RepoClient
 from pidone.telemetry import Telemetry
 from pidone_controller.pods.model import Pool
 from pidone_controller.pods.projection import project
+from pidone_controller.repo.plans import Plans
 from pidone_controller.repo.server import Repo
-from tests.controller.samples import binding, rules, task_set
+from tests.controller.factories import binding, rules, task_set
 
 PODS = 100_000
 HELD = 20_000  # or as many as there may be open files
@@ -97,15 +98,16 @@ async def repo(pods: int, chosen: int, port: int) -> None:
     """Serve; each line that comes in is the index of a pod to change, and one with the time goes out."""
     pool = Pool()
     values = (manifest(index, CHECKED if index < chosen else {}) for index in range(pods))
-    found = Repo(lambda *_, **__: None)
+    plans = Plans(no_log)
+    found = Repo(plans, no_log)
     began = monotonic()
-    found.rule(
+    plans.rule(
         rules(
             task_set(), binding(),
             task_set("other", task="other"), binding("other", sets="other", labels="period: '9'"),
         )
     )  # fmt: skip
-    found.replace([project(value, pool) for value in values])
+    plans.replace([project(value, pool) for value in values])
     arrivals: Counter[int] = Counter()
 
     async def handle(request: Request) -> Response | Held:
@@ -114,7 +116,7 @@ async def repo(pods: int, chosen: int, port: int) -> None:
         return await found.begin(request)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(found.run)
+        nursery.start_soon(plans.run)
         listeners = await trio.open_tcp_listeners(port, host="127.0.0.1", backlog=4096)
         await nursery.start(partial(serve, handle, listeners, max_connections=HELD + 1000))
         say(port=listeners[0].socket.getsockname()[1], seconds=monotonic() - began)
@@ -124,15 +126,23 @@ async def repo(pods: int, chosen: int, port: int) -> None:
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:
                 if line == b"?":
-                    say(held=found.held, most=max(arrivals.values(), default=0), all=sum(arrivals.values()))
+                    say(
+                        held=plans.waiting.requests,
+                        most=max(arrivals.values(), default=0),
+                        all=sum(arrivals.values()),
+                    )
                     continue
                 # the other phase is another envelope; a label that no binding asks for would be no news
                 # its labels make another plan of it
                 pod = project(manifest(int(line), {**CHECKED, "period": "9"}), pool)
                 began = monotonic()
-                found.put(pod)
+                plans.put(pod)
                 say(put=began)
         nursery.cancel_scope.cancel()
+
+
+def no_log(event: str, **values: object) -> None:
+    """A log is not what is measured."""
 
 
 def say(**values: float) -> None:

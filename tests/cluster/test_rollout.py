@@ -19,11 +19,11 @@ from pidone_controller.kubernetes.resources import CONTROLLER_REVISIONS, TASK_BI
 from pidone_controller.objects import revisions
 from pidone_controller.objects.written import PIN, check
 from pidone_controller.pods.reports import Report
+from pidone_controller.repo.selection import SelectedPod
 from pidone_controller.rollout.leader import Leader
-from pidone_controller.rollout.step import Objects, Seen
+from pidone_controller.rollout.step import Objects
 from tests.cluster.apiserver import MERGE, OURS, Cluster
-from tests.controller.samples import pod
-from tests.controller.written import binding_spec, set_spec
+from tests.controller.factories import binding_spec, pod, set_spec
 
 QUICK = {"canary": "10%", "step": "50%", "pause": "300ms", "maxRejected": 0}
 SLOW = {**QUICK, "pause": "1h"}
@@ -34,7 +34,7 @@ class Running:
 
     def __init__(self, client: Client, home: str, nursery: trio.Nursery) -> None:
         self.client = client
-        self.pods = [Seen(f"uid-{number}", f"shop/web-{number}", "d", "e") for number in range(10)]
+        self.pods = [SelectedPod(f"shop/web-{number}", f"uid-{number}", "d", "e") for number in range(10)]
         self.objects = Objects(home, self._changed)
         self._nursery = nursery
         self._term: trio.CancelScope | None = None
@@ -245,7 +245,9 @@ async def test_halted_resumed_undone(cluster: Cluster, namespace: str, command: 
         cluster.apply(written("TaskSet", "check", namespace, set_spec(9)))
         await running.until(lambda: running.rollout(namespace)["phase"] == "Progressing")
         running.pods = [
-            Seen(one.uid, one.pod, "d", "e", Report("rejected", rejected="e", error="no such action"))
+            SelectedPod(
+                one.pod, one.uid, "d", "e", report=Report("rejected", rejected="e", error="no such action")
+            )
             for one in running.pods
         ]
         running.look()
@@ -257,7 +259,8 @@ async def test_halted_resumed_undone(cluster: Cluster, namespace: str, command: 
             assert text in said
 
         running.pods = [
-            Seen(one.uid, one.pod, "d", "e", Report("applied", digest="d")) for one in running.pods
+            SelectedPod(one.pod, one.uid, "d", "e", report=Report("applied", digest="d"))
+            for one in running.pods
         ]
         assert await command("resume", "taskbinding/web") == (0, "taskbinding/web resumed\n")
         await running.until(lambda: running.rollout(namespace)["phase"] == "Progressing")

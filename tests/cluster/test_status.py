@@ -18,14 +18,8 @@ from pidone_controller.kubernetes.resources import TASK_BINDINGS, TASK_SETS
 from pidone_controller.log import log
 from pidone_controller.peers import Account
 from pidone_controller.pods.reports import Report
-from pidone_controller.status.compose import (
-    Matched,
-    Status,
-    StatusWriter,
-    Target,
-    binding_status,
-    set_status,
-)
+from pidone_controller.repo.selection import SelectedPod
+from pidone_controller.status.compose import Status, StatusWriter, Target, binding_status, set_status
 from tests.cluster.apiserver import Cluster
 from tests.cluster.replicas import ACCOUNT, HOME, allowed, conditions, written
 
@@ -48,18 +42,18 @@ spec:
 """
 
 
-def applied(name: str) -> Matched:
-    return Matched(name, "sha256-1", "sha256-e", 1, Report("applied", digest="sha256-1"))
+def applied(name: str) -> SelectedPod:
+    return SelectedPod(name, "", "sha256-1", "sha256-e", 1, Report("applied", digest="sha256-1"))
 
 
-def refused(name: str) -> Matched:
-    return Matched(
-        name, "sha256-1", "sha256-e", 1, Report("rejected", rejected="sha256-e", error="no such program")
+def refused(name: str) -> SelectedPod:
+    return SelectedPod(
+        name, "", "sha256-1", "sha256-e", 1, Report("rejected", rejected="sha256-e", error="no such program")
     )
 
 
-def waiting(name: str) -> Matched:
-    return Matched(name, "sha256-1", "sha256-e", 1)
+def waiting(name: str) -> SelectedPod:
+    return SelectedPod(name, "", "sha256-1", "sha256-e", 1)
 
 
 class Written:
@@ -67,7 +61,7 @@ class Written:
 
     def __init__(self, cluster: Cluster, client: Client, namespace: str) -> None:
         self.cluster, self.client, self.namespace = cluster, client, namespace
-        self.pods: list[Matched] = []
+        self.pods: list[SelectedPod] = []
         self.binding, self.set = (
             Target(resource, namespace, "web", self.get(resource.plural)["metadata"]["uid"])
             for resource in (TASK_BINDINGS, TASK_SETS)
@@ -89,7 +83,7 @@ class Written:
             return set_status(generation, previous=previous, now=NOW, tasks=1, bindings=1)
         return binding_status(str(target), generation, self.pods, previous=previous, now=NOW)
 
-    async def tell(self, *pods: Matched, holds: Callable[[dict[str, Any]], object]) -> None:
+    async def tell(self, *pods: SelectedPod, holds: Callable[[dict[str, Any]], object]) -> None:
         """Have the status written, and wait until it holds."""
         self.pods = list(pods)
         self.writer.mark(self.binding)

@@ -18,7 +18,7 @@ from pidone_controller.deregistration import AT_ONE, HANDOVER, HEARSAY, PATIENCE
 from pidone_controller.deregistration import Pod as PodLike
 from pidone_controller.pods.model import Pod
 from pidone_controller.pods.reports import Report, TaskReport
-from tests.controller.samples import pod
+from tests.controller.factories import pod
 from tests.eureka.real import RealEureka
 from tests.eureka.standin import EurekaStandIn
 from tests.http.serving import http_server

@@ -17,8 +17,9 @@ from pidone_controller.log import log
 from pidone_controller.peers import BATCH, PATH, UNKNOWN, Account, Peers, identity_of, url_of
 from pidone_controller.pods.model import Pod
 from pidone_controller.pods.reports import MAX_REPORT, Report, TaskReport
+from pidone_controller.repo.plans import Plans
 from pidone_controller.repo.server import Repo
-from tests.controller.samples import pod
+from tests.controller.factories import pod
 
 ME = "system:serviceaccount:pidone-system:pidone-controller"
 DIGEST = "sha256-" + "1" * 64
@@ -66,9 +67,10 @@ class Replica:
         self.told: list[tuple[str, str]] = []
         self.lead = Lead(name)
         self.account = Cluster()
-        self.repo = Repo(log, told=self._told, routes={PATH: ("POST", self._peer)}, wall_clock=world.clock)
-        self.repo.rule(Rules())
-        self.peers = Peers(self.repo, self.lead, self.account, log, post=world.post, random=Random(1))
+        self.plans = Plans(log, on_report=self._told, wall_clock=world.clock)
+        self.plans.rule(Rules())
+        self.repo = Repo(self.plans, log, routes={PATH: ("POST", self._peer)})
+        self.peers = Peers(self.plans, self.lead, self.account, log, post=world.post, random=Random(1))
 
     async def _peer(self, request: Request) -> Response:
         return await self.peers.handle(request)
@@ -108,7 +110,7 @@ class World:
 
     def put(self, *pods: Pod) -> None:
         for replica in self.replicas.values():
-            replica.repo.replace(pods)
+            replica.plans.replace(pods)
 
 
 def said(version: str = "1", **more: Any) -> Report:
@@ -132,16 +134,16 @@ async def world(autojump_clock: MockClock, nursery: trio.Nursery) -> World:
 async def test_a_report_is_with_the_leader_at_once(autojump_clock: MockClock, world: World) -> None:
     task = TaskReport("healthy", 1.5, runs=3, failures=1, error="once")
     report = said(tasks={"ready": task}, left=("old",), logs=("a line",), rejected=DIGEST, error="no")
-    world.replicas["b"].repo.hear(PODS[0], report)
+    world.replicas["b"].plans.receive(PODS[0], report)
     await trio.sleep(0.05)
-    found = world.replicas["a"].repo.report(PODS[0])
+    found = world.replicas["a"].plans.report(PODS[0])
     assert found is not None
     assert (found.tasks, found.left, found.rejected, found.error) == ({"ready": task}, ("old",), DIGEST, "no")
     assert found.logs == ()  # nobody aggregates lines
     assert world.replicas["a"].told == [("web-1", "1")]
-    assert world.replicas["c"].repo.report(PODS[0]) is None
+    assert world.replicas["c"].plans.report(PODS[0]) is None
     # the leader's own go nowhere
-    world.replicas["a"].repo.hear(PODS[1], said())
+    world.replicas["a"].plans.receive(PODS[1], said())
     await trio.sleep(5)
     assert [names for _, _, names in world.posts] == [["web-1"]]
 
@@ -151,35 +153,35 @@ async def test_what_comes_while_a_request_is_under_way_goes_in_one(
 ) -> None:
     world.takes = 1
     replica = world.replicas["b"]
-    replica.repo.hear(PODS[0], said())
+    replica.plans.receive(PODS[0], said())
     await trio.sleep(0.1)
     for version in ("2", "3", "4"):
         for one in PODS:
-            replica.repo.hear(one, said(version))
+            replica.plans.receive(one, said(version))
             await trio.sleep(0.01)
     await trio.sleep(5)
     assert [(at, names) for at, _, names in world.posts] == [
         (0.0, ["web-1"]),
         (1.0, ["web-1", "web-2", "web-3"]),
     ]
-    assert {found.version for one in PODS if (found := world.replicas["a"].repo.report(one))} == {"4"}
+    assert {found.version for one in PODS if (found := world.replicas["a"].plans.report(one))} == {"4"}
 
 
 async def test_another_leader_is_told_everything(autojump_clock: MockClock, world: World) -> None:
-    world.replicas["b"].repo.hear(PODS[0], said())
-    world.replicas["a"].repo.hear(PODS[1], said())
-    world.replicas["c"].repo.hear(PODS[2], said())
+    world.replicas["b"].plans.receive(PODS[0], said())
+    world.replicas["a"].plans.receive(PODS[1], said())
+    world.replicas["c"].plans.receive(PODS[2], said())
     await trio.sleep(1)
     world.lead("c")
     await trio.sleep(1)
     for one in PODS:
-        assert world.replicas["c"].repo.report(one) is not None
+        assert world.replicas["c"].plans.report(one) is not None
     assert sorted(world.replicas["c"].told) == [("web-1", "1"), ("web-2", "1"), ("web-3", "1")]
     # nobody leads: nothing is sent, and nothing is lost
     for replica in world.replicas.values():
         replica.lead.see("")
     await wait_all_tasks_blocked()
-    world.replicas["b"].repo.hear(PODS[0], said("2"))
+    world.replicas["b"].plans.receive(PODS[0], said("2"))
     before = len(world.posts)
     await trio.sleep(20)
     assert len(world.posts) == before
@@ -191,16 +193,16 @@ async def test_another_leader_is_told_everything(autojump_clock: MockClock, worl
 async def test_the_latest_report_counts_whoever_tells_it_last(
     autojump_clock: MockClock, world: World
 ) -> None:
-    world.replicas["b"].repo.hear(PODS[0], said("old"))
+    world.replicas["b"].plans.receive(PODS[0], said("old"))
     await trio.sleep(10)
-    world.replicas["c"].repo.hear(PODS[0], said("new"))  # the pod went to another replica
+    world.replicas["c"].plans.receive(PODS[0], said("new"))  # the pod went to another replica
     await trio.sleep(1)
     world.lead("c")
     await trio.sleep(1)
     world.lead("a")
     await trio.sleep(1)
     for name in "ac":
-        found = world.replicas[name].repo.report(PODS[0])
+        found = world.replicas[name].plans.report(PODS[0])
         assert found is not None
         assert found.version == "new"
 
@@ -209,9 +211,9 @@ async def test_a_leader_that_is_away_gets_all_when_it_is_back(
     autojump_clock: MockClock, world: World
 ) -> None:
     world.down = True
-    world.replicas["b"].repo.hear(PODS[0], said())
+    world.replicas["b"].plans.receive(PODS[0], said())
     await trio.sleep(1)
-    world.replicas["b"].repo.hear(PODS[1], said())
+    world.replicas["b"].plans.receive(PODS[1], said())
     await trio.sleep(60)
     assert 6 < len(world.posts) < 60
     world.down = False
@@ -224,17 +226,17 @@ async def test_a_pod_that_the_leader_does_not_know_yet_is_told_again_until_it_is
     autojump_clock: MockClock, world: World
 ) -> None:
     new, other = pod("new", "10.0.0.9"), pod("other", "10.0.0.8", uid="uid-2")
-    world.replicas["b"].repo.put(new)
-    world.replicas["b"].repo.put(other)
-    world.replicas["a"].repo.put(pod("other", "10.0.0.8", uid="uid-1"))
-    world.replicas["b"].repo.hear(new, said())
-    world.replicas["b"].repo.hear(other, said())
+    world.replicas["b"].plans.put(new)
+    world.replicas["b"].plans.put(other)
+    world.replicas["a"].plans.put(pod("other", "10.0.0.8", uid="uid-1"))
+    world.replicas["b"].plans.receive(new, said())
+    world.replicas["b"].plans.receive(other, said())
     await trio.sleep(3 * UNKNOWN)
     assert world.replicas["a"].told == []
-    world.replicas["a"].repo.put(new)
+    world.replicas["a"].plans.put(new)
     await trio.sleep(2 * UNKNOWN)
     assert world.replicas["a"].told == [("new", "1")]
-    world.replicas["b"].repo.drop(("shop", "other"))
+    world.replicas["b"].plans.drop(("shop", "other"))
     await trio.sleep(2 * UNKNOWN)
     before = len(world.posts)
     await trio.sleep(20)
@@ -248,14 +250,16 @@ async def test_many_and_large_reports_go_in_requests_that_are_read(
     world.put(*pods)
     task = TaskReport("failing", 1.5, 10, 10, "\N{SNOWMAN}" * 400)
     for one in pods[:-2]:
-        world.replicas["b"].repo.hear(one, said(tasks={f"task-{number}": task for number in range(10)}))
-    world.replicas["b"].repo.hear(pods[-2], said(tasks={f"task-{number}": task for number in range(1000)}))
+        world.replicas["b"].plans.receive(one, said(tasks={f"task-{number}": task for number in range(10)}))
+    world.replicas["b"].plans.receive(
+        pods[-2], said(tasks={f"task-{number}": task for number in range(1000)})
+    )
     wide = {f"{number}-{'x' * 240}": task for number in range(1000)}
-    world.replicas["b"].repo.hear(pods[-1], said(tasks=wide))
+    world.replicas["b"].plans.receive(pods[-1], said(tasks=wide))
     await trio.sleep(5)
     assert sum(len(names) for _, _, names in world.posts) == 20
     assert len(world.posts) > 3
-    tasks = [found.tasks for one in pods if (found := world.replicas["a"].repo.report(one))]
+    tasks = [found.tasks for one in pods if (found := world.replicas["a"].plans.report(one))]
     assert [len(one) for one in tasks] == [10] * 18 + [1000, 0]
     assert tasks[0]["task-1"] == task
     assert tasks[18]["task-1"] == TaskReport("failing", runs=10)
@@ -286,7 +290,7 @@ async def test_only_the_controllers_own_account_is_heard(
     asked = Request("POST", PATH, {"authorization": token} if token else {}, body, "10.0.0.1")
     answer = await world.replicas["a"].repo.handle(asked)
     assert answer.status == status
-    assert (world.replicas["a"].repo.report(PODS[0]) is not None) == (status == 200)
+    assert (world.replicas["a"].plans.report(PODS[0]) is not None) == (status == 200)
     if status == 200:
         assert (await world.replicas["b"].repo.handle(asked)).status == 409  # it does not lead
         assert world.replicas["a"].account.reviews == 1
@@ -321,7 +325,7 @@ async def test_an_api_server_that_says_no_is_told_and_tried_again(
         raise Forbidden("serviceaccounts/token: no")
 
     replica.account.token = refused  # type: ignore[method-assign] # a test's
-    replica.repo.hear(PODS[0], said())
+    replica.plans.receive(PODS[0], said())
     await trio.sleep(60)
     assert 6 < asked < 60
     replica.account.token = token  # type: ignore[method-assign] # a test's

@@ -1,7 +1,7 @@
-"""What each pod is to be served: its plan in the envelope, as bytes with their ETag.
+"""The bundle of each pod: its plan in the envelope, as bytes with their ETag.
 
-The same pod and rules give the same bytes in any process. The entry before is asked only where nothing new
-can be derived: a pod whose derivation fails keeps what it has.
+The same pod and rules give the same bytes in any process. The previous entry is read only if no plan can be derived:
+then the pod keeps the plan that it has.
 """
 
 import hashlib
@@ -26,15 +26,15 @@ Derive = Callable[[Pod, Rules], list[dict[str, Any]]]
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """One answer. The ETag is over the whole envelope, so a change of phase is one too."""
+    """One envelope. Its ETag is a hash of all of it, so a change of phase changes the ETag too."""
 
     body: bytes
     etag: str  # as in the header, with its quotes
-    digest: str  # of the tasks
+    digest: str  # of the plan
     phase: Phase
-    count: int  # of the tasks
-    privileged: str = ""  # the first task that needs a repo which proved who it is, and what it does
-    metrics: int | None = None  # the port at which the pod is scraped
+    count: int  # of tasks
+    privileged: str = ""  # the first task that needs the https repo, and its action
+    metrics: int | None = None  # the port where Prometheus scrapes the pod
 
     @property
     def tasks(self) -> list[dict[str, Any]]:
@@ -44,26 +44,26 @@ class Bundle:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What one pod is served. No bundle: nothing good was ever derived, and ``error`` says why."""
+    """What one pod is served. Without a bundle no plan was ever derived, and ``error`` says why."""
 
     pod: Pod
     rules: Rules
     bundle: Bundle | None
     error: str = ""
-    faults: tuple[Fault, ...] = ()  # of bindings
-    rest: Bundle | None = None  # without these, for a pod that has no plan yet
+    faults: tuple[Fault, ...] = ()  # the bindings at fault
+    rest: Bundle | None = None  # without their tasks, for a pod that has no plan yet
 
     def is_of(self, pod: Pod, rules: Rules) -> bool:
-        """Whether nothing has changed since; by identity, as a change makes another object."""
+        """Whether it is up to date; by identity, since each change creates another object."""
         return self.pod is pod and self.rules is rules
 
     def answer(self, *, fresh: bool) -> Bundle | None:
-        """What is to be served; ``fresh`` is a pod that has no plan yet. None: what it has is to stay."""
+        """The bundle to serve; ``fresh``: the pod has no plan yet. None: the pod keeps the plan that it has."""
         return self.bundle or (self.rest if fresh else None)
 
 
 def entry(pod: Pod, rules: Rules, before: Entry | None, derive: Derive) -> Entry:
-    """What ``pod`` is to be served under ``rules``; ``before`` is what it was served."""
+    """Derive the entry of ``pod`` under ``rules``; ``before`` is its previous entry."""
     faults: tuple[Fault, ...] = ()
     rest = None
     try:
@@ -74,11 +74,11 @@ def entry(pod: Pod, rules: Rules, before: Entry | None, derive: Derive) -> Entry
             rest = encode(pod, error.rest)
     except PidoneError as error:
         text = str(error)
-    except Exception as error:  # noqa: BLE001 - a bug that one pod's fields bring out must not stop the others
+    except Exception as error:  # noqa: BLE001 - a bug that one pod's fields trigger must not stop the others
         text = f"internal error: {type(error).__name__}: {error}"
-    # The tasks it had, in an envelope of now: its end must reach it whatever is wrong with its plan. Where
-    # nothing was ever derived, an end needs no tasks, and anything else is not ours to invent: an empty
-    # plan would end what the pod got from the controller before this one.
+    # Its earlier tasks in a new envelope: the end of the pod must reach it although its plan cannot be derived. If none
+    # was ever derived, the end needs no tasks; otherwise there is no bundle, because an empty plan would stop the tasks
+    # that the pod got from an earlier controller.
     bundle = None
     if before and before.bundle:
         bundle = encode(pod, before.bundle.tasks)
@@ -97,11 +97,11 @@ def _checked(pod: Pod, tasks: list[dict[str, Any]]) -> Bundle:
 
 
 def encode(pod: Pod, tasks: Sequence[dict[str, Any]]) -> Bundle:
-    """The envelope's bytes: canonical, so that every replica serves the same ETag.
+    """The envelope in canonical form, so that every replica serves the same ETag.
 
-    The containers are in it where somebody reads them: a task that tells their processes apart or runs when all have
-    started, or the engine of a pod whose containers run once. Elsewhere each restart of one would be a new ID, and an
-    answer for nothing.
+    The containers are included only if they are read: by a task that groups processes by container or runs when all
+    have started, or by the engine of a pod whose containers run once. Otherwise each restart of a container, which
+    changes its ID, would send the bundle again.
     """
     phase = Phase.TERMINATING if pod.terminating else Phase.RUNNING
     ips = pod.ips
@@ -113,9 +113,9 @@ def encode(pod: Pod, tasks: Sequence[dict[str, Any]]) -> Bundle:
         pod.node_name,
         restart_policy=pod.restart_policy,
     )
-    read = facts.restart_policy == "Never" or any(map(_reads_containers, tasks))
+    with_containers = facts.restart_policy == "Never" or any(map(_reads_containers, tasks))
     envelope = encode_bundle(
-        list(tasks), phase=phase, pod=facts, containers=pod.containers if tasks and read else {}
+        list(tasks), phase=phase, pod=facts, containers=pod.containers if tasks and with_containers else {}
     )
     body = canonical(envelope)
     return Bundle(
@@ -130,7 +130,7 @@ def encode(pod: Pod, tasks: Sequence[dict[str, Any]]) -> Bundle:
 
 
 def _reads_containers(task: Mapping[str, Any]) -> bool:
-    """Whether a task tells the processes of the pod's containers apart, or runs when they have started."""
+    """Whether a task groups processes by container, or runs when the containers have started."""
     grouped = isinstance(task.get("metrics"), dict) and task["metrics"].get("groupBy") == "container"
     return grouped or model.CONTAINERS_STARTED in task.get("runOn", ())
 

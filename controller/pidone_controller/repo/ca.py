@@ -1,7 +1,7 @@
-"""The repo's certificates, kept: the CA in a Secret that all replicas read, a serving certificate in each of them.
+"""Keeps the repo's CA in a Secret that all replicas read, and a serving certificate in each replica.
 
-A replica that finds no CA makes one; of two that do so at once the API server takes the first. The serving
-certificate is signed in the replica and is nowhere else, so it needs no Secret, and nobody has to renew it for others.
+A replica that finds no CA creates one; if two do so at once, the API server accepts the first. Each replica signs its
+own serving certificate and stores it nowhere, so it needs no Secret and no other replica has to renew it.
 """
 
 from base64 import b64decode, b64encode
@@ -19,10 +19,10 @@ from pidone_controller.log import Log
 from pidone_controller.repo import certificates
 from pidone_controller.repo.certificates import CertificateError, Pair
 
-SECRET = "pidone-ca"  # noqa: S105 - its name
-LOOK = 600.0  # seconds between two looks at the Secret: somebody may have put a CA of their own there
-AGAIN = 5.0  # seconds after a failure
-BUNDLE = "ca.crt"  # of the Secret: whom pods are to trust, that is this CA and the one before it
+SECRET_NAME = "pidone-ca"  # noqa: S105 - its name
+CHECK_SECONDS = 600.0  # between two reads of the Secret: somebody may have put a CA of their own there
+RETRY_SECONDS = 5.0
+BUNDLE = "ca.crt"  # in the Secret: the certificates that pods must trust, of this CA and the one before it
 
 
 def wall_clock() -> datetime:
@@ -38,48 +38,50 @@ async def keep(
     *,
     clock: Callable[[], datetime] = wall_clock,
 ) -> NoReturn:
-    """Have ``use`` serve with a certificate for ``names`` that is good, for ever; failures are waited out."""
+    """Call ``use`` with a serving certificate for ``names``, and again whenever it is renewed. Failures are retried."""
     serving: Pair | None = None
     while True:
-        pause = AGAIN
+        pause = RETRY_SECONDS
         try:
             now = clock()
-            ca = await _authority(client, namespace, now, log)
+            ca = await _ca(client, namespace, now, log)
             if serving is None or certificates.due(serving, now) or not certificates.fits(serving, ca, names):
                 serving = certificates.issue(ca, names, now)
                 use(serving)
                 log("certificate", names=",".join(names))
-            pause = LOOK
+            pause = CHECK_SECONDS
         except PidoneError as error:
             log("certificate-failed", error=error)
         await trio.sleep(pause)
 
 
-async def _authority(client: Client, namespace: str, now: datetime, log: Log) -> Pair:
-    """The CA of now; made, or made anew in time. Raises ``ApiError`` and ``CertificateError``."""
+async def _ca(client: Client, namespace: str, now: datetime, log: Log) -> Pair:
+    """The present CA, created or renewed if due. Raises ``ApiError`` and ``CertificateError``."""
     try:
-        secret = await client.get(SECRETS, SECRET, namespace)
+        secret = await client.get(SECRETS, SECRET_NAME, namespace)
     except NotFound:
         ca = certificates.make_ca(now)
         body = _secret(namespace, ca, ca.certificate)
         try:
             await client.create(SECRETS, body, namespace)
         except AlreadyExists:
-            return await _authority(client, namespace, now, log)
-        log("authority", secret=f"{namespace}/{SECRET}")
+            return await _ca(client, namespace, now, log)
+        log("authority", secret=f"{namespace}/{SECRET_NAME}")
         return ca
-    ca = _pair(secret, f"Secret {namespace}/{SECRET}")
+
+    ca = _pair(secret, f"Secret {namespace}/{SECRET_NAME}")
     if not certificates.due(ca, now):
         return ca
-    # Pods that trust the old one alone are as old as it is by a third: ten years less three.
+
+    # Until their next check the other replicas serve with certificates of the old CA, so pods must trust both.
     new = certificates.make_ca(now)
     body = _secret(namespace, new, new.certificate + ca.certificate)
     body["metadata"]["resourceVersion"] = secret["metadata"]["resourceVersion"]
     try:
         await client.replace(SECRETS, body)
     except Conflict:
-        return await _authority(client, namespace, now, log)
-    log("authority", secret=f"{namespace}/{SECRET}", reason="two thirds of its life are over")
+        return await _ca(client, namespace, now, log)
+    log("authority", secret=f"{namespace}/{SECRET_NAME}", reason="two thirds of its life are over")
     return new
 
 
@@ -88,7 +90,7 @@ def _secret(namespace: str, ca: Pair, trusted: bytes) -> dict[str, Any]:
         "apiVersion": "v1",
         "kind": "Secret",
         "type": "kubernetes.io/tls",
-        "metadata": {"name": SECRET, "namespace": namespace},
+        "metadata": {"name": SECRET_NAME, "namespace": namespace},
         "data": {
             "tls.crt": b64encode(ca.certificate).decode(),
             "tls.key": b64encode(ca.key).decode(),
@@ -97,11 +99,11 @@ def _secret(namespace: str, ca: Pair, trusted: bytes) -> dict[str, Any]:
     }
 
 
-def _pair(secret: dict[str, Any], shown: str) -> Pair:
+def _pair(secret: dict[str, Any], title: str) -> Pair:
     data = secret.get("data") or {}
     try:
         return Pair(b64decode(data["tls.crt"]), b64decode(data["tls.key"]))
     except (KeyError, ValueError, TypeError) as error:
         raise CertificateError(
-            f"{shown}: expected tls.crt and tls.key; delete it to have a new one"
+            f"{title}: expected tls.crt and tls.key; delete it to have a new one"
         ) from error

@@ -1,8 +1,7 @@
-"""The repo's own CA and the certificate that it serves with: made, and made anew in time.
+"""The repo's CA and its serving certificates as values: created, checked, and due for renewal.
 
-Values and functions. Where they are kept (a Secret that all replicas share) and who may renew them (the leader)
-is not known here. The CA is what is baked into the pods' image, or mounted beside a sidecar, so it lives long;
-a serving certificate is cheap and lives short. Keys are ECDSA on P-256, as kubeadm's and cert-manager's are.
+The CA is part of the pods' image, or mounted beside a sidecar, so it is valid for years; a serving certificate is cheap
+and valid for weeks. Keys are ECDSA on P-256, as kubeadm's and cert-manager's are.
 """
 
 import os
@@ -26,7 +25,7 @@ BACKDATED = timedelta(hours=1)  # clocks of nodes differ
 
 
 class CertificateError(PidoneError):
-    """Not a certificate, not its key, or not one that fits the other; the text says which."""
+    """A certificate or key cannot be read, or the two do not fit; the text says which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +37,13 @@ class Pair:
 
 
 def make_ca(now: datetime, name: str = "pidone-repo") -> Pair:
-    """A new CA: for the image, and for ``issue``. It signs certificates of servers, and no further CA."""
+    """A new CA, for the image and for ``issue``. It may sign certificates of servers, and no further CA."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name} CA {now:%Y-%m-%d}")])
     public = key.public_key()
     usage = _usage(signs_certificates=True)
     certificate = (
-        _begun(subject, subject, public, now, now + CA_LIFE)
+        _builder(subject, subject, public, now, now + CA_LIFE)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(usage, critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
@@ -54,17 +53,17 @@ def make_ca(now: datetime, name: str = "pidone-repo") -> Pair:
 
 
 def issue(ca: Pair, names: Iterable[str], now: datetime) -> Pair:
-    """A serving certificate for DNS names and addresses. Raises ``CertificateError`` for a CA that is none."""
+    """A serving certificate for DNS names and addresses. Raises ``CertificateError`` for a bad CA."""
     authority, signing = _read(ca)
-    listed = list(dict.fromkeys(names))
+    unique = list(dict.fromkeys(names))
     key = ec.generate_private_key(ec.SECP256R1())
     public = key.public_key()
     ends = min(now + LIFE, authority.not_valid_after_utc)
-    # The names that count are the alternative ones; a common name may have 64 characters and no more.
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, listed[0][:64])])
+    # Clients read the alternative names; a common name may have 64 characters at most.
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, unique[0][:64])])
     certificate = (
-        _begun(subject, authority.subject, public, now, ends)
-        .add_extension(x509.SubjectAlternativeName([_name(one) for one in listed]), critical=False)
+        _builder(subject, authority.subject, public, now, ends)
+        .add_extension(x509.SubjectAlternativeName([_name(name) for name in unique]), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
@@ -78,14 +77,14 @@ def issue(ca: Pair, names: Iterable[str], now: datetime) -> Pair:
 
 
 def due(pair: Pair, now: datetime) -> bool:
-    """Whether it is time for a new one: two thirds of its life are over. Raises ``CertificateError``."""
+    """Whether it must be renewed: two thirds of its life are over. Raises ``CertificateError``."""
     certificate, _ = _read(pair)
     begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     return now >= begins + (ends - begins) * 2 / 3 or now < begins
 
 
 def fits(pair: Pair, ca: Pair, names: Iterable[str]) -> bool:
-    """Whether it is of this CA and for all these names. False too for what cannot be read."""
+    """Whether this CA issued it, for all these names. False as well if it cannot be read."""
     try:
         certificate, (authority, _) = _read(pair)[0], _read(ca)
         certificate.verify_directly_issued_by(authority)
@@ -96,25 +95,25 @@ def fits(pair: Pair, ca: Pair, names: Iterable[str]) -> bool:
 
 
 def context(pair: Pair) -> ssl.SSLContext:
-    """For serving with it. Raises ``CertificateError``."""
-    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    made.minimum_version = ssl.TLSVersion.TLSv1_2
-    made.set_alpn_protocols(["http/1.1"])
-    # ssl reads files alone, and a controller need have no place to write: memory that has a path
+    """A context that serves with it. Raises ``CertificateError``."""
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.minimum_version = ssl.TLSVersion.TLSv1_2
+    tls.set_alpn_protocols(["http/1.1"])
+    # ssl reads only files, and the controller may have no writable folder: memory with a path
     file = os.memfd_create("pidone-tls", os.MFD_CLOEXEC)
     try:
         os.write(file, pair.certificate + pair.key)
-        made.load_cert_chain(f"/proc/self/fd/{file}")
+        tls.load_cert_chain(f"/proc/self/fd/{file}")
     except ssl.SSLError as error:
         raise CertificateError(
             f"the serving certificate and its key do not fit: {error.reason or error}"
         ) from error
     finally:
         os.close(file)
-    return made
+    return tls
 
 
-def _begun(
+def _builder(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime, ends: datetime
 ) -> x509.CertificateBuilder:
     return (

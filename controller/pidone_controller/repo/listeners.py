@@ -1,4 +1,4 @@
-"""Where requests come in: listeners for http and https, before one repo."""
+"""TCP listeners for http and https in front of one request handler."""
 
 import errno
 import os
@@ -6,52 +6,58 @@ import resource
 import socket
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 
 from pidone.errors import PidoneError
-from pidone.http.server import serve
-from pidone_controller.pods.reports import MAX_REPORT
+from pidone.http.message import Held, Request, Response
+from pidone.http.server import Fatal
+from pidone.http.server import serve as serve_http
 from pidone_controller.repo import certificates
 from pidone_controller.repo.certificates import Pair
-from pidone_controller.repo.server import Repo
 
-MAX_CONNECTIONS = 25_000  # one replica's share; at 6 KB a held request that is 150 MB
+MAX_CONNECTIONS = 25_000  # one replica's share; at 6 KB for a held request that is 150 MB
 OWN_FILES = 64  # open files that are not connections
 
 Listeners = Sequence[trio.SocketListener]
 
 
 class StartError(PidoneError):
-    """The server cannot start; the text says what is in the way."""
+    """The server cannot start; the text says why."""
+
+
+class RequestHandler(Protocol):
+    """Answers a request, or holds it. ``secure`` is whether it came over TLS."""
+
+    async def __call__(self, request: Request, *, secure: bool = False) -> Response | Held: ...
 
 
 class Tls:
-    """The certificate that connections from now on get; those that are open keep theirs, for a minute at most."""
+    """The certificate of new connections. Open connections keep the one they began with, for at most a minute."""
 
     def __init__(self, pair: Pair) -> None:
         self.use(pair)
 
     def use(self, pair: Pair) -> None:
-        """Serve with this one. Raises ``CertificateError``; the one before stays then."""
+        """Use another certificate. Raises ``CertificateError`` and keeps the present one."""
         self._context = certificates.context(pair)
 
     async def secure(self, stream: trio.SocketStream) -> trio.SSLStream[trio.SocketStream]:
-        """After the handshake. Raises ``trio.BrokenResourceError``."""
-        over = trio.SSLStream(stream, self._context, server_side=True, https_compatible=True)
-        await over.do_handshake()
-        return over
+        """TLS over a connection, after the handshake. Raises ``trio.BrokenResourceError``."""
+        tls_stream = trio.SSLStream(stream, self._context, server_side=True, https_compatible=True)
+        await tls_stream.do_handshake()
+        return tls_stream
 
 
 async def listen(host: str, port: int) -> list[trio.SocketListener]:
-    """On one address, or on all with an empty host. Raises ``StartError``."""
-    where = shown((host, port))
+    """Listen on one address, or with an empty host on all. Raises ``StartError``."""
+    address = host_port((host, port))
     try:
         return await trio.open_tcp_listeners(port, host=host or None)
     except socket.gaierror as error:
         raise StartError(
-            f"cannot listen on {where}: {host} is not an address of this machine ({error.strerror})"
+            f"cannot listen on {address}: {host} is not an address of this machine ({error.strerror})"
         ) from error
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
@@ -61,44 +67,47 @@ async def listen(host: str, port: int) -> list[trio.SocketListener]:
             reason = f"{host} is not an address of this machine"
         elif error.errno == errno.EACCES:
             reason = "not allowed; ports below 1024 need the capability NET_BIND_SERVICE"
-        raise StartError(f"cannot listen on {where}: {reason}") from error
+        raise StartError(f"cannot listen on {address}: {reason}") from error
 
 
-async def answer(
-    repo: Repo,
+async def serve(
+    handler: RequestHandler,
     plain: Listeners,
     secure: Listeners = (),
     tls: Tls | None = None,
     *,
-    max_body: int = MAX_REPORT,
+    max_body: int,
+    fatal: Fatal | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until cancelled. https serves all that there is; http no plan that needs a repo which proved itself."""
-    served = partial(serve, max_connections=most_connections(), max_body=max_body, fatal=repo.died)
+    """Serve http on ``plain`` and https on ``secure`` until cancelled.
+
+    ``max_body`` is the largest request body in bytes; ``fatal`` is called as in ``pidone.http.server.serve``.
+    """
+    serve_all = partial(serve_http, max_connections=max_connections(), max_body=max_body, fatal=fatal)
     async with trio.open_nursery() as nursery:
         if plain:
-            await nursery.start(partial(served, repo.begin, plain))
+            await nursery.start(partial(serve_all, handler, plain))
         if secure:
             assert tls is not None
-            handler = partial(repo.begin, secure=True)
-            await nursery.start(partial(served, handler, secure, secure=tls.secure))
+            await nursery.start(partial(serve_all, partial(handler, secure=True), secure, secure=tls.secure))
         task_status.started()
 
 
-def most_connections() -> int:
-    """How many connections may be open: as many as the hard limit on files allows, less our own files."""
+def max_connections() -> int:
+    """How many connections may be open: as the hard limit on open files allows, less this process's own files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_CONNECTIONS + OWN_FILES
-    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-        soft = most
+    limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < limit:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        soft = limit
     return (
         MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else max(1, min(MAX_CONNECTIONS, soft - OWN_FILES))
     )
 
 
-def shown(address: tuple[Any, ...]) -> str:
-    """``10.1.2.3:6060``, ``[::1]:6060``: of a socket's name, or of a host and a port."""
+def host_port(address: tuple[Any, ...]) -> str:
+    """``10.1.2.3:6060`` or ``[::1]:6060``, from a socket's name or a host and a port."""
     host, port = address[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

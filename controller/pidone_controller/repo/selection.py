@@ -1,69 +1,108 @@
-"""Which live pods a binding chooses, what each is served, and what it said of that: for statuses and rollouts."""
+"""The live pods that each binding selects, with their plans and last reports: what statuses and rollouts read."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
 
-from pidone.language.binding import Key
+from pidone.language.binding import Fault, Key
 from pidone_controller.pods.model import FrozenLabels, Pod
-from pidone_controller.repo.server import Repo
-from pidone_controller.rollout.step import Seen
-from pidone_controller.status.compose import Matched
+from pidone_controller.pods.reports import Report
+from pidone_controller.repo.plans import Plans
 
 
-class Chosen:
-    """The pods of each binding, found in one pass over all pods whenever they are asked for after a change.
+class Outcome(Enum):
+    """Whether one pod runs the plan that it is served."""
 
-    A pod that is on its way out is not among them: it is served its end, and no plan is expected of it.
+    APPLIED = "applied"
+    REJECTED = "rejected"
+    WAITING = "waiting"  # the pod has not reported it yet
+    UNDERIVED = "underived"  # there is no plan to serve
+
+
+@dataclass(frozen=True, slots=True)
+class SelectedPod:
+    """One live pod that a binding selects and that is not terminating: its plan and its last report.
+
+    With an ``error`` no plan with all its bindings can be derived, and the pod keeps the plan that it has. ``faults``
+    name the bindings at fault; without any the error is the pod's own.
     """
 
-    def __init__(self, repo: Repo) -> None:
-        self._repo = repo
-        self._pods: Mapping[Key, Sequence[Pod]] | None = None
+    pod: str  # namespace/name
+    uid: str = ""
+    digest: str = ""  # of the plan that it is served
+    etag: str = ""  # of the bundle, without quotes, as reports name a refused one
+    tasks: int = 0
+    report: Report | None = None
+    error: str = ""
+    faults: tuple[Fault, ...] = ()
+    withheld: str = ""  # why it does not get its plan over plain http
+
+    @property
+    def rejected(self) -> bool:
+        """Whether it reports that it refused the bundle that it is served."""
+        return self.report is not None and bool(self.report.rejected) and self.report.rejected == self.etag
+
+    @property
+    def running(self) -> bool:
+        """Whether it reports that it runs the plan that it is served."""
+        return self.report is not None and self.report.digest == self.digest and not self.rejected
+
+    @property
+    def outcome(self) -> Outcome:
+        if self.error or self.withheld:
+            return Outcome.UNDERIVED
+        if self.rejected:
+            return Outcome.REJECTED
+        if self.report is not None and self.report.digest:
+            return Outcome.APPLIED if self.report.digest == self.digest else Outcome.WAITING
+        # A pod without tasks sleeps and reports nothing.
+        return Outcome.WAITING if self.tasks else Outcome.APPLIED
+
+
+class Selection:
+    """The pods of each binding, found in one pass over all pods when they are asked for after a change.
+
+    A terminating pod is not among them: it is served its end, and no plan is expected of it.
+    """
+
+    def __init__(self, plans: Plans) -> None:
+        self._plans = plans
+        self._by_binding: Mapping[Key, Sequence[Pod]] | None = None
 
     def changed(self) -> None:
-        """A pod is new, gone or another than it was, or there are new rules."""
-        self._pods = None
+        """Pods or rules have changed."""
+        self._by_binding = None
 
-    def pods(self, binding: Key) -> Sequence[Pod]:
-        if self._pods is None:
-            self._pods = self._found()
-        return self._pods.get(binding, ())
+    def pods(self, binding: Key) -> list[SelectedPod]:
+        if self._by_binding is None:
+            self._by_binding = self._selected()
+        return [self._selected_pod(pod) for pod in self._by_binding.get(binding, ())]
 
-    def seen(self, binding: Key) -> list[Seen]:
-        """For a rollout."""
-        return [
-            Seen(pod.uid, one.pod, digest=one.digest, etag=one.etag, report=one.report)
-            for pod in self.pods(binding)
-            for one in (self._matched(pod),)
-        ]
-
-    def matched(self, binding: Key) -> list[Matched]:
-        """For a status."""
-        return [self._matched(pod) for pod in self.pods(binding)]
-
-    def _matched(self, pod: Pod) -> Matched:
-        entry = self._repo.entry(pod)
+    def _selected_pod(self, pod: Pod) -> SelectedPod:
+        entry = self._plans.entry(pod)
         bundle = entry.bundle
-        return Matched(
+        return SelectedPod(
             pod.path,
+            pod.uid,
             digest=bundle.digest if bundle else "",
             etag=bundle.etag.strip('"') if bundle else "",
             tasks=bundle.count if bundle else 0,
-            report=self._repo.report(pod),
+            report=self._plans.report(pod),
             error=entry.error,
             faults=entry.faults,
-            withheld=self._repo.withheld(pod),
+            withheld=self._plans.withheld(pod),
         )
 
-    def _found(self) -> dict[Key, list[Pod]]:
-        rules = self._repo.rules
-        like: dict[tuple[str, FrozenLabels], list[Key]] = {}  # pods of one workload have the same labels
-        found: dict[Key, list[Pod]] = {}
-        for pod in self._repo.inventory:
+    def _selected(self) -> dict[Key, list[Pod]]:
+        rules = self._plans.rules
+        bindings: dict[tuple[str, FrozenLabels], list[Key]] = {}  # pods of one workload have the same labels
+        selected: dict[Key, list[Pod]] = {}
+        for pod in self._plans.inventory:
             if not pod.served or pod.terminating:
                 continue
-            looks = pod.namespace, pod.labels
-            if looks not in like:
-                like[looks] = [binding.key for binding in rules.matching(pod)]
-            for key in like[looks]:
-                found.setdefault(key, []).append(pod)
-        return found
+            group = pod.namespace, pod.labels
+            if group not in bindings:
+                bindings[group] = [binding.key for binding in rules.matching(pod)]
+            for key in bindings[group]:
+                selected.setdefault(key, []).append(pod)
+        return selected

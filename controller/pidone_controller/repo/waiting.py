@@ -1,4 +1,4 @@
-"""Requests that are held open: who waits where, and how they are woken."""
+"""Which held requests a change wakes."""
 
 from collections.abc import Callable, Iterable
 
@@ -6,14 +6,15 @@ Call = Callable[[], object]
 
 
 class Waiting:
-    """By place: an address, as an unknown pod has nothing else, or the key of a pod that came with a token.
+    """The calls of held requests by place: an address, or the key of a pod that came with a token.
 
-    Between looking at what there is and waiting for a call is no await, so no change can fall between them.
+    An unknown pod has nothing but its address. Between looking for an answer and adding a call there is no ``await``,
+    so no change is missed.
     """
 
     def __init__(self) -> None:
         self._calls: dict[str, list[Call]] = {}
-        self.requests = 0  # waiting now
+        self.requests = 0  # that are held now
 
     def add(self, place: str, call: Call) -> None:
         self._calls.setdefault(place, []).append(call)
@@ -33,7 +34,7 @@ class Waiting:
         return list(self._calls)
 
     def wake(self, places: Iterable[str]) -> None:
-        """Everybody there is to look again."""
+        """Call everything at these places: there may be an answer now."""
         for place in places:
             for call in list(self._calls.get(place, ())):
                 call()

@@ -23,12 +23,12 @@ from pidone_controller.log import Log
 from pidone_controller.objects import revisions
 from pidone_controller.objects.revisions import History
 from pidone_controller.objects.written import PIN, RESUME, Written
+from pidone_controller.repo.selection import SelectedPod
 from pidone_controller.rollout.step import (
     Health,
     Objects,
     Phase,
     RolloutError,
-    Seen,
     State,
     next_look,
     remember,
@@ -51,7 +51,7 @@ class Leader:
         self,
         client: Client,
         objects: Objects,
-        seen: Callable[[Written], Sequence[Seen]],
+        seen: Callable[[Written], Sequence[SelectedPod]],
         log: Log,
         *,
         hearing: float = 0.0,

@@ -49,7 +49,8 @@ from pidone_controller.kubernetes.resources import (
 from pidone_controller.objects import revisions
 from pidone_controller.objects.revisions import History, Revision, sets_of
 from pidone_controller.objects.written import CLUSTER_KINDS, PIN, RESUME, Store, Written, read
-from pidone_controller.pods.reports import Report, TaskReport
+from pidone_controller.pods.reports import TaskReport
+from pidone_controller.repo.selection import SelectedPod
 
 PIN_LEAST = 8  # hexadecimal digits of a pin
 SHOWN = 3  # pods and tasks that a text names
@@ -177,25 +178,6 @@ class State:
         return self.message if self.phase is Phase.HALTED else ""
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """One live pod that a binding chooses: what it is served now, and its last word."""
-
-    uid: str
-    pod: str = ""  # namespace/name
-    digest: str = ""  # of the plan
-    etag: str = ""  # of the bundle, without quotes
-    report: Report | None = None
-
-    @property
-    def running(self) -> bool:
-        return self.report is not None and self.report.digest == self.digest and not self.refused
-
-    @property
-    def refused(self) -> bool:
-        return self.report is not None and bool(self.report.rejected) and self.report.rejected == self.etag
-
-
 Health = dict[str, set[str]]  # by a pod's uid the tasks that were seen well
 
 
@@ -216,7 +198,7 @@ def step(
     strategy: Strategy | None,
     state: State | None,
     wanted: Recorded,
-    pods: Sequence[Seen],
+    pods: Sequence[SelectedPod],
     health: Health,
     now: float,
     resumed: str = "",
@@ -250,7 +232,12 @@ def step(
 
 
 def _further(
-    strategy: Strategy, state: State, pods: Sequence[Seen], health: Health, now: float, not_before: float
+    strategy: Strategy,
+    state: State,
+    pods: Sequence[SelectedPod],
+    health: Health,
+    now: float,
+    not_before: float,
 ) -> State:
     """The next state of a rollout that is under way to the target that it should have."""
     assert state.target is not None
@@ -272,7 +259,7 @@ def next_look(strategy: Strategy | None, state: State, not_before: float = 0.0) 
     return max(not_before, state.since + strategy.pause)
 
 
-def remember(health: Health, pods: Iterable[Seen]) -> None:
+def remember(health: Health, pods: Iterable[SelectedPod]) -> None:
     """Keep what is well in each pod. Called after each ``step`` with its pods."""
     for one in pods:
         if one.report is not None:
@@ -285,7 +272,7 @@ def _complete(wanted: Recorded, now: float) -> State:
     return State(Phase.COMPLETE, wanted, since=now)
 
 
-def _grown(state: State, percent: int, pods: Sequence[Seen], now: float) -> State:
+def _grown(state: State, percent: int, pods: Sequence[SelectedPod], now: float) -> State:
     """With so many percent of these pods, rounded up; pods that come later fall to either side by their place."""
     assert state.target is not None
     percent = min(100, percent)
@@ -297,13 +284,13 @@ def _grown(state: State, percent: int, pods: Sequence[Seen], now: float) -> Stat
     return replace(state, phase=Phase.PROGRESSING, percent=percent, share=share, since=now, message="")
 
 
-def _anybody(having: Sequence[Seen]) -> bool:
+def _anybody(having: Sequence[SelectedPod]) -> bool:
     """Whether the rollout has been seen to work: a pod has it, or none of them ever reports."""
     return any(one.running for one in having) or all(one.report is None for one in having)
 
 
-def _refusals(having: Sequence[Seen], strategy: Strategy) -> str:
-    refused = [one for one in having if one.refused]
+def _refusals(having: Sequence[SelectedPod], strategy: Strategy) -> str:
+    refused = [one for one in having if one.rejected]
     if len(refused) <= strategy.max_rejected:
         return ""
     reason = next(
@@ -313,7 +300,7 @@ def _refusals(having: Sequence[Seen], strategy: Strategy) -> str:
     return f"{_count(refused, 'pod')} refused it, and maxRejected is {strategy.max_rejected}: {names}: {reason[:500]}"
 
 
-def _failures(having: Sequence[Seen], health: Health) -> str:
+def _failures(having: Sequence[SelectedPod], health: Health) -> str:
     failed = [
         (f'"{name}" of {one.pod}', task)
         for one in having

@@ -6,6 +6,7 @@ For podman hosts, virtual machines, the demo and tests. All but the files is wha
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -13,7 +14,9 @@ import trio
 from pidone import __version__
 from pidone_controller.log import Log, log, say
 from pidone_controller.pods.model import Pod
-from pidone_controller.repo.listeners import answer, listen, shown
+from pidone_controller.pods.reports import MAX_REPORT
+from pidone_controller.repo.listeners import host_port, listen, serve
+from pidone_controller.repo.plans import Plans
 from pidone_controller.repo.server import Repo
 from pidone_controller.standalone.files import InventoryFile, TaskFiles
 
@@ -46,7 +49,8 @@ async def run(settings: Settings, log: Log = log) -> None:
 
 
 async def _serve(settings: Settings, listeners: list[trio.SocketListener], log: Log) -> None:
-    repo = Repo(log)
+    plans = Plans(log)
+    repo = Repo(plans, log)
     tasks = TaskFiles(settings.tasks, log, say)
     inventory = InventoryFile(settings.inventory, log)
 
@@ -62,12 +66,12 @@ async def _serve(settings: Settings, listeners: list[trio.SocketListener], log: 
         await trio.to_thread.run_sync(look)
         pods, rules = inventory.pods, tasks.rules
         # Nothing is served until every file was read: who has a plan must not be told that there is none.
-        if pods is None or (tasks.pending and not repo.ready):
+        if pods is None or (tasks.pending and not plans.ready):
             return
-        if rules is not repo.rules:
-            repo.rule(rules)
+        if rules is not plans.rules:
+            plans.rule(rules)
         if pods is not listed:
-            repo.replace(pods)
+            plans.replace(pods)
             listed = pods
 
     bugs = set[str]()
@@ -85,14 +89,14 @@ async def _serve(settings: Settings, listeners: list[trio.SocketListener], log: 
     await look_again()
     await look_again()  # what stands still is read at the second look
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(repo.run)
-        await nursery.start(answer, repo, listeners)
+        nursery.start_soon(plans.run)
+        await nursery.start(partial(serve, repo.begin, listeners, max_body=MAX_REPORT, fatal=repo.died))
         for listener in listeners:
             log(
                 "listening",
-                address=shown(listener.socket.getsockname()),
+                address=host_port(listener.socket.getsockname()),
                 version=__version__,
-                ready=repo.ready,
+                ready=plans.ready,
             )
         while True:
             await look_again()

@@ -2,7 +2,7 @@
 
 Functions over values with the time passed in; no I/O. ``StatusWriter`` is the thin loop that writes. Who calls what:
 
-- ``binding_status`` once for each binding whose object, pods, plans or reports changed, with one ``Matched`` for
+- ``binding_status`` once for each binding whose object, pods, plans or reports changed, with one ``SelectedPod`` for
   each live pod that it chooses; ``set_status`` for a set whose object, bases or bindings changed. Both answer with
   the whole status that pidone-controller owns; ``status.rollout`` is another field manager's and never in it.
 - ``StatusWriter.mark(target)`` on each such change, as often as one likes; it asks ``compose`` for the status when
@@ -22,21 +22,21 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any, Protocol
 
 import trio
 
 from pidone import actions
 from pidone.errors import PidoneError
-from pidone.language.binding import BindingError, Fault, Rules, shown
+from pidone.language.binding import BindingError, Rules, shown
 from pidone.language.model import TaskBinding, TaskSet
 from pidone.language.resolution import flatten
 from pidone.language.schemas import action_of
 from pidone_controller.kubernetes.errors import NotFound
 from pidone_controller.kubernetes.resources import Resource
 from pidone_controller.log import Log
-from pidone_controller.pods.reports import Bucket, Report
+from pidone_controller.pods.reports import Bucket
+from pidone_controller.repo.selection import Outcome, SelectedPod
 
 SHOWN = 5  # rejections, conflicts and digests in a status, which is read by people; all are in /v1/pods
 FINDINGS = 10
@@ -52,45 +52,6 @@ RETRY_MAX = 60.0  # seconds before a write that failed is made again, at most
 Status = dict[str, Any]
 
 
-class Outcome(Enum):
-    """What became of one pod's plan."""
-
-    APPLIED = "applied"
-    REJECTED = "rejected"
-    WAITING = "waiting"  # for the pod's word
-    UNDERIVED = "underived"  # there is no plan to serve
-
-
-@dataclass(frozen=True, slots=True)
-class Matched:
-    """One live pod that a binding chooses, not yet on its way out: what it is served, and its last word.
-
-    With an ``error`` there is no plan with everything that binds it, and it keeps what it has; ``faults`` say which
-    bindings that comes from. Without any it is the pod's own matter.
-    """
-
-    pod: str  # namespace/name
-    digest: str = ""  # of the plan it is served
-    etag: str = ""  # of the bundle, as reports name what was refused: without quotes
-    tasks: int = 0
-    report: Report | None = None
-    error: str = ""
-    faults: tuple[Fault, ...] = ()
-    withheld: str = ""  # why it is not given its plan over plain http
-
-    @property
-    def outcome(self) -> Outcome:
-        report = self.report
-        if self.error or self.withheld:
-            return Outcome.UNDERIVED
-        if report is not None and report.rejected and report.rejected == self.etag:
-            return Outcome.REJECTED
-        if report is not None and report.digest:
-            return Outcome.APPLIED if report.digest == self.digest else Outcome.WAITING
-        # A pod without tasks is asleep, and says nothing.
-        return Outcome.WAITING if self.tasks else Outcome.APPLIED
-
-
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """Which condition holds, and why. ``reason`` is one word, for machines too."""
@@ -103,7 +64,7 @@ class Verdict:
 def binding_status(
     binding: str,
     generation: int,
-    pods: Iterable[Matched],
+    pods: Iterable[SelectedPod],
     *,
     previous: Mapping[str, Any],
     now: str,
@@ -265,7 +226,7 @@ class _View:
             None  # the first that asks over plain http for what needs https
         )
 
-    def add(self, pod: Matched) -> None:
+    def add(self, pod: SelectedPod) -> None:
         outcome = pod.outcome
         self.matched += 1
         if pod.digest:
@@ -287,7 +248,7 @@ class _View:
             self.withheld += 1
             self.insecure = self.insecure or (pod.pod, pod.withheld)
 
-    def _blame(self, pod: Matched) -> None:
+    def _blame(self, pod: SelectedPod) -> None:
         mine = False
         for fault in pod.faults:
             names = [shown(binding) for binding in fault.bindings]

@@ -13,7 +13,8 @@ from pidone_controller.objects import revisions
 from pidone_controller.objects.revisions import Create, Delete, Update, changes
 from pidone_controller.objects.written import CAUSE, ObjectError, Store, Written, read, version_digest
 from pidone_controller.rollout.step import Objects
-from tests.controller.written import HOME, Server, binding_spec, set_spec
+from tests.controller.factories import binding_spec, set_spec
+from tests.controller.fakes import HOME, FakeClient
 
 DEEP: dict[str, Any] = {}
 for _ in range(60):
@@ -175,10 +176,10 @@ class Kept:
 
     def __init__(self) -> None:
         self.objects = Objects(HOME)
-        self.server = Server(self.objects)
+        self.server = FakeClient(self.objects)
 
     def changes(self, *, in_use: tuple[str, ...] = (), limit: int = 3) -> list[revisions.Change]:
-        self.server.hear()
+        self.server.deliver()
         return changes(
             self.objects.sets, self.objects.revisions, lambda _, digest: digest in in_use, HOME, limit
         )
@@ -186,7 +187,7 @@ class Kept:
     async def settle(self, *, in_use: tuple[str, ...] = (), limit: int = 3) -> None:
         for change in self.changes(in_use=in_use, limit=limit):
             await revisions.make(self.server, change)  # type: ignore[arg-type] # all that is asked of a client
-        self.server.hear()
+        self.server.deliver()
 
     async def write(
         self, *periods: int, kind: str = "TaskSet", in_use: tuple[str, ...] = (), **more: Any

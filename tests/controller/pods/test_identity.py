@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from pidone_controller.pods.identity import Claims, Contradiction, NodeAddress, Unknown, normalise
-from tests.controller.samples import inventory, pod
+from pidone_controller.pods.inventory import Inventory
+from tests.controller.factories import pod
 
 
 @pytest.mark.parametrize(
@@ -21,19 +22,21 @@ def test_an_address_has_one_spelling(given: str, expected: str) -> None:
     assert normalise(given) == expected
 
 
-PODS = inventory(
-    pod("web", "10.1.0.2", ips=["fd00::2"]),
-    pod("done", "10.1.0.3", phase="Succeeded"),
-    pod("failed", "10.1.0.3", phase="Failed"),
-    pod("old", "10.1.0.4", phase="Failed"),
-    pod("new", "10.1.0.4"),
-    pod("one", "10.1.0.5"),
-    pod("other", "10.1.0.5"),
-    pod("proxy", "10.0.0.1", spec={"hostNetwork": True}),
-    pod("agent", "10.0.0.9", spec={"hostNetwork": True}),
-    pod("static", "10.1.0.6", annotations={"kubernetes.io/config.hash": "ab12cd"}),
-    pod("desk", "10.1.0.7", uid=""),
-    pod("named", "10.1.0.8", spec={"hostname": "db-0"}),
+PODS = Inventory(
+    [
+        pod("web", "10.1.0.2", ips=["fd00::2"]),
+        pod("done", "10.1.0.3", phase="Succeeded"),
+        pod("failed", "10.1.0.3", phase="Failed"),
+        pod("old", "10.1.0.4", phase="Failed"),
+        pod("new", "10.1.0.4"),
+        pod("one", "10.1.0.5"),
+        pod("other", "10.1.0.5"),
+        pod("proxy", "10.0.0.1", spec={"hostNetwork": True}),
+        pod("agent", "10.0.0.9", spec={"hostNetwork": True}),
+        pod("static", "10.1.0.6", annotations={"kubernetes.io/config.hash": "ab12cd"}),
+        pod("desk", "10.1.0.7", uid=""),
+        pod("named", "10.1.0.8", spec={"hostname": "db-0"}),
+    ]
 )
 
 

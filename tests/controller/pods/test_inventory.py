@@ -4,7 +4,7 @@ from pidone_controller.pods.identity import Claims, NodeAddress, Unknown
 from pidone_controller.pods.inventory import Inventory
 from pidone_controller.pods.model import Pod, Pool
 from pidone_controller.pods.projection import project
-from tests.controller.samples import manifest, pod
+from tests.controller.factories import manifest, pod
 
 CHECKED = {"check": "yes"}
 

@@ -4,7 +4,7 @@ import pytest
 
 from pidone_controller.pods.model import Pool
 from pidone_controller.pods.projection import ProjectionError, project
-from tests.controller.samples import manifest, pod
+from tests.controller.factories import manifest, pod
 
 CHECKED = {"check": "yes"}
 

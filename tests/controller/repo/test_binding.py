@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from pidone.language.binding import PLACES, BindingError, Rollout, Rules, Version, collect, derive, place
-from tests.controller.samples import binding, pod, rules, task_set
+from tests.controller.factories import binding, pod, rules, task_set
 
 CHECKED = {"check": "yes"}
 

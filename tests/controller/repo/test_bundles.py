@@ -7,7 +7,7 @@ from pidone.plan.format import decode_bundle
 from pidone.plan.model import Container
 from pidone_controller.pods.projection import project
 from pidone_controller.repo.bundles import encode, entry
-from tests.controller.samples import binding, manifest, pod, rules, task_set
+from tests.controller.factories import binding, manifest, pod, rules, task_set
 
 CHECKED = {"check": "yes"}
 GOOD = rules(task_set(), binding())

@@ -13,8 +13,7 @@ from trio.testing import MockClock
 
 from pidone_controller.kubernetes.client import Client
 from pidone_controller.kubernetes.resources import SECRETS
-from pidone_controller.repo import ca as authority
-from pidone_controller.repo import certificates
+from pidone_controller.repo import ca, certificates
 from pidone_controller.repo.certificates import Pair
 from tests.controller.kubernetes.standin import StandIn, standing_in
 
@@ -48,14 +47,14 @@ class Calendar:
 async def keeping(client: Client, calendar: Calendar, *replicas: Replica) -> AsyncIterator[None]:
     async with trio.open_nursery() as nursery:
         for one in replicas:
-            keep = partial(authority.keep, client, HOME, NAMES, one.used.append, one.log, clock=calendar)
+            keep = partial(ca.keep, client, HOME, NAMES, one.used.append, one.log, clock=calendar)
             nursery.start_soon(keep)
         yield
         nursery.cancel_scope.cancel()
 
 
 async def secret(client: Client) -> dict[str, bytes]:
-    data = (await client.get(SECRETS, authority.SECRET, HOME))["data"]
+    data = (await client.get(SECRETS, ca.SECRET_NAME, HOME))["data"]
     return {name: base64.b64decode(value) for name, value in data.items()}
 
 
@@ -64,7 +63,7 @@ def put(server: StandIn, certificate: bytes, key: bytes) -> None:
         name: base64.b64encode(value).decode()
         for name, value in {"tls.crt": certificate, "tls.key": key}.items()
     }
-    server.put(SECRETS, authority.SECRET, HOME, data=data, type="kubernetes.io/tls")
+    server.put(SECRETS, ca.SECRET_NAME, HOME, data=data, type="kubernetes.io/tls")
 
 
 async def test_replicas_that_begin_together_have_one_authority(autojump_clock: MockClock) -> None:
@@ -72,12 +71,12 @@ async def test_replicas_that_begin_together_have_one_authority(autojump_clock: M
     async with standing_in() as (_, client, _), keeping(client, Calendar(), a, b):
         await trio.sleep(60)
         data = await secret(client)
-    ca = Pair(data["tls.crt"], data["tls.key"])
+    shared = Pair(data["tls.crt"], data["tls.key"])
     assert a.told("authority") + b.told("authority") == 1
     assert data["ca.crt"] == data["tls.crt"]
     for one in (a, b):
         assert len(one.used) == 1
-        assert certificates.fits(one.used[0], ca, NAMES)
+        assert certificates.fits(one.used[0], shared, NAMES)
     assert a.used != b.used, "a key never leaves its replica"
 
 
@@ -89,7 +88,7 @@ async def test_a_certificate_is_made_anew_in_time_and_by_the_same_authority(
         await trio.sleep(60)
         before = await secret(client)
         calendar.moved = certificates.LIFE * 0.7
-        await trio.sleep(authority.LOOK + 1)
+        await trio.sleep(ca.CHECK_SECONDS + 1)
         assert await secret(client) == before
     assert len(one.used) == 2
 
@@ -102,7 +101,7 @@ async def test_an_authority_is_made_anew_in_time_and_the_old_one_is_still_to_be_
         await trio.sleep(60)
         old = (await secret(client))["tls.crt"]
         calendar.moved = certificates.CA_LIFE * 0.7
-        await trio.sleep(authority.LOOK + 1)
+        await trio.sleep(ca.CHECK_SECONDS + 1)
         data = await secret(client)
     assert data["tls.crt"] != old
     assert data["ca.crt"] == data["tls.crt"] + old
@@ -115,7 +114,7 @@ async def test_an_authority_of_somebody_s_own_is_used(autojump_clock: MockClock)
         await trio.sleep(60)
         theirs = certificates.make_ca(calendar(), "theirs")
         put(server, theirs.certificate, theirs.key)
-        await trio.sleep(authority.LOOK + 1)
+        await trio.sleep(ca.CHECK_SECONDS + 1)
     assert certificates.fits(one.used[-1], theirs, NAMES)
 
 
@@ -124,9 +123,9 @@ async def test_a_secret_that_is_none_is_told_and_what_is_served_stays(autojump_c
     async with standing_in() as (server, client, _), keeping(client, calendar, one):
         await trio.sleep(60)
         put(server, b"no certificate", b"no key")
-        await trio.sleep(authority.LOOK + 1)
+        await trio.sleep(ca.CHECK_SECONDS + 1)
         assert one.told("certificate-failed")
         assert len(one.used) == 1
-        server.drop(SECRETS, authority.SECRET, HOME)
-        await trio.sleep(authority.AGAIN + 1)
+        server.drop(SECRETS, ca.SECRET_NAME, HOME)
+        await trio.sleep(ca.RETRY_SECONDS + 1)
     assert len(one.used) == 2

@@ -3,50 +3,28 @@
 Each test says who asks, from where, with what, and that nobody's plan but its own comes out, at any moment.
 """
 
-from collections.abc import Mapping
-from random import Random
-from typing import Any
-
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from pidone.errors import PidoneError
-from pidone.http.message import Request, Response
+from pidone.http.message import Request
 from pidone.plan.format import decode_bundle
-from pidone_controller.log import log
-from pidone_controller.pods.model import Pod
-from pidone_controller.repo.server import HOLDS, Repo
-from tests.controller.repo.test_server import Held, get, post
-from tests.controller.samples import binding, pod, rules, task_set
-
-CHECKED = {"check": "yes"}
-RULES = rules(task_set(), binding())
-
-
-def repo_of(*pods: Pod, **more: Any) -> Repo:
-    repo = Repo(log, random=Random(1), **more)
-    repo.rule(RULES)
-    repo.replace(pods)
-    return repo
-
-
-def served(response: Response) -> str | int:
-    """The name of the pod whose bundle that is, or the status."""
-    return decode_bundle(response.body, ["probe"]).pod.name if response.status == 200 else response.status
-
+from pidone_controller.repo.callers import STRANGER_HOLDS
+from tests.controller.factories import pod
+from tests.controller.fakes import TOKENS, fake_review
+from tests.controller.repo.requests import CHECKED, Background, get, post, repo_of, served
 
 # The start race (kube2iam 46, 80): the address is not known yet
 
 
 async def test_whoever_is_too_early_gets_no_default_and_then_its_own(nursery: trio.Nursery) -> None:
     repo = repo_of(pod("other", "127.0.0.3", labels=CHECKED))
-    held = Held(nursery, repo.handle(get(peer="127.0.0.2", prefer="wait=55")))
+    held = Background(nursery, repo.handle(get(peer="127.0.0.2", prefer="wait=55")))
     await wait_all_tasks_blocked()
-    repo.put(pod("web", "", phase="Pending", labels=CHECKED))  # scheduled, and no address yet
+    repo.plans.put(pod("web", "", phase="Pending", labels=CHECKED))  # scheduled, and no address yet
     await wait_all_tasks_blocked()
     assert held.response is None
-    repo.put(pod("web", "127.0.0.2", labels=CHECKED))
+    repo.plans.put(pod("web", "127.0.0.2", labels=CHECKED))
     assert served(await held.answer()) == "web"
 
 
@@ -58,15 +36,15 @@ async def test_an_address_that_is_used_again_serves_its_new_pod_alone(between: s
     repo = repo_of(pod("old", labels=CHECKED))
     old = await repo.handle(get())
     if between == "both":  # the new one is seen before the old one's end
-        repo.put(pod("new", labels=CHECKED))
+        repo.plans.put(pod("new", labels=CHECKED))
         assert served(await repo.handle(get())) == 409
         assert served(await repo.handle(get(pidone_pod_uid="uid-new"))) == "new"
         assert served(await repo.handle(get(pidone_pod_uid="uid-old"))) == "old"
     if between == "finished":
-        repo.put(pod("old", phase="Failed", labels=CHECKED))
+        repo.plans.put(pod("old", phase="Failed", labels=CHECKED))
         assert served(await repo.handle(get())) == 404
-    repo.drop(("shop", "old"))
-    repo.put(pod("new", labels=CHECKED))
+    repo.plans.drop(("shop", "old"))
+    repo.plans.put(pod("new", labels=CHECKED))
     assert served(await repo.handle(get())) == "new"
     # a late request of the old pod, with what it knows of itself
     late = await repo.handle(get(pidone_pod_uid="uid-old", if_none_match=old.headers["etag"]))
@@ -77,12 +55,12 @@ async def test_a_pod_of_the_same_name_is_another_pod(nursery: trio.Nursery) -> N
     repo = repo_of(pod("db-0", labels=CHECKED))
     await repo.handle(post({"state": "applied"}))
     etag = (await repo.handle(get())).headers["etag"]
-    held = Held(nursery, repo.handle(get(prefer="wait=55", if_none_match=etag)))
+    held = Background(nursery, repo.handle(get(prefer="wait=55", if_none_match=etag)))
     await wait_all_tasks_blocked()
     successor = pod("db-0", labels=CHECKED, uid="uid-next")
-    repo.put(successor)  # as a StatefulSet does, with the deletion and the creation seen as one change
+    repo.plans.put(successor)  # as a StatefulSet does, with the deletion and the creation seen as one change
     assert served(await held.answer()) == 409
-    assert repo.report(successor) is None
+    assert repo.plans.report(successor) is None
 
 
 # Missed deletions (kube2iam 17): a list replaces
@@ -90,7 +68,7 @@ async def test_a_pod_of_the_same_name_is_another_pod(nursery: trio.Nursery) -> N
 
 async def test_what_a_list_does_not_have_is_gone() -> None:
     repo = repo_of(pod("gone", labels=CHECKED), pod("stays", "127.0.0.3", labels=CHECKED))
-    repo.replace([pod("stays", "127.0.0.3", labels=CHECKED)])
+    repo.plans.replace([pod("stays", "127.0.0.3", labels=CHECKED)])
     assert served(await repo.handle(get())) == 404
     assert served(await repo.handle(get(peer="127.0.0.3"))) == "stays"
 
@@ -103,7 +81,7 @@ async def test_an_address_of_two_and_then_of_one() -> None:
     assert served(await repo.handle(get())) == 409
     for claimed, expected in (("uid-one", "one"), ("uid-two", "two"), ("uid-three", 409)):
         assert served(await repo.handle(get(pidone_pod_uid=claimed))) == expected
-    repo.put(pod("one", phase="Succeeded", labels=CHECKED))
+    repo.plans.put(pod("one", phase="Succeeded", labels=CHECKED))
     assert served(await repo.handle(get())) == "two"
 
 
@@ -114,16 +92,16 @@ async def test_all_addresses_of_a_pod_are_its_own() -> None:
     repo = repo_of(pod("web", "10.1.0.2", ips=["fd00::2"], labels=CHECKED))
     for peer in ("10.1.0.2", "::ffff:10.1.0.2", "fd00::2", "FD00:0::2"):
         assert served(await repo.handle(get(peer=peer))) == "web"
-    repo.put(pod("web", "10.1.0.2", labels=CHECKED))
+    repo.plans.put(pod("web", "10.1.0.2", labels=CHECKED))
     assert served(await repo.handle(get(peer="fd00::2"))) == 404
 
 
 async def test_a_node_is_one_as_long_as_any_pod_is_on_it() -> None:
     repo = repo_of(pod("a", "10.1.0.2"), pod("b", "10.1.0.3", phase="Succeeded"))
     assert served(await repo.handle(get(peer="10.0.0.1"))) == 403
-    repo.drop(("shop", "a"))
+    repo.plans.drop(("shop", "a"))
     assert served(await repo.handle(get(peer="10.0.0.1"))) == 403
-    repo.drop(("shop", "b"))
+    repo.plans.drop(("shop", "b"))
     assert served(await repo.handle(get(peer="10.0.0.1"))) == 404
 
 
@@ -140,7 +118,7 @@ async def test_no_claim_makes_a_host_network_pod_served_by_its_node_s_address() 
 async def test_an_address_that_stays_unknown_is_sent_away_for_minutes(autojump_clock: MockClock) -> None:
     repo = repo_of()
     pauses = []
-    for _ in range(HOLDS + 2):
+    for _ in range(STRANGER_HOLDS + 2):
         began = trio.current_time()
         response = await repo.handle(get(prefer="wait=55"))
         pauses.append((round(trio.current_time() - began), int(response.headers["retry-after"])))
@@ -149,48 +127,15 @@ async def test_an_address_that_stays_unknown_is_sent_away_for_minutes(autojump_c
     assert [held for held, _ in pauses] == [55, 55, 0, 0]
     assert all(120 <= pause <= 300 for _, pause in pauses[1:])
     assert len({pause for _, pause in pauses[1:]}) > 1
-    repo.put(pod(labels=CHECKED))
+    repo.plans.put(pod(labels=CHECKED))
     assert served(await repo.handle(get(prefer="wait=55"))) == "web"
-    repo.drop(("shop", "web"))
+    repo.plans.drop(("shop", "web"))
     began = trio.current_time()
     await repo.handle(get(prefer="wait=55"))
     assert trio.current_time() - began == 55  # the next who has the address is no stranger yet
 
 
 # Tokens: of sidecars
-
-
-def review(**tokens: Mapping[str, Any]) -> Any:
-    """An API server that knows these tokens; ``asked`` are the ones it was asked about."""
-    asked: list[str] = []
-
-    async def answer(token: str) -> Mapping[str, Any]:
-        await trio.lowlevel.checkpoint()
-        asked.append(token)
-        if token == "broken":
-            raise PidoneError("connection refused")
-        return {"authenticated": True, "user": tokens[token]} if token in tokens else {"authenticated": False}
-
-    answer.asked = asked  # type: ignore[attr-defined]
-    return answer
-
-
-def user(name: str, uid: str, namespace: str = "shop") -> dict[str, Any]:
-    prefix = "authentication.kubernetes.io/pod-"
-    return {
-        "username": f"system:serviceaccount:{namespace}:default",
-        "extra": {f"{prefix}name": [name], f"{prefix}uid": [uid]},
-    }
-
-
-TOKENS = {
-    "web": user("web", "uid-web"),
-    "agent": user("agent", "uid-agent"),
-    "gone": user("web", "uid-before"),
-    "elsewhere": user("web", "uid-web", "bank"),
-    "person": {"username": "jane"},
-    "job": {"username": "system:serviceaccount:shop:job"},
-}
 
 
 @pytest.mark.parametrize(
@@ -212,7 +157,7 @@ TOKENS = {
 async def test_a_token_decides(token: str, peer: str, claims: dict[str, str], expected: str | int) -> None:
     agent = pod("agent", "10.0.0.1", spec={"hostNetwork": True}, labels=CHECKED)
     repo = repo_of(
-        pod(labels=CHECKED), pod("db", "127.0.0.3", labels=CHECKED), agent, review=review(**TOKENS)
+        pod(labels=CHECKED), pod("db", "127.0.0.3", labels=CHECKED), agent, review=fake_review(**TOKENS)
     )
     request = get(peer=peer, authorization=f"Bearer {token}", **claims)
     assert served(await repo.handle(request)) == expected
@@ -221,17 +166,17 @@ async def test_a_token_decides(token: str, peer: str, claims: dict[str, str], ex
 
 
 async def test_a_change_wakes_whoever_came_with_a_token(nursery: trio.Nursery) -> None:
-    repo = repo_of(pod(labels=CHECKED), review=review(**TOKENS))
+    repo = repo_of(pod(labels=CHECKED), review=fake_review(**TOKENS))
     ask = {"peer": "10.0.0.1", "authorization": "Bearer web"}
     etag = (await repo.handle(get(**ask))).headers["etag"]
-    held = Held(nursery, repo.handle(get(prefer="wait=55", if_none_match=etag, **ask)))
+    held = Background(nursery, repo.handle(get(prefer="wait=55", if_none_match=etag, **ask)))
     await wait_all_tasks_blocked()
-    repo.put(pod(labels=CHECKED, terminating=True))
+    repo.plans.put(pod(labels=CHECKED, terminating=True))
     assert decode_bundle((await held.answer()).body, ["probe"]).phase == "Terminating"
 
 
 async def test_a_token_is_asked_about_once_a_minute(autojump_clock: MockClock) -> None:
-    reviewing = review(**TOKENS)
+    reviewing = fake_review(**TOKENS)
     repo = repo_of(pod(labels=CHECKED), review=reviewing)
     for _ in range(3):
         await repo.handle(get(authorization="Bearer web"))

@@ -19,11 +19,12 @@ from pidone_controller.kubernetes.errors import Forbidden
 from pidone_controller.kubernetes.resources import CONTROLLER_REVISIONS, TASK_SETS, Resource
 from pidone_controller.objects.written import PIN, Written
 from pidone_controller.pods.reports import Report, TaskReport
+from pidone_controller.repo.selection import SelectedPod
 from pidone_controller.rollout.leader import Leader, difference
-from pidone_controller.rollout.step import Objects, Phase, Recorded, Seen, State, pins, remember, step
+from pidone_controller.rollout.step import Objects, Phase, Recorded, State, pins, remember, step
+from tests.controller.factories import binding_spec, pod, set_spec
+from tests.controller.fakes import HOME, FakeClient, merged
 from tests.controller.objects.test_revisions import ANYTHING
-from tests.controller.samples import pod
-from tests.controller.written import HOME, Server, binding_spec, merged, set_spec
 
 CHECKED = {"check": "yes"}
 CAREFUL = {"canary": "10%", "step": "40%", "pause": "1m", "maxRejected": 1}
@@ -38,18 +39,20 @@ OLD, NEW, NEWER = version(1), version(2), version(3)
 BEFORE = State(Phase.COMPLETE, OLD)
 
 
-def pods(count: int) -> list[Seen]:
-    return [Seen(f"uid-{number}", f"shop/web-{number}", digest="d", etag="e") for number in range(count)]
+def pods(count: int) -> list[SelectedPod]:
+    return [
+        SelectedPod(f"shop/web-{number}", f"uid-{number}", digest="d", etag="e") for number in range(count)
+    ]
 
 
-def having(state: State, found: Sequence[Seen]) -> list[Seen]:
+def having(state: State, found: Sequence[SelectedPod]) -> list[SelectedPod]:
     assert state.target
     return [one for one in found if place(one.uid, state.target.digest) < state.share]
 
 
 def said(
-    one: Seen, *, applied: bool = True, task: str = "healthy", error: str = "", digest: str = "d"
-) -> Seen:
+    one: SelectedPod, *, applied: bool = True, task: str = "healthy", error: str = "", digest: str = "d"
+) -> SelectedPod:
     tasks = {"ready": TaskReport(task, error=error)}
     if applied:
         return replace(one, report=Report("applied", digest=digest, tasks=tasks))
@@ -268,9 +271,9 @@ class Cluster:
 
     def __init__(self) -> None:
         self.objects = Objects(HOME)
-        self.server = Server(self.objects)
+        self.server = FakeClient(self.objects)
         self.now = 1000.0
-        self.pods: list[Seen] = []
+        self.pods: list[SelectedPod] = []
         self.log: list[str] = []
         self.begin_term()
 
@@ -285,12 +288,12 @@ class Cluster:
     async def settle(self) -> None:
         """Until the leader has nothing to do at this time."""
         for _ in range(20):
-            self.server.hear()
-            asked = len(self.server.asked)
+            self.server.deliver()
+            asked = len(self.server.requests)
             await self.leader._once()
-            if len(self.server.asked) == asked:
+            if len(self.server.requests) == asked:
                 return
-        raise AssertionError(f"the leader does not come to an end: {self.server.asked[-5:]}")
+        raise AssertionError(f"the leader does not come to an end: {self.server.requests[-5:]}")
 
     def state(self, kind: str = "TaskBinding", name: str = "web") -> State:
         found = State.of(self.server.status(kind, name))
@@ -302,12 +305,12 @@ async def test_without_a_rollout_a_change_is_there_at_once_and_recorded_later() 
     cluster = Cluster()
     cluster.server.put("TaskSet", "check", set_spec(5))
     cluster.server.put("TaskBinding", "web", binding_spec())
-    cluster.server.hear()
+    cluster.server.deliver()
     assert served(cluster.objects) == 5  # nobody leads yet
     await cluster.settle()
     assert cluster.state().phase is Phase.COMPLETE
     cluster.server.put("TaskSet", "check", set_spec(9))
-    cluster.server.hear()
+    cluster.server.deliver()
     assert served(cluster.objects) == 9
     await cluster.settle()
     assert len(cluster.server.revisions()) == 2
@@ -324,7 +327,7 @@ async def test_a_rollout_through_all_its_steps() -> None:
     assert served(cluster.objects) == 5
 
     cluster.server.put("TaskSet", "check", set_spec(9))
-    cluster.server.hear()
+    cluster.server.deliver()
     assert {served(cluster.objects, uid=one.uid) for one in cluster.pods} == {5}  # until the leader moves it
     counts = []
     for _ in range(5):
@@ -346,7 +349,7 @@ async def test_what_is_under_way_is_told_from_the_change_on() -> None:
     cluster.server.put("TaskBinding", "web", binding_spec())
 
     def told() -> tuple[str, str]:
-        cluster.server.hear()
+        cluster.server.deliver()
         return cluster.objects.progress(cluster.objects.bindings[0])
 
     assert told() == ("", "")  # nothing to wait for
@@ -372,7 +375,7 @@ async def test_a_new_binding_is_careful_too() -> None:
     cluster.pods = pods(10)
     cluster.server.put("TaskSet", "check", set_spec())
     cluster.server.put("TaskBinding", "web", binding_spec(rollout=CAREFUL))
-    cluster.server.hear()
+    cluster.server.deliver()
     assert "its rollout has not begun" in str(served(cluster.objects))
     await cluster.settle()
     assert [served(cluster.objects, uid=one.uid) for one in cluster.pods].count(5) == 1
@@ -442,22 +445,22 @@ async def test_a_slow_watch_makes_nothing_twice() -> None:
     cluster.server.put("TaskBinding", "web", binding_spec())
     await cluster.settle()
     cluster.server.put("TaskSet", "check", set_spec(9))
-    cluster.server.hear()
+    cluster.server.deliver()
     await cluster.leader._once()
-    cluster.server.hear()
-    asked = len(cluster.server.asked)
+    cluster.server.deliver()
+    asked = len(cluster.server.requests)
     for _ in range(3):
         await cluster.leader._once()
-    assert cluster.server.asked[asked:] == ["merge web"]
+    assert cluster.server.requests[asked:] == ["merge web"]
 
 
 async def test_somebody_who_was_faster_is_looked_at_again() -> None:
     cluster = Cluster()
     cluster.server.put("TaskSet", "check", set_spec())
     cluster.server.put("TaskBinding", "web", binding_spec())
-    cluster.server.hear()
+    cluster.server.deliver()
     await cluster.leader._once()
-    cluster.server.hear()
+    cluster.server.deliver()
     cluster.server.put("TaskBinding", "web", binding_spec(params={}))  # not heard of
     due = await cluster.leader._once()
     assert due == cluster.now + 1.0
@@ -487,7 +490,7 @@ async def test_what_is_forbidden_is_tried_more_and_more_seldom_and_holds_up_noth
         for number in range(600):
             if number == 300:
                 cluster.server.put("TaskSet", "other", set_spec())
-            cluster.server.hear()
+            cluster.server.deliver()
             cluster.leader.look()
             await trio.sleep(0.1)
         nursery.cancel_scope.cancel()
@@ -513,12 +516,12 @@ async def test_the_loop_wakes_for_a_look_and_when_the_pause_is_over(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(cluster.leader.run)
         while not cluster.server.status("TaskBinding", "web") or cluster.state().phase is not Phase.COMPLETE:
-            cluster.server.hear()
+            cluster.server.deliver()
             cluster.leader.look()
             await trio.sleep(0.5)
         nursery.cancel_scope.cancel()
     assert 240 <= trio.current_time() - began < 250
-    assert len([one for one in cluster.server.asked if one == "merge web"]) == 5
+    assert len([one for one in cluster.server.requests if one == "merge web"]) == 5
 
 
 # Pins, mistakes, what is not kept
@@ -541,7 +544,7 @@ async def test_a_pin_counts_at_once_and_whatever_comes() -> None:
     first, _ = await versions(cluster, 5, 7)
     for text in (first, first.removeprefix("sha256-")[:8], f" sha256:{first[7:30].upper()} "):
         cluster.server.put("TaskBinding", "web", binding_spec(rollout=CAREFUL), annotations={PIN: text})
-        cluster.server.hear()
+        cluster.server.deliver()
         assert {served(cluster.objects, uid=one.uid) for one in cluster.pods} == {5}
     await versions(cluster, *range(10, 25))
     assert served(cluster.objects) == 5  # kept beyond the limit
@@ -610,10 +613,10 @@ async def test_a_set_with_mistakes_is_what_it_was_before() -> None:
     assert served(cluster.objects) == 5
     # the same in a replica that begins now
     other = Objects(HOME)
-    fresh = Server(other)
+    fresh = FakeClient(other)
     fresh.items = cluster.server.items
-    fresh._unheard = list(fresh.items)
-    fresh.hear()
+    fresh._undelivered = list(fresh.items)
+    fresh.deliver()
     assert served(other) == 5
     (written,) = other.sets
     assert 'spec.tasks[0].needs[0]: task "ready" needs "redy"' in written.findings[0]
@@ -656,12 +659,12 @@ async def test_a_version_that_is_not_kept_any_more_is_said_so() -> None:
     await versions(cluster, 9)
     victim = cluster.objects.history().kept[False, "shop", "check"][0]
     await cluster.server.delete(CONTROLLER_REVISIONS, victim.name, victim.namespace)
-    cluster.server.hear()
+    cluster.server.deliver()
     fresh = Objects(HOME)
-    replica = Server(fresh)
+    replica = FakeClient(fresh)
     replica.items = cluster.server.items
-    replica._unheard = list(replica.items)
-    replica.hear()
+    replica._undelivered = list(replica.items)
+    replica.deliver()
     plans = {str(served(fresh, uid=one.uid)) for one in cluster.pods}
     assert any('of TaskSet "check" is not kept any more' in plan for plan in plans)
 
@@ -672,7 +675,7 @@ async def test_a_set_that_is_gone_is_gone_for_every_replica() -> None:
     await versions(cluster, 5)
     assert served(cluster.objects) == 5
     await cluster.server.delete(TASK_SETS, "check", "shop")
-    cluster.server.hear()
+    cluster.server.deliver()
     assert 'TaskSet "check" is not there any more' in str(served(cluster.objects))
     await cluster.settle()
     assert cluster.state().phase is Phase.COMPLETE
@@ -746,7 +749,7 @@ class AnyOrder(RuleBasedStateMachine):
     @precondition(lambda self: hasattr(self, "cluster"))
     @invariant()
     def everything_that_a_status_names_is_kept(self) -> None:
-        self.cluster.server.hear()
+        self.cluster.server.deliver()
         state = State.of(self.cluster.server.status("TaskBinding", "web"))
         assert state is not None
         history = self.cluster.objects.history()
@@ -757,13 +760,13 @@ class AnyOrder(RuleBasedStateMachine):
     @precondition(lambda self: hasattr(self, "cluster"))
     @invariant()
     def every_replica_serves_the_same(self) -> None:
-        self.cluster.server.hear()
+        self.cluster.server.deliver()
         other = Objects(HOME)
-        replica = Server(other)
+        replica = FakeClient(other)
         replica.items = self.cluster.server.items
-        replica._unheard = list(replica.items)
-        random.Random(1).shuffle(replica._unheard)
-        replica.hear()
+        replica._undelivered = list(replica.items)
+        random.Random(1).shuffle(replica._undelivered)
+        replica.deliver()
         for one in self.cluster.pods:
             found = pod(uid=one.uid, labels=CHECKED)
             assert digest(derive(found, other.rules())) == digest(derive(found, self.cluster.objects.rules()))

@@ -12,7 +12,7 @@ from pidone.language.binding import derive
 from pidone.language.pods import read_pods
 from pidone_controller.pods.projection import ProjectionError
 from pidone_controller.standalone.files import InventoryFile, TaskFiles, listed_pods
-from tests.controller.samples import binding, manifest, pod, task_set
+from tests.controller.factories import binding, manifest, pod, task_set
 
 CHECKED = {"check": "yes"}
 

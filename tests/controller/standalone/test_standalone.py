@@ -21,7 +21,7 @@ from pidone.http import client
 from pidone.http.message import Response
 from pidone.plan.format import decode_bundle
 from pidone.plan.model import Bundle
-from tests.controller.samples import binding, manifest, task_set
+from tests.controller.factories import binding, manifest, task_set
 
 PROGRAM = [sys.executable, "-m", "pidone_controller"]
 CHECKED = {"check": "yes"}

@@ -11,7 +11,7 @@ from pidone_controller.kubernetes.resources import CLUSTER_TASK_BINDINGS, TASK_B
 from pidone_controller.pods.reports import Report
 from pidone_controller.status.compose import Target
 from pidone_controller.status.events import OVERLAP, QUEUE, Tidings
-from tests.controller.samples import pod
+from tests.controller.factories import pod
 
 ETAG, OLD = "sha256-e", "sha256-0"
 BEGAN = 1_700_000_000.0

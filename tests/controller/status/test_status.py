@@ -15,11 +15,10 @@ from pidone_controller.kubernetes.errors import NotFound, ServerError
 from pidone_controller.kubernetes.resources import TASK_BINDINGS, Resource
 from pidone_controller.log import log
 from pidone_controller.pods.reports import Report
+from pidone_controller.repo.selection import Outcome, SelectedPod
 from pidone_controller.status import compose as module
 from pidone_controller.status.compose import (
     SHOWN,
-    Matched,
-    Outcome,
     Status,
     StatusWriter,
     Target,
@@ -28,27 +27,27 @@ from pidone_controller.status.compose import (
     set_status,
     sets_trouble,
 )
-from tests.controller.samples import binding, pod, rules, task_set
+from tests.controller.factories import binding, pod, rules, task_set
 
 NOW, LATER = "2026-01-02T03:04:05Z", "2026-01-02T03:05:00Z"
 PLAN, OLD, ETAG = "sha256-1", "sha256-0", "sha256-e"
 WEB = "TaskBinding shop/web"
 
 
-def matched(name: str = "shop/web-0", report: Report | None = None, **more: Any) -> Matched:
-    return Matched(name, PLAN, ETAG, 1, report, **more)
+def matched(name: str = "shop/web-0", report: Report | None = None, **more: Any) -> SelectedPod:
+    return SelectedPod(name, "", PLAN, ETAG, 1, report, **more)
 
 
-def applied(name: str = "shop/web-0") -> Matched:
+def applied(name: str = "shop/web-0") -> SelectedPod:
     return matched(name, Report("applied", digest=PLAN))
 
 
-def rejected(name: str = "shop/web-1", error: str = "no such program") -> Matched:
+def rejected(name: str = "shop/web-1", error: str = "no such program") -> SelectedPod:
     return matched(name, Report("rejected", digest=OLD, rejected=ETAG, error=error))
 
 
 def status(
-    *pods: Matched, generation: int = 1, previous: Mapping[str, Any] | None = None, **more: Any
+    *pods: SelectedPod, generation: int = 1, previous: Mapping[str, Any] | None = None, **more: Any
 ) -> Status:
     return binding_status(WEB, generation, pods, previous=previous or {}, now=more.pop("now", NOW), **more)
 
@@ -83,7 +82,7 @@ def stands(found: Status) -> tuple[str, str]:
     ],
 )
 def test_what_became_of_a_pods_plan(report: Report | None, tasks: int, outcome: Outcome) -> None:
-    assert Matched("shop/web", PLAN, ETAG, tasks, report).outcome is outcome
+    assert SelectedPod("shop/web", "", PLAN, ETAG, tasks, report).outcome is outcome
 
 
 def test_all_apply_and_it_is_ready() -> None:
@@ -132,8 +131,8 @@ def test_a_conflict_is_on_both_with_the_task() -> None:
     with pytest.raises(BindingError) as raised:
         derive(pod(labels={"check": "yes"}), found)
     pods = [
-        Matched("shop/x", PLAN, error=str(raised.value), faults=raised.value.faults),
-        Matched("shop/y", error=str(raised.value), faults=raised.value.faults),
+        SelectedPod("shop/x", "", PLAN, error=str(raised.value), faults=raised.value.faults),
+        SelectedPod("shop/y", error=str(raised.value), faults=raised.value.faults),
     ]
     for mine, other in (("TaskBinding a", "TaskBinding b"), ("TaskBinding b", "TaskBinding a")):
         made = binding_status(mine, 1, pods, previous={}, now=NOW)
@@ -220,7 +219,7 @@ def test_a_new_leader_that_has_heard_nothing_yet_keeps_what_is_there() -> None:
         "Reconciling",
         "Applying",
     )
-    changed = Matched("shop/web-0", OLD, ETAG, 1)
+    changed = SelectedPod("shop/web-0", "", OLD, ETAG, 1)
     assert stands(status(changed, generation=3, previous=before, hearing=True)) == ("Reconciling", "Applying")
     assert stands(status(rejected(), generation=3, previous=before, hearing=True)) == (
         "Stalled",
@@ -255,7 +254,7 @@ class World:
 
     def __init__(self) -> None:
         self.targets = [Target(TASK_BINDINGS, "shop", name, f"uid-{name}") for name in "ab"]
-        self.pods: dict[str, list[Matched]] = {"a": [], "b": []}
+        self.pods: dict[str, list[SelectedPod]] = {"a": [], "b": []}
         self.stored: dict[str, dict[str, Any]] = {name: {"metadata": {"uid": f"uid-{name}"}} for name in "ab"}
         self.writes: list[tuple[float, str, str]] = []
         self.fails = 0

@@ -1,11 +1,10 @@
-"""Pods, TaskSets and bindings that the tests share."""
+"""Pods, TaskSets, TaskBindings and rules for tests."""
 
 from textwrap import dedent
 from typing import Any
 
 from pidone.language.binding import Rules, collect
 from pidone.language.checking import check_text
-from pidone_controller.pods.inventory import Inventory
 from pidone_controller.pods.model import Pod
 from pidone_controller.pods.projection import project
 
@@ -18,7 +17,7 @@ def manifest(
     labels: dict[str, str] | None = None,
     **more: Any,
 ) -> dict[str, Any]:
-    """A Pod as ``kubectl get -o json`` prints it, as far as it matters."""
+    """The fields of a Pod, as ``kubectl get -o json`` prints them, that tests need."""
     deleted = {"deletionTimestamp": "2026-01-02T03:04:05Z"} if more.pop("terminating", False) else {}
     return {
         "apiVersion": "v1",
@@ -50,12 +49,8 @@ def pod(*args: Any, **more: Any) -> Pod:
     return project(manifest(*args, **more))
 
 
-def inventory(*pods: Pod) -> Inventory:
-    return Inventory(pods)
-
-
 def rules(*texts: str) -> Rules:
-    """Rules from the texts of files; none of them has findings."""
+    """Rules from the texts of files without findings."""
     files = []
     for index, text in enumerate(texts):
         checked = check_text(dedent(text), f"{index}.yaml")
@@ -69,7 +64,7 @@ def rules(*texts: str) -> Rules:
 def task_set(
     name: str = "check", *, task: str = "ready", period: int = 5, namespace: str = "", cluster: bool = False
 ) -> str:
-    """One probe, of a port that a param gives."""
+    """The text of a TaskSet with one probe, whose port is a param."""
     return f"""\
 apiVersion: pidone.dev/v1alpha1
 kind: {"Cluster" if cluster else ""}TaskSet
@@ -94,6 +89,7 @@ def binding(
     namespace: str = "",
     cluster: bool = False,
 ) -> str:
+    """The text of a TaskBinding."""
     return f"""\
 apiVersion: pidone.dev/v1alpha1
 kind: {"Cluster" if cluster else ""}TaskBinding
@@ -104,3 +100,19 @@ spec:
   taskSets: [{sets}]
   params: {{{params}}}
 """
+
+
+def set_spec(period: int = 5, *, task: str = "ready", extends: list[str] | None = None) -> dict[str, Any]:
+    """The spec of a TaskSet with one probe."""
+    spec: dict[str, Any] = {
+        "tasks": [{"name": task, "probe": {"tcpSocket": {"port": 1}, "periodSeconds": period}}]
+    }
+    return {**spec, "extends": extends} if extends else spec
+
+
+def binding_spec(
+    sets: str = "check", *, rollout: dict[str, Any] | None = None, **more: Any
+) -> dict[str, Any]:
+    """The spec of a TaskBinding."""
+    spec = {"podSelector": {"matchLabels": {"check": "yes"}}, "taskSets": sets.split(), **more}
+    return spec if rollout is None else {**spec, "rollout": rollout}

@@ -1,12 +1,12 @@
-"""Objects as an API server has them, and a stand-in for it that knows what the leader asks of one.
-
-What is claimed of a real one is tested in tests/cluster; here time is a number.
-"""
+"""Fakes for the tests of the controller. The same claims are tested against a real API server in tests/cluster."""
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
+import trio
+
+from pidone.errors import PidoneError
 from pidone_controller.kubernetes.errors import AlreadyExists, BadRequest, Conflict, NotFound
 from pidone_controller.kubernetes.resources import (
     CLUSTER_TASK_BINDINGS,
@@ -22,29 +22,15 @@ HOME = "pidone-system"
 KINDS = {one.kind: one for one in (TASK_SETS, CLUSTER_TASK_SETS, TASK_BINDINGS, CLUSTER_TASK_BINDINGS)}
 
 
-def set_spec(period: int = 5, *, task: str = "ready", extends: list[str] | None = None) -> dict[str, Any]:
-    spec: dict[str, Any] = {
-        "tasks": [{"name": task, "probe": {"tcpSocket": {"port": 1}, "periodSeconds": period}}]
-    }
-    return {**spec, "extends": extends} if extends else spec
+class FakeClient:
+    """A client of an API server whose objects are JSON in ``items``. ``catalog`` learns of changes in ``deliver``."""
 
-
-def binding_spec(
-    sets: str = "check", *, rollout: dict[str, Any] | None = None, **more: Any
-) -> dict[str, Any]:
-    spec = {"podSelector": {"matchLabels": {"check": "yes"}}, "taskSets": sets.split(), **more}
-    return spec if rollout is None else {**spec, "rollout": rollout}
-
-
-class Server:
-    """All objects, as JSON, and a client to them. ``objects`` hears of a change at once, or when ``hear`` is called."""
-
-    def __init__(self, objects: Objects) -> None:
-        self.objects = objects
+    def __init__(self, catalog: Objects) -> None:
+        self.catalog = catalog
         self.items: dict[tuple[Resource, str, str], dict[str, Any]] = {}
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         self._version = 0
-        self._unheard: list[tuple[Resource, str, str]] = []
+        self._undelivered: list[tuple[Resource, str, str]] = []
 
     def put(
         self,
@@ -55,7 +41,7 @@ class Server:
         namespace: str = "shop",
         annotations: Mapping[str, str] = {},
     ) -> dict[str, Any]:
-        """As kubectl apply does."""
+        """Apply an object as ``kubectl apply`` does."""
         resource = KINDS[kind]
         where = resource, "" if kind.startswith("Cluster") else namespace, name
         value = self.items.get(where) or {
@@ -81,36 +67,36 @@ class Server:
         return found
 
     def revisions(self) -> list[str]:
-        """Name and number of each, in the order of the numbers."""
+        """Name and number of each ControllerRevision, in the order of the numbers."""
         found = [value for (resource, _, _), value in self.items.items() if resource is CONTROLLER_REVISIONS]
         return [
             f"{one['metadata']['name']} {one['revision']}"
             for one in sorted(found, key=lambda one: one["revision"])
         ]
 
-    def hear(self) -> None:
-        for resource, namespace, name in self._unheard:
-            store, value = self.objects.sinks[resource], self.items.get((resource, namespace, name))
+    def deliver(self) -> None:
+        for resource, namespace, name in self._undelivered:
+            store, value = self.catalog.sinks[resource], self.items.get((resource, namespace, name))
             if value is None:
                 store.removed((namespace, name))
                 continue
             found = store.project(json.loads(json.dumps(value)))
             if found is not None:
                 store.changed((namespace, name), found)
-        self._unheard.clear()
+        self._undelivered.clear()
 
     def _put(self, where: tuple[Resource, str, str], value: dict[str, Any]) -> dict[str, Any]:
         self._version += 1
         value["metadata"]["resourceVersion"] = str(self._version)
         self.items[where] = value
-        self._unheard.append(where)
+        self._undelivered.append(where)
         return value
 
-    # what the leader asks
+    # The methods of the client
 
     async def create(self, resource: Resource, body: dict[str, Any], namespace: str = "") -> dict[str, Any]:
         where = resource, body["metadata"]["namespace"], body["metadata"]["name"]
-        self.asked.append(f"create {where[2]}")
+        self.requests.append(f"create {where[2]}")
         if where in self.items:
             raise AlreadyExists(where[2])
         return self._put(where, json.loads(json.dumps(body)))
@@ -123,7 +109,7 @@ class Server:
 
     async def replace(self, resource: Resource, body: dict[str, Any]) -> dict[str, Any]:
         where = resource, body["metadata"]["namespace"], body["metadata"]["name"]
-        self.asked.append(f"replace {where[2]}")
+        self.requests.append(f"replace {where[2]}")
         there = await self.get(resource, where[2], where[1])
         if body["metadata"]["resourceVersion"] != there["metadata"]["resourceVersion"]:
             raise Conflict(where[2])
@@ -134,7 +120,7 @@ class Server:
     async def merge(
         self, resource: Resource, name: str, patch: Any, *, namespace: str = "", subresource: str = ""
     ) -> dict[str, Any]:
-        self.asked.append(f"merge {name}")
+        self.requests.append(f"merge {name}")
         value = self.items.get((resource, namespace, name))
         if value is None:
             raise NotFound(name)
@@ -144,14 +130,14 @@ class Server:
         return self._put((resource, namespace, name), merged(value, json.loads(json.dumps(patch))))
 
     async def delete(self, resource: Resource, name: str, namespace: str = "") -> None:
-        self.asked.append(f"delete {name}")
+        self.requests.append(f"delete {name}")
         if self.items.pop((resource, namespace, name), None) is None:
             raise NotFound(name)
-        self._unheard.append((resource, namespace, name))
+        self._undelivered.append((resource, namespace, name))
 
 
 def merged(value: Any, patch: Any) -> Any:
-    """RFC 7396, as it stands there."""
+    """Apply a merge patch (RFC 7396)."""
     if not isinstance(patch, dict):
         return patch
     found = dict(value) if isinstance(value, dict) else {}
@@ -161,3 +147,36 @@ def merged(value: Any, patch: Any) -> Any:
         else:
             found[name] = merged(found.get(name), inner)
     return found
+
+
+def fake_review(**tokens: Mapping[str, Any]) -> Any:
+    """A TokenReview that knows these tokens; its attribute ``asked`` lists the tokens of all requests."""
+    asked: list[str] = []
+
+    async def answer(token: str) -> Mapping[str, Any]:
+        await trio.lowlevel.checkpoint()
+        asked.append(token)
+        if token == "broken":
+            raise PidoneError("connection refused")
+        return {"authenticated": True, "user": tokens[token]} if token in tokens else {"authenticated": False}
+
+    answer.asked = asked  # type: ignore[attr-defined]
+    return answer
+
+
+def user(name: str, uid: str, namespace: str = "shop") -> dict[str, Any]:
+    prefix = "authentication.kubernetes.io/pod-"
+    return {
+        "username": f"system:serviceaccount:{namespace}:default",
+        "extra": {f"{prefix}name": [name], f"{prefix}uid": [uid]},
+    }
+
+
+TOKENS = {
+    "web": user("web", "uid-web"),
+    "agent": user("agent", "uid-agent"),
+    "gone": user("web", "uid-before"),
+    "elsewhere": user("web", "uid-web", "bank"),
+    "person": {"username": "jane"},
+    "job": {"username": "system:serviceaccount:shop:job"},
+}

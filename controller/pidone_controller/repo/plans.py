@@ -1,0 +1,274 @@
+"""The plan of each pod, derived from the pods of the cluster and the rules, and the last report of each pod.
+
+All state is in memory. It changes in ``put``, ``drop``, ``replace``, ``rule`` and ``receive`` only, never across an
+``await``, so there are no locks. A plan is derived when it is asked for, or in ``run`` after a change that may concern
+a pod which a binding selects. A pod without bindings costs its entry in the inventory and nothing else.
+"""
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import trio
+
+from pidone.language.binding import Rules, derive
+from pidone.metrics.exposition import Family, counter, gauge
+from pidone_controller.log import Log, short
+from pidone_controller.pods.inventory import Inventory
+from pidone_controller.pods.model import FrozenLabels, NamespacedName, Pod
+from pidone_controller.pods.reports import Bucket, Report
+from pidone_controller.repo import bundles
+from pidone_controller.repo.bundles import Derive, Entry
+from pidone_controller.repo.waiting import Waiting
+
+SLICE_SECONDS = 0.005  # of derivation, until other tasks have a turn
+
+OnReport = Callable[[Pod, Report], None]
+OnGone = Callable[[Pod, Report | None], None]
+
+
+@dataclass(slots=True)
+class _PodReports:
+    """The last report of one live pod, and how many more it may send."""
+
+    bucket: Bucket
+    report: Report | None = None
+    received: float = 0.0  # seconds since 1970
+
+
+class Plans:
+    """Pods, rules, derived plans and reports. ``ready`` after both pods and rules were set once.
+
+    ``on_report`` is called with each report of a live pod, ``on_gone`` with each pod that has finished or was deleted,
+    and its last report.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        *,
+        on_report: OnReport | None = None,
+        on_gone: OnGone | None = None,
+        derive: Derive = derive,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.inventory = Inventory()
+        self.waiting = Waiting()
+        self._log, self._derive, self._wall_clock = log, derive, wall_clock
+        self._on_report, self._on_gone = on_report, on_gone
+        self._rules: Rules | None = None
+        self._listed = False  # ``replace`` was called once
+        self._bound: dict[tuple[str, FrozenLabels], bool] = {}  # whether a binding selects such pods
+        self._entries: dict[str, Entry] = {}  # of pods that a binding selects, by the pod's key
+        self._reports: dict[str, _PodReports] = {}  # by the pod's key
+        self._withheld: dict[str, str] = {}  # by the pod's key: why it does not get its plan over plain http
+        self._queue: dict[NamespacedName, None] = {}  # pods to derive in ``run``, before those of ``_scan``
+        self._scan: Iterator[Pod] = iter(())
+        self._work = trio.Event()
+        self._derivations, self._derivation_seconds = 0, 0.0
+
+    @property
+    def ready(self) -> bool:
+        return self._listed and self._rules is not None
+
+    @property
+    def rules(self) -> Rules:
+        return self._rules or Rules()
+
+    # Changes
+
+    def replace(self, pods: Iterable[Pod]) -> None:
+        """Set all pods: a pod that is not among them is gone."""
+        present = {(pod.namespace, pod.name): pod for pod in pods}
+        for pod in [pod for pod in self.inventory if (pod.namespace, pod.name) not in present]:
+            self.drop((pod.namespace, pod.name))
+        for pod in present.values():
+            self.put(pod)
+        self._listed = True
+
+    def put(self, pod: Pod) -> None:
+        """Add or change a pod. Several changes without an ``await`` between them are derived once.
+
+        Held requests of the pod are answered at once if the change brings an answer.
+        """
+        before = self.inventory.find(pod.namespace, pod.name)
+        if before == pod:
+            return
+        places = self.inventory.put(pod) | {pod.key, *pod.ips}
+        if before:
+            places |= {before.key, *before.ips}
+            if pod.finished or pod.key != before.key:
+                self._forget(before)
+
+        if self._needs_entry(pod):
+            self._queue[pod.namespace, pod.name] = None
+            self._work.set()
+        self.waiting.wake(places)
+
+    def drop(self, name: NamespacedName) -> None:
+        """Remove a pod that was deleted."""
+        before = self.inventory.find(*name)
+        places = self.inventory.drop(*name)
+        if before:
+            self._forget(before)
+            self.waiting.wake(places | {before.key, *before.ips})
+
+    def rule(self, rules: Rules) -> None:
+        """Set the rules. ``run`` derives the plans that may change, those of waiting pods first."""
+        self._rules = rules
+        self._bound.clear()
+        for place in self.waiting.places():
+            for pod in self.inventory.at(place):
+                self._queue[pod.namespace, pod.name] = None
+        self._scan = iter(list(self.inventory))
+        self._work.set()
+
+    async def run(self) -> None:
+        """Derive plans after changes and wake their held requests, until cancelled."""
+        while True:
+            await self._work.wait()
+            self._work = trio.Event()
+            async for pod in in_slices(self._pending()):
+                if self._needs_entry(pod):
+                    self.entry(pod)
+
+    # Plans
+
+    def is_bound(self, pod: Pod) -> bool:
+        """Whether any binding selects the pod."""
+        group = pod.namespace, pod.labels
+        if group not in self._bound:
+            self._bound[group] = next(self.rules.matching(pod), None) is not None
+        return self._bound[group]
+
+    def entry(self, pod: Pod) -> Entry:
+        """The entry of a present pod, derived if it is not up to date."""
+        before, rules = self._entries.get(pod.key), self.rules
+        if before and before.is_of(pod, rules):
+            return before
+
+        if not self.is_bound(pod):
+            entry = Entry(pod, rules, bundles.encode(pod, []))
+            if before:
+                del self._entries[pod.key]
+        else:
+            began = time.perf_counter()
+            entry = self._entries[pod.key] = bundles.entry(pod, rules, before, self._derive)
+            self._derivations += 1
+            self._derivation_seconds += time.perf_counter() - began
+
+        if before or self.is_bound(pod):
+            self._log_entry(before, entry)
+            if before is None or (before.bundle, before.rest) != (entry.bundle, entry.rest):
+                self.waiting.wake([pod.key, *pod.ips])
+        return entry
+
+    def withheld(self, pod: Pod) -> str:
+        """Why the pod does not get its plan over plain http; empty where it does, or has not asked."""
+        return self._withheld.get(pod.key, "")
+
+    def withhold(self, pod: Pod, reason: str) -> None:
+        """Record and log that the pod does not get its plan over plain http; an empty reason: that it does."""
+        if not reason:
+            self._withheld.pop(pod.key, None)
+        elif self._withheld.get(pod.key) != reason:
+            self._withheld[pod.key] = reason
+            self._log("withheld", pod=pod.path, error=reason)
+
+    # Reports
+
+    def report(self, pod: Pod) -> Report | None:
+        """The last report of the pod."""
+        last = self._reports.get(pod.key)
+        return last.report if last else None
+
+    def last_report(self, pod: Pod) -> tuple[Report, float] | None:
+        """The last report of the pod, and when it was received in seconds since 1970."""
+        last = self._reports.get(pod.key)
+        return (last.report, last.received) if last and last.report else None
+
+    def report_pause(self, pod: Pod) -> float:
+        """Take one of the pod's places for a report. Returns 0, or the seconds until it may report again."""
+        now = trio.current_time()
+        return self._reports.setdefault(pod.key, _PodReports(Bucket.full(now))).bucket.take(now)
+
+    def receive(self, pod: Pod, report: Report, received: float | None = None) -> None:
+        """Store a report of a live pod. ``received`` is when another replica got it; the latest report counts."""
+        last = self._reports.get(pod.key)
+        if last is None:
+            last = self._reports[pod.key] = _PodReports(Bucket.full(trio.current_time()))
+        if received is not None and received <= last.received:
+            return
+        self._log_report(pod, last.report, report)
+        last.report, last.received = report, self._wall_clock() if received is None else received
+        if self._on_report:
+            self._on_report(pod, report)
+
+    def families(self) -> Iterator[Family]:
+        """Metrics of pods and derivations."""
+        prefix = "pidone_controller_"
+        yield gauge(f"{prefix}pods", "Pods in the inventory.", len(self.inventory))
+        yield gauge(f"{prefix}bound_pods", "Served pods that a binding selects.", len(self._entries))
+        yield counter(f"{prefix}derivations_total", "Plans that were derived.", self._derivations)
+        yield counter(
+            f"{prefix}derivation_seconds_total", "Time for deriving plans.", self._derivation_seconds
+        )
+
+    def _pending(self) -> Iterator[Pod]:
+        """The pods that ``run`` has to look at, with those that are added meanwhile."""
+        while True:
+            if self._queue:
+                name = next(iter(self._queue))
+                del self._queue[name]
+                pod = self.inventory.find(*name)
+            else:
+                listed = next(self._scan, None)
+                if listed is None:
+                    return
+                pod = self.inventory.find(listed.namespace, listed.name)
+            if pod:
+                yield pod
+
+    def _needs_entry(self, pod: Pod) -> bool:
+        """Whether a plan is derived for the pod before it asks."""
+        return pod.key in self._entries or (pod.served and self.is_bound(pod))
+
+    def _forget(self, pod: Pod) -> None:
+        """Remove everything about a pod that was deleted or has finished, unless it had finished before."""
+        if pod.finished:
+            return
+        if self._entries.pop(pod.key, None):
+            self._log("gone", pod=pod.path)
+        last = self._reports.pop(pod.key, None)
+        self._withheld.pop(pod.key, None)
+        if self._on_gone:
+            self._on_gone(pod, last.report if last else None)
+
+    def _log_entry(self, before: Entry | None, after: Entry) -> None:
+        pod, bundle = after.pod, after.bundle
+        if after.error and not (before and before.error == after.error):
+            self._log("error", pod=pod.path, error=after.error, kept=short(bundle.digest) if bundle else "")
+        if bundle and not (before and before.bundle and before.bundle.digest == bundle.digest):
+            self._log("plan", pod=pod.path, digest=short(bundle.digest), tasks=bundle.count)
+        elif before and before.error and not after.error:
+            self._log("mended", pod=pod.path)
+        if pod.terminating and not (before and before.pod.terminating):
+            self._log("terminating", pod=pod.path)
+
+    def _log_report(self, pod: Pod, before: Report | None, after: Report) -> None:
+        if after.state == "applied" and not (
+            before and (before.state, before.digest) == (after.state, after.digest)
+        ):
+            self._log("applied", pod=pod.path, digest=short(after.digest or ""))
+        if after.rejected and not (before and before.rejected == after.rejected):
+            self._log("rejected", pod=pod.path, digest=short(after.rejected), error=after.error)
+
+
+async def in_slices(pods: Iterable[Pod]) -> AsyncIterator[Pod]:
+    """The pods, with a turn for other tasks after each ``SLICE_SECONDS``."""
+    end = time.perf_counter() + SLICE_SECONDS
+    for pod in pods:
+        yield pod
+        if time.perf_counter() > end:
+            await trio.lowlevel.checkpoint()
+            end = time.perf_counter() + SLICE_SECONDS
