@@ -1,4 +1,4 @@
-# Every target sets up what it needs in a fresh clone: Python >= 3.11, make and the package index are enough.
+# Every target installs what it needs in a fresh clone. Required are Python >= 3.11, make and the package index.
 # Nothing is written outside the clone and $(CACHE).
 PYTHON ?= python3
 CACHE  ?= $(HOME)/.cache/pidone
@@ -12,20 +12,20 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help env demo test nightly check format schema doze image image-root controller-image controller-root lock old eureka apps cluster clean
 
 help:
-	@echo "make demo    three pods, a repo and a Eureka on this machine, every step checked (KEEP=1 stays up)"
-	@echo "make test    all tests that this machine can run; each skip says how to enable it"
-	@echo "make nightly a million random steps of the engine, and ten minutes of faults in a real process 1"
-	@echo "make check   ruff, mypy strict, import-linter"
-	@echo "make env     the development environment in .venv"
-	@echo "make doze    build/doze: process 1 of pods without tasks, static, for x86-64 and arm64 (no compiler needed)"
-	@echo "make image   build/image.oci.tar from Debian packages and wheels, without a registry (ARCH=amd64 or arm64)"
-	@echo "make controller-image  build/controller.oci.tar, in the same way"
-	@echo "make schema  the JSON Schemas in schema/, the CRDs in k3d/crds/ and the reference in docs/language.md, from their parts"
-	@echo "make eureka  the real Eureka server for demo and tests (needs Java 17 and Maven)"
-	@echo "make cluster a Kubernetes API server and node for tests (needs Go 1.26; ten minutes, once)"
-	@echo "make apps    build/apps.oci.tar, images of the demo's applications (needs Go besides)"
-	@echo "make old     the image of an earlier format, for tests of pods that are older than their controller"
-	@echo "make lock    requirements.lock from the two pyproject.toml"
+	@echo "make demo    run three pods, a repo and a Eureka on this machine, and check each step (KEEP=1: keep them running)"
+	@echo "make test    run all tests that this machine can run; each skipped test names the command that enables it"
+	@echo "make nightly run a million random steps of the engine, and ten minutes of faults in a real process 1"
+	@echo "make check   run ruff, mypy strict, import-linter"
+	@echo "make env     create the development environment in .venv"
+	@echo "make doze    write build/doze, process 1 of pods without tasks: static, for x86-64 and arm64 (needs no compiler)"
+	@echo "make image   write build/image.oci.tar from Debian packages and wheels, without a registry (ARCH=amd64 or arm64)"
+	@echo "make controller-image  write build/controller.oci.tar in the same way"
+	@echo "make schema  write the JSON Schemas in schema/, the CRDs in k3d/crds/ and the reference in docs/language.md"
+	@echo "make eureka  build the real Eureka server for demo and tests (needs Java 17 and Maven)"
+	@echo "make cluster build a Kubernetes API server and node for tests (needs Go 1.26; takes ten minutes once)"
+	@echo "make apps    write build/apps.oci.tar, images of the demo's applications (needs Java 17, Maven and Go)"
+	@echo "make old     build the image of an earlier version, for tests of pods that are older than their controller"
+	@echo "make lock    write requirements.lock from the two pyproject.toml"
 
 env: $(READY)
 
@@ -44,7 +44,7 @@ demo: $(READY) quick-doze
 test: $(READY) quick-doze
 	$(BIN)/python -m pytest -q $(ARGS)
 
-# What takes a quarter of an hour each: new random examples each time, and ten minutes of faults.
+# Takes about a quarter of an hour: new random examples in each run, and ten minutes of faults.
 nightly: $(READY) quick-doze
 	PIDONE_TEST_RANDOM=1 PIDONE_TEST_STEPS=1000000 PIDONE_TEST_FAULTS=600 \
 	  $(BIN)/python -m pytest -q -s tests/engine/test_invariants.py tests/engine/test_faults.py tests/pod/test_faults.py
@@ -59,12 +59,12 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Everything that is made of the parts in schema/; a test says where that was forgotten.
+# Generates everything that is made of the parts in schema/. A test fails if this was forgotten.
 schema: $(READY)
 	@$(BIN)/python -m pidone.language.assembly
 	@$(BIN)/python -m pidone.cli.reference docs/language.md
 
-# The one that images and wheels carry: 18 kB and 12 KiB of memory. ziglang builds a C library first, once.
+# The doze of images and wheels: 18 kB, and 12 KiB of memory. The first run also builds a C library by ziglang.
 doze: build/doze-x86_64 build/doze-aarch64
 	install build/doze-$(shell uname -m) build/doze
 	install build/doze-x86_64 build/doze-aarch64 pidone/pid1/
@@ -78,7 +78,8 @@ build/zig/.ready: requirements-zig.lock
 	@build/zig/bin/python -m pip install -q --require-hashes -r requirements-zig.lock
 	@touch $@
 
-# For a demo and tests that should start now: what is there, or the system's compiler, or none (the engine waits).
+# Lets demo and tests start soon: uses the doze that exists, or builds it by the system's compiler. Without a compiler
+# pods without tasks stay in Python.
 .PHONY: quick-doze
 quick-doze:
 	@mkdir -p build
@@ -86,7 +87,7 @@ quick-doze:
 	elif command -v $(CC) >/dev/null; then $(CC) -Os -static -s -o build/doze pidone/pid1/doze.c; \
 	else echo "no C compiler: pods without tasks stay in Python; make doze needs none"; fi
 
-# The sandbox image, from Debian packages and wheels; the files are also those of k3d/Dockerfile. Needs apt and buildah.
+# The sandbox image, from Debian packages and wheels. k3d/Dockerfile builds the same files. Needs apt and buildah.
 ARCH       ?= amd64
 IMAGE_ROOT ?= build/image-root
 MACHINE     = $(if $(filter arm64,$(ARCH)),aarch64,x86_64)
@@ -98,7 +99,7 @@ image: image-root
 image-root: $(READY) build/doze-$(MACHINE)
 	@CACHE=$(CACHE) $(BIN)/python k3d/image/build.py root --arch $(ARCH) --out $(IMAGE_ROOT)
 
-# The controller's image, in the same way; the files are also those of k3d/Dockerfile.controller.
+# The controller's image, in the same way. k3d/Dockerfile.controller builds the same files.
 CONTROLLER_ROOT ?= build/controller-root
 
 controller-image: controller-root
@@ -108,7 +109,7 @@ controller-image: controller-root
 controller-root: $(READY)
 	@CACHE=$(CACHE) $(BIN)/python k3d/image/controller.py root --arch $(ARCH) --out $(CONTROLLER_ROOT)
 
-# The demo's applications and their images; needs Java 17, Maven and Go, and apt and buildah as make image does.
+# The demo's applications and their images. Needs Java 17, Maven and Go, and apt and buildah like make image.
 apps: $(READY) build/static-server
 	mvn -B -q -f k3d/apps/pom.xml -Dmaven.repo.local=$(CACHE)/m2 package
 	@CACHE=$(CACHE) $(BIN)/python k3d/apps/build.py --out build/apps.oci.tar
@@ -116,8 +117,8 @@ apps: $(READY) build/static-server
 build/static-server: $(wildcard k3d/apps/static-server/*)
 	cd k3d/apps/static-server && CGO_ENABLED=0 GOTOOLCHAIN=local go build -trimpath -ldflags "-s -w" -o $(CURDIR)/$@
 
-# The tree and the image of the last commit before there was a controller for clusters: pods and controllers of
-# different ages are tested against each other.
+# The source tree and the image of the last commit before the controller for clusters. Tests run pods and controllers of
+# different versions against each other.
 OLD      := 3d1da04
 OLD_KEPT := $(CACHE)/old/$(OLD)-$(ARCH).oci.tar
 old: build/old/build/image.oci.tar
@@ -134,7 +135,7 @@ eureka: k3d/apps/discovery/target/discovery.jar
 k3d/apps/discovery/target/discovery.jar: k3d/apps/pom.xml k3d/apps/discovery/pom.xml $(shell find k3d/apps/discovery/src -type f 2>/dev/null)
 	mvn -B -q -f k3d/apps/discovery/pom.xml -Dmaven.repo.local=$(CACHE)/m2 package
 
-# One program, kept in the cache by what its module is made of.
+# One program. It is cached by the content of its Go module.
 cluster: $(READY)
 	@$(BIN)/python -m tests.cluster.program
 
