@@ -61,8 +61,8 @@ format: $(READY)
 
 # Generates everything that is made of the parts in schema/. A test fails if this was forgotten.
 schema: $(READY)
-	@$(BIN)/python -m pidone.language.assembly
-	@$(BIN)/python -m pidone.cli.reference docs/language.md
+	@$(BIN)/python -m pidone.generate.assembly
+	@$(BIN)/python -m pidone.generate.reference docs/language.md
 
 # The doze of images and wheels: 18 kB, and 12 KiB of memory. The first run also builds a C library by ziglang.
 doze: build/doze-x86_64 build/doze-aarch64

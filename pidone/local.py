@@ -17,13 +17,13 @@ from typing import Any, Protocol
 import trio
 
 from pidone import __version__
+from pidone.counters import Counters
 from pidone.engine.core import Stage, TaskState, waits_for
 from pidone.engine.runner import Engine
 from pidone.http.client import redacted
 from pidone.http.message import JSON, Request, Response, text_response
 from pidone.journal import RING, Journal
 from pidone.pid1.claims import processes
-from pidone.telemetry import Telemetry
 
 LOG_LINES = 50  # the last of them
 
@@ -33,7 +33,7 @@ class Program(Protocol):
 
     engine: Engine
     journal: Journal
-    telemetry: Telemetry
+    counters: Counters
 
     @property
     def repos(self) -> tuple[str, ...]: ...
@@ -71,7 +71,7 @@ def document(program: Program) -> dict[str, Any]:
     """The answer to ``/status``."""
     status, tasks = program.status(), program.tasks()
     status.pop("tasksUntold", None)  # here is room for all
-    counts, states = program.telemetry, list(program.engine.tasks)
+    counts, states = program.counters, list(program.engine.tasks)
     return {
         "version": __version__,
         "pid": os.getpid(),

@@ -14,6 +14,7 @@ import trio
 
 from pidone import __version__, actions
 from pidone.actions import Setting
+from pidone.counters import Counters
 from pidone.engine.runner import Build, Engine, describe
 from pidone.errors import Refused
 from pidone.http.connect import Lookups, encoded
@@ -24,7 +25,6 @@ from pidone.pid1.reaper import Reaper
 from pidone.plan.format import decode_bundle
 from pidone.plan.model import CONTAINERS_STARTED, Bundle, Phase, Pod
 from pidone.repo.client import RepoClient
-from pidone.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from pidone.pid1.application import Application
@@ -104,7 +104,7 @@ class PodProgram:
         self.random = random or Random()
         self.journal = journal
         self.reaper = Reaper()
-        self.telemetry = Telemetry()
+        self.counters = Counters()
         self.settings = settings
         self.changed: Callable[[], None] = lambda: None
         self.farewell: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
@@ -131,12 +131,12 @@ class PodProgram:
             self._see_out(bundle)
             if bundle.containers_started:
                 self.engine.happened(CONTAINERS_STARTED)
-        if bundle.phase is not self._phase or bundle.plan.digest != self.telemetry.bundle_digest:
+        if bundle.phase is not self._phase or bundle.plan.digest != self.counters.bundle_digest:
             self.journal.write(
                 "plan", digest=bundle.plan.digest, tasks=len(bundle.plan.tasks), phase=bundle.phase.value
             )
         self._phase = bundle.phase
-        self.telemetry.bundle_digest, self.telemetry.bundle_applied = bundle.plan.digest, time()
+        self.counters.bundle_digest, self.counters.bundle_applied = bundle.plan.digest, time()
 
     def end(self, by: str) -> None:
         """Begin the pod's end, once and for good; ``by`` whom is told in the journal."""
@@ -162,7 +162,7 @@ class PodProgram:
         tasks, untold = self._told_tasks()
         return {
             "after": self.settings.after,
-            "digest": self.telemetry.bundle_digest,
+            "digest": self.counters.bundle_digest,
             "phase": self._phase.value,
             "reaped": self.reaper.orphans,
             "tasks": tasks,
@@ -263,7 +263,7 @@ class PodProgram:
             pod=pod,
             source=self.settings.pod_ip,
             reaper=self.reaper,
-            telemetry=self.telemetry,
+            counters=self.counters,
             tasks=lambda: self.engine.tasks,
             programs=self.settings.programs,
         )
@@ -315,7 +315,7 @@ def _start_client(program: PodProgram, nursery: trio.Nursery) -> RepoClient:
         list(program.settings.repos),
         program,
         program.journal,
-        program.telemetry,
+        program.counters,
         claims=claims(),
         source=program.settings.pod_ip,
         random=program.random,

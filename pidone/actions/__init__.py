@@ -17,11 +17,11 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import Any, Protocol
 
+from pidone.counters import Counters, TaskView
 from pidone.errors import Refused
 from pidone.pid1.reaper import Reaper
 from pidone.plan.fields import Fields
 from pidone.plan.model import Pod, Task
-from pidone.telemetry import TaskView, Telemetry
 
 PROGRAMS = "/opt/pidone"  # where the image has those that are meant for tasks
 
@@ -33,7 +33,7 @@ class Setting:
     pod: Pod
     source: str | None  # the address to connect from and to listen on; None: the kernel's choice, and all
     reaper: Reaper
-    telemetry: Telemetry
+    counters: Counters
     tasks: Callable[[], Iterable[TaskView]]
     programs: str = PROGRAMS  # the folder of the programs that a plan may have run; "/" is all
 

@@ -77,7 +77,7 @@ def build(fields: Fields, setting: Setting) -> Metrics:
     known: dict[str, Collector] = {
         "process": process.collect,
         "network": network.collect,
-        "tasks": lambda: tasks.collect(setting.pod, setting.reaper, setting.telemetry, setting.tasks()),
+        "tasks": lambda: tasks.collect(setting.pod, setting.reaper, setting.counters, setting.tasks()),
     }
     port = fields.integer("port", PORT, least=1, most=65535)
     wanted = fields.texts("collectors") or tuple(known)

@@ -15,11 +15,11 @@ from urllib.parse import quote
 import trio
 
 from pidone.actions import Context, Setting
+from pidone.counters import TaskView
 from pidone.errors import PidoneError, Refused, TaskFailed
 from pidone.http.client import redacted, request
 from pidone.http.message import JSON
 from pidone.plan.fields import Fields
-from pidone.telemetry import TaskView
 
 STATES = ("reporting", "failing")
 REPORTING, FAILING = STATES
@@ -225,7 +225,7 @@ class Pushgateway:
         from pidone.metrics import exposition, tasks
 
         setting = self._setting
-        page = exposition.render(tasks.collect(setting.pod, setting.reaper, setting.telemetry, views))
+        page = exposition.render(tasks.collect(setting.pod, setting.reaper, setting.counters, views))
         await self._push("PUT", page)
         return False
 

@@ -7,9 +7,9 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
+from pidone.cli.formats import FORMATS, coloured
 from pidone.language.checking import Checked, Parsed, check_parsed, extended_sets, parse_bytes
 from pidone.language.findings import printable
-from pidone.language.formats import FORMATS, coloured
 from pidone.language.reading import MAX_CHARACTERS
 
 STANDARD_INPUT = "-"

@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pidone.cli.arguments import FIELDS, FILES, KIND_NAMES
 from pidone.cli.fields import NAMES, every_field
-from pidone.cli.main import FIELDS, FILES, KIND_NAMES
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from pidone import __version__
+from pidone.cli.arguments import FIELDS, KIND_NAMES, Commands, add_command, add_files, add_pod, port_number
 
 EXAMPLES = """\
 examples:
@@ -19,8 +20,6 @@ examples:
   source <(pidone completion bash)                    complete all of this
 """
 INTERRUPTED, BROKEN_PIPE = 130, 141  # as a shell has them: 128 and the number of the signal
-# What completes an argument (its attribute ``complete``): file names, paths of fields, kinds.
-FILES, FIELDS, KIND_NAMES = "files", "fields", "kinds"
 
 
 def run(argv: Sequence[str]) -> int:
@@ -69,34 +68,13 @@ def parser() -> argparse.ArgumentParser:
     commands = whole.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _writing(commands)
     _trying(commands)
-    completion = _command(commands, "completion", _completion, "print the completion script of a shell")
+    completion = add_command(commands, "completion", _completion, "print the completion script of a shell")
     completion.add_argument("shell", choices=["bash", "zsh", "fish"], help="the shell it is for")
     return whole
 
 
-Commands = argparse._SubParsersAction  # argparse has no public name for it
-
-
-def _command(
-    commands: "Commands[argparse.ArgumentParser]",
-    name: str,
-    call: Callable[[argparse.Namespace], int],
-    summary: str,
-    epilog: str = "",
-) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=summary,
-        description=f"{summary[0].upper()}{summary[1:]}.",
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    command.set_defaults(call=call)
-    return command
-
-
 def _writing(commands: "Commands[argparse.ArgumentParser]") -> None:
-    check = _command(
+    check = add_command(
         commands,
         "check",
         _check,
@@ -104,7 +82,7 @@ def _writing(commands: "Commands[argparse.ArgumentParser]") -> None:
         "Documents of other kinds are passed over.\n"
         "exit code: 0 no findings, 1 there are some, 2 a file cannot be read, 3 only warnings with --strict\n",
     )
-    _file(check, nargs="+", text="a file, a folder, or - for standard input")
+    add_files(check, nargs="+", text="a file, a folder, or - for standard input")
     check.add_argument(
         "--format",
         choices=("text", "json", "github", "sarif"),
@@ -113,7 +91,7 @@ def _writing(commands: "Commands[argparse.ArgumentParser]") -> None:
     )
     check.add_argument("--strict", action="store_true", help="exit with 3 where there are only warnings")
 
-    explain = _command(
+    explain = add_command(
         commands,
         "explain",
         _explain,
@@ -127,7 +105,7 @@ def _writing(commands: "Commands[argparse.ArgumentParser]") -> None:
     path.complete = FIELDS  # type: ignore[attr-defined]
     explain.add_argument("--recursive", action="store_true", help="names and types of all fields below")
 
-    schema = _command(commands, "schema", _schema, "print the JSON Schema of a kind, for editors")
+    schema = add_command(commands, "schema", _schema, "print the JSON Schema of a kind, for editors")
     kind = schema.add_argument(
         "kind",
         nargs="?",
@@ -139,16 +117,16 @@ def _writing(commands: "Commands[argparse.ArgumentParser]") -> None:
 
 
 def _trying(commands: "Commands[argparse.ArgumentParser]") -> None:
-    graph = _command(commands, "graph", _graph, "draw which task waits for which")
-    _file(graph, nargs="+", text="files and folders with TaskSets")
+    graph = add_command(commands, "graph", _graph, "draw which task waits for which")
+    add_files(graph, nargs="+", text="files and folders with TaskSets")
     graph.add_argument(
         "--format", choices=["text", "dot", "mermaid"], default="text", help="text unless told otherwise"
     )
 
     what = "files and folders with TaskSets; where TaskBindings are among them, the pod's labels decide"
-    render = _command(commands, "render", _render, "print the plan that a pod would get")
-    _file(render, nargs="+", text=what)
-    _pod(render, required=True)
+    render = add_command(commands, "render", _render, "print the plan that a pod would get")
+    add_files(render, nargs="+", text=what)
+    add_pod(render, required=True)
     render.add_argument(
         "-o",
         "--output",
@@ -157,15 +135,15 @@ def _trying(commands: "Commands[argparse.ArgumentParser]") -> None:
         help="json unless told otherwise",
     )
 
-    test = _command(
+    test = add_command(
         commands,
         "test",
         _test,
         "run the cases beside the TaskSets, each in a pod of its own, on a fake clock",
     )
-    _file(test, nargs="+", text="case files (eureka.test.yaml), or folders with some")
+    add_files(test, nargs="+", text="case files (eureka.test.yaml), or folders with some")
 
-    status = _command(
+    status = add_command(
         commands,
         "status",
         _status,
@@ -174,47 +152,13 @@ def _trying(commands: "Commands[argparse.ArgumentParser]") -> None:
         "  kubectl exec POD -- wget -qO- 127.0.0.1:19101/status   where the image has no pidone\n",
     )
     status.add_argument(
-        "--port", type=_port, metavar="N", help="where it listens; that of PIDONE_STATUS_PORT, or 19101"
+        "--port", type=port_number, metavar="N", help="where it listens; that of PIDONE_STATUS_PORT, or 19101"
     )
     status.add_argument("--json", action="store_true", help="all of it, as it was answered")
 
-    run_command = _command(commands, "run", _run, "run the TaskSets of a file here, without a repo")
-    _file(run_command, nargs="+", text=what)
-    _pod(run_command)
-
-
-def _file(command: argparse.ArgumentParser, *, text: str, nargs: str | None = None) -> None:
-    command.add_argument("file", nargs=nargs, metavar="FILE", help=text).complete = FILES  # type: ignore[attr-defined]
-
-
-def _pod(command: argparse.ArgumentParser, *, required: bool = False) -> None:
-    command.add_argument(
-        "--pod",
-        metavar="POD",
-        required=required,
-        help="the pod: a manifest, or what kubectl get pod -o yaml (or json) prints",
-    ).complete = FILES  # type: ignore[attr-defined]
-    command.add_argument(
-        "--param",
-        action="append",
-        default=[],
-        type=_assignment,
-        metavar="NAME=VALUE",
-        help="a param's value, as a TaskBinding would give it",
-    )
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) < 65536:
-        raise argparse.ArgumentTypeError(f'"{text}" is no port; expected 1 to 65535')
-    return int(text)
-
-
-def _assignment(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not name or not equals:
-        raise argparse.ArgumentTypeError(f'"{text}" is not NAME=VALUE')
-    return name, value
+    run_command = add_command(commands, "run", _run, "run the TaskSets of a file here, without a repo")
+    add_files(run_command, nargs="+", text=what)
+    add_pod(run_command)
 
 
 # One function a command: the imports of a command are no others' time.

@@ -17,11 +17,11 @@ import trio
 from pidone import __version__
 from pidone.cli.render import DeskPod, bundle_for, param_values, read_objects, read_pod
 from pidone.cli.status import columns, since
+from pidone.counters import TaskView
 from pidone.errors import PidoneError, Refused
 from pidone.journal import Journal
 from pidone.plan.digest import canonical
 from pidone.pod import PodProgram, Settings, live
-from pidone.telemetry import TaskView
 
 REDRAW = 0.1  # seconds between two pictures, at least: what changes faster is not read anyway
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from unicodedata import combining, east_asian_width
 
-from pidone.language.rules import WARNINGS
+from pidone.language.rule_texts import WARNINGS
 
 _WIDEST = 160  # characters of a source line that are shown
 _LONGEST = 300  # characters of a message

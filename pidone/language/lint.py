@@ -11,8 +11,8 @@ from typing import Any
 
 from pidone.language import duration
 from pidone.language.findings import Span, shown
-from pidone.language.patterns import wrong_pattern
 from pidone.language.reading import Document
+from pidone.language.safe_patterns import wrong_pattern
 from pidone.language.schemas import MISSING, Action, Shape, action_of, task_shape
 from pidone.language.substitution import references
 

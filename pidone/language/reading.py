@@ -207,7 +207,7 @@ class _Builder:
         from ruamel.yaml.error import MarkedYAMLError
         from ruamel.yaml.reader import ReaderError
 
-        from pidone.language.events import events
+        from pidone.language.yaml_events import events
 
         try:
             yield from events(self._text)

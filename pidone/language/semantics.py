@@ -13,9 +13,9 @@ from pidone.language.extends import Flat, Sets, flat
 from pidone.language.findings import Source, Span, shown, suggestion
 from pidone.language.model import Param, TaskSet
 from pidone.language.params import mismatch
-from pidone.language.patterns import wrong_pattern
 from pidone.language.reading import Document, Node
 from pidone.language.rendering import out_of_range
+from pidone.language.safe_patterns import wrong_pattern
 from pidone.language.schemas import ANY_ACTION, MISSING, Action, Shape, action_of, task_shape
 from pidone.language.substitution import POD, Reference, references
 from pidone.plan.format import find_cycle

@@ -7,13 +7,13 @@ from time import time
 import trio
 
 from pidone import __version__
+from pidone.counters import Counters, TaskView
 from pidone.metrics.exposition import Family, counter, gauge
 from pidone.pid1.reaper import Reaper
 from pidone.plan.model import Pod
-from pidone.telemetry import TaskView, Telemetry
 
 
-def collect(pod: Pod, reaper: Reaper, counts: Telemetry, tasks: Iterable[TaskView]) -> Iterator[Family]:
+def collect(pod: Pod, reaper: Reaper, counts: Counters, tasks: Iterable[TaskView]) -> Iterator[Family]:
     yield gauge("pidone_build_info", "What this process is made of; always 1.").add(
         1, version=__version__, python=sys.version.partition(" ")[0], trio=trio.__version__
     )
@@ -26,7 +26,7 @@ def collect(pod: Pod, reaper: Reaper, counts: Telemetry, tasks: Iterable[TaskVie
     yield from _tasks(tasks)
 
 
-def _plan(counts: Telemetry) -> Iterator[Family]:
+def _plan(counts: Counters) -> Iterator[Family]:
     yield gauge("pidone_bundle_info", "The plan that runs; always 1.").add(1, digest=counts.bundle_digest)
     yield gauge(
         "pidone_bundle_applied_timestamp_seconds", "When this plan was taken on.", counts.bundle_applied

@@ -15,12 +15,12 @@ from typing import Any, Protocol
 import trio
 
 from pidone import __version__
+from pidone.counters import Counters
 from pidone.errors import Refused, TransferError
 from pidone.http.client import redacted, request
 from pidone.http.message import JSON, Response
 from pidone.journal import Journal
 from pidone.plan.format import MAX_BUNDLE, MEDIA_TYPE
-from pidone.telemetry import Telemetry
 
 WAIT = 55.0  # seconds a question may be held: below the 60 s after which middleboxes drop idle connections
 SLACK = 15.0  # seconds beyond WAIT before a held question counts as lost
@@ -66,7 +66,7 @@ class RepoClient:
         urls: list[str],
         consumer: Consumer,
         journal: Journal,
-        telemetry: Telemetry,
+        counters: Counters,
         *,
         claims: Mapping[str, str],
         source: str | None,
@@ -78,7 +78,7 @@ class RepoClient:
         self._urls = [url.rstrip("/") for url in urls]
         self._consumer = consumer
         self._journal = journal
-        self._telemetry = telemetry
+        self._counters = counters
         self._source = source
         self._random = random
         self._current = 0
@@ -108,10 +108,10 @@ class RepoClient:
         failures = 0
         while True:
             answer = await self._ask_once()
-            self._telemetry.bundle_fetches += 1
+            self._counters.bundle_fetches += 1
             if answer.trouble:
                 failures += 1
-                self._telemetry.bundle_fetch_failures += 1
+                self._counters.bundle_fetch_failures += 1
                 if failures == 1:
                     self._journal.write(
                         "repo-away", repo=redacted(self._urls[self._current]), error=answer.trouble
@@ -120,15 +120,15 @@ class RepoClient:
                 limit = min(BACKOFF_MAX, 2.0 ** min(failures, 10))
                 if answer.lost and self._met:
                     limit = max(LOST_SPREAD, limit)
-                self._telemetry.repo_up = False
+                self._counters.repo_up = False
                 if self._reached.is_set():  # else ``report`` waits for this one, and would wait for ever
                     self._reached = trio.Event()
                 await trio.sleep(max(answer.pause, limit * self._random.random()))
             else:
-                if self._telemetry.repo_up is not True:
+                if self._counters.repo_up is not True:
                     self._journal.write("repo-reached", repo=redacted(self._urls[self._current]))
                     self._dirty.set()  # a repo that was away may have forgotten what it was told
-                failures, self._telemetry.repo_up = 0, True
+                failures, self._counters.repo_up = 0, True
                 self._reached.set()
                 await trio.sleep(answer.pause)
 
@@ -136,7 +136,7 @@ class RepoClient:
         url = self._urls[self._current]
         known = ", ".join(tag for tag in (self._applied, self._rejected) if tag)
         headers = {**self._headers, **self._proof(url), "accept": MEDIA_TYPE}
-        if self._telemetry.repo_up or not known:
+        if self._counters.repo_up or not known:
             headers["prefer"] = f"wait={WAIT:g}"  # not after an absence: then "there again" is known at once
         if known:
             headers["if-none-match"] = known
@@ -212,7 +212,7 @@ class RepoClient:
                 else f"internal error: {type(error).__name__}: {error}"
             )
             self._rejected, self._error = tag, why
-            self._telemetry.bundle_rejections += 1
+            self._counters.bundle_rejections += 1
             self._journal.write("plan-refused", error=why)
         else:
             self._applied, self._rejected, self._error = tag, "", ""

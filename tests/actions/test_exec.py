@@ -16,6 +16,7 @@ import trio
 
 from pidone.actions import Setting
 from pidone.actions.exec import Exec, build
+from pidone.counters import Counters
 from pidone.engine.runner import Engine
 from pidone.errors import Refused, TaskFailed
 from pidone.journal import Journal
@@ -24,7 +25,6 @@ from pidone.pid1.subreaper import become_subreaper
 from pidone.plan.fields import Fields
 from pidone.plan.format import decode_plan
 from pidone.plan.model import Pod
-from pidone.telemetry import Telemetry
 from tests.actions.watcher import Watcher
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user: sudo make test")
@@ -41,7 +41,7 @@ def adopting() -> Iterator[None]:
 
 
 def setting(programs: str = "/") -> Setting:
-    return Setting(Pod("p", "n", "u", "127.0.0.1"), None, Reaper(), Telemetry(), lambda: (), programs)
+    return Setting(Pod("p", "n", "u", "127.0.0.1"), None, Reaper(), Counters(), lambda: (), programs)
 
 
 def make(config: dict[str, Any], programs: str = "/") -> tuple[Exec, Reaper]:

@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pidone.actions import Setting
 from pidone.actions.metrics import Metrics, build
+from pidone.counters import Counters
 from pidone.engine.core import Stage, TaskState
 from pidone.engine.runner import Engine
 from pidone.errors import Refused, TaskFailed
@@ -20,7 +21,6 @@ from pidone.pid1.reaper import Reaper
 from pidone.plan.fields import Fields
 from pidone.plan.format import decode_plan
 from pidone.plan.model import Pod, Task
-from pidone.telemetry import Telemetry
 from tests.actions.watcher import Watcher
 
 POD = Pod("web-7d9c", "shop", "uid-1", "127.0.0.1", "node-1")
@@ -91,7 +91,7 @@ def views() -> list[TaskState]:
 
 
 def setting(*, repo_up: bool | None = True) -> Setting:
-    counts = Telemetry(7, 2, 1, "sha256-abc", 1_700_000_000.5, repo_up)
+    counts = Counters(7, 2, 1, "sha256-abc", 1_700_000_000.5, repo_up)
     return Setting(POD, "127.0.0.1", Reaper(), counts, views)
 
 

@@ -11,17 +11,17 @@ from trio.testing import MockClock
 
 from pidone.actions import Setting, privileged
 from pidone.actions.probe import Thresholds, build
+from pidone.counters import Counters
 from pidone.errors import Refused
 from pidone.http.message import Request, Response
 from pidone.http.server import serve
 from pidone.pid1.reaper import Reaper
 from pidone.plan.fields import Fields
 from pidone.plan.model import Pod
-from pidone.telemetry import Telemetry
 from tests.actions.watcher import Watcher
 from tests.http.test_grpc import HealthServer
 
-SETTING = Setting(Pod("p", "n", "u", "127.0.0.1"), None, Reaper(), Telemetry(), lambda: ())
+SETTING = Setting(Pod("p", "n", "u", "127.0.0.1"), None, Reaper(), Counters(), lambda: ())
 
 
 def states(answers: str, *, success: int, failure: int) -> list[str]:

@@ -11,6 +11,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from pidone import actions
 from pidone.actions import Action, Context, Setting, probe, register
+from pidone.counters import Counters
 from pidone.engine.runner import Engine
 from pidone.errors import PidoneError, RegistryError, RegistryRefused, TransferError
 from pidone.http.message import Response
@@ -20,7 +21,6 @@ from pidone.plan.fields import Fields
 from pidone.plan.format import decode_plan
 from pidone.plan.model import Pod, Task
 from pidone.registries import Registry, Status
-from pidone.telemetry import Telemetry
 
 
 class FakeRegistry:
@@ -95,7 +95,7 @@ class Bench:
         self.ready = ScriptedProbe()
         self.real_probe = False
         self.journal = Journal(echo=lambda line: None)
-        setting = Setting(Pod("p", "n", "u", "127.0.0.1"), None, Reaper(), Telemetry(), lambda: ())
+        setting = Setting(Pod("p", "n", "u", "127.0.0.1"), None, Reaper(), Counters(), lambda: ())
         self.engine = Engine(setting, self.journal, changed=self._move, random=Random(1))
         build = actions.build
 

@@ -10,6 +10,7 @@ import trio
 from pidone import actions
 from pidone.actions import Setting
 from pidone.actions.report import QUEUE, Webhook, build
+from pidone.counters import Counters
 from pidone.engine.core import Stage, TaskState
 from pidone.engine.runner import Engine
 from pidone.errors import Refused, TaskFailed
@@ -19,7 +20,6 @@ from pidone.pid1.reaper import Reaper
 from pidone.plan.fields import Fields
 from pidone.plan.format import decode_plan
 from pidone.plan.model import Pod, Task
-from pidone.telemetry import Telemetry
 from tests.http.serving import http_server
 
 POD = Pod("web-1", "shop", "u", "127.0.0.1", "node-a")
@@ -57,7 +57,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.journal = Journal(echo=lambda line: None)
-        setting = Setting(POD, None, Reaper(), Telemetry(), lambda: self.engine.tasks)
+        setting = Setting(POD, None, Reaper(), Counters(), lambda: self.engine.tasks)
         self.engine = Engine(setting, self.journal, changed=lambda: None, random=Random(1))
 
     def apply(self, report: dict[str, Any], *more: dict[str, Any], **common: Any) -> None:
@@ -161,7 +161,7 @@ def view(number: int) -> TaskState:
 
 
 def webhook(url: str) -> Webhook:
-    setting = Setting(POD, None, Reaper(), Telemetry(), lambda: ())
+    setting = Setting(POD, None, Reaper(), Counters(), lambda: ())
     return Webhook(Fields({"url": url}, "x"), setting)
 
 
@@ -236,7 +236,7 @@ async def test_a_pushgateway_has_the_page_of_this_pod_until_it_ends(
     ],
 )
 def test_what_is_not_understood_is_refused(config: dict[str, Any], message: str) -> None:
-    setting = Setting(POD, None, Reaper(), Telemetry(), lambda: ())
+    setting = Setting(POD, None, Reaper(), Counters(), lambda: ())
     with pytest.raises(Refused) as refused:
         build(Fields(config, "x"), setting)
     assert message in str(refused.value)

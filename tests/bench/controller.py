@@ -23,11 +23,11 @@ from uuid import UUID
 import psutil
 import trio
 
+from pidone.counters import Counters
 from pidone.http.message import Held, Request, Response
 from pidone.http.server import serve
 from pidone.journal import Journal
 from pidone.repo.client import RepoClient
-from pidone.telemetry import Telemetry
 from pidone_controller.pods.model import Pool
 from pidone_controller.pods.projection import project
 from pidone_controller.repo.plans import Plans
@@ -278,10 +278,10 @@ class Quiet:
 
 async def restart() -> list[tuple[str, float, float]]:
     """The repo of 10,000 pods is killed, and begun anew on its port."""
-    telemetry = [Telemetry() for _ in range(RESTARTED)]
+    counters = [Counters() for _ in range(RESTARTED)]
     served = await trio.to_thread.run_sync(Server, RESTARTED, RESTARTED)
     async with trio.open_nursery() as nursery:
-        for index, each in enumerate(telemetry):
+        for index, each in enumerate(counters):
             client = RepoClient(
                 [f"http://127.0.0.1:{served.port}"], Quiet(), Journal(echo=lambda _: None), each,
                 claims={}, source=address(index), random=Random(index),

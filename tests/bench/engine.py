@@ -17,6 +17,7 @@ from trio.testing import MockClock
 
 from pidone import actions
 from pidone.actions import Context, Setting
+from pidone.counters import Counters
 from pidone.engine.core import Cancel, Core, PlanChanged, RunEnded, Start, Undo, UndoEnded
 from pidone.engine.runner import Engine
 from pidone.errors import TaskFailed
@@ -24,7 +25,6 @@ from pidone.journal import Journal
 from pidone.pid1.reaper import Reaper
 from pidone.plan.format import decode_plan
 from pidone.plan.model import Plan, Pod, Task
-from pidone.telemetry import Telemetry
 from tests.engine.test_invariants import PLANS
 
 TASKS = 200
@@ -79,7 +79,7 @@ def engine(make: Callable[[], Nothing]) -> Engine:
         return make()
 
     setattr(actions, "build", build)  # noqa: B010 - the load in the place of all actions
-    setting = Setting(Pod("p", "n", "u", "127.0.0.1"), None, Reaper(), Telemetry(), lambda: ())
+    setting = Setting(Pod("p", "n", "u", "127.0.0.1"), None, Reaper(), Counters(), lambda: ())
     return Engine(setting, Journal(echo=lambda line: None), changed=lambda: None, random=Random(1))
 
 

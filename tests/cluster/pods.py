@@ -9,12 +9,12 @@ from typing import Any
 import trio
 
 from pidone import actions
+from pidone.counters import Counters
 from pidone.errors import Refused
 from pidone.journal import Journal
 from pidone.plan.format import decode_bundle
 from pidone.plan.model import Bundle, Phase
 from pidone.repo.client import RepoClient
-from pidone.telemetry import Telemetry
 
 
 @dataclass(eq=False)
@@ -33,7 +33,7 @@ class Asking:
 
     def __post_init__(self) -> None:
         self.client = RepoClient(
-            self.urls, self, Journal(), Telemetry(), claims=self.claims, source=self.address, random=Random()
+            self.urls, self, Journal(), Counters(), claims=self.claims, source=self.address, random=Random()
         )
 
     @property

@@ -11,8 +11,8 @@ import pytest
 from pidone.language.reading import read
 from pidone.language.schemas import KINDS
 from tests.cluster.apiserver import CRDS, OURS, Cluster, Refused
+from tests.generate.test_crds import documents, refused, whole
 from tests.language.test_checking import BAD, GOOD
-from tests.language.test_crds import documents, refused, whole
 
 STRICT = "dryRun=All&fieldValidation=Strict"
 

@@ -15,13 +15,13 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from pidone import actions
 from pidone.actions import Context, Setting
+from pidone.counters import Counters
 from pidone.engine.runner import STUCK, Engine
 from pidone.errors import Refused, TaskFailed
 from pidone.journal import Journal
 from pidone.pid1.reaper import Reaper
 from pidone.plan.format import decode_plan
 from pidone.plan.model import Plan, Pod, Task
-from pidone.telemetry import Telemetry
 
 Body = Callable[[Context], Awaitable[None]]
 
@@ -55,7 +55,7 @@ class Bench:
         self.undos: dict[str, Body] = {}
         self.journal = Journal(echo=lambda line: None)
         self.changes = 0
-        setting = Setting(Pod("p", "n", "u", "127.0.0.1"), None, Reaper(), Telemetry(), lambda: ())
+        setting = Setting(Pod("p", "n", "u", "127.0.0.1"), None, Reaper(), Counters(), lambda: ())
         self.engine = Engine(setting, self.journal, changed=self._changed, random=Random(1))
         monkeypatch.setattr(actions, "build", self._build)
 

@@ -21,10 +21,10 @@ from random import Random
 from types import FrameType
 from typing import Any
 
+from pidone.cli.formats import FORMATS, coloured
 from pidone.errors import LanguageError
 from pidone.language.checking import Checked, check_bytes
 from pidone.language.findings import printable
-from pidone.language.formats import FORMATS, coloured
 from pidone.language.model import TaskSet
 from pidone.language.reading import read
 from pidone.language.rendering import render

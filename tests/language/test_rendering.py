@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pidone.actions import Setting, build
+from pidone.counters import Counters
 from pidone.errors import LanguageError
 from pidone.language.checking import check_text
 from pidone.language.model import TaskSet
@@ -17,7 +18,6 @@ from pidone.language.schemas import actions
 from pidone.pid1.reaper import Reaper
 from pidone.plan.format import decode_plan
 from pidone.plan.model import Pod
-from pidone.telemetry import Telemetry
 
 ROOT = Path(__file__).parent.parent.parent
 POD: dict[str, Any] = {
@@ -120,7 +120,7 @@ def test_every_field_is_rendered(expected: Path) -> None:
 def test_the_pod_knows_every_field_that_is_rendered(expected: Path) -> None:
     plan = decode_plan(json.loads(expected.read_text("utf-8")), actions())
     pod = Pod("ratings-7d9c", "shop", "0c9e", "10.42.0.18")
-    setting = Setting(pod, None, Reaper(), Telemetry(), lambda: (), programs="/")
+    setting = Setting(pod, None, Reaper(), Counters(), lambda: (), programs="/")
     for task in plan.tasks:
         build(task, setting)  # or Refused
 

@@ -1,19 +1,15 @@
 """The schemas themselves: valid, described, and of one opinion with each other and with the code."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from jsonschema import Draft7Validator, Draft202012Validator
-from jsonschema.exceptions import ValidationError
 
-from pidone.language import assembly
-from pidone.language.assembly import TOP, files
 from pidone.language.reading import read
-from pidone.language.schemas import API_VERSION, KINDS, MISSING, Shape, actions, schema, task_shape
+from pidone.language.schemas import KINDS, MISSING, Shape, actions, schema, task_shape
 from tests.language.test_checking import GOOD
 
 DRAFT_07 = {
@@ -90,40 +86,6 @@ def test_every_property_has_a_description_and_no_object_is_open(kind: str) -> No
             assert part == BY_OVERRIDE or inner.get("description", "").endswith("."), f"{kind}: {name}"
         if "properties" in part and part != BY_OVERRIDE:
             assert part["additionalProperties"] is False
-
-
-def test_what_is_generated_is_what_its_parts_make() -> None:
-    for file, text in files().items():
-        assert (TOP / file).read_text("utf-8") == text, f"{file}: make schema"
-
-
-def test_a_new_action_is_one_file_of_the_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(TOP / "schema", tmp_path / "schema")
-    action = {
-        "description": "Wait.",
-        "type": "object",
-        "additionalProperties": False,
-        "required": ["seconds"],
-        "x-pidone-states": ["waiting"],
-        "x-pidone-ready": "waiting",
-        "properties": {"seconds": {"$ref": "#/definitions/seconds", "description": "How long."}},
-    }
-    (tmp_path / "schema/actions/wait.json").write_text(json.dumps(action))
-    monkeypatch.setattr(assembly, "TOP", tmp_path)
-    assembled = assembly.assembled("TaskSet")
-    task = assembled["definitions"]["task"]
-    assert task["properties"]["wait"] == {"$ref": "#/definitions/wait", "description": "Wait."}
-    assert {"required": ["wait"]} in task["oneOf"]
-    one = {"name": "a", "wait": {"seconds": 5}}
-    whole = {
-        "apiVersion": API_VERSION,
-        "kind": "TaskSet",
-        "metadata": {"name": "a"},
-        "spec": {"tasks": [one, {"name": "b", "override": "merge", "wait": {}}]},
-    }
-    Draft202012Validator(assembled).validate(whole)
-    with pytest.raises(ValidationError):
-        Draft202012Validator(assembled).validate({**whole, "spec": {"tasks": [{"name": "a", "wait": {}}]}})
 
 
 def test_the_choice_of_an_action_is_between_all_actions() -> None:

@@ -11,13 +11,13 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from pidone.counters import Counters
 from pidone.errors import ConnectError, Refused
 from pidone.http.message import Request, Response, text_response
 from pidone.journal import RING, Journal
 from pidone.plan.format import MEDIA_TYPE
 from pidone.repo import client as module
 from pidone.repo.client import LOG_LINES, REPORT_SIZE, RepoClient
-from pidone.telemetry import Telemetry
 from tests.http.serving import http_server
 
 APPLIED_PREFERENCE = {"preference-applied": "wait=55"}
@@ -32,14 +32,14 @@ class Pod:
 
     def __init__(self, urls: list[str], token: str = "") -> None:
         self.taken: list[tuple[str, bool]] = []
-        self.telemetry = Telemetry()
+        self.counters = Counters()
         self.journal = Journal(echo=lambda line: None)
         claims = {"pidone-hostname": "web"}
         self.client = RepoClient(
             urls,
             self,
             self.journal,
-            self.telemetry,
+            self.counters,
             claims=claims,
             source=None,
             random=Random(1),
@@ -141,7 +141,7 @@ async def test_a_refused_bundle_is_reported_with_its_reason_and_not_fetched_agai
     assert (await served.question()).headers["if-none-match"] == '"two"'
     assert [text for text, _ in pod.taken] == ["one", "bad", "two"]
     assert (await served.report())["state"] == "applied"
-    assert pod.telemetry.bundle_rejections == 1
+    assert pod.counters.bundle_rejections == 1
 
 
 @pytest.mark.parametrize("kind", ["application/json", "application/vnd.pidone.bundle.v2+json", None])
@@ -169,8 +169,8 @@ async def test_the_second_repo_is_asked_when_the_first_is_dead_and_is_kept(
     for _ in range(3):
         await served.question()
     await served.report()
-    assert pod.telemetry.bundle_fetch_failures == 1
-    assert pod.telemetry.repo_up is True
+    assert pod.counters.bundle_fetch_failures == 1
+    assert pod.counters.repo_up is True
     assert pod.said("repo-away") == 1
     assert pod.said("Connection refused") == 1
 
@@ -259,7 +259,7 @@ async def test_a_repo_that_is_away_is_asked_slower_and_slower_and_for_ever(
     assert max(wire.gaps) > 50
     assert 25 < sum(wire.gaps) / len(wire.gaps) < 35  # full jitter: half the limit on average
     assert wire.reports == []
-    assert pod.telemetry.repo_up is False
+    assert pod.counters.repo_up is False
     assert pod.said("repo-away") == 1  # once, not at every question
     nursery.cancel_scope.cancel()
 
@@ -280,7 +280,7 @@ async def test_a_repo_that_comes_back_is_noticed_at_once_and_told_the_status(
     wire.script = good
     back = trio.current_time()
     await trio.sleep(62)
-    assert pod.telemetry.repo_up is True
+    assert pod.counters.repo_up is True
     assert pod.said("repo-reached") == 2
     assert len(wire.reports) == 2
     first = next(moment for moment in wire.asked if moment >= back)
@@ -359,7 +359,7 @@ async def test_a_plan_for_https_alone_is_awaited_and_does_not_count_as_an_absenc
     pod = Pod(["http://repo"])
     pod.start(nursery)
     await trio.sleep(600)
-    assert pod.telemetry.repo_up is True
+    assert pod.counters.repo_up is True
     assert all(wire.held)
     assert len(wire.asked) <= 11
     assert pod.said("plan-withheld") == 1

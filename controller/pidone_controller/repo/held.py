@@ -12,11 +12,11 @@ from random import Random
 
 import trio
 
+from pidone.http import negotiation
 from pidone.http.message import Held, Request, Response, text_response
 from pidone.metrics.exposition import Family, counter_by, gauge
 from pidone.plan.format import MEDIA_TYPE
 from pidone.plan.model import Phase
-from pidone_controller import preferences
 from pidone_controller.log import Log
 from pidone_controller.pods.identity import Contradiction, NodeAddress, Unknown
 from pidone_controller.pods.model import Pod
@@ -104,7 +104,7 @@ class HeldRequests:
 
     async def bundle(self, request: Request, *, secure: bool) -> Response | Held:
         """``GET /v1/bundle``. ``secure``: the repo has proved by TLS who it is."""
-        media = preferences.choose(request.headers.get("accept"), FORMATS)
+        media = negotiation.choose(request.headers.get("accept"), FORMATS)
         if media is None:
             accept = request.headers["accept"]
             return text_response(
@@ -116,8 +116,8 @@ class HeldRequests:
         if self.waiting.count(caller.place) >= MAX_HELD:
             return _too_many(caller)
 
-        wait = preferences.wait(request.headers.get("prefer", ""))
-        etags = preferences.etags(request.headers.get("if-none-match", ""))
+        wait = negotiation.wait(request.headers.get("prefer", ""))
+        etags = negotiation.etags(request.headers.get("if-none-match", ""))
         held = _BundleRequest(self, caller, media, etags, secure, wait, end=trio.current_time() + (wait or 0))
         return held.look() or held
 

@@ -1,4 +1,4 @@
-"""Headers, reports and log lines: the small readers and writers."""
+"""Reports and log lines: the small readers and writers."""
 
 import json
 from datetime import UTC, datetime
@@ -6,61 +6,9 @@ from typing import Any
 
 import pytest
 
-from pidone_controller import preferences
 from pidone_controller.log import line
 from pidone_controller.pods import reports
 from pidone_controller.pods.reports import Pace
-
-
-@pytest.mark.parametrize(
-    ("prefer", "seconds"),
-    [
-        ("", None),
-        ("wait=55", 55),
-        ("respond-async, wait=10", 10),
-        ('Wait="7"; x=y', 7),
-        ("wait=0", 0),
-        ("wait=600", 60),
-        ("wait=99999999999999999999", 60),
-        ("wait=-1", None),
-        ("wait=soon", None),
-        ("wait=²", None),
-        ("waiting=5", None),
-    ],
-)
-def test_wait(prefer: str, seconds: float | None) -> None:
-    assert preferences.wait(prefer) == seconds
-
-
-def test_etags() -> None:
-    assert preferences.etags('"a", W/"b","c,d"') == ('"a"', '"b"', '"c,d"')
-    assert preferences.etags("") == preferences.etags("sha256-a, *") == ()
-
-
-V1, V2 = "application/vnd.x.v1+json", "application/vnd.x.v2+json"
-
-
-@pytest.mark.parametrize(
-    ("accept", "chosen"),
-    [
-        (None, V2),
-        ("", V2),
-        ("*/*", V2),
-        ("text/html, */*;q=0.1", V2),
-        ("application/*", V2),
-        (V1, V1),
-        (V1.upper(), V1),
-        (f"{V1};q=0.5, {V2}", V2),
-        (f"{V2}; q=0.0, */*", V1),
-        (f"*/*, application/*;q=0, {V1}", V1),
-        ("application/json", None),
-        ("text/*", None),
-        ("*/*;q=0", None),
-    ],
-)
-def test_accept(accept: str | None, chosen: str | None) -> None:
-    assert preferences.choose(accept, (V2, V1)) == chosen
-
 
 DIGEST = "sha256-" + "0" * 64
 

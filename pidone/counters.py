@@ -7,7 +7,7 @@ from pidone.plan.model import Task
 
 
 @dataclass(slots=True)
-class Telemetry:
+class Counters:
     """Counts since the start of this process; times are seconds since the epoch."""
 
     bundle_fetches: int = 0

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from pidone import __version__
 from pidone.language.findings import Finding, printable
-from pidone.language.rules import description
+from pidone.language.rule_texts import description
 
 _BOLD, _RED, _YELLOW, _DIM, _END = "\x1b[1m", "\x1b[1;31m", "\x1b[1;33m", "\x1b[2m", "\x1b[0m"
 

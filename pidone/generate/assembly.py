@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pidone.language.crds import crd, manifest
+from pidone.generate.crds import crd, manifest
 
 TOP = Path(__file__).parent.parent.parent  # of a clone; the parts are in no wheel
 GROUP, VERSION = "pidone.dev", "v1alpha1"

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from pidone.language.checking import check_bytes
-from pidone.language.patterns import wrong_pattern
 from pidone.language.reading import read
-from pidone.language.rules import ERRORS, WARNINGS, description
+from pidone.language.rule_texts import ERRORS, WARNINGS, description
+from pidone.language.safe_patterns import wrong_pattern
 from pidone.language.schemas import KINDS, schema, value_rules
 from tests.language.test_checking import BAD, GOOD
 

@@ -13,10 +13,10 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from pidone.cli.check import check
+from pidone.cli.formats import github
 from pidone.language.findings import Finding
-from pidone.language.formats import github
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent.parent / "language"
 BAD = HERE / "bad" / "unknown-action.yaml"
 GOOD = HERE / "good" / "everything.yaml"
 

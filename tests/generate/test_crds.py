@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from ruamel.yaml import YAML
 
-from pidone.language.assembly import TOP
+from pidone.generate.assembly import TOP
 from pidone.language.checking import check_text
 from pidone.language.reading import read
 from pidone.language.schemas import KINDS, schema, validator

@@ -7,7 +7,7 @@ import pytest
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pidone.language.events import events
+from pidone.language.yaml_events import events
 from tests.language.fuzz import Fuzzer, seeds
 
 
