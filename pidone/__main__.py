@@ -59,9 +59,9 @@ def process_one() -> int:
         began = time.monotonic()
         try:
             _use_generated()
-            from pidone import pod
+            from pidone.pod import live
 
-            stopped = pod.main()
+            stopped = live.main()
             if not stopped:
                 stages.doze(argv)
         except BaseException as error:  # noqa: BLE001 - process 1 does not end, whatever happened
@@ -83,7 +83,7 @@ def _use_generated() -> None:
 
 def _last_words(error: BaseException) -> str:
     try:
-        from pidone.pod import last_words
+        from pidone.errors import last_words
 
         words = last_words(error)
         print(f"event=program-failed error={words!r}", file=sys.stderr, flush=True)

@@ -56,3 +56,25 @@ class StartError(PidoneError):
 
 class LanguageError(PidoneError):
     """What people wrote is wrong. ``str()`` is every finding, each with its position and remedy."""
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line: the message of ours, type and message of what nobody expected."""
+    if isinstance(error, PidoneError):
+        return str(error)
+    if isinstance(error, BaseExceptionGroup):
+        return "; ".join(dict.fromkeys(describe(inner) for inner in error.exceptions))
+    return f"{type(error).__name__}: {error}"
+
+
+def last_words(error: BaseException) -> str:
+    """One line on a failure of the whole program: the error, its place, and the lines that were not reported."""
+    frames = []
+    trace = error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        line = trace.tb_lineno or ""  # the image has none of foreign code
+        frames.append(f"{code.co_filename.rpartition('/')[2]}:{line} {code.co_name}")
+        trace = trace.tb_next
+    untold = "; ".join(getattr(error, "__notes__", ())).replace("\n", " | ")
+    return f"{describe(error)} (at {' < '.join(reversed(frames[-8:]))}) {untold}".rstrip()

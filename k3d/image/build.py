@@ -100,7 +100,6 @@ from pidone import generated
 generated.record()
 from random import Random
 import trio
-from pidone import pod
 from pidone.http.client import request
 from pidone.http.message import Response
 from pidone.http.server import serve
@@ -108,6 +107,9 @@ from pidone.journal import Journal
 from pidone.plan.digest import canonical
 from pidone.plan.format import encode_bundle
 from pidone.plan.model import Phase, Pod
+from pidone.pod.live import live
+from pidone.pod.program import PodProgram
+from pidone.pod.settings import Settings
 
 async def answer(asked):
     return Response(503, {"content-type": "text/plain"}, b"no")
@@ -126,12 +128,12 @@ async def main():
     bundle = encode_bundle(tasks, phase=Phase.RUNNING, pod=Pod("p", "n", "u", "127.0.0.1"))
     bundle["tasks"][-1]["metrics"]["port"] = port + 1 if port < 65535 else port - 1
     bundle = encode_bundle(bundle["tasks"], phase=Phase.RUNNING, pod=Pod("p", "n", "u", "127.0.0.1"))
-    settings = pod.Settings(repos=(f"http://127.0.0.1:{port}",))
-    program = pod.PodProgram(settings, Journal(lambda line: None))
+    settings = Settings(repos=(f"http://127.0.0.1:{port}",))
+    program = PodProgram(settings, Journal(lambda line: None))
     with trio.move_on_after(1.5):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lambda: serve(answer, listeners, max_connections=9))
-            nursery.start_soon(pod.live, program)
+            nursery.start_soon(live, program)
             await trio.sleep(0.2)
             program.take(canonical(bundle), trusted=False)
             await trio.sleep_forever()

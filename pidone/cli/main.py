@@ -39,7 +39,7 @@ def run(argv: Sequence[str]) -> int:
         print(f"pidone: {error.strerror or error}", file=sys.stderr)
         return 2
     except Exception as error:  # noqa: BLE001 - a traceback helps nobody but us, and is in the line
-        from pidone.pod import last_words
+        from pidone.errors import last_words
 
         print(
             f"pidone {__version__} failed, and should not have: {last_words(error)}. "

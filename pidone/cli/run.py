@@ -21,7 +21,9 @@ from pidone.counters import TaskView
 from pidone.errors import PidoneError, Refused
 from pidone.journal import Journal
 from pidone.plan.digest import canonical
-from pidone.pod import PodProgram, Settings, live
+from pidone.pod.live import live
+from pidone.pod.program import PodProgram
+from pidone.pod.settings import Settings
 
 REDRAW = 0.1  # seconds between two pictures, at least: what changes faster is not read anyway
 

@@ -11,7 +11,7 @@ import trio
 
 from pidone.errors import PidoneError, Refused
 from pidone.http.client import request
-from pidone.pod import Settings
+from pidone.pod.settings import Settings
 
 TIMEOUT = 5.0  # seconds; a process 1 that takes longer has no processor
 LOG_LINES = 10
@@ -51,7 +51,7 @@ async def _ask(host: str, port: int) -> dict[str, Any]:
 
 
 def page(document: dict[str, Any]) -> str:
-    """The document of ``pidone.local`` for people."""
+    """The document of ``pidone.pod.local`` for people."""
     reached = {True: "reached", False: "not reached", None: "not asked yet"}
     repo = document["repo"]
     urls = ", ".join(repo["urls"])

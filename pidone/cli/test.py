@@ -20,7 +20,8 @@ from pidone.language import duration
 from pidone.language.findings import Finding, shown
 from pidone.plan.digest import canonical
 from pidone.plan.model import Phase
-from pidone.pod import PodProgram, Settings
+from pidone.pod.program import PodProgram
+from pidone.pod.settings import Settings
 
 ENDING = ".test.yaml"
 ADDRESS = "10.0.0.1"  # of a pod whose case gives it none

@@ -29,7 +29,7 @@ from pidone.engine.core import (
     UndoEnded,
     waits_for,
 )
-from pidone.errors import PidoneError, RegistryRefused
+from pidone.errors import PidoneError, RegistryRefused, describe
 from pidone.journal import Journal, Rate
 from pidone.plan.model import Plan, Task
 
@@ -360,12 +360,3 @@ class _TaskContext:
     def action_of(self, task: str) -> Action | None:
         state = self._engine._core.tasks.get(task)
         return self._engine._actions.get(state.task.digest) if state is not None else None
-
-
-def describe(error: BaseException) -> str:
-    """An error in one line: the message of ours, type and message of what nobody expected."""
-    if isinstance(error, PidoneError):
-        return str(error)
-    if isinstance(error, BaseExceptionGroup):
-        return "; ".join(dict.fromkeys(describe(inner) for inner in error.exceptions))
-    return f"{type(error).__name__}: {error}"

@@ -1,7 +1,7 @@
 """The changes between doze and Python, in this one process. Built-in modules only.
 
     doze ──child──► ask          is there a plan? (``pidone.pid1.ask``)
-    doze ──execve─► run          there is one: the engine (``pidone.pod``)
+    doze ──execve─► run          there is one: the engine (``pidone.pod.live``)
     run  ──execve─► doze         nothing to do any more, or the program is at its end
 
 Children, zombies, and blocked and pending signals survive an ``execve``; handlers, threads and descriptors

@@ -14,7 +14,7 @@ STEPS = (
     "pidone.http.server",
     "pidone.engine.runner",
     "pidone.repo.client",
-    "pidone.pod",
+    "pidone.pod.live",
     "pidone.actions.probe",
     "pidone.registries.eureka",
     "pidone.actions.register",

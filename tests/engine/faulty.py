@@ -105,7 +105,8 @@ async def misbehave(context: Any, what: str) -> None:
 
 
 def sabotage() -> None:
-    from pidone import actions, journal, pod
+    from pidone import actions, journal
+    from pidone.pod import program
     from pidone.repo import client
 
     changed = set[type]()
@@ -134,7 +135,7 @@ def sabotage() -> None:
 
     setattr(actions, "build", faulty_build)  # noqa: B010 - as mypy sees a module
     setattr(journal, "datetime", JumpingDatetime)  # noqa: B010 - the same; its clock is not Python's
-    setattr(pod, "_refuse_privileged", lambda bundle: None)  # noqa: B010 - commands, over plain http
+    setattr(program, "_refuse_privileged", lambda bundle: None)  # noqa: B010 - commands, over plain http
     setattr(client, "ANSWER_GAP", 0.0)  # noqa: B010 - each change of the plan is to reach the engine
 
 

@@ -55,13 +55,12 @@ import h11
 import trio
 
 from pidone.actions import names, privileged
-from pidone.errors import PidoneError
+from pidone.errors import PidoneError, last_words
 from pidone.http import client
 from pidone.http.connect import Lookups
 from pidone.pid1 import claims, stages, subreaper
 from pidone.pid1.reaper import Reaper
 from pidone.plan.format import decode_bundle
-from pidone.pod import last_words
 
 ANSWERS = {
     "/ok": b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",

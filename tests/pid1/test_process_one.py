@@ -281,7 +281,7 @@ def test_a_program_that_fails_as_a_whole_is_the_same_process_and_begins_anew(
     script.write_text(
         dedent("""
         import os, sys
-        from pidone import __main__, pod
+        from pidone import __main__
         from pidone.engine.runner import Engine
         run = Engine.run
 
@@ -315,7 +315,7 @@ def test_a_program_that_fails_as_a_whole_is_the_same_process_and_begins_anew(
 
 def test_the_pod_loads_no_yaml_no_schema_no_tls_and_no_client_library() -> None:
     """The memory of process 1 is charged to every pod."""
-    script = "import sys, json; import pidone.pod; print(json.dumps(sorted(sys.modules)))"
+    script = "import sys, json; import pidone.pod.live; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, env={**os.environ}
     )

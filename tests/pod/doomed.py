@@ -2,9 +2,8 @@
 
 import os
 
-from pidone import __main__, pod
-
-live = pod.live
+from pidone import __main__
+from pidone.pod import live
 
 
 async def doomed(program, **given):  # type: ignore[no-untyped-def]
@@ -14,5 +13,5 @@ async def doomed(program, **given):  # type: ignore[no-untyped-def]
 
 
 if "PIDONE_FAILURES" not in os.environ:
-    pod.live = doomed
+    live.live = doomed
 __main__.process_one()

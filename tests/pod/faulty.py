@@ -29,11 +29,11 @@ def fault(part: str) -> None:
 
 
 def sabotage() -> None:
-    from pidone import pod
     from pidone.actions.metrics import Metrics
     from pidone.actions.probe import Probe
     from pidone.engine.core import Core
     from pidone.plan.format import decode_bundle
+    from pidone.pod import program
     from pidone.repo.client import RepoClient
 
     for kind in (Metrics, Probe):
@@ -64,7 +64,7 @@ def sabotage() -> None:
         return await ask_once(self)
 
     Core.handle = faulty_handle  # type: ignore[method-assign]
-    setattr(pod, "decode_bundle", faulty_decode)  # noqa: B010 - the name that pod imported, which it does not export
+    setattr(program, "decode_bundle", faulty_decode)  # noqa: B010 - imported there, and not exported
     RepoClient._ask_once = faulty_ask  # type: ignore[method-assign]
 
 

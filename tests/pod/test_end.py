@@ -19,7 +19,7 @@ from pidone.http.client import request
 from pidone.http.message import Request, Response
 from pidone.plan.digest import digest
 from pidone.plan.model import Phase
-from pidone.pod import STATUS_PORT, Settings
+from pidone.pod.settings import STATUS_PORT, Settings
 from tests import pidns
 from tests.http.serving import http_server
 from tests.pod.test_pod import ADDRESS, DOZE, Repo, listening, metrics, pod, serve_repo

@@ -23,7 +23,8 @@ from pidone.journal import Journal
 from pidone.plan.digest import canonical, digest
 from pidone.plan.format import MEDIA_TYPE, decode_plan, encode_bundle
 from pidone.plan.model import Container, Phase, Pod, Task
-from pidone.pod import PodProgram, Settings
+from pidone.pod.program import PodProgram
+from pidone.pod.settings import Settings
 from pidone_controller.pods import reports
 from tests import pidns
 from tests.eureka.standin import EurekaStandIn

@@ -1,4 +1,4 @@
-"""What a pod shows to those who are in it: ``GET /status`` and ``GET /drain``. Loaded when somebody asks.
+"""The status port of a pod, for its own containers: ``GET /status`` and ``GET /drain``.
 
     {"version", "pid", "processes", "repo": {"urls", "reached"}, "digest", "applied", "phase", "ending",
      "after", "reaped", "logs": [line, ...],
@@ -11,6 +11,7 @@ run, ``processes`` are all that ``/proc`` shows, this one too; null is what nobo
 
 import json
 import os
+from functools import partial
 from time import time
 from typing import Any, Protocol
 
@@ -20,17 +21,23 @@ from pidone import __version__
 from pidone.counters import Counters
 from pidone.engine.core import Stage, TaskState, waits_for
 from pidone.engine.runner import Engine
+from pidone.errors import Refused
 from pidone.http.client import redacted
+from pidone.http.connect import encoded
 from pidone.http.message import JSON, Request, Response, text_response
 from pidone.journal import RING, Journal
 from pidone.pid1.claims import processes
+from pidone.pod.settings import Settings
 
-LOG_LINES = 50  # the last of them
+LOG_LINES = 50  # of the journal, the newest
+RETRY_SECONDS = 60.0  # between two attempts to listen on a port that is taken
+MAX_CONNECTIONS = 8
 
 
 class Program(Protocol):
-    """What is shown of ``pidone.pod.PodProgram``."""
+    """What the status port needs of ``pidone.pod.program.PodProgram``."""
 
+    settings: Settings
     engine: Engine
     journal: Journal
     counters: Counters
@@ -40,6 +47,48 @@ class Program(Protocol):
     def status(self) -> dict[str, Any]: ...
     def tasks(self) -> dict[str, dict[str, Any]]: ...
     async def drain(self, by: str) -> None: ...
+
+
+async def serve_status(program: Program) -> None:
+    """Serve ``/status`` and ``/drain`` until cancelled; a port that is taken is tried again later."""
+    journal = program.journal
+    try:
+        host, port = program.settings.status_address()
+    except Refused as error:
+        journal.write("status-off", error=error)
+        port = 0
+    if not port:
+        await trio.sleep_forever()
+
+    reported = False
+    while True:
+        try:
+            listeners = await trio.open_tcp_listeners(port, host=encoded(host) if host else None)
+            break
+        except OSError as error:
+            if not reported:
+                address = f"{host or '*'}:{port}"
+                journal.write(
+                    "status-off", address=address, error=error.strerror, retry=f"{RETRY_SECONDS:g}s"
+                )
+            reported = True
+        await trio.sleep(RETRY_SECONDS)
+
+    try:
+        async with trio.open_nursery() as nursery:
+            for listener in listeners:
+                nursery.start_soon(_first_connection, listener, nursery.cancel_scope)
+        from pidone.http.server import serve  # 2.8 MiB, where no task serves: loaded for the first request
+
+        await serve(partial(answer, program), listeners, max_connections=MAX_CONNECTIONS)
+    finally:
+        for listener in listeners:  # else this process itself would hold the port when this part is restarted
+            listener.socket.close()
+
+
+async def _first_connection(listener: trio.SocketListener, scope: trio.CancelScope) -> None:
+    await trio.lowlevel.wait_readable(listener.socket)
+    scope.cancel()
 
 
 async def answer(program: Program, request: Request) -> Response:

@@ -1,0 +1,190 @@
+"""What runs in a pod: takes bundles to the engine and reports on the engine's tasks."""
+
+import json
+from collections.abc import Awaitable, Callable
+from random import Random
+from time import time
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from pidone import actions
+from pidone.actions import Setting
+from pidone.counters import Counters
+from pidone.engine.runner import Build, Engine
+from pidone.errors import Refused
+from pidone.journal import Journal
+from pidone.pid1.reaper import Reaper
+from pidone.plan.format import decode_bundle
+from pidone.plan.model import CONTAINERS_STARTED, Bundle, Phase, Pod
+from pidone.pod.settings import Settings
+
+if TYPE_CHECKING:
+    from pidone.pid1.application import Application
+
+TEARDOWN_SECONDS = 8.0  # below the 10 that runtimes which send TERM leave to a sandbox
+ERROR_WIDTH = 500  # characters
+TASKS_SIZE = 24_000  # bytes of a report's 64 KiB; 100 lines of the journal have up to 30,000
+
+UNKNOWN_POD = Pod(name="", namespace="", uid="", ip="")  # until the first bundle says which it is
+
+
+class PodProgram:
+    """Takes bundles to the engine, and reports on it: the ``Consumer`` of the repo client."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        journal: Journal,
+        *,
+        random: Random | None = None,
+        build: Build | None = None,
+    ) -> None:
+        self.random = random or Random()
+        self.journal = journal
+        self.reaper = Reaper()
+        self.counters = Counters()
+        self.settings = settings
+        self.changed: Callable[[], None] = lambda: None
+        self.farewell: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+        self.engine = Engine(
+            self._setting(UNKNOWN_POD), journal, changed=self._changed, random=self.random, build=build
+        )
+        self._phase = Phase.RUNNING
+        self.start_part: Callable[[Callable[[], Awaitable[None]]], None] = lambda _part: None
+        self._application: Application | None = None
+
+    def take(self, data: bytes, *, trusted: bool) -> None:
+        bundle = decode_bundle(data, actions.names())
+        if not trusted:
+            _refuse_privileged(bundle)
+        if bundle.phase is Phase.TERMINATING:
+            self.end("repo")  # the process stays until the runtime kills it
+        elif self.engine.ending:
+            # A pod that was drained is about to be deleted, or waits for the person who drained it. No
+            # refusal: there is nothing wrong with the plan, and nobody should stop a rollout for it.
+            self.journal.write("plan-ignored", digest=bundle.plan.digest, reason="the pod's end has begun")
+            return
+        else:
+            self.engine.apply(bundle.plan, setting=self._setting(bundle.pod))
+            self._see_out(bundle)
+            if bundle.containers_started:
+                self.engine.happened(CONTAINERS_STARTED)
+        if bundle.phase is not self._phase or bundle.plan.digest != self.counters.bundle_digest:
+            self.journal.write(
+                "plan", digest=bundle.plan.digest, tasks=len(bundle.plan.tasks), phase=bundle.phase.value
+            )
+        self._phase = bundle.phase
+        self.counters.bundle_digest, self.counters.bundle_applied = bundle.plan.digest, time()
+
+    def end(self, by: str) -> None:
+        """Begin the pod's end, once and for good; ``by`` whom is told in the journal."""
+        if not self.engine.ending:
+            self.journal.write("ending", by=by, tasks=len(list(self.engine.tasks)))
+            self.engine.end(TEARDOWN_SECONDS)
+
+    async def drain(self, by: str) -> None:
+        """As ``end``, and wait until it is over, whoever began it. Cancelling this does not stop it."""
+        self.end(by)
+        await self.engine.drain(TEARDOWN_SECONDS)
+
+    @property
+    def repos(self) -> tuple[str, ...]:
+        return self.settings.repos
+
+    @property
+    def may_doze(self) -> bool:
+        """Whether the doorbell keeps quiet: the repo knows of the pod's end, or there is none."""
+        return self._phase is Phase.TERMINATING or not self.engine.ending
+
+    def status(self) -> dict[str, Any]:
+        tasks, untold = self._told_tasks()
+        return {
+            "after": self.settings.after,
+            "digest": self.counters.bundle_digest,
+            "phase": self._phase.value,
+            "reaped": self.reaper.orphans,
+            "tasks": tasks,
+            "left": sorted(self.engine.left),
+            **({"tasksUntold": untold} if untold else {}),
+        }
+
+    def tasks(self, width: int = ERROR_WIDTH) -> dict[str, dict[str, Any]]:
+        """What there is to say of each, with that many characters of its last error."""
+        epoch = time() - trio.current_time()
+        return {
+            state.task.name: {
+                "state": state.shown,
+                "since": round(epoch + state.since, 3),
+                "runs": state.runs,
+                "failures": state.failures,
+                "error": state.error[:width],
+            }
+            for state in self.engine.tasks
+        }
+
+    def _told_tasks(self) -> tuple[dict[str, dict[str, Any]], int]:
+        """What a report has room for, and how many tasks are left out: long errors go first, then who is well."""
+        for width in (ERROR_WIDTH, ERROR_WIDTH // 4, 0):
+            tasks = self.tasks(width)
+            if _size(tasks) <= TASKS_SIZE:
+                return tasks, 0
+        told, room = dict[str, dict[str, Any]](), TASKS_SIZE
+        for name, task in sorted(tasks.items(), key=lambda pair: not pair[1]["failures"]):
+            room -= _size({name: task})
+            if room >= 0:
+                told[name] = task
+        return told, len(tasks) - len(told)
+
+    def _see_out(self, bundle: Bundle) -> None:
+        """Where nobody would start it again, the end of the application is the end of the pod.
+
+        From inside it looks like a crash of one that the kubelet starts again: the pod's restartPolicy says
+        which it is. Only process 1 sees all processes; elsewhere TERM comes when the application has ended.
+        """
+        if bundle.pod.restart_policy != "Never":
+            return
+        if self._application is None:
+            from pidone.pid1.application import Application, all_seen
+
+            if not all_seen():
+                return
+            self._application = Application(self.reaper)
+            self.start_part(self._end_with_application)
+        self._application.tell(complete=bundle.runs_once)
+
+    async def _end_with_application(self) -> None:
+        assert self._application is not None
+        try:
+            await self._application.wait_end()
+        except OSError as error:  # an old kernel, or a filter: the other ways to the end are left
+            self.journal.write("application-unseen", error=error.strerror)
+        else:
+            self.end("last application process")
+        await trio.sleep_forever()
+
+    def _setting(self, pod: Pod) -> Setting:
+        return Setting(
+            pod=pod,
+            source=self.settings.pod_ip,
+            reaper=self.reaper,
+            counters=self.counters,
+            tasks=lambda: self.engine.tasks,
+            programs=self.settings.programs,
+        )
+
+    def _changed(self) -> None:
+        self.changed()
+
+
+def _size(value: object) -> int:
+    return len(json.dumps(value, separators=(",", ":")))
+
+
+def _refuse_privileged(bundle: Bundle) -> None:
+    for task in bundle.plan.tasks:
+        if actions.privileged(task.action, task.config):
+            raise Refused(
+                f'task "{task.name}": {task.action} is accepted from an https repo or a local file only, '
+                "and this plan came over plain http"
+            )
