@@ -36,7 +36,7 @@ def add_pod(command: argparse.ArgumentParser, *, required: bool = False) -> None
         "--pod",
         metavar="POD",
         required=required,
-        help="the pod: a manifest, or what kubectl get pod -o yaml (or json) prints",
+        help="the pod: a manifest, or the output of kubectl get pod -o yaml (or json)",
     ).complete = FILES  # type: ignore[attr-defined]
     command.add_argument(
         "--param",
@@ -44,7 +44,7 @@ def add_pod(command: argparse.ArgumentParser, *, required: bool = False) -> None
         default=[],
         type=assignment,
         metavar="NAME=VALUE",
-        help="a param's value, as a TaskBinding would give it",
+        help="the value of a param, as in a TaskBinding",
     )
 
 

@@ -10,14 +10,14 @@ from pidone.cli.arguments import FIELDS, KIND_NAMES, Commands, add_command, add_
 
 EXAMPLES = """\
 examples:
-  pidone check tasks                                  every mistake in a folder, with its place and remedy
-  pidone explain TaskSet.spec.tasks.probe             what can stand there, and what it means
-  pidone render tasks/eureka.yaml --pod pod.yaml      the plan that this pod would get
-  pidone graph tasks/eureka.yaml                      the tasks, and what waits for what
-  pidone test tasks                                   run the cases beside the sets on a fake clock
-  pidone run tasks/metrics.yaml                       run the tasks here, without a repo
-  pidone status                                       what process 1 of this pod does, and why
-  source <(pidone completion bash)                    complete all of this
+  pidone check tasks                                  report every mistake in a folder, with its remedy
+  pidone explain TaskSet.spec.tasks.probe             describe a field and the fields below it
+  pidone render tasks/eureka.yaml --pod pod.yaml      print the plan of this pod
+  pidone graph tasks/eureka.yaml                      draw the tasks and their dependencies
+  pidone test tasks                                   run the test cases of the sets on a fake clock
+  pidone run tasks/metrics.yaml                       run the tasks on this machine, without a repo
+  pidone status                                       show the state of each task of this pod
+  source <(pidone completion bash)                    enable completion in bash
 """
 INTERRUPTED, BROKEN_PIPE = 130, 141  # as a shell has them: 128 and the number of the signal
 
@@ -59,8 +59,8 @@ def parser() -> argparse.ArgumentParser:
     """All commands; an argument's attribute ``complete`` says what a shell completes it with."""
     whole = argparse.ArgumentParser(
         prog="pidone",
-        description="Process 1 of a pod. Without arguments it is just that, configured by PIDONE_REPO; "
-        "`pidone -- COMMAND` is process 1 of one container; with a command it helps to write what pods run.",
+        description="Without arguments: process 1 of a pod, configured by its environment (PIDONE_REPO). "
+        "`pidone -- COMMAND`: process 1 of one container. The commands below help to write TaskSets.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     _writing(commands)
     _trying(commands)
     completion = add_command(commands, "completion", _completion, "print the completion script of a shell")
-    completion.add_argument("shell", choices=["bash", "zsh", "fish"], help="the shell it is for")
+    completion.add_argument("shell", choices=["bash", "zsh", "fish"], help="the shell")
     return whole
 
 
@@ -78,9 +78,9 @@ def _writing(commands: "Commands[argparse.ArgumentParser]") -> None:
         commands,
         "check",
         _check,
-        "find the mistakes in TaskSets and TaskBindings",
-        "Documents of other kinds are passed over.\n"
-        "exit code: 0 no findings, 1 there are some, 2 a file cannot be read, 3 only warnings with --strict\n",
+        "report the mistakes in TaskSets and TaskBindings",
+        "Documents of other kinds are ignored.\n"
+        "exit code: 0 no findings, 1 findings, 2 a file cannot be read, 3 only warnings (with --strict)\n",
     )
     add_files(check, nargs="+", text="a file, a folder, or - for standard input")
     check.add_argument(
@@ -89,21 +89,23 @@ def _writing(commands: "Commands[argparse.ArgumentParser]") -> None:
         default="text",
         help="text for people (the default), json, github for annotations in GitHub Actions, sarif 2.1.0",
     )
-    check.add_argument("--strict", action="store_true", help="exit with 3 where there are only warnings")
+    check.add_argument("--strict", action="store_true", help="exit with 3 if there are only warnings")
 
     explain = add_command(
         commands,
         "explain",
         _explain,
-        "say what a field is for",
+        "describe a field",
         "examples:\n  pidone explain TaskSet\n  pidone explain TaskSet.spec.tasks.probe\n"
         "  pidone explain TaskBinding --recursive\n",
     )
     path = explain.add_argument(
-        "path", metavar="PATH", help="a kind and the fields below it, as TaskSet.spec.tasks"
+        "path", metavar="PATH", help="a kind, and the path of a field in it, such as TaskSet.spec.tasks"
     )
     path.complete = FIELDS  # type: ignore[attr-defined]
-    explain.add_argument("--recursive", action="store_true", help="names and types of all fields below")
+    explain.add_argument(
+        "--recursive", action="store_true", help="print names and types of all fields below it"
+    )
 
     schema = add_command(commands, "schema", _schema, "print the JSON Schema of a kind, for editors")
     kind = schema.add_argument(
@@ -111,20 +113,25 @@ def _writing(commands: "Commands[argparse.ArgumentParser]") -> None:
         nargs="?",
         default="TaskSet",
         metavar="KIND",
-        help="TaskSet (unless told otherwise), TaskBinding, a Cluster one of them, or Test for case files",
+        help="TaskSet (the default), TaskBinding, ClusterTaskSet, ClusterTaskBinding, or Test for case files",
     )
     kind.complete = KIND_NAMES  # type: ignore[attr-defined]
 
 
 def _trying(commands: "Commands[argparse.ArgumentParser]") -> None:
-    graph = add_command(commands, "graph", _graph, "draw which task waits for which")
+    graph = add_command(commands, "graph", _graph, "draw the dependencies of tasks")
     add_files(graph, nargs="+", text="files and folders with TaskSets")
     graph.add_argument(
-        "--format", choices=["text", "dot", "mermaid"], default="text", help="text unless told otherwise"
+        "--format",
+        choices=["text", "dot", "mermaid"],
+        default="text",
+        help="the output format (default text)",
     )
 
-    what = "files and folders with TaskSets; where TaskBindings are among them, the pod's labels decide"
-    render = add_command(commands, "render", _render, "print the plan that a pod would get")
+    what = (
+        "files and folders with TaskSets. If they contain TaskBindings, the labels of the pod select the sets"
+    )
+    render = add_command(commands, "render", _render, "print the plan of a pod")
     add_files(render, nargs="+", text=what)
     add_pod(render, required=True)
     render.add_argument(
@@ -132,31 +139,34 @@ def _trying(commands: "Commands[argparse.ArgumentParser]") -> None:
         "--output",
         choices=["json", "yaml", "digest"],
         default="json",
-        help="json unless told otherwise",
+        help="the output format (default json)",
     )
 
     test = add_command(
         commands,
         "test",
         _test,
-        "run the cases beside the TaskSets, each in a pod of its own, on a fake clock",
+        "run the test cases of TaskSets, each in a new pod, on a fake clock",
     )
-    add_files(test, nargs="+", text="case files (eureka.test.yaml), or folders with some")
+    add_files(test, nargs="+", text="case files such as eureka.test.yaml, or folders that contain them")
 
     status = add_command(
         commands,
         "status",
         _status,
-        "say what process 1 of this pod does, and why",
-        "It asks on the loopback interface, so it is for those who are in the pod:\n"
-        "  kubectl exec POD -- wget -qO- 127.0.0.1:19101/status   where the image has no pidone\n",
+        "show the state of each task of this pod, and why a task does not run",
+        "It connects to the loopback interface, so it works only inside the pod. If the image has no pidone:\n"
+        "  kubectl exec POD -- wget -qO- 127.0.0.1:19101/status\n",
     )
     status.add_argument(
-        "--port", type=port_number, metavar="N", help="where it listens; that of PIDONE_STATUS_PORT, or 19101"
+        "--port",
+        type=port_number,
+        metavar="N",
+        help="the port of /status; default: PIDONE_STATUS_PORT, or 19101",
     )
-    status.add_argument("--json", action="store_true", help="all of it, as it was answered")
+    status.add_argument("--json", action="store_true", help="print the whole answer as JSON")
 
-    run_command = add_command(commands, "run", _run, "run the TaskSets of a file here, without a repo")
+    run_command = add_command(commands, "run", _run, "run TaskSets on this machine, without a repo")
     add_files(run_command, nargs="+", text=what)
     add_pod(run_command)
 
