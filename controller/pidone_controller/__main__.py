@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pidone.protocol import PORT
 from pidone_controller import __version__
 
 EPILOG = """\
@@ -88,8 +89,8 @@ def _parser() -> argparse.ArgumentParser:
         "--inventory", metavar="FILE", type=_file, required=True, help="the pods, YAML or JSON"
     )
     command.add_argument(
-        "--listen", metavar="ADDR:PORT", type=_address, default=("127.0.0.1", 6060),
-        help="where to serve (default 127.0.0.1:6060; port 0 takes a free one and says which)",
+        "--listen", metavar="ADDR:PORT", type=_address, default=("127.0.0.1", PORT),
+        help=f"where to serve (default 127.0.0.1:{PORT}; port 0 takes a free one and says which)",
     )  # fmt: skip
     command.set_defaults(command=_standalone)
     command = commands.add_parser(
@@ -98,8 +99,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Watch pods, TaskSets and TaskBindings, serve each pod its plan, and tell what became of it.",
     )
     command.add_argument(
-        "--listen", metavar="ADDR:PORT", type=_address, default=("", 6060),
-        help="where to serve pods over http (default :6060, on all addresses)",
+        "--listen", metavar="ADDR:PORT", type=_address, default=("", PORT),
+        help=f"where to serve pods over http (default :{PORT}, on all addresses)",
     )  # fmt: skip
     command.add_argument(
         "--listen-tls", metavar="ADDR:PORT", type=_address, default=("", 6443),

@@ -23,6 +23,7 @@ from pidone.http.message import Request, Response
 from pidone.language.binding import Key
 from pidone.language.binding import shown as shown_binding
 from pidone.metrics.exposition import Family, counter, gauge
+from pidone.protocol import MAX_REPORT_BYTES, SERVICE
 from pidone_controller.deregistration import Backstop
 from pidone_controller.kubernetes import config
 from pidone_controller.kubernetes.client import Client, connect
@@ -45,7 +46,7 @@ from pidone_controller.objects.written import Written
 from pidone_controller.peers import PATH, Account, Peers, identity_of
 from pidone_controller.pods.model import Pod, Pool
 from pidone_controller.pods.projection import project
-from pidone_controller.pods.reports import MAX_REPORT, Report
+from pidone_controller.pods.reports import Report
 from pidone_controller.repo import ca
 from pidone_controller.repo import server as repo_server
 from pidone_controller.repo.certificates import Pair
@@ -60,7 +61,6 @@ from pidone_controller.status.compose import StatusWriter, Target
 from pidone_controller.status.events import Tidings
 
 LEASE = "pidone-controller"
-SERVICE = "pidone-repo"  # its name is in the image that is process 1 of all pods
 
 # What nobody serves are pods that are done; the API server leaves them out. Those on their node's network are served
 # by token, and say which addresses are nodes'.
@@ -199,7 +199,7 @@ class Controller:
             nursery.start_soon(self._plans.run)
             nursery.start_soon(self._rule)
             await nursery.start(
-                partial(serve, self._repo.begin, plain, max_body=MAX_REPORT, fatal=self._repo.died)
+                partial(serve, self._repo.begin, plain, max_body=MAX_REPORT_BYTES, fatal=self._repo.died)
             )
             nursery.start_soon(self._secure, secure)
             nursery.start_soon(self._peers.run)
@@ -232,7 +232,9 @@ class Controller:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ca.keep, self._client, self._namespace, self._names(), use, self._log)
             await first.wait()
-            await serve(self._repo.begin, (), listeners, tls, max_body=MAX_REPORT, fatal=self._repo.died)
+            await serve(
+                self._repo.begin, (), listeners, tls, max_body=MAX_REPORT_BYTES, fatal=self._repo.died
+            )
 
     def _names(self) -> list[str]:
         """What pods may call this replica: the Service by all its names, and its own address."""

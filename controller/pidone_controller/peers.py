@@ -32,6 +32,7 @@ import trio
 from pidone.errors import PidoneError
 from pidone.http.client import request
 from pidone.http.message import JSON, Request, Response, text_response
+from pidone.protocol import MAX_REPORT_BYTES
 from pidone_controller.kubernetes.client import Client
 from pidone_controller.kubernetes.reviews import own_name, token_of, whose
 from pidone_controller.kubernetes.tokens import Tokens, bearer_token
@@ -39,10 +40,10 @@ from pidone_controller.log import Log
 from pidone_controller.pods import reports
 from pidone_controller.pods.inventory import Inventory
 from pidone_controller.pods.model import NamespacedName, Pod
-from pidone_controller.pods.reports import MAX_REPORT, Report
+from pidone_controller.pods.reports import Report
 
 PATH = "/v1/peers/reports"
-BATCH = MAX_REPORT - 4096  # bytes of a request; the rest is for its frame
+BATCH = MAX_REPORT_BYTES - 4096  # bytes of a request; the rest is for its frame
 TIMEOUT = 10.0  # seconds for one request
 UNKNOWN = 1.0  # seconds until a pod that the leader did not know is told again
 RETRY_MAX = 10.0  # seconds between two tries, at most

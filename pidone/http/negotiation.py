@@ -3,18 +3,16 @@
 import re
 from collections.abc import Sequence
 
-MAX_WAIT = 60.0  # seconds; below the idle timeouts usual between a pod and us
-
 _ETAG = re.compile(r'(?:W/)?("[^"]*")')
 
 
-def wait(prefer: str) -> float | None:
-    """Seconds of ``wait=N`` (RFC 7240), at most ``MAX_WAIT``; None where there is none that is a number."""
+def wait(prefer: str, limit: float) -> float | None:
+    """Return the seconds of ``wait=N`` (RFC 7240), at most ``limit``; None without a preference that is a number."""
     for preference in prefer.split(","):
         name, _, value = preference.partition(";")[0].partition("=")
         value = value.strip().strip('"')
         if name.strip().lower() == "wait" and value.isascii() and value.isdigit():
-            return min(float(value[:9]), MAX_WAIT)
+            return min(float(value[:9]), limit)
     return None
 
 

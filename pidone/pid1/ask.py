@@ -12,11 +12,10 @@ import posix
 
 from pidone.pid1.claims import claims
 from pidone.pid1.stages import WORDS
+from pidone.protocol import DOORBELL_PATH, IN_CLUSTER, LAST_WORDS_HEADER, MAX_RETRY_AFTER_SECONDS
 
-IN_CLUSTER = "http://pidone-repo.pidone-system.svc:6060"
 TIMEOUT = 3.0  # seconds for connecting to one repo, and as much for each part of its answer
 LIMIT = 20  # seconds for all of it: a resolver that hangs must not hold the stage
-PAUSE_MAX = 3600.0  # seconds; what a repo may ask for with Retry-After
 
 ANSWER = 3  # the descriptor on which doze listens
 PLAN, NOBODY = 3, 4  # exit codes: doze becomes the engine, or asks again later and later
@@ -97,12 +96,12 @@ def _connect(host: str, port: int) -> "_socket.socket":
 
 def _ask(bell: "_socket.socket", host: str) -> bytes:
     """The head of the answer, to its last byte and not beyond: what comes after it is the bell."""
-    lines = ["GET /v1/doorbell HTTP/1.1", f"Host: {host}"]
+    lines = [f"GET {DOORBELL_PATH} HTTP/1.1", f"Host: {host}"]
     lines += [f"{name}: {value}" for name, value in claims().items()]
     words = posix.environ.get(WORDS, b"")
     if words:
         lines.append(
-            "Pidone-Last-Words: " + "".join(chr(byte) if 32 <= byte < 127 else " " for byte in words)
+            f"{LAST_WORDS_HEADER}: " + "".join(chr(byte) if 32 <= byte < 127 else " " for byte in words)
         )
     bell.send("\r\n".join([*lines, "", ""]).encode())
     head = b""
@@ -118,5 +117,5 @@ def _retry_after(head: bytes) -> float:
     for line in head.lower().split(b"\r\n"):
         name, _, value = line.partition(b":")
         if name == b"retry-after" and value.strip().isdigit():
-            return min(PAUSE_MAX, int(value))
+            return min(MAX_RETRY_AFTER_SECONDS, int(value))
     return 1.0

@@ -7,6 +7,8 @@ that asks whether there is a plan at all sends them too.
 
 import posix
 
+from pidone.protocol import HOSTNAME_HEADER, NAMESPACE_HEADER, POD_UID_HEADER
+
 
 def claims() -> dict[str, str]:
     """The claim headers, from the environment (sidecar) or from what the kernel and the kubelet left in files."""
@@ -17,8 +19,10 @@ def claims() -> dict[str, str]:
 
 def claim_headers(uid: str, hostname: str, pod_namespace: str) -> dict[str, str]:
     """Only what is known; a claim that is missing claims nothing."""
-    said = {"pidone-pod-uid": uid, "pidone-hostname": hostname, "pidone-namespace": pod_namespace}
-    return {name: value for name, value in said.items() if value and value.isascii() and value.isprintable()}
+    headers = {POD_UID_HEADER: uid, HOSTNAME_HEADER: hostname, NAMESPACE_HEADER: pod_namespace}
+    return {
+        name: value for name, value in headers.items() if value and value.isascii() and value.isprintable()
+    }
 
 
 def pod_uid(cgroup: str) -> str:

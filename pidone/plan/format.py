@@ -26,7 +26,6 @@ from pidone.plan.model import EVENTS, Backoff, Bundle, Container, Edge, Phase, P
 
 FORMAT = 1
 MEDIA_TYPE = "application/vnd.pidone.bundle.v1+json"
-MAX_BUNDLE = 256 * 1024  # bytes; ours are 1-5 KiB, so this is a fault, not a plan
 MAX_TASKS = 1000
 
 _COMMON = {

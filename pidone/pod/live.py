@@ -16,6 +16,7 @@ from pidone.pid1.claims import claims, processes
 from pidone.pod.local import serve_status
 from pidone.pod.program import PodProgram
 from pidone.pod.settings import Settings
+from pidone.protocol import POD_UID_HEADER
 from pidone.repo.client import RepoClient
 
 PART_PAUSE_MAX_SECONDS = 30.0  # before a part that failed is started anew, at most
@@ -137,7 +138,7 @@ def main() -> bool:
         version=__version__,
         pid1=os.getpid() == 1,
         processes=processes() or "unseen",  # more than this one: the PID namespace is shared
-        podUid=claims().get("pidone-pod-uid", "unknown"),
+        podUid=claims().get(POD_UID_HEADER, "unknown"),
         repo=",".join(program.settings.repos),
         after=program.settings.after or None,
     )

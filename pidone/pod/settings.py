@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from pidone import actions
 from pidone.errors import Refused
-from pidone.pid1 import ask, stages
+from pidone.pid1 import stages
+from pidone.protocol import IN_CLUSTER
 
 LINGER_SECONDS = 5.0  # without a task before the pod dozes: labels are often changed one after the other
 # Beside the metrics' 19100, below the ports that kernels give to clients, and assigned to nothing by IANA.
@@ -16,7 +17,7 @@ STATUS_PORT = 19101
 class Settings:
     """What the environment sets, by the variable named beside each field. In a cluster every one has a default."""
 
-    repos: tuple[str, ...] = (ask.IN_CLUSTER,)  # PIDONE_REPO: URLs, tried in order, separated by commas
+    repos: tuple[str, ...] = (IN_CLUSTER,)  # PIDONE_REPO: URLs, tried in order, separated by commas
     pod_ip: str | None = None  # PIDONE_POD_IP: connect from and listen on this address alone
     linger: float = LINGER_SECONDS  # PIDONE_LINGER
     programs: str = actions.PROGRAMS  # PIDONE_PROGRAMS: the folder whose programs tasks may run; "/" is all
@@ -26,9 +27,7 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> "Settings":
-        repos = tuple(
-            url.strip() for url in environ.get("PIDONE_REPO", ask.IN_CLUSTER).split(",") if url.strip()
-        )
+        repos = tuple(url.strip() for url in environ.get("PIDONE_REPO", IN_CLUSTER).split(",") if url.strip())
         linger = environ.get("PIDONE_LINGER", "")
         return cls(
             repos,

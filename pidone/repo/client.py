@@ -20,10 +20,20 @@ from pidone.errors import Refused, TransferError
 from pidone.http.client import redacted, request
 from pidone.http.message import JSON, Response
 from pidone.journal import Journal
-from pidone.plan.format import MAX_BUNDLE, MEDIA_TYPE
+from pidone.plan.format import MEDIA_TYPE
+from pidone.protocol import (
+    BOOT_HEADER,
+    BUNDLE_PATH,
+    MAX_BUNDLE_BYTES,
+    MAX_REPORT_BYTES,
+    MAX_RETRY_AFTER_SECONDS,
+    REPO_HEADER,
+    STATUS_PATH,
+    VERSION_HEADER,
+    WAIT_SECONDS,
+)
 
-WAIT = 55.0  # seconds a question may be held: below the 60 s after which middleboxes drop idle connections
-SLACK = 15.0  # seconds beyond WAIT before a held question counts as lost
+SLACK_SECONDS = 15.0  # beyond WAIT_SECONDS before a held question counts as lost
 BACKOFF_MAX = 60.0  # seconds between two questions to a repo that does not answer, at most
 # Seconds over which those spread who lost the repo at one moment: all pods that it served. They have their plans.
 LOST_SPREAD = 12.0
@@ -34,7 +44,6 @@ STATUS_TIMEOUT = 10.0
 FAREWELL = 1.0  # seconds that the last report may take: between the end and it stands nothing but this
 REPORT_PAUSE_MAX = 10.0  # seconds before a report that failed is made again, at most
 LOG_LINES = 100  # in one report: the oldest that are untold; the rest follow at once
-REPORT_SIZE = 64 * 1024  # bytes that a repo takes
 LOG_WIDTH = 300  # characters of each
 ERROR_WIDTH = 4000
 
@@ -92,7 +101,7 @@ class RepoClient:
         self._boot = os.urandom(8).hex()
         self._met: dict[str, None] = {}  # instances of the repo, by what they call themselves
         self._withheld = ""  # why a plan did not come over plain http, the last time
-        self._headers = {**claims, "pidone-boot": self._boot, "pidone-version": __version__}
+        self._headers = {**claims, BOOT_HEADER: self._boot, VERSION_HEADER: __version__}
 
     @property
     def refused(self) -> bool:
@@ -137,23 +146,25 @@ class RepoClient:
         known = ", ".join(tag for tag in (self._applied, self._rejected) if tag)
         headers = {**self._headers, **self._proof(url), "accept": MEDIA_TYPE}
         if self._counters.repo_up or not known:
-            headers["prefer"] = f"wait={WAIT:g}"  # not after an absence: then "there again" is known at once
+            headers["prefer"] = (
+                f"wait={WAIT_SECONDS:g}"  # not after an absence: then "there again" is known at once
+            )
         if known:
             headers["if-none-match"] = known
         asked = trio.current_time()
         try:
             answer = await request(
                 "GET",
-                f"{url}/v1/bundle",
+                f"{url}{BUNDLE_PATH}",
                 headers=headers,
-                timeout=WAIT + SLACK,
+                timeout=WAIT_SECONDS + SLACK_SECONDS,
                 source=self._source,
-                limit=MAX_BUNDLE,
+                limit=MAX_BUNDLE_BYTES,
                 fatal=True,
             )
         except TransferError as error:
             return Answer(0.0, str(error), lost=True)
-        self._meet(answer.headers.get("pidone-repo", ""))
+        self._meet(answer.headers.get(REPO_HEADER, ""))
         quick = max(0.0, asked + ANSWER_GAP - trio.current_time())
         held = "preference-applied" in answer.headers or "prefer" not in headers
         match answer.status:
@@ -169,7 +180,7 @@ class RepoClient:
                 if answer.status == 426:  # the repo is well; what is here stays, with its reports and its end
                     self._keep_without(_words(answer))
                 # a repo that does not hold questions would be asked in a tight loop
-                return Answer(quick if held else WAIT * self._random.random())
+                return Answer(quick if held else WAIT_SECONDS * self._random.random())
             case status:
                 return Answer(_retry_after(answer, self._random), f"{status} {_words(answer)}")
 
@@ -237,13 +248,13 @@ class RepoClient:
     async def _report_once(self) -> bool:
         body, told = self._status(LOG_LINES)
         for most in (LOG_LINES // 2, LOG_LINES // 10, 1):  # a line may be six times as long in JSON
-            if len(body) <= REPORT_SIZE:
+            if len(body) <= MAX_REPORT_BYTES:
                 break
             body, told = self._status(most)
         try:
             answer = await request(
                 "POST",
-                f"{self._urls[self._current]}/v1/status",
+                f"{self._urls[self._current]}{STATUS_PATH}",
                 headers={**self._headers, **self._proof(self._urls[self._current]), "content-type": JSON},
                 body=body,
                 timeout=STATUS_TIMEOUT,
@@ -298,5 +309,5 @@ def _words(answer: Response) -> str:
 def _retry_after(answer: Response, random: Random) -> float:
     """Seconds until the next question, spread by a quarter: pods that were refused together come back apart."""
     said = answer.headers.get("retry-after", "")
-    seconds = min(float(said), 3600.0) if said.isdecimal() else 1.0
+    seconds = min(float(said), MAX_RETRY_AFTER_SECONDS) if said.isdecimal() else 1.0
     return seconds * (1 + 0.25 * random.random())

@@ -12,11 +12,12 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from pidone.errors import ConnectError
 from pidone.http.message import Request, Response
 from pidone.language.binding import Rules
+from pidone.protocol import MAX_REPORT_BYTES
 from pidone_controller.kubernetes.errors import Forbidden
 from pidone_controller.log import log
 from pidone_controller.peers import BATCH, PATH, UNKNOWN, Account, Peers, identity_of, url_of
 from pidone_controller.pods.model import Pod
-from pidone_controller.pods.reports import MAX_REPORT, Report, TaskReport
+from pidone_controller.pods.reports import Report, TaskReport
 from pidone_controller.repo.plans import Plans
 from pidone_controller.repo.server import Repo
 from tests.controller.factories import pod
@@ -94,7 +95,7 @@ class World:
         return 1_700_000_000 + trio.current_time() - self.began
 
     async def post(self, url: str, body: bytes, token: str) -> Response:
-        assert len(body) <= MAX_REPORT
+        assert len(body) <= MAX_REPORT_BYTES
         names = [one["name"] for one in json.loads(body)["pods"]]
         self.posts.append((round(trio.current_time() - self.began, 2), url, names))
         await trio.sleep(self.takes)
@@ -339,4 +340,4 @@ def test_the_address_of_the_leader_is_in_its_identity() -> None:
     assert identity_of("a", "http://a:1") != identity_of("a", "http://a:1")
     for holder in ("", "a", "a_b", "a_b_c", "a_ftp://x_c", "a_http://_c"):
         assert url_of(holder) == ""
-    assert BATCH < MAX_REPORT
+    assert BATCH < MAX_REPORT_BYTES

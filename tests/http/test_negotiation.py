@@ -22,7 +22,7 @@ from pidone.http import negotiation
     ],
 )
 def test_wait(prefer: str, seconds: float | None) -> None:
-    assert negotiation.wait(prefer) == seconds
+    assert negotiation.wait(prefer, 60) == seconds
 
 
 def test_etags() -> None:

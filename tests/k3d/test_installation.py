@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pidone import __version__
-from pidone.pid1.ask import IN_CLUSTER
+from pidone.protocol import IN_CLUSTER
 from tests.cluster.apiserver import Cluster, Object
 from tests.k3d.folders import INSTALLATION, built
 

@@ -16,8 +16,9 @@ from pidone.errors import ConnectError, Refused
 from pidone.http.message import Request, Response, text_response
 from pidone.journal import RING, Journal
 from pidone.plan.format import MEDIA_TYPE
+from pidone.protocol import MAX_REPORT_BYTES
 from pidone.repo import client as module
-from pidone.repo.client import LOG_LINES, REPORT_SIZE, RepoClient
+from pidone.repo.client import LOG_LINES, RepoClient
 from tests.http.serving import http_server
 
 APPLIED_PREFERENCE = {"preference-applied": "wait=55"}
@@ -206,7 +207,7 @@ class Wire:
             await trio.sleep(0.01)
             if self.reports_fail:
                 return Response(503)
-            if len(body) > REPORT_SIZE:
+            if len(body) > MAX_REPORT_BYTES:
                 return Response(413)
             self.lines += json.loads(body)["logs"]
             return Response(204)

@@ -10,6 +10,7 @@ import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pidone.protocol import HOSTNAME_HEADER, NAMESPACE_HEADER, POD_UID_HEADER
 from pidone_controller.pods.model import Pod, shown_pods
 
 # The kubelet names a static pod's cgroup by this hash; its mirror in the API server has another uid.
@@ -28,9 +29,9 @@ class Claims:
     def of(cls, headers: Mapping[str, str]) -> "Claims":
         """Read request headers (names in lower case)."""
         return cls(
-            headers.get("pidone-pod-uid") or None,
-            headers.get("pidone-hostname") or None,
-            headers.get("pidone-namespace") or None,
+            headers.get(POD_UID_HEADER) or None,
+            headers.get(HOSTNAME_HEADER) or None,
+            headers.get(NAMESPACE_HEADER) or None,
         )
 
 

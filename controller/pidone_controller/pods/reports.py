@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 from pidone.errors import PidoneError
 from pidone.plan.format import MAX_TASKS
 
-MAX_REPORT = 64 * 1024  # bytes
 MAX_TEXT = 4096  # characters of an error: more is cut, not refused, as the beginning says what happened
 MAX_LINES, MAX_LINE = 200, 1000
 

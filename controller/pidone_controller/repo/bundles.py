@@ -17,8 +17,9 @@ from pidone.language.binding import BindingError, Fault, Rules
 from pidone.language.schemas import action_of
 from pidone.plan import model
 from pidone.plan.digest import canonical
-from pidone.plan.format import MAX_BUNDLE, MAX_TASKS, encode_bundle
+from pidone.plan.format import MAX_TASKS, encode_bundle
 from pidone.plan.model import Phase
+from pidone.protocol import MAX_BUNDLE_BYTES
 from pidone_controller.pods.model import Pod
 
 Derive = Callable[[Pod, Rules], list[dict[str, Any]]]
@@ -91,8 +92,8 @@ def _checked(pod: Pod, tasks: list[dict[str, Any]]) -> Bundle:
     if len(tasks) > MAX_TASKS:
         raise PidoneError(f"{len(tasks)} tasks are bound to the pod; it takes at most {MAX_TASKS}")
     bundle = encode(pod, tasks)
-    if len(bundle.body) > MAX_BUNDLE:
-        raise PidoneError(f"the plan has {len(bundle.body)} bytes; a pod takes at most {MAX_BUNDLE}")
+    if len(bundle.body) > MAX_BUNDLE_BYTES:
+        raise PidoneError(f"the plan has {len(bundle.body)} bytes; a pod takes at most {MAX_BUNDLE_BYTES}")
     return bundle
 
 

@@ -17,6 +17,7 @@ from pidone.http.message import Held, Request, Response, text_response
 from pidone.metrics.exposition import Family, counter_by, gauge
 from pidone.plan.format import MEDIA_TYPE
 from pidone.plan.model import Phase
+from pidone.protocol import BUNDLE_PATH, LAST_WORDS_HEADER, MAX_WAIT_SECONDS
 from pidone_controller.log import Log
 from pidone_controller.pods.identity import Contradiction, NodeAddress, Unknown
 from pidone_controller.pods.model import Pod
@@ -29,7 +30,7 @@ from pidone_controller.repo.plans import Plans
 FORMATS = (MEDIA_TYPE,)
 
 # Requests that one address may hold at once. A pod needs one, and two while its process 1 executes itself anew; the
-# connection of a pod that vanished stays for at most MAX_WAIT.
+# connection of a pod that vanished stays for at most MAX_WAIT_SECONDS.
 MAX_HELD = 16
 
 
@@ -116,7 +117,7 @@ class HeldRequests:
         if self.waiting.count(caller.place) >= MAX_HELD:
             return _too_many(caller)
 
-        wait = negotiation.wait(request.headers.get("prefer", ""))
+        wait = negotiation.wait(request.headers.get("prefer", ""), MAX_WAIT_SECONDS)
         etags = negotiation.etags(request.headers.get("if-none-match", ""))
         held = _BundleRequest(self, caller, media, etags, secure, wait, end=trio.current_time() + (wait or 0))
         return held.look() or held
@@ -131,13 +132,13 @@ class HeldRequests:
         if isinstance(identity, Contradiction | NodeAddress):
             return self._callers.refusal(caller, identity)
 
-        last_words = request.headers.get("pidone-last-words")
+        last_words = request.headers.get(LAST_WORDS_HEADER)
         if last_words:
             pod = identity.path if isinstance(identity, Pod) else caller.address
             self._log("failed", pod=pod, error=last_words)
 
         if self._must_ask(caller):
-            return text_response(303, "there are tasks", location="/v1/bundle")
+            return text_response(303, "there are tasks", location=BUNDLE_PATH)
         if self.waiting.count(caller.place) >= MAX_HELD:
             return _too_many(caller)
         if self.draining:

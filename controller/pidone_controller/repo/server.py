@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network
 from random import Random
 
+from pidone import protocol
 from pidone.http.message import Held, Request, Response, text_response
 from pidone.http.server import Handler, waited
 from pidone.metrics.exposition import CONTENT_TYPE, Family, counter_by, render
@@ -29,9 +30,9 @@ from pidone_controller.repo.inspection import Inspection
 from pidone_controller.repo.plans import Plans
 
 _METHODS = {
-    "/v1/bundle": "GET",
-    "/v1/doorbell": "GET",
-    "/v1/status": "POST",
+    protocol.BUNDLE_PATH: "GET",
+    protocol.DOORBELL_PATH: "GET",
+    protocol.STATUS_PATH: "POST",
     "/v1/pods": "GET",
     "/v1/prometheus/targets": "GET",
     "/livez": "GET",
@@ -79,7 +80,7 @@ class Repo:
         self._routes = dict(routes or {})
         tokens = Tokens(review) if review else None
         random = random or Random()
-        self._headers = {"pidone-repo": self.id}
+        self._headers = {protocol.REPO_HEADER: self.id}
         self._callers = Callers(plans.inventory, tokens, random)
         self._held = HeldRequests(
             plans,
@@ -121,11 +122,11 @@ class Repo:
         if not self.plans.ready:
             return text_response(503, "pods and task sets were not all read yet", retry_after="1")
         match route:
-            case "/v1/bundle":
+            case protocol.BUNDLE_PATH:
                 return await self._held.bundle(request, secure=secure)
-            case "/v1/doorbell":
+            case protocol.DOORBELL_PATH:
                 response = self._held.doorbell(request)
-            case "/v1/status":
+            case protocol.STATUS_PATH:
                 response = await self._status(request)
             case "/v1/pods":
                 response = await self._inspection.pods(request)

@@ -12,9 +12,9 @@ from pathlib import Path
 import trio
 
 from pidone import __version__
+from pidone.protocol import MAX_REPORT_BYTES
 from pidone_controller.log import Log, log, say
 from pidone_controller.pods.model import Pod
-from pidone_controller.pods.reports import MAX_REPORT
 from pidone_controller.repo.listeners import host_port, listen, serve
 from pidone_controller.repo.plans import Plans
 from pidone_controller.repo.server import Repo
@@ -90,7 +90,7 @@ async def _serve(settings: Settings, listeners: list[trio.SocketListener], log: 
     await look_again()  # what stands still is read at the second look
     async with trio.open_nursery() as nursery:
         nursery.start_soon(plans.run)
-        await nursery.start(partial(serve, repo.begin, listeners, max_body=MAX_REPORT, fatal=repo.died))
+        await nursery.start(partial(serve, repo.begin, listeners, max_body=MAX_REPORT_BYTES, fatal=repo.died))
         for listener in listeners:
             log(
                 "listening",
