@@ -1,33 +1,33 @@
-"""Every error of ours, in one tree. Foreign errors are mapped to it at one border each.
+"""All exceptions that pidone raises, in one tree. Exceptions of libraries are translated at one place each.
 
 PidoneError
 ├── Refused            a plan, or a part of one, that this program does not accept
-├── TransferError      an HTTP exchange that gave no answer            (border: pidone.http.client)
-│   ├── ConnectError       nobody there, name unknown, connection refused or reset
+├── TransferError      an HTTP exchange without an answer           (translated in pidone.http.client)
+│   ├── ConnectError       unknown name, no route, connection refused or reset
 │   ├── TransferTimeout    no answer within the time allowed
 │   └── ProtocolError      an answer that is not HTTP, or larger than allowed
-├── TaskFailed         one run of a task ended without doing what it is for
-│   └── RegistryError      the registry answered something other than yes    (border: pidone.registries)
-│       └── RegistryRefused    ... and will not say yes until somebody changes something
-├── StartError         a command could not be started                   (border: pidone.pid1.reaper)
-└── LanguageError      what people wrote is wrong: findings with positions
+├── TaskFailed         a run of a task has failed
+│   └── RegistryError      the registry answered with an error      (translated in pidone.registries)
+│       └── RegistryRefused    ... and a retry cannot help
+├── StartError         a command could not be started               (translated in pidone.pid1.reaper)
+└── LanguageError      mistakes in YAML files or arguments: findings with positions
 """
 
 
 class PidoneError(Exception):
-    """The root: whoever catches this catches what pidone itself raises, and no bug."""
+    """Base class of all expected errors. Any other exception is a bug, or lack of memory."""
 
 
 class Refused(PidoneError):
-    """A plan, or a part of one, that this program does not accept. The text goes to the repo."""
+    """A plan, or a part of one, that this program does not accept. The text is reported to the repo."""
 
 
 class TransferError(PidoneError):
-    """An HTTP exchange that gave no answer."""
+    """An HTTP exchange without an answer."""
 
 
 class ConnectError(TransferError):
-    """Nobody there: the name is unknown, the connection was refused, reset or ended early."""
+    """The name is unknown, or the connection was refused, reset or closed early."""
 
 
 class TransferTimeout(TransferError):
@@ -39,27 +39,27 @@ class ProtocolError(TransferError):
 
 
 class TaskFailed(PidoneError):
-    """One run of a task ended without doing what it is for; it is tried again by its backoff."""
+    """A run of a task has failed. The engine retries it after its backoff."""
 
 
 class RegistryError(TaskFailed):
-    """The registry answered something other than yes; asking again may help."""
+    """The registry answered with an error; a retry may help."""
 
 
 class RegistryRefused(RegistryError):
-    """The registry will not say yes until somebody changes the task, its credentials or the server."""
+    """The registry answered with an error that lasts until the task, its credentials or the server change."""
 
 
 class StartError(PidoneError):
-    """A command could not be started: not there, not executable, no process to be had."""
+    """A command could not be started: it does not exist, is not executable, or no process can be created."""
 
 
 class LanguageError(PidoneError):
-    """What people wrote is wrong. ``str()`` is every finding, each with its position and remedy."""
+    """Mistakes in what people wrote. ``str()`` is all findings, each with its position and remedy."""
 
 
 def describe(error: BaseException) -> str:
-    """An error in one line: the message of ours, type and message of what nobody expected."""
+    """Return the error in one line: the message of a ``PidoneError``, else the type and the message."""
     if isinstance(error, PidoneError):
         return str(error)
     if isinstance(error, BaseExceptionGroup):
@@ -68,13 +68,16 @@ def describe(error: BaseException) -> str:
 
 
 def last_words(error: BaseException) -> str:
-    """One line on a failure of the whole program: the error, its place, and the lines that were not reported."""
+    """Return one line about a failure of the whole program: the error, the last 8 frames, and its notes.
+
+    The notes are the lines of the journal that were not reported.
+    """
     frames = []
     trace = error.__traceback__
     while trace is not None:
         code = trace.tb_frame.f_code
-        line = trace.tb_lineno or ""  # the image has none of foreign code
+        line = trace.tb_lineno or ""  # the image has no line numbers of libraries
         frames.append(f"{code.co_filename.rpartition('/')[2]}:{line} {code.co_name}")
         trace = trace.tb_next
-    untold = "; ".join(getattr(error, "__notes__", ())).replace("\n", " | ")
-    return f"{describe(error)} (at {' < '.join(reversed(frames[-8:]))}) {untold}".rstrip()
+    notes = "; ".join(getattr(error, "__notes__", ())).replace("\n", " | ")
+    return f"{describe(error)} (at {' < '.join(reversed(frames[-8:]))}) {notes}".rstrip()

@@ -1,7 +1,7 @@
-"""When the last process is gone that is not one of ours: where process 1 sees all that run in its pod.
+"""Waits for the end of the last application process, where process 1 sees all processes of its pod.
 
-Nothing polls: the oldest of them is waited for by its pidfd, and only when it ends is the table looked at
-again. Which processes come is not seen, so whether more are to come must be told.
+Nothing polls. The oldest process is waited for by its pidfd, and the process table is read again only when it ends.
+The start of a process is not seen, so the caller says whether more processes are to come.
 """
 
 import os
@@ -9,11 +9,11 @@ import os
 import trio
 
 from pidone.pid1.reaper import Reaper
-from pidone.pid1.tree import same, strangers
+from pidone.pid1.tree import foreign_processes, still_exists
 
 
-def all_seen() -> bool:
-    """Whether this is process 1, in whose /proc all of its namespace stands, and not that of the machine."""
+def sees_all_processes() -> bool:
+    """True if this is process 1 and /proc is that of its own PID namespace, and not the machine's."""
     try:
         return os.readlink("/proc/self") == "1"
     except OSError:
@@ -21,43 +21,44 @@ def all_seen() -> bool:
 
 
 class Application:
-    """All processes of this PID namespace but this one and those that its reaper has started."""
+    """All processes of this PID namespace except this one and those of commands that the reaper started."""
 
     def __init__(self, reaper: Reaper) -> None:
         self._reaper = reaper
         self._complete = False
-        self._told = trio.Event()
+        self._updated = trio.Event()
 
-    def tell(self, *, complete: bool) -> None:
-        """Whether all that is to run has been started, and nobody starts it again."""
+    def set_complete(self, *, complete: bool) -> None:
+        """Set whether all containers have been started and none will be started again."""
         self._complete = complete
-        self._told.set()
-        self._told = trio.Event()
+        self._updated.set()
+        self._updated = trio.Event()
 
     async def wait_end(self) -> None:
-        """Return when it was there, is complete, and is gone.
+        """Return when processes were seen, all are complete, and none is left.
 
-        What was never seen has no end: the PID namespace may not be shared. Raises ``OSError`` where the
-        kernel has no pidfd, or a filter forbids it.
+        Does not return before a process was seen: the PID namespace may not be shared. Raises ``OSError`` where
+        the kernel has no pidfd, or a filter forbids it.
         """
         seen = False
         while True:
-            told = self._told
-            # Twice: what is forked while the table is read, by a process that then ends, may be missed once.
-            processes = strangers(self._reaper.started) or strangers(self._reaper.started)
+            updated = self._updated
+            # Twice: a process that is forked while the table is read, by a parent that then ends, may be missed once.
+            processes = foreign_processes(self._reaper.started) or foreign_processes(self._reaper.started)
             if not processes:
                 if seen and self._complete:
                     return
-                await told.wait()
+                await updated.wait()
                 continue
+
             seen = True
-            oldest = min(processes, key=lambda process: process.begun)
+            oldest = min(processes, key=lambda process: process.start_time)
             try:
                 descriptor = os.pidfd_open(oldest.pid)
             except ProcessLookupError:
                 continue
             try:
-                if same(oldest):  # and not a stranger with its pid, which may have come after the look
+                if still_exists(oldest):  # its pid may have been reused after the table was read
                     await trio.lowlevel.wait_readable(descriptor)
             finally:
                 os.close(descriptor)

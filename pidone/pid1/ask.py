@@ -1,9 +1,12 @@
-"""The first stage of Python in a pod: is there a plan for this pod?
+"""The first stage of Python in a pod: asks the repo whether this pod has tasks.
 
-A child of ``doze`` for some milliseconds. Only built-in modules: most pods have no tasks, and what this stage
-imports is what each of them pays at its start. The question is ``GET /v1/doorbell``: 303 says that there are
-tasks, and doze becomes the engine; 200 says that there are none, and the connection stays open and goes to
-doze as the doorbell. It carries no content, so doze needs no TLS and no parser.
+It runs as a child of ``doze`` for some milliseconds. It imports built-in modules only, because most pods have no
+tasks and each of them pays for these imports at its start. The request is ``GET /v1/doorbell``:
+
+    303  the pod has tasks: doze becomes the engine
+    200  the pod has none: this stage passes the open connection to doze as the doorbell
+
+The doorbell carries no content, so doze needs no TLS and no parser.
 """
 
 import _signal
@@ -14,17 +17,17 @@ from pidone.pid1.claims import claims
 from pidone.pid1.stages import WORDS
 from pidone.protocol import DOORBELL_PATH, IN_CLUSTER, LAST_WORDS_HEADER, MAX_RETRY_AFTER_SECONDS
 
-TIMEOUT = 3.0  # seconds for connecting to one repo, and as much for each part of its answer
-LIMIT = 20  # seconds for all of it: a resolver that hangs must not hold the stage
+TIMEOUT_SECONDS = 3.0  # for connecting to one repo, and for each part of its answer
+LIMIT_SECONDS = 20  # for the whole stage: a resolver that hangs must not hold it
 
-ANSWER = 3  # the descriptor on which doze listens
-PLAN, NOBODY = 3, 4  # exit codes: doze becomes the engine, or asks again later and later
+DOZE_DESCRIPTOR = 3  # the socket to doze
+PLAN, NO_ANSWER = 3, 4  # exit codes: doze becomes the engine; doze asks again after a growing delay
 
 
 def main() -> int:
-    """The exit code for doze, which has got the doorbell, or the time to ask again, on ``ANSWER``."""
-    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())  # all were blocked: this is a child that may be ended
-    _signal.alarm(LIMIT)
+    """Return the exit code for doze: 0 (it got the doorbell or a delay), ``PLAN`` or ``NO_ANSWER``."""
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())  # doze has blocked all signals; this child may be ended
+    _signal.alarm(LIMIT_SECONDS)
     pause = 0.0
     for host, port in repos():
         try:
@@ -36,48 +39,54 @@ def main() -> int:
             case b"303":
                 return PLAN
             case b"200":
-                tell(0.0, bell.fileno())
+                answer_doze(0.0, bell.fileno())
                 return 0
         pause = max(pause, _retry_after(head))
     if not pause:
-        return NOBODY
-    tell(pause * (1 + 0.25 * int.from_bytes(posix.urandom(1)) / 255))
+        return NO_ANSWER
+    answer_doze(pause * (1 + 0.25 * int.from_bytes(posix.urandom(1)) / 255))
     return 0
 
 
-def tell(pause: float, *bell: int) -> None:
-    """Give doze the seconds after which to ask again (0: the bell alone counts), and the bell."""
+def answer_doze(pause: float, *bell: int) -> None:
+    """Send doze the seconds until the next request (0: wait for the doorbell alone), and the doorbell's descriptor."""
     rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, number.to_bytes(4, "little")) for number in bell]
-    _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, ANSWER).sendmsg(
+    _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, DOZE_DESCRIPTOR).sendmsg(
         [b"%d" % (pause * 1000)], rights
     )
 
 
 def repos() -> list[tuple[str, int]]:
-    """Host and port of each repo that has a doorbell, or of PIDONE_DOORBELL: no content, so no TLS is needed."""
-    said = posix.environ.get(b"PIDONE_DOORBELL") or posix.environ.get(b"PIDONE_REPO", IN_CLUSTER.encode())
-    found = []
-    for url in said.decode("utf-8", "replace").split(","):
+    """Return host and port of each http URL in PIDONE_DOORBELL, else in PIDONE_REPO.
+
+    A repo with https gets its doorbell by PIDONE_DOORBELL. It carries no content, so it needs no TLS.
+    """
+    urls = posix.environ.get(b"PIDONE_DOORBELL") or posix.environ.get(b"PIDONE_REPO", IN_CLUSTER.encode())
+    addresses = []
+    for url in urls.decode("utf-8", "replace").split(","):
         scheme, _, rest = url.strip().partition("://")
         authority = rest.partition("/")[0].rpartition("@")[2]
         host, _, port = authority.rpartition(":")
         if not port.isdigit():
             host, port = authority, "80"
         if scheme == "http":
-            found.append((host.strip("[]"), int(port)))
-    return found
+            addresses.append((host.strip("[]"), int(port)))
+    return addresses
 
 
 def _connect(host: str, port: int) -> "_socket.socket":
-    """To the first address of the name that takes it, as in a cluster of two families where one has no route."""
+    """Connect to the first address that accepts: in a dual-stack cluster one family may have no route.
+
+    Raises the ``OSError`` of the last address.
+    """
     error = OSError("no address")
-    # as bytes: a str would load the IDNA codec, and re and enum with it
+    # as bytes: for a str Python loads the IDNA codec, and with it re and enum
     for family, kind, protocol, _, address in _socket.getaddrinfo(
         host.encode(), port, 0, _socket.SOCK_STREAM
     ):
         bell = _socket.socket(family, kind, protocol)
         try:
-            bell.settimeout(TIMEOUT)
+            bell.settimeout(TIMEOUT_SECONDS)
             source = posix.environ.get(b"PIDONE_POD_IP")
             if source:
                 bell.bind((source.decode(), 0))
@@ -88,14 +97,14 @@ def _connect(host: str, port: int) -> "_socket.socket":
             continue
         bell.setsockopt(
             _socket.SOL_SOCKET, _socket.SO_KEEPALIVE, 1
-        )  # a peer that died without a word is gone
+        )  # finds a peer that died without FIN or RST
         bell.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_KEEPIDLE, 120)
         return bell
     raise error
 
 
 def _ask(bell: "_socket.socket", host: str) -> bytes:
-    """The head of the answer, to its last byte and not beyond: what comes after it is the bell."""
+    """Send the request and return the head of the answer. Bytes after the head are rings, so they are not read."""
     lines = [f"GET {DOORBELL_PATH} HTTP/1.1", f"Host: {host}"]
     lines += [f"{name}: {value}" for name, value in claims().items()]
     words = posix.environ.get(WORDS, b"")
@@ -105,7 +114,7 @@ def _ask(bell: "_socket.socket", host: str) -> bytes:
         )
     bell.send("\r\n".join([*lines, "", ""]).encode())
     head = b""
-    while not head.endswith(b"\r\n\r\n"):  # byte by byte: 200 system calls once, and no buffer to hand over
+    while not head.endswith(b"\r\n\r\n"):  # byte by byte: 200 system calls, and no buffer to pass to doze
         byte = bell.recv(1)
         if not byte or len(head) > 4096:
             raise OSError("not an answer")

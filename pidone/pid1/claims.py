@@ -1,8 +1,8 @@
-"""What the pod can tell of itself without being told: only ever used to refuse, never to grant.
+"""Finds the pod's uid, hostname and namespace, which it sends to the repo as claims.
 
-The repo knows a pod by its address. These claims catch the cases in which the address misleads: an address
-that was given to another pod, or a connection that the node translated. Built-in modules only: the stage
-that asks whether there is a plan at all sends them too.
+The repo identifies a pod by its address. Claims can only lead to a refusal, never to a grant: they show that an
+address has passed to another pod, or that the node translated the connection. This module imports built-in modules
+only, because ``pidone.pid1.ask`` sends claims too.
 """
 
 import posix
@@ -11,14 +11,14 @@ from pidone.protocol import HOSTNAME_HEADER, NAMESPACE_HEADER, POD_UID_HEADER
 
 
 def claims() -> dict[str, str]:
-    """The claim headers, from the environment (sidecar) or from what the kernel and the kubelet left in files."""
-    said = posix.environ.get(b"PIDONE_POD_UID")
-    uid = pod_uid(_read("/proc/self/cgroup")) if said is None else said.decode("utf-8", "replace")
+    """Return the claim headers, from the environment (sidecar), or from files of the kernel and the kubelet."""
+    variable = posix.environ.get(b"PIDONE_POD_UID")
+    uid = pod_uid(_read("/proc/self/cgroup")) if variable is None else variable.decode("utf-8", "replace")
     return claim_headers(uid, posix.uname().nodename, namespace(_read("/etc/resolv.conf")))
 
 
 def claim_headers(uid: str, hostname: str, pod_namespace: str) -> dict[str, str]:
-    """Only what is known; a claim that is missing claims nothing."""
+    """Return the headers of the claims that are known; a missing claim is not checked."""
     headers = {POD_UID_HEADER: uid, HOSTNAME_HEADER: hostname, NAMESPACE_HEADER: pod_namespace}
     return {
         name: value for name, value in headers.items() if value and value.isascii() and value.isprintable()
@@ -26,7 +26,10 @@ def claim_headers(uid: str, hostname: str, pod_namespace: str) -> dict[str, str]
 
 
 def pod_uid(cgroup: str) -> str:
-    """The uid in ``/proc/self/cgroup``; the systemd driver writes underscores, static pods a bare hash."""
+    """Return the pod's uid in ``/proc/self/cgroup``, or "".
+
+    The kubelet's systemd driver writes underscores for hyphens. Static pods have a hash of 32 digits.
+    """
     for part in cgroup.replace("\n", "/").split("/"):
         _, pod, rest = part.removesuffix(".slice").rpartition("pod")
         uid = rest.replace("_", "-")
@@ -37,7 +40,10 @@ def pod_uid(cgroup: str) -> str:
 
 
 def namespace(resolv_conf: str) -> str:
-    """The namespace in the first search domain, ``<namespace>.svc.<zone>``; there with dnsPolicy ClusterFirst."""
+    """Return the namespace in the first search domain, ``<namespace>.svc.<zone>``, or "".
+
+    The kubelet writes it for pods with the dnsPolicy ClusterFirst.
+    """
     for line in resolv_conf.splitlines():
         words = line.split()
         if words[:1] == ["search"] and len(words) > 1:
@@ -47,7 +53,7 @@ def namespace(resolv_conf: str) -> str:
 
 
 def processes() -> int:
-    """How many ``/proc`` shows, this one too; 0 where it shows nothing."""
+    """Return the number of processes in ``/proc``, with this one; 0 if there is no ``/proc``."""
     try:
         return sum(name.isdecimal() for name in posix.listdir("/proc"))
     except OSError:

@@ -1,8 +1,8 @@
-"""The one owner of every wait in this process.
+"""Starts all child processes and makes all waitpid calls of this process, so that no exit code is lost.
 
 ``waitpid(-1)`` beside a ``subprocess`` object steals the object's status, and ``subprocess`` turns the loss
-into exit code 0: a failed command is reported as a success, without an exception. So nobody else waits:
-whoever wants a child asks the reaper to start it, and asks the reaper for its end.
+into exit code 0: a failed command is reported as a success, without an exception. So all other code starts its
+children with ``Reaper.spawn`` and waits for them with ``Child.wait``.
 """
 
 import _signal
@@ -16,11 +16,11 @@ import trio
 
 from pidone.errors import StartError
 
-# Zombies taken before other tasks get a turn: a burst of 10,000 must not stall a heartbeat, and a
-# checkpoint after each would double the cost of reaping.
+# Zombies reaped before other Trio tasks get a turn: a burst of 10,000 must not delay a heartbeat, and a
+# checkpoint after each zombie would double the cost of reaping.
 BATCH = 256
-REST = 0.002  # seconds between two looks: a stream of orphans is taken some at a time, and not each by itself
-MARK = "PIDONE_RUN"  # a variable in the environment of each command: which run it belongs to
+REST_SECONDS = 0.002  # between two batches: a stream of orphans is reaped in batches, not one by one
+MARK = "PIDONE_RUN"  # a variable in the environment of each command: a random word for each run
 
 
 class Child:
@@ -33,14 +33,14 @@ class Child:
         self._ended = trio.Event()
 
     async def wait(self) -> int:
-        """The exit code, or minus the signal that ended it. Cancelling the wait leaves the child running."""
+        """Wait for the end; return the exit code, or minus the signal's number. A cancelled wait leaves it running."""
         await self._ended.wait()
         assert self.returncode is not None
         return self.returncode
 
     async def end(self, number: signal.Signals) -> None:
-        """Signal it and all processes that it has become, each once, and wait until none is left."""
-        from pidone.pid1.tree import Tree  # for plans with commands
+        """Signal the child and all its descendants once, and wait until none is left; see ``pidone.pid1.tree``."""
+        from pidone.pid1.tree import Tree  # only plans with commands need it
 
         await Tree(self).end(number)
 
@@ -49,19 +49,22 @@ class Child:
         self._ended.set()
 
 
-def _first_to_go(pid: int) -> None:
-    """The score of an init (-998 in a sandbox) is inherited, and not meant for a command. Raising takes no right."""
+def _prefer_for_oom_kill(pid: int) -> None:
+    """Set the highest OOM score: a command inherits that of process 1 (-998 in a sandbox), which protects it.
+
+    Raising the score needs no privilege (proc_pid_oom_score_adj(5)).
+    """
     try:
         with open(f"/proc/{pid}/oom_score_adj", "wb", buffering=0) as score:
             score.write(b"1000")
     except OSError:
-        pass  # ended already, or a user of its own and we no root
+        pass  # the command has ended, or runs as another user and we are not root
 
 
 @contextmanager
-def _deaf() -> Iterator[None]:
-    """SIGCHLD waits: each by itself would wake the loop, which costs ten times what reaping does."""
-    # no other signal's state is touched: the whole mask changes meanwhile, at the program's start and end
+def _sigchld_blocked() -> Iterator[None]:
+    """Block SIGCHLD: a wakeup of the loop for each signal costs ten times as much as reaping."""
+    # SIGCHLD alone, because the rest of the mask changes meanwhile, at the program's start and end
     _signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGCHLD,))
     try:
         yield
@@ -71,7 +74,7 @@ def _deaf() -> Iterator[None]:
 
 @contextmanager
 def _empty_mask() -> Iterator[None]:
-    """For a command that is started in between; there is no ``await`` in it."""
+    """Unblock all signals while a command is started, which inherits the mask. Contains no ``await``."""
     before = _signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:
         yield
@@ -80,16 +83,16 @@ def _empty_mask() -> Iterator[None]:
 
 
 class Reaper:
-    """Starts children, collects them and every orphan that was handed to this process."""
+    """Starts children, and reaps them and all orphans that this process adopted."""
 
     def __init__(self) -> None:
-        self.orphans = 0  # reaped, not started here
-        self.children = 0  # reaped, started here
+        self.orphans = 0  # reaped processes that ``spawn`` did not start
+        self.children = 0  # reaped processes that ``spawn`` started
         self._started: dict[int, Child] = {}
 
     @property
     def started(self) -> Iterable[Child]:
-        """The children that it started and has not collected yet."""
+        """The children that ``spawn`` started and that are not reaped yet."""
         return self._started.values()
 
     def spawn(
@@ -102,14 +105,14 @@ class Reaper:
         user: int | None = None,
         group: int | None = None,
     ) -> Child:
-        """Start a command in a session of its own; what it says goes to ``output``, else where ours goes.
+        """Start a command in a session of its own, and return it.
 
-        Beside ``env`` it has ``MARK``, by which its processes are known when they have left everything else.
-        Signal dispositions are the default ones and nothing is blocked. With ``user`` or ``group`` it has no
-        other groups. Where memory runs out it is killed before us and the application. Raises ``StartError``
-        with the reason.
+        Its output goes to the descriptor ``output``, else to that of this process. Its environment is ``env`` and
+        ``MARK``, by which ``pidone.pid1.tree`` finds its processes. It has default signal dispositions and an empty
+        signal mask. With ``user`` or ``group`` it has no supplementary groups. When memory runs out, the kernel kills
+        it before this process and the application. Raises ``StartError`` with the reason.
         """
-        user = None if user == os.geteuid() else user  # which takes no right, and so no root
+        user = None if user == os.geteuid() else user  # its own uid needs no privilege
         group = None if group == os.getegid() else group
         mark = os.urandom(8).hex()
         groups: list[int] | None = None if user is None and group is None else []
@@ -130,20 +133,23 @@ class Reaper:
                 )
         except OSError as error:
             if groups is not None and isinstance(error, PermissionError) and os.geteuid() != 0:
-                wanted = f"uid {user}" if user is not None else f"gid {group}"
-                why = f"cannot become {wanted}, for pidone runs as uid {os.geteuid()} and not as root"
-                raise StartError(f"{argv[0]}: {why}") from error
+                identity = f"uid {user}" if user is not None else f"gid {group}"
+                reason = (
+                    f"cannot become {identity}, because pidone runs as uid {os.geteuid()} and not as root"
+                )
+                raise StartError(f"{argv[0]}: {reason}") from error
             where = f"workingDir {cwd}" if error.filename == cwd != argv[0] else argv[0]
             raise StartError(f"{where}: {error.strerror}") from error
-        _first_to_go(process.pid)
-        # Popen is a portable fork and exec here and nothing more. With a return code it believes that the
-        # process was waited for, so neither it nor its destructor ever waits.
+
+        _prefer_for_oom_kill(process.pid)
+        # Popen is used as a portable fork and exec only. With a return code it takes the process for reaped, so
+        # neither it nor its destructor ever waits.
         process.returncode = 0
         child = self._started[process.pid] = Child(process.pid, mark)
         return child
 
     def sweep(self) -> bool:
-        """Collect what has ended, at most ``BATCH``; True where more may be there."""
+        """Reap at most ``BATCH`` processes that have ended; True if there may be more."""
         for _ in range(BATCH):
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -160,12 +166,12 @@ class Reaper:
         return True
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Reap until cancelled. SIGCHLD only says "look": signals coalesce, so each look takes all there is."""
-        with trio.open_signal_receiver(signal.SIGCHLD) as bells:
+        """Reap until cancelled. Signals coalesce, so each SIGCHLD leads to a sweep of all ended processes."""
+        with trio.open_signal_receiver(signal.SIGCHLD) as arrivals:
             task_status.started()
             while True:
-                while self.sweep():  # also once before the first bell: zombies may be older than the handler
+                while self.sweep():  # also before the first signal: zombies may be older than the handler
                     await trio.lowlevel.checkpoint()
-                with _deaf():
-                    await trio.sleep(REST)
-                await anext(bells)
+                with _sigchld_blocked():
+                    await trio.sleep(REST_SECONDS)
+                await anext(arrivals)

@@ -2,24 +2,25 @@
 
 import signal
 
-# All signals are blocked in the first lines of the program (``stages.block``), and until the receivers stand.
+# The first lines of the program block all signals (``stages.block``); ``unblock`` follows when receivers are set.
 STOP = (signal.SIGTERM, signal.SIGINT)
-RELOAD, RELOADED = signal.SIGHUP, "signal.SIGHUP"  # and as the event that tasks run on
+RELOAD, RELOADED = signal.SIGHUP, "signal.SIGHUP"  # the signal, and the event in ``runOn`` of tasks
 
 
 def unblock() -> None:
-    """Deliver what is pending and all that comes. Trio does not unblock by itself."""
+    """Unblock all signals, so that pending ones are delivered. Trio does not unblock signals."""
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def survive_the_rest() -> None:
-    """Survive what would end an ordinary process, as process 1 does by the kernel's rule and pause with it.
+    """Survive signals whose default action ends a process.
 
-    A handler that does nothing, and not SIG_IGN, which every command that a task starts would inherit.
+    Process 1 survives them by the kernel's rule, as pause does. The handler does nothing. SIG_IGN would be inherited
+    by each command that a task starts.
     """
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT, signal.SIGALRM):
-        signal.signal(number, _nothing)
+        signal.signal(number, _ignore)
 
 
-def _nothing(number: int, frame: object) -> None:
+def _ignore(number: int, frame: object) -> None:
     pass

@@ -1,8 +1,10 @@
-"""All processes that one command has become, also those that have left its session or lost their parents.
+"""Finds all processes of one command, also those that have left its session or lost their parents.
 
-A process belongs to the command while it is a descendant of it, or of its session, or, once its parents are
-gone and it is ours by adoption, while its environment carries the command's mark. Who left the session,
-lost its parents and cleared its environment is not found.
+A process belongs to the command if one of these holds:
+- It is a descendant of the command, or of a process in the command's session.
+- It was adopted by this process, and its environment carries the command's mark.
+
+A process that left the session, lost its parents and cleared its environment is not found.
 """
 
 import os
@@ -14,16 +16,18 @@ import trio
 
 from pidone.pid1.reaper import MARK, Child
 
-WITHOUT_PIDFD = 0.1  # seconds between two looks, on kernels before 5.3 and behind filters
+POLL_SECONDS = 0.1  # between two looks at a process without a pidfd: kernels before 5.3, and behind filters
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
+    """One line of the process table, from ``/proc/PID/stat`` (proc_pid_stat(5))."""
+
     pid: int
     parent: int
     session: int
-    begun: int  # with the pid a name that no other process ever has
-    alive: bool  # any thread of it
+    start_time: int  # clock ticks since boot; together with the pid it is unique
+    alive: bool  # at least one thread runs; otherwise it is a zombie
 
 
 class Tree:
@@ -34,63 +38,72 @@ class Tree:
         self._mark = f"{MARK}={child.mark}".encode()
 
     def processes(self) -> list[Process]:
-        """Those alive at present."""
-        # until its end is known the pid is not another's, and so is the session's number
+        """Return the processes that are alive."""
+        # Until the child's end is known, its pid and its session number are not reused.
         sessions = {self._child.pid} if self._child.returncode is None else set[int]()
         return [process for process in _family(_table(), sessions, self._mark).values() if process.alive]
 
     async def end(self, number: signal.Signals) -> None:
-        """Signal each of them once, also those that are forked meanwhile, and wait until none is left."""
-        told: set[tuple[int, int]] = set()
+        """Signal each process once, also those that are forked meanwhile, and wait until none is left."""
+        signalled: set[tuple[int, int]] = set()
         while processes := self.processes():
-            held = {process: _hold(process) for process in processes}
+            descriptors = {process: _open_pidfd(process) for process in processes}
             try:
-                for process, descriptor in held.items():
-                    if (process.pid, process.begun) not in told:
-                        told.add((process.pid, process.begun))
+                for process, descriptor in descriptors.items():
+                    if (process.pid, process.start_time) not in signalled:
+                        signalled.add((process.pid, process.start_time))
                         _send(process, descriptor, number)
                 async with trio.open_nursery() as nursery:
-                    for descriptor in held.values():
-                        nursery.start_soon(_ended, descriptor)
+                    for descriptor in descriptors.values():
+                        nursery.start_soon(_wait_end, descriptor)
             finally:
-                for descriptor in held.values():
+                for descriptor in descriptors.values():
                     if descriptor is not None:
                         os.close(descriptor)
 
 
-def strangers(started: Iterable[Child]) -> list[Process]:
-    """Those alive that are neither this process nor one that a command of ours has become."""
+def foreign_processes(started: Iterable[Child]) -> list[Process]:
+    """Return the processes that are alive, except this one and all processes of commands that we started."""
     table = _table()
     ours = _family(table, {child.pid for child in started}, f"{MARK}=".encode()).keys() | {os.getpid()}
     return [process for pid, process in table.items() if process.alive and pid not in ours]
 
 
-def same(process: Process) -> bool:
-    """Whether that pid is still the one process, alive or not yet waited for."""
-    now = _look(process.pid)
-    return now is not None and now.begun == process.begun
+def still_exists(process: Process) -> bool:
+    """True if the pid still belongs to this process, alive or a zombie."""
+    current = _read_process(process.pid)
+    return current is not None and current.start_time == process.start_time
 
 
 def _table() -> dict[int, Process]:
-    return {process.pid: process for process in map(_look, _pids()) if process is not None}
+    return {process.pid: process for process in map(_read_process, _pids()) if process is not None}
 
 
 def _family(table: Mapping[int, Process], sessions: Container[int], mark: bytes) -> dict[int, Process]:
-    """The commands with these pids, their sessions, what we adopted that carries the mark, and all descendants."""
+    """Return the processes of these sessions, our adopted children that carry the mark, and all descendants.
+
+    ``sessions`` are the pids of commands. Each command leads a session of its own.
+    """
     children: dict[int, list[Process]] = {}
     for process in table.values():
         children.setdefault(process.parent, []).append(process)
-    found = {pid: process for pid, process in table.items() if pid in sessions or process.session in sessions}
+
+    family = {
+        pid: process for pid, process in table.items() if pid in sessions or process.session in sessions
+    }
     for process in children.get(os.getpid(), ()):
-        if process.pid not in found and any(word.startswith(mark) for word in _environment(process.pid)):
-            found[process.pid] = process
-    queue = list(found.values())
-    for process in queue:  # it grows
+        if process.pid not in family and any(
+            variable.startswith(mark) for variable in _environment(process.pid)
+        ):
+            family[process.pid] = process
+
+    queue = list(family.values())
+    for process in queue:  # the list grows in the loop
         for inner in children.get(process.pid, ()):
-            if inner.pid not in found:
-                found[inner.pid] = inner
+            if inner.pid not in family:
+                family[inner.pid] = inner
                 queue.append(inner)
-    return found
+    return family
 
 
 def _pids() -> list[int]:
@@ -100,10 +113,10 @@ def _pids() -> list[int]:
         return []
 
 
-def _look(pid: int) -> Process | None:
+def _read_process(pid: int) -> Process | None:
     try:
         with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
-            # the name stands in parentheses and may hold anything, parentheses too
+            # the name stands in parentheses and may contain any character, also parentheses
             fields = file.readall().rpartition(b")")[2].split()
     except OSError:
         return None
@@ -116,10 +129,10 @@ def _environment(pid: int) -> list[bytes]:
         with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
             return file.readall().split(b"\0")
     except OSError:
-        return []  # ended, or of a user that we may not look at
+        return []  # it has ended, or belongs to another user
 
 
-def _hold(process: Process) -> int | None:
+def _open_pidfd(process: Process) -> int | None:
     try:
         return os.pidfd_open(process.pid)
     except OSError:
@@ -127,21 +140,22 @@ def _hold(process: Process) -> int | None:
 
 
 def _send(process: Process, descriptor: int | None, number: signal.Signals) -> None:
-    if not same(process):
-        return  # it ended between the look and the hold, and the pid may be a stranger's
-    # CONT, for a process that is stopped takes no TERM
-    for one in (number, signal.SIGCONT) if number != signal.SIGKILL else (number,):
+    if not still_exists(process):
+        return  # it ended before the pidfd was opened, and the pid may have been reused
+    # then CONT, because a stopped process does not take TERM
+    numbers = (number, signal.SIGCONT) if number != signal.SIGKILL else (number,)
+    for each in numbers:
         try:
             if descriptor is None:
-                os.kill(process.pid, one)
+                os.kill(process.pid, each)
             else:
-                signal.pidfd_send_signal(descriptor, one)
+                signal.pidfd_send_signal(descriptor, each)
         except OSError:
             pass  # it has ended, or has another uid and we lack CAP_KILL
 
 
-async def _ended(descriptor: int | None) -> None:
+async def _wait_end(descriptor: int | None) -> None:
     if descriptor is None:
-        await trio.sleep(WITHOUT_PIDFD)
+        await trio.sleep(POLL_SECONDS)
     else:
         await trio.lowlevel.wait_readable(descriptor)

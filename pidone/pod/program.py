@@ -145,13 +145,13 @@ class PodProgram:
         if bundle.pod.restart_policy != "Never":
             return
         if self._application is None:
-            from pidone.pid1.application import Application, all_seen
+            from pidone.pid1.application import Application, sees_all_processes
 
-            if not all_seen():
+            if not sees_all_processes():
                 return
             self._application = Application(self.reaper)
             self.start_part(self._end_with_application)
-        self._application.tell(complete=bundle.runs_once)
+        self._application.set_complete(complete=bundle.runs_once)
 
     async def _end_with_application(self) -> None:
         assert self._application is not None

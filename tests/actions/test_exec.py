@@ -205,7 +205,9 @@ def test_without_root_another_user_is_an_error_that_says_so() -> None:
         try:
             Reaper().spawn(["/bin/true"], env={}, user=0)
         except Exception as error:  # noqa: BLE001 - looked at by its text
-            good = str(error).endswith("cannot become uid 0, for pidone runs as uid 65534 and not as root")
+            good = str(error).endswith(
+                "cannot become uid 0, because pidone runs as uid 65534 and not as root"
+            )
             os._exit(0 if good else 1)
         os._exit(2)
     assert os.waitpid(pid, 0)[1] == 0

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from pidone.pid1.reaper import Reaper
-from pidone.pid1.tree import same, strangers
+from pidone.pid1.tree import foreign_processes, still_exists
 
 SAY_MASK = "print(open('/proc/self/status').read().partition('SigBlk:')[2].split()[0], flush=True)"
 
@@ -61,7 +61,7 @@ async def test_when_it_is_cancelled_nothing_stays_blocked(nursery: trio.Nursery)
     nursery.cancel_scope.cancel()
 
 
-async def test_commands_and_all_they_become_are_no_strangers(reaper: Reaper, nursery: trio.Nursery) -> None:
+async def test_commands_and_their_descendants_are_not_foreign(reaper: Reaper, nursery: trio.Nursery) -> None:
     ours, theirs = os.pipe()
     forks = "import os, signal; os.fork() or os.setsid(); os.write(1, b'.'); signal.pause()"
     child = reaper.spawn([sys.executable, "-S", "-c", forks], env={}, output=theirs)
@@ -70,14 +70,14 @@ async def test_commands_and_all_they_become_are_no_strangers(reaper: Reaper, nur
         said = b""
         while len(said) < 2:
             said += await trio.to_thread.run_sync(os.read, ours, 2)
-        found = {process.pid: process for process in strangers(reaper.started)}
+        found = {process.pid: process for process in foreign_processes(reaper.started)}
         family = {child.pid, *(inner.pid for inner in psutil.Process(child.pid).children())}
         assert len(family) == 2
         assert stranger.pid in found
         assert not found.keys() & (family | {os.getpid()})
-        assert same(found[stranger.pid])
+        assert still_exists(found[stranger.pid])
         stranger.kill()
-    assert not same(found[stranger.pid])
+    assert not still_exists(found[stranger.pid])
     with trio.fail_after(10):
         await child.end(signal.SIGKILL)
         await child.wait()
