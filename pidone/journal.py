@@ -11,26 +11,6 @@ from datetime import UTC, datetime
 RING = 200  # lines; at 200 bytes each 40 KiB, the last half hour of a lively pod
 
 
-class Rate:
-    """A bound for lines that others cause: ``burst`` at once, and one more each ``again`` seconds."""
-
-    __slots__ = ("_again", "_at", "_burst", "_left", "held")
-
-    def __init__(self, burst: int, again: float, now: float) -> None:
-        self._burst, self._again = float(burst), again
-        self._left, self._at = self._burst, now
-        self.held = 0  # not allowed since the last that was
-
-    def allows(self, now: float) -> bool:
-        self._left = min(self._burst, self._left + (now - self._at) / self._again)
-        self._at = now
-        if self._left < 1:
-            self.held += 1
-            return False
-        self._left -= 1
-        return True
-
-
 class Journal:
     """The last ``RING`` lines. ``echo`` is called with each new line; the default prints it."""
 

@@ -12,7 +12,7 @@ import trio
 
 from pidone.actions import Context, Setting
 from pidone.errors import Refused, StartError, TaskFailed
-from pidone.journal import Rate
+from pidone.pacing import RateLimit
 from pidone.pid1.reaper import MARK, Reaper
 from pidone.plan.fields import Fields
 
@@ -22,7 +22,7 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 AFTER_KILL = 1.0  # seconds; a process that hangs in the kernel must not keep its task for ever
 
 LINES, WIDTH = 50, 300  # of the output, kept; a line has that many bytes
-SAID, SAID_AGAIN = 10, 1.0  # lines that reach the journal at once, and seconds until one more does
+LINES_BURST, LINES_SECONDS = 10, 1.0  # lines that reach the journal at once, and seconds until one more does
 PIECE, PACE = 16_384, 4 << 20  # bytes read at once, and a second: who says more than that waits
 
 
@@ -34,7 +34,7 @@ class Output:
         self.untold = 0
         self._tell = tell
         self._rest = b""  # of a line that has not ended yet
-        self._rate = Rate(SAID, SAID_AGAIN, trio.current_time())
+        self._rate = RateLimit(LINES_BURST, LINES_SECONDS)
 
     def take(self, data: bytes) -> None:
         """More of it, in any pieces and any encoding."""
@@ -57,7 +57,7 @@ class Output:
         if not line:
             return
         self.lines.append(line)
-        if self._rate.allows(trio.current_time()):
+        if self._rate.take(trio.current_time()) == 0:
             self._tell(line)
         else:
             self.untold += 1

@@ -19,6 +19,7 @@ from pidone.counters import TaskView
 from pidone.errors import PidoneError, Refused, TaskFailed
 from pidone.http.client import redacted, request
 from pidone.http.message import JSON
+from pidone.pacing import Backoff
 from pidone.plan.fields import Fields
 
 STATES = ("reporting", "failing")
@@ -28,7 +29,8 @@ GATHER = 0.2  # seconds in which changes are gathered into one message
 PERIOD = 60.0  # seconds between two messages where neither ``onChange`` nor ``every`` says when
 QUEUE, BATCH = 500, 100  # results that wait, and that go at once
 TIMEOUT = 10.0  # seconds for one message
-RETRY_MAX = 60.0  # seconds until a message that failed is sent again, at most
+RETRY = Backoff(initial=2.0, maximum=60.0)  # after a message that failed
+RETRY_MIN_SECONDS = 1.0
 
 
 class Target(Protocol):
@@ -92,8 +94,7 @@ class Report:
                     if failures == 1:
                         context.log("report-failed", error=error)
                     context.report(FAILING)
-                    limit = min(RETRY_MAX, 2.0 ** min(failures, 10))
-                    await trio.sleep(max(1.0, limit * self._random.random()))
+                    await trio.sleep(max(RETRY_MIN_SECONDS, RETRY.delay(failures, self._random)))
                     wanted.set()
                 else:
                     failures = 0

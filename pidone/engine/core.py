@@ -477,13 +477,8 @@ class Core:
         return floor((time - self._phase) / GRAIN + 1e-6) * GRAIN + self._phase  # 0.15 / 0.05 is less than 3
 
     def _delay(self, task: Task, ends: int, *, lasting: bool) -> float:
-        """A random part of a growing limit: what failed together does not come back together."""
-        backoff = task.backoff
-        if lasting:
-            return backoff.maximum
-        exponent = min(ends - 1, 64)  # beyond, the limit has long been reached and floats overflow
-        limit = min(backoff.maximum, backoff.initial * backoff.factor**exponent)
-        return limit * (1 - backoff.jitter * self._random.random())
+        """Return the seconds until the next try after ``ends`` ends in a row."""
+        return task.backoff.maximum if lasting else task.backoff.delay(ends, self._random)
 
     # Edges and events
 

@@ -30,14 +30,15 @@ from pidone.engine.core import (
     waits_for,
 )
 from pidone.errors import PidoneError, RegistryRefused, describe
-from pidone.journal import Journal, Rate
+from pidone.journal import Journal
+from pidone.pacing import RateLimit
 from pidone.plan.model import Plan, Task
 
 Build = Callable[[Task, Setting], Action]
 
-# Changes of one task's state in the journal at once, and seconds until one more; and the same for stalls.
-STATES, STATES_AGAIN = 20, 10.0
-STALLS, STALLS_AGAIN = 5, 60.0
+# Journal lines on the states of one task, and on stalls: so many at once, and one more each so many seconds.
+STATES_BURST, STATES_SECONDS = 20, 10.0
+STALLS_BURST, STALLS_SECONDS = 5, 60.0
 # Seconds by which a timer is late where somebody did not give the thread back, or the pod got no processor.
 STALLED = 1.0
 # Seconds beyond ``stopTimeout`` after which a run that was cancelled is not waited for any more. What must not be
@@ -66,8 +67,8 @@ class Engine:
         self._actions: dict[str, Action] = {}  # by task digest: of what runs, and of what is wanted next
         self._scopes: dict[str, trio.CancelScope] = {}  # by task name: of its run, or of its undoing
         self._stuck: set[trio.CancelScope] = set()  # of those that were given up, and have not ended yet
-        self._rates: dict[str, Rate] = {}  # by task name: of its changes of state in the journal
-        self._stalls: Rate | None = None
+        self._rates: dict[str, RateLimit] = {}  # by task name: of its changes of state in the journal
+        self._stalls = RateLimit(STALLS_BURST, STALLS_SECONDS)
         self._graces: set[trio.CancelScope] = set()
         self._nursery: trio.Nursery | None = None
         self._broken: Exception | None = None
@@ -208,21 +209,20 @@ class Engine:
             self._changed()
 
     def _tell_stall(self, now: float) -> None:
-        self._stalls = self._stalls or Rate(STALLS, STALLS_AGAIN, now)
-        if self._stalls.allows(now):
+        if self._stalls.take(now) == 0:
             late = now - self._timer.deadline
-            self._journal.write("stalled", seconds=f"{late:.1f}", untold=self._stalls.held or None)
-            self._stalls.held = 0
+            self._journal.write("stalled", seconds=f"{late:.1f}", untold=self._stalls.refused or None)
+            self._stalls.refused = 0
 
     def _tell_state(self, name: str, state: str) -> None:
         task = self._core.tasks.get(name)
         if task is None or task.stage in {Stage.PAUSING, Stage.STOPPING}:
             return  # how a cancelled run ends is nobody's news
         now = trio.current_time()
-        rate = self._rates.setdefault(name, Rate(STATES, STATES_AGAIN, now))
-        if rate.allows(now):
-            self._journal.write("state", task=name, state=state, untold=rate.held or None)
-            rate.held = 0
+        rate = self._rates.setdefault(name, RateLimit(STATES_BURST, STATES_SECONDS))
+        if rate.take(now) == 0:
+            self._journal.write("state", task=name, state=state, untold=rate.refused or None)
+            rate.refused = 0
 
     def _do(self, command: Start | Cancel | Undo) -> None:
         assert self._nursery is not None

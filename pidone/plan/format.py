@@ -20,9 +20,10 @@ from types import MappingProxyType
 from typing import Any
 
 from pidone.errors import Refused
+from pidone.pacing import Backoff
 from pidone.plan.digest import digest
 from pidone.plan.fields import Fields, kind
-from pidone.plan.model import EVENTS, Backoff, Bundle, Container, Edge, Phase, Plan, Pod, Task
+from pidone.plan.model import EVENTS, Bundle, Container, Edge, Phase, Plan, Pod, Task
 
 FORMAT = 1
 MEDIA_TYPE = "application/vnd.pidone.bundle.v1+json"

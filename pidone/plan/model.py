@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from pidone.pacing import Backoff
+
 
 class Phase(StrEnum):
     """The pod's life as the controller sees it. ``Terminating`` is ``metadata.deletionTimestamp`` being set."""
@@ -28,19 +30,6 @@ class Edge:
 TERMINATING, CONTAINERS_STARTED = "pod.terminating", "pod.containersStarted"
 EVENTS = frozenset({TERMINATING, CONTAINERS_STARTED, "signal.SIGHUP"})
 LASTING = frozenset({CONTAINERS_STARTED})  # what is so from then on
-
-
-@dataclass(frozen=True, slots=True)
-class Backoff:
-    """Seconds before the next try: ``initial * factor ** failures``, capped at ``maximum``.
-
-    ``jitter`` is the part of it that is left to chance: 1 is full jitter, 0 is none.
-    """
-
-    initial: float = 1.0
-    maximum: float = 300.0
-    factor: float = 2.0
-    jitter: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

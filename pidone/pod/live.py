@@ -11,6 +11,7 @@ from pidone import __version__
 from pidone.errors import describe
 from pidone.http.connect import Lookups
 from pidone.journal import Journal
+from pidone.pacing import Backoff
 from pidone.pid1 import ask, signals, stages
 from pidone.pid1.claims import claims, processes
 from pidone.pod.local import serve_status
@@ -19,7 +20,7 @@ from pidone.pod.settings import Settings
 from pidone.protocol import POD_UID_HEADER
 from pidone.repo.client import RepoClient
 
-PART_PAUSE_MAX_SECONDS = 30.0  # before a part that failed is started anew, at most
+PART_RESTART = Backoff(initial=1.0, maximum=30.0, jitter=0.0)  # of a part that failed
 TELL_SECONDS = 10.0  # for reporting everything before the pod dozes
 COUNTS_SECONDS = 60.0  # between two reports where nothing but counts has changed: no heartbeat causes one
 
@@ -112,20 +113,16 @@ async def _tell_the_end(program: PodProgram) -> None:
 
 
 async def _keep_running(part: Callable[[], Awaitable[None]], journal: Journal) -> None:
-    """A part that fails is begun anew, later each time: its failure must not take the tasks down."""
-    pause = 1.0
+    """Run a part, and start it anew when it fails: its failure must not end the tasks."""
+    failures = 1
     while True:
         began = trio.current_time()
         try:
             await part()
-        except Exception as error:  # noqa: BLE001 - a bug of ours, or no memory: said, and tried again
+        except Exception as error:  # noqa: BLE001 - a bug of ours, or no memory: logged, and tried again
             journal.write("part-failed", part=part.__qualname__, error=describe(error))
-        pause = (
-            1.0
-            if trio.current_time() - began > PART_PAUSE_MAX_SECONDS
-            else min(2 * pause, PART_PAUSE_MAX_SECONDS)
-        )
-        await trio.sleep(pause)
+        failures = 1 if trio.current_time() - began > PART_RESTART.maximum else failures + 1
+        await trio.sleep(PART_RESTART.limit(failures))
 
 
 def main() -> bool:

@@ -20,6 +20,7 @@ from pidone.errors import Refused, TransferError
 from pidone.http.client import redacted, request
 from pidone.http.message import JSON, Response
 from pidone.journal import Journal
+from pidone.pacing import Backoff
 from pidone.plan.format import MEDIA_TYPE
 from pidone.protocol import (
     BOOT_HEADER,
@@ -34,15 +35,15 @@ from pidone.protocol import (
 )
 
 SLACK_SECONDS = 15.0  # beyond WAIT_SECONDS before a held question counts as lost
-BACKOFF_MAX = 60.0  # seconds between two questions to a repo that does not answer, at most
-# Seconds over which those spread who lost the repo at one moment: all pods that it served. They have their plans.
-LOST_SPREAD = 12.0
+RETRY = Backoff(initial=2.0, maximum=60.0)  # of a request for the bundle
+# The first retries of all pods that lost one repo at the same moment are spread over this time. They have their plans.
+LOST_SPREAD_SECONDS = 12.0
 REPOS = 8  # instances of the repo that are remembered: more than it has replicas
 ANSWER_GAP = 0.2  # seconds between two questions that are answered at once: a repo gone wild costs no more
 STATUS_GAP = 1.0  # seconds between two reports
 STATUS_TIMEOUT = 10.0
 FAREWELL = 1.0  # seconds that the last report may take: between the end and it stands nothing but this
-REPORT_PAUSE_MAX = 10.0  # seconds before a report that failed is made again, at most
+REPORT_RETRY = Backoff(initial=2.0, maximum=10.0)
 LOG_LINES = 100  # in one report: the oldest that are untold; the rest follow at once
 LOG_WIDTH = 300  # characters of each
 ERROR_WIDTH = 4000
@@ -126,9 +127,9 @@ class RepoClient:
                         "repo-away", repo=redacted(self._urls[self._current]), error=answer.trouble
                     )
                 self._current = (self._current + 1) % len(self._urls)
-                limit = min(BACKOFF_MAX, 2.0 ** min(failures, 10))
+                limit = RETRY.limit(failures)
                 if answer.lost and self._met:
-                    limit = max(LOST_SPREAD, limit)
+                    limit = max(LOST_SPREAD_SECONDS, limit)
                 self._counters.repo_up = False
                 if self._reached.is_set():  # else ``report`` waits for this one, and would wait for ever
                     self._reached = trio.Event()
@@ -242,7 +243,7 @@ class RepoClient:
                 # Soon at first: the journal is a ring, and what is written meanwhile pushes out what is untold.
                 failures += 1
                 self._dirty.set()
-                await trio.sleep(min(REPORT_PAUSE_MAX, 2.0 ** min(failures, 10)) * self._random.random())
+                await trio.sleep(REPORT_RETRY.delay(failures, self._random))
             await trio.sleep(STATUS_GAP)
 
     async def _report_once(self) -> bool:

@@ -19,8 +19,9 @@ from pidone.engine.core import (
     Undo,
     UndoEnded,
 )
+from pidone.pacing import Backoff
 from pidone.plan.digest import digest
-from pidone.plan.model import Backoff, Edge, Task
+from pidone.plan.model import Edge, Task
 
 
 def task(

@@ -32,9 +32,10 @@ from pidone.engine.core import (
     Undo,
     UndoEnded,
 )
+from pidone.pacing import Backoff
 from pidone.plan.difference import difference
 from pidone.plan.digest import digest
-from pidone.plan.model import EVENTS, LASTING, Backoff, Edge, Task
+from pidone.plan.model import EVENTS, LASTING, Edge, Task
 
 STEPS = int(os.environ.get("PIDONE_TEST_STEPS", "20000"))
 STEPS_EACH = 50  # in a sequence; life goes on for twelve in some of them

@@ -340,7 +340,7 @@ async def test_whoever_loses_a_repo_comes_back_spread_over_seconds(
     await trio.sleep(5)
     broken.set()
     lost = trio.current_time()
-    await trio.sleep(module.LOST_SPREAD + 1)
+    await trio.sleep(module.LOST_SPREAD_SECONDS + 1)
     counts = [sum(second <= moment - lost < second + 1 for moment in back) for second in range(12)]
     assert sum(counts) == 200
     assert max(counts) < 35  # of the 17 that an even spread over twelve seconds has

@@ -18,14 +18,15 @@ import httpx
 import trio
 
 from pidone import __version__
+from pidone.pacing import RateLimit
 from pidone_controller.kubernetes.config import Config
 from pidone_controller.kubernetes.credentials import Token, tls
 from pidone_controller.kubernetes.errors import ApiError, Unreachable, from_status, mapped
-from pidone_controller.kubernetes.pacing import Limit
 from pidone_controller.kubernetes.resources import Resource
 from pidone_controller.kubernetes.wire import MAX_BODY, Lines, Page
 
 MANAGER = "pidone-controller"  # who owns the fields that we apply
+REQUESTS = 30, 1 / 20  # at once, and seconds until one more
 PAGE = 500  # objects; client-go's, and the API server's own for its cache
 CONNECT = 10.0  # seconds
 ANSWER = 65.0  # seconds between two pieces of an answer; the API server gives up on a request itself after 60
@@ -46,7 +47,7 @@ Object = dict[str, Any]
 
 @asynccontextmanager
 async def connect(
-    config: Config, *, limit: Limit | None = None, transport: httpx.AsyncBaseTransport | None = None
+    config: Config, *, limit: RateLimit | None = None, transport: httpx.AsyncBaseTransport | None = None
 ) -> AsyncIterator["Client"]:
     """A client for as long as the block lasts; nothing is sent before the first request.
 
@@ -69,7 +70,7 @@ async def connect(
         },
     )
     async with http:
-        yield Client(config, http, limit or Limit())
+        yield Client(config, http, limit or RateLimit(*REQUESTS))
 
 
 class Watch:
@@ -101,7 +102,7 @@ class Client:
     method and status (0: no answer).
     """
 
-    def __init__(self, config: Config, http: httpx.AsyncClient, limit: Limit) -> None:
+    def __init__(self, config: Config, http: httpx.AsyncClient, limit: RateLimit) -> None:
         self.config = config
         self.requests: Counter[tuple[str, int]] = Counter()
         self._http = http
@@ -111,7 +112,7 @@ class Client:
     def apart(self) -> "Client":
         """The same client with a limit of its own, for what must not queue behind the rest."""
         other = copy(self)
-        other._limit = Limit()
+        other._limit = RateLimit(*REQUESTS)
         return other
 
     async def get(self, resource: Resource, name: str, namespace: str = "") -> Object:
@@ -228,7 +229,7 @@ class Client:
         return value
 
     async def _body(self, ask: "_Ask") -> bytes:
-        await trio.sleep(self._limit.place(trio.current_time()))
+        await trio.sleep_until(self._limit.turn(trio.current_time()))
         async with self._answer(ask) as pieces:
             return await _whole(ask, pieces, MAX_BODY)
 

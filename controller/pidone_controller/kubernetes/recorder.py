@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 import trio
 
-from pidone.journal import Rate
+from pidone.pacing import RateLimit
 from pidone_controller.kubernetes.client import MANAGER, Client
 from pidone_controller.kubernetes.errors import ApiError, NotFound
 from pidone_controller.kubernetes.resources import EVENTS
@@ -69,7 +69,7 @@ class Recorder:
 
     def __init__(self, client: Client, *, instance: str, log: Log) -> None:
         self._client, self._instance, self._log = client, instance, log
-        self._rates = _Recent[str, Rate]()
+        self._rates = _Recent[str, RateLimit]()
         self._similar = _Recent[tuple[str, str, str], _Similar]()
         self._written = _Recent[tuple[str, str, str, str], _Written]()
 
@@ -91,7 +91,7 @@ class Recorder:
             same = message
         written = self._written.get((identity, kind, reason, same), _Written)
         written.count += 1
-        if not self._rates.get(identity, lambda: Rate(BURST, AGAIN, now)).allows(now):
+        if self._rates.get(identity, lambda: RateLimit(BURST, AGAIN)).take(now) > 0:
             return
         stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         fields = {"count": written.count, "lastTimestamp": stamp, "message": message[:LONGEST]}

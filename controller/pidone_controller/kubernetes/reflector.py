@@ -28,7 +28,7 @@ from pidone_controller.kubernetes.errors import (
     Unreachable,
     from_status,
 )
-from pidone_controller.kubernetes.pacing import Backoff
+from pidone_controller.kubernetes.pacing import Retries
 from pidone_controller.kubernetes.resources import Resource
 
 Key = tuple[str, str]  # the namespace ("" for cluster kinds) and the name
@@ -104,7 +104,7 @@ class Reflector(Generic[T]):
 
     async def run(self) -> NoReturn:
         """Reflect for ever. Failures are logged and waited out; nothing but cancelling ends it."""
-        backoff, silent = Backoff(self._random), False
+        retries, silent = Retries(self._random), False
         while True:
             try:
                 if not self._version and not self._stream:
@@ -125,7 +125,7 @@ class Reflector(Generic[T]):
                 if _relists(error):
                     self._version = ""
                 self.tried = trio.current_time()
-                wait = backoff.failed(self.tried, error.retry_after)
+                wait = retries.failed(self.tried, error.retry_after)
                 self._log("reflector-failed", resource=self.resource, error=error, again=f"{wait:.1f}s")
                 await trio.sleep(wait)
 

@@ -159,28 +159,3 @@ class Bucket:
             return (1 - self.left) / self.rate
         self.left -= 1
         return 0
-
-
-@dataclass(slots=True)
-class Pace:
-    """Turns for what many want at once: ``rate`` a second, and ``burst`` at once after a rest.
-
-    Whoever gets a turn waits until then and knows it will be his; a bucket of tokens would have all who
-    wait try again together.
-    """
-
-    rate: float
-    burst: float
-    last: float = float("-inf")  # clock time of the turn given last, where all turns were ``1 / rate`` apart
-
-    def turn(self, now: float, deadline: float) -> float | None:
-        """Take the next turn: the time when it is, now or later. None, and nothing taken, after the deadline."""
-        at = max(self.last, now - self.burst / self.rate) + 1 / self.rate
-        if at > max(now, deadline):
-            return None
-        self.last = at
-        return at
-
-    def behind(self, now: float) -> float:
-        """Seconds until the next turn."""
-        return max(0.0, self.last + 1 / self.rate - now)

@@ -15,13 +15,13 @@ import trio
 from pidone.http import negotiation
 from pidone.http.message import Held, Request, Response, text_response
 from pidone.metrics.exposition import Family, counter_by, gauge
+from pidone.pacing import RateLimit
 from pidone.plan.format import MEDIA_TYPE
 from pidone.plan.model import Phase
 from pidone.protocol import BUNDLE_PATH, LAST_WORDS_HEADER, MAX_WAIT_SECONDS
 from pidone_controller.log import Log
 from pidone_controller.pods.identity import Contradiction, NodeAddress, Unknown
 from pidone_controller.pods.model import Pod
-from pidone_controller.pods.reports import Pace
 from pidone_controller.repo.bundles import Bundle
 from pidone_controller.repo.callers import Caller, Callers
 from pidone_controller.repo.plans import Plans
@@ -93,7 +93,7 @@ class HeldRequests:
         callers: Callers,
         log: Log,
         *,
-        pace: Pace,
+        pace: RateLimit,
         headers: Mapping[str, str],
         random: Random,
     ) -> None:
@@ -202,13 +202,13 @@ class HeldRequests:
 
         if bundle.phase is not Phase.TERMINATING:  # the end of a pod is never delayed
             now = trio.current_time()
-            if held.turn is None:
-                held.turn = self._pace.turn(now, held.end)
-            if held.turn is None:
+            turn = self._pace.turn(now, held.end) if held.turn is None else held.turn
+            if turn == inf:
                 self._served["delayed"] += 1
-                pause = self._random.uniform(1, 1 + self._pace.behind(now))
+                pause = self._random.uniform(1, 1 + self._pace.wait(now))
                 return text_response(503, "many plans are new at once", retry_after=f"{pause:.0f}")
-            if held.turn > now:
+            held.turn = turn
+            if turn > now:
                 return None
 
         self._served["new"] += 1

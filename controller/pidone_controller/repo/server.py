@@ -19,6 +19,7 @@ from pidone import protocol
 from pidone.http.message import Held, Request, Response, text_response
 from pidone.http.server import Handler, waited
 from pidone.metrics.exposition import CONTENT_TYPE, Family, counter_by, render
+from pidone.pacing import RateLimit
 from pidone_controller.kubernetes.tokens import MayRead, Review, Tokens
 from pidone_controller.log import Log
 from pidone_controller.pods import reports
@@ -86,7 +87,7 @@ class Repo:
             plans,
             self._callers,
             log,
-            pace=reports.Pace(settings.plans, settings.burst),
+            pace=RateLimit(settings.burst, 1 / settings.plans),
             headers=self._headers,
             random=random,
         )

@@ -19,11 +19,11 @@ from tests.controller.kubernetes.standin import Fault, Refusal, StandIn, refused
 from tests.controller.kubernetes.wires import Answer, Wires
 
 
-class Highest(Random):
-    """Dice that show the most: every wait is as long as it may be."""
+class LongestRetries(Random):
+    """Every retry waits as long as it may; every watch is as short as it may be."""
 
     def random(self) -> float:
-        return 1.0
+        return 0.0
 
 
 class Reflected:
@@ -33,7 +33,7 @@ class Reflected:
         self.server, self.client, self.wires = server, client, wires
         self.sink = Held()
         self.log: list[dict[str, Any]] = []
-        settings: dict[str, Any] = {"random": Highest(), "stream": False, **options}
+        settings: dict[str, Any] = {"random": LongestRetries(), "stream": False, **options}
         self.reflector = Reflector(
             client,
             PODS,

@@ -8,7 +8,6 @@ import pytest
 
 from pidone_controller.log import line
 from pidone_controller.pods import reports
-from pidone_controller.pods.reports import Pace
 
 DIGEST = "sha256-" + "0" * 64
 
@@ -88,13 +87,3 @@ def test_nobody_forges_a_log_line() -> None:
     assert "\n" not in text
     assert "\x1b" not in text
     assert text.endswith(r'error="no\n2026 event=plan \"x\"\u001b[31m"')
-
-
-def test_turns_are_a_rate_apart_and_none_is_taken_that_comes_too_late() -> None:
-    pace = Pace(10, 3)
-    assert [pace.turn(100, 100) for _ in range(3)] == pytest.approx([99.8, 99.9, 100])
-    assert pace.turn(100, 100) is None
-    assert pace.turn(100, 101) == pytest.approx(100.1)
-    assert pace.turn(100, 100.15) is None
-    assert pace.behind(100) == pytest.approx(0.2)
-    assert [pace.turn(200, 200) is not None for _ in range(4)] == [True, True, True, False]
