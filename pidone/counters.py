@@ -1,4 +1,4 @@
-"""What the parts of the process count and the metrics show: plain numbers, each written by one owner."""
+"""Counts that parts of the process write and the metrics show; each field has one writer."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,13 +13,16 @@ class Counters:
     bundle_fetches: int = 0
     bundle_fetch_failures: int = 0
     bundle_rejections: int = 0
-    bundle_digest: str = ""  # of the plan that runs
+    bundle_digest: str = ""  # of the running plan
     bundle_applied: float = 0.0
-    repo_up: bool | None = None  # None where there is no repo
+    repo_up: bool | None = None  # None: no request has ended yet, or no repo is configured
 
 
 class TaskView(Protocol):
-    """What the engine shows of a task. Times are of the monotonic clock that the engine runs on."""
+    """What the engine lets other parts read of a task; see ``pidone.engine.core.TaskState``.
+
+    ``since`` and ``last_success`` are times of Trio's clock. ``last_duration`` is in seconds.
+    """
 
     task: Task
     state: str

@@ -1,1 +1,1 @@
-"""Prometheus metrics: the text format, and what can be read of this process, the pod's network and the tasks."""
+"""Prometheus metrics: the text format, and collectors for this process, the pod's network and the tasks."""

@@ -1,4 +1,4 @@
-"""The Prometheus text format 0.0.4: families in a fixed order, HELP and TYPE once, no interleaving."""
+"""Writes the Prometheus text format 0.0.4: families in the order given, HELP and TYPE once, no interleaving."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ def gauge(name: str, text: str, value: float | None = None) -> Family:
 
 
 def counter_by(label: str, name: str, text: str, values: Mapping[str, float]) -> Family:
-    """A counter with one sample for each value of a label, sorted."""
+    """Return a counter with one sample for each value of ``label``, sorted by the value."""
     family = counter(name, text)
     for value, number in sorted(values.items()):
         family.add(number, **{label: value})
@@ -38,7 +38,7 @@ def counter_by(label: str, name: str, text: str, values: Mapping[str, float]) ->
 
 
 def render(families: Iterable[Family]) -> bytes:
-    """The page. A family without samples is left out: what could not be read is missing, not zero."""
+    """Return the page. A family without samples is left out: an unknown value is missing, not zero."""
     lines: list[str] = []
     for family in families:
         if not family.samples:
@@ -46,10 +46,9 @@ def render(families: Iterable[Family]) -> bytes:
         lines.append(f"# HELP {family.name} {_escaped(family.help)}")
         lines.append(f"# TYPE {family.name} {family.kind}")
         for labels, value in family.samples:
-            inner = ",".join(f'{name}="{_escaped(text, quote=True)}"' for name, text in labels.items())
-            lines.append(
-                f"{family.name}{{{inner}}} {_number(value)}" if inner else f"{family.name} {_number(value)}"
-            )
+            pairs = ",".join(f'{name}="{_escaped(text, quote=True)}"' for name, text in labels.items())
+            series = f"{family.name}{{{pairs}}}" if pairs else family.name
+            lines.append(f"{series} {_number(value)}")
     return ("\n".join(lines) + "\n").encode()
 
 

@@ -1,4 +1,4 @@
-"""Collector ``network``: the pod's network namespace, from /proc/net, which needs no permission."""
+"""Collector ``network``: counts of the pod's network namespace, from /proc/net, which needs no privilege."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ _TCP_STATES = {
     "0B": "closing",
     "0C": "new_syn_recv",
 }
-# Columns of /proc/net/dev behind the device's name: eight of receiving, then eight of transmitting.
+# Columns of /proc/net/dev after the device's name: eight of receiving, then eight of transmitting.
 _DEVICE_COLUMNS = {
     "receive_bytes": (0, "Bytes received"),
     "receive_errs": (2, "Receive errors"),
@@ -32,7 +32,7 @@ _DEVICE_COLUMNS = {
 
 
 def collect() -> Iterator[Family]:
-    """Raises ``OSError`` where /proc/net is not to be read."""
+    """Yield the families. Raises ``OSError`` if /proc/net cannot be read."""
     yield from _devices(_read("/proc/net/dev"))
     yield from _connections(_read("/proc/net/tcp") + _read("/proc/net/tcp6", missing=""))
     snmp = _paired(_read("/proc/net/snmp"))
@@ -63,15 +63,15 @@ def _devices(text: str) -> list[Family]:
 
 
 def _connections(text: str) -> Iterator[Family]:
-    counted = Counter(_TCP_STATES.get(line.split()[3], "other") for line in text.splitlines() if ":" in line)
+    sockets = Counter(_TCP_STATES.get(line.split()[3], "other") for line in text.splitlines() if ":" in line)
     family = gauge("pidone_tcp_connections", "TCP sockets of the pod's network namespace by state.")
-    for state in sorted(counted):
-        family.add(counted[state], state=state)
+    for state in sorted(sockets):
+        family.add(sockets[state], state=state)
     yield family
 
 
 def _paired(text: str) -> dict[str, int]:
-    """Lines in pairs, names above numbers: ``Tcp: RtoAlgorithm ...`` over ``Tcp: 1 ...``."""
+    """Return ``Tcp.RtoAlgorithm: 1`` for a line ``Tcp: RtoAlgorithm ...`` followed by a line ``Tcp: 1 ...``."""
     lines = text.splitlines()
     values: dict[str, int] = {}
     for names, numbers in zip(lines[::2], lines[1::2], strict=False):

@@ -1,22 +1,26 @@
-"""Collector ``process``: this process, from /proc/self; names as the Prometheus client libraries have them."""
+"""Collector ``process``: metrics of this process, from /proc/self, named as in the Prometheus client libraries."""
 
 import os
 from collections.abc import Iterator
 
 from pidone.metrics.exposition import Family, counter, gauge
 
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
 
 def collect() -> Iterator[Family]:
-    """Raises ``OSError`` where /proc is not what it should be."""
+    """Yield the families. Raises ``OSError`` if /proc cannot be read."""
     ticks = os.sysconf("SC_CLK_TCK")
-    fields = _read("/proc/self/stat").rpartition(") ")[2].split()  # the name before it may hold anything
+    fields = _read("/proc/self/stat").rpartition(") ")[2].split()  # the name may contain any character
     boot = next(line for line in _read("/proc/stat").splitlines() if line.startswith("btime "))
     yield counter(
         "process_cpu_seconds_total",
         "Total user and system CPU time spent in seconds.",
         (int(fields[11]) + int(fields[12])) / ticks,
     )
-    yield gauge("process_resident_memory_bytes", "Resident memory size in bytes.", int(fields[21]) * _PAGE)
+    yield gauge(
+        "process_resident_memory_bytes", "Resident memory size in bytes.", int(fields[21]) * _PAGE_BYTES
+    )
     yield gauge("process_virtual_memory_bytes", "Virtual memory size in bytes.", int(fields[20]))
     yield gauge(
         "process_start_time_seconds",
@@ -33,9 +37,6 @@ def _max_fds() -> Iterator[Family]:
             soft = line.split()[3]
             value = float("inf") if soft == "unlimited" else int(soft)
             yield gauge("process_max_fds", "Maximum number of open file descriptors.", value)
-
-
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def _read(path: str) -> str:

@@ -1,1 +1,1 @@
-"""What a pod gets: decoding, digest, difference. Values only; no clock, no I/O."""
+"""The plan of a pod as values: model, decoding, digest, difference. No clock and no I/O."""

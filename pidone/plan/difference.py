@@ -1,4 +1,4 @@
-"""What changes between two plans, by task digest: equal digests are the same task and do not notice."""
+"""Compares the running tasks with a new plan by task digest. A task whose digest is equal is not touched."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -8,17 +8,17 @@ from pidone.plan.model import Task
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Names of tasks. A changed task is in both: its old form leaves, its new form comes."""
+    """The tasks to stop and the tasks to start. A changed task is in both: its old form leaves, its new form comes."""
 
-    leaving: frozenset[str]
+    leaving: frozenset[str]  # names
     coming: tuple[Task, ...]
 
 
 def difference(running: Mapping[str, str], tasks: Iterable[Task]) -> Difference:
-    """``running`` maps the name of each task that runs to its digest."""
-    wanted = {task.name: task for task in tasks}
-    kept = {name for name, digest in running.items() if name in wanted and wanted[name].digest == digest}
+    """Return the difference between the running tasks (digest by name) and the tasks of the new plan."""
+    new = {task.name: task for task in tasks}
+    unchanged = {name for name, digest in running.items() if name in new and new[name].digest == digest}
     return Difference(
-        leaving=frozenset(running) - kept,
-        coming=tuple(task for name, task in wanted.items() if name not in kept),
+        leaving=frozenset(running) - unchanged,
+        coming=tuple(task for name, task in new.items() if name not in unchanged),
     )

@@ -1,4 +1,4 @@
-"""Content addresses: SHA-256 over canonical JSON (sorted keys, no white space, UTF-8)."""
+"""Computes content addresses: SHA-256 over canonical JSON (sorted keys, no white space, UTF-8)."""
 
 import hashlib
 import json
@@ -6,11 +6,12 @@ from typing import Any
 
 
 def canonical(value: Any) -> bytes:
-    """The same bytes for equal values in any process: what all replicas of a controller must agree on."""
+    """Return canonical JSON: equal values have equal bytes in every process and in every replica of the controller."""
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     ).encode()
 
 
 def digest(value: Any) -> str:
+    """Return ``sha256-`` and the hexadecimal SHA-256 of the value's canonical JSON."""
     return "sha256-" + hashlib.sha256(canonical(value)).hexdigest()

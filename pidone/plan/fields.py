@@ -1,7 +1,7 @@
-"""Reads one JSON object field by field, and refuses what it does not know.
+"""Reads a JSON object field by field, and refuses unknown fields.
 
-This is the whole validation in the pod: the plan was checked with schema and positions before it was
-served, so what is wrong here is skew or corruption, and the answer to both is a refusal that names the place.
+This is the whole validation in the pod. The controller has checked the plan with schema and positions before it
+served it. A mistake that is found here is a version skew or corruption, and is reported with its place.
 """
 
 from typing import Any, TypeVar, overload
@@ -13,14 +13,18 @@ T = TypeVar("T")
 
 
 class _Required:
-    """The default of a field that must be there."""
+    """The type of ``_REQUIRED``, the default of a field that must be present."""
 
 
 _REQUIRED = _Required()
 
 
 class Fields:
-    """One JSON object, and where it stands in the plan. Each read takes a field; ``done`` refuses the rest."""
+    """A JSON object, and its place in the plan.
+
+    Each method reads a field and removes it; ``done`` refuses the fields that are left. All raise ``Refused`` if a
+    required field is missing, or has another type or value than expected.
+    """
 
     __slots__ = ("_left", "path")
 
@@ -34,13 +38,13 @@ class Fields:
         return name in self._left
 
     def only_name(self) -> str:
-        """The one field that is left: the name of a variant. Raises ``Refused`` where there are none or several."""
+        """Return the name of the only field that is left, and do not read it: the name of a variant."""
         if len(self._left) != 1:
             raise Refused(f"{self.path}: expected exactly one variant, not {', '.join(self._left) or 'none'}")
         return next(iter(self._left))
 
     def done(self) -> None:
-        """Refuse what was not read. A name that starts with ``x-`` may be ignored by whoever does not know it."""
+        """Refuse the fields that were not read. Unknown fields whose name starts with ``x-`` are ignored."""
         unknown = sorted(name for name in self._left if not name.startswith("x-"))
         if unknown:
             names = ", ".join(f'"{name}"' for name in unknown)
@@ -82,7 +86,7 @@ class Fields:
         return float(checked) if isinstance(checked, (int, float)) else checked
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """A list of strings; empty where the field is missing."""
+        """Read a list of strings; empty if the field is missing."""
         items = self._take(name, [], list, "a list")
         for index, item in enumerate(items):
             if not isinstance(item, str):
@@ -90,7 +94,7 @@ class Fields:
         return tuple(items)
 
     def table(self, name: str) -> dict[str, str]:
-        """An object whose values are strings; empty where the field is missing."""
+        """Read an object whose values are strings; empty if the field is missing."""
         table = self._take(name, {}, dict, "an object")
         for key, value in table.items():
             if not isinstance(value, str):
@@ -98,17 +102,17 @@ class Fields:
         return dict(table)
 
     def objects(self, name: str) -> "list[Fields]":
-        """A list of objects; empty where the field is missing."""
+        """Read a list of objects; empty if the field is missing."""
         items = self._take(name, [], list, "a list")
         return [Fields(item, f"{self.path}.{name}[{index}]") for index, item in enumerate(items)]
 
     def members(self, name: str) -> "dict[str, Fields]":
-        """An object whose values are objects; empty where the field is missing."""
+        """Read an object whose values are objects; empty if the field is missing."""
         members = self._take(name, {}, dict, "an object")
         return {key: Fields(value, f"{self.path}.{name}.{key}") for key, value in members.items()}
 
     def object(self, name: str) -> "Fields":
-        """One object, which must be there."""
+        """Read a required object."""
         return Fields(self._take(name, _REQUIRED, dict, "an object"), f"{self.path}.{name}")
 
     def _take(self, name: str, default: Any, types: type | tuple[type, ...], expected: str) -> Any:
@@ -129,7 +133,7 @@ class Fields:
 
 
 def kind(value: object) -> str:
-    """What JSON calls it, with the value where that is short."""
+    """Return the JSON type of the value for messages, with scalar values (strings: the first 40 characters)."""
     match value:
         case None:
             return "null"
