@@ -1,4 +1,4 @@
-"""The request headers that steer an answer: Prefer, If-None-Match, Accept; read as leniently as RFCs ask."""
+"""Reads the request headers Prefer, If-None-Match and Accept, as leniently as their RFCs demand."""
 
 import re
 from collections.abc import Sequence
@@ -17,26 +17,27 @@ def wait(prefer: str, limit: float) -> float | None:
 
 
 def etags(if_none_match: str) -> tuple[str, ...]:
-    """The ETags listed, with their quotes; the weak as good as the strong (RFC 9110, section 13.1.2)."""
+    """Return the listed ETags with their quotes; weak ones count as strong ones (RFC 9110, section 13.1.2)."""
     return tuple(_ETAG.findall(if_none_match))
 
 
 def choose(accept: str | None, offered: Sequence[str]) -> str | None:
-    """The first of the media types ``offered`` that ``accept`` has room for; None where it has for none.
+    """Return the first media type in ``offered`` that ``accept`` allows, or None. No ``Accept`` allows all.
 
-    The newest is offered first and a pod accepts what it can read, so weights say nothing; but q=0 means no.
+    Weights are ignored, because the newest type is offered first and a pod accepts only types it can read. q=0
+    forbids a type.
     """
     if accept is None or not accept.strip():
         return offered[0]
-    asked: dict[str, bool] = {}
+    allowed: dict[str, bool] = {}
     for entry in accept.split(","):
         media, *parameters = (part.strip().lower() for part in entry.split(";"))
-        asked[media] = not any(re.fullmatch(r"q\s*=\s*0(\.0*)?", parameter) for parameter in parameters)
+        allowed[media] = not any(re.fullmatch(r"q\s*=\s*0(\.0*)?", parameter) for parameter in parameters)
     for media in offered:
         # the most specific entry decides (RFC 9110, section 12.5.1)
         for name in (media.lower(), f"{media.partition('/')[0].lower()}/*", "*/*"):
-            if name in asked:
-                if asked[name]:
+            if name in allowed:
+                if allowed[name]:
                     return media
                 break
     return None

@@ -1,4 +1,8 @@
-"""A small HTTP/1.1 server: the pod's metrics and the repo of the controller stand on it."""
+"""A small HTTP/1.1 server for the pod's metrics and status, and for the repo in the controller.
+
+A request whose handler returns ``Held`` waits without a Trio task: its connection is parked until the held request
+has an answer, its deadline comes, or the peer closes.
+"""
 
 import errno
 import os
@@ -17,28 +21,28 @@ import trio
 
 from pidone.http.message import Held, Request, Response, text_response
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 Handler = Callable[[Request], Awaitable[Response]]
-Holder = Callable[[Request], Awaitable[Response | Held]]
-Fatal = Callable[[str, str], None]  # the peer, and its last words
-Secure = Callable[
-    [trio.SocketStream], Awaitable[trio.abc.Stream]
-]  # TLS over a connection, after the handshake
+HoldingHandler = Callable[[Request], Awaitable[Response | Held]]
+Fatal = Callable[[str, str], None]  # gets the peer's address and its last words
+Secure = Callable[[trio.SocketStream], Awaitable[trio.abc.Stream]]  # makes the TLS handshake, returns TLS
 
-# Seconds a connection may take to send a whole request, to read an answer, and idle between two. Longer than
-# a scraper's interval is pointless, shorter than a slow network's round trips is harmful.
-REQUEST_TIMEOUT = 15.0
+# The time a connection may take to send a whole request, to read an answer, and to be idle between requests.
+# Longer than a scraper's interval is pointless, shorter than a slow network's round trips is harmful.
+REQUEST_TIMEOUT_SECONDS = 15.0
 
-FATAL = b"Fatal Python error: "  # how faulthandler begins, in a peer that dies while its request is held
-AHEAD = 1 << 16  # bytes that a peer may send ahead, before its request is answered
+FATAL = (
+    b"Fatal Python error: "  # the first words of faulthandler, in a peer that dies while its request is held
+)
+MAX_AHEAD_BYTES = 1 << 16  # that a peer may send before its request is answered
 
-NO_ROOM_PAUSE = 0.1  # seconds after a connection for which there was no descriptor or no memory
-_NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+ACCEPT_PAUSE_SECONDS = 0.1  # after an accept that failed for lack of descriptors or memory
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 _BODILESS = frozenset({204, 304})
 
 
 async def serve(
-    handler: Holder,
+    handler: HoldingHandler,
     listeners: Sequence[trio.SocketListener],
     *,
     max_connections: int,
@@ -49,11 +53,14 @@ async def serve(
 ) -> None:
     """Answer requests until cancelled, then close listeners and connections at once.
 
-    ``handler`` may take as long as it likes, and is cancelled when the peer closes; an error in it is a 500 for
-    that request alone. Where it returns ``Held`` the connection waits without a task. ``fatal`` is told when a peer
-    has died of a fatal signal meanwhile, with what ``pidone.repo.client`` lets faulthandler write into the
-    connection. A connection beyond ``max_connections`` is closed unanswered, so that a flood costs no memory. With
-    ``secure`` it is https; a handshake that fails or takes long ends its connection alone.
+    ``handler`` may take any time, and is cancelled when the peer closes. An exception in it is answered with 500.
+    If it returns ``Held``, the connection waits without a task.
+
+    ``max_connections``: further connections are closed unanswered, so that a flood costs no memory.
+    ``max_body``: the largest request body in bytes; a larger one is answered with 413.
+    ``fatal``: called when a peer died of a fatal signal during its request. ``pidone.repo.client`` lets faulthandler
+    write the last words into the connection.
+    ``secure``: serve https. A handshake that fails or exceeds the timeout ends its own connection only.
     """
     with closing(_Peers()) as peers:
         async with trio.open_nursery() as nursery:
@@ -69,8 +76,8 @@ async def serve(
                 server.close()
 
 
-async def waited(held: Held) -> Response:
-    """The answer to a held request, for whoever has a task for it."""
+async def wait_for_answer(held: Held) -> Response:
+    """Wait in the calling task until the held request has an answer, and return it."""
     while True:
         answer = held.look()
         if answer:
@@ -85,14 +92,14 @@ async def waited(held: Held) -> Response:
 
 
 class _Peers:
-    """Sees what those send or that they close whose requests are being answered.
+    """Reads what peers send while their requests are answered, and notices when they close.
 
-    One task for all of them: a task for each would be a third of what a held request costs.
+    One task watches all connections. A task for each would be a third of the cost of a held request.
     """
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self._heard: dict[int, Callable[[bytes], bool]] = {}
+        self._receivers: dict[int, Callable[[bytes], bool]] = {}
 
     def close(self) -> None:
         self._epoll.close()
@@ -103,42 +110,42 @@ class _Peers:
             for number, _ in self._epoll.poll(0):
                 self._read(number)
 
-    def hear(self, number: int, heard: Callable[[bytes], bool]) -> None:
-        """``heard`` gets what comes on this descriptor, and b"" when the peer has closed, until it returns False."""
-        self._heard[number] = heard
+    def watch(self, number: int, receive: Callable[[bytes], bool]) -> None:
+        """Call ``receive`` with the data of this descriptor (b"": the peer has closed) until it returns False."""
+        self._receivers[number] = receive
         self._epoll.register(number, select.EPOLLIN)
 
-    def forget(self, number: int) -> None:
-        if self._heard.pop(number, None):
+    def unwatch(self, number: int) -> None:
+        if self._receivers.pop(number, None):
             self._epoll.unregister(number)
 
     def _read(self, number: int) -> None:
-        heard = self._heard.get(number)
-        if heard is None:  # forgotten since it was polled
+        receive = self._receivers.get(number)
+        if receive is None:  # unwatched since the poll
             return
         try:
-            data = os.read(number, AHEAD)
+            data = os.read(number, MAX_AHEAD_BYTES)
         except BlockingIOError:
             return
         except OSError:
             data = b""
         if not data:
-            self.forget(number)  # before ``heard``, which may close it
-        if not heard(data):
-            self.forget(number)
+            self.unwatch(number)  # before ``receive``, which may close the descriptor
+        if not receive(data):
+            self.unwatch(number)
 
 
 @dataclass(slots=True, eq=False)
 class _Parked:
-    """A connection whose request is held."""
+    """A connection whose request is held. No Trio task belongs to it."""
 
     stream: trio.SocketStream
     connection: h11.Connection
     peer: str
     held: Held
-    bare: bool = False  # the head was sent, and the body is all that is left
-    due: float = inf  # the deadline that the clock knows of
-    wake: Callable[[], object] = tuple  # as subscribed
+    body_only: bool = False  # the head of the answer was sent already
+    due: float = inf  # the deadline that is in the heap of ``_Server``
+    wake: Callable[[], object] = tuple  # the function that is subscribed to ``held``
 
 
 class _Server:
@@ -146,7 +153,7 @@ class _Server:
 
     def __init__(
         self,
-        handler: Holder,
+        handler: HoldingHandler,
         nursery: trio.Nursery,
         peers: _Peers,
         max_connections: int,
@@ -159,27 +166,26 @@ class _Server:
         self._max_connections, self._max_body, self._fatal = max_connections, max_body, fatal
         self._open = 0
         self._parked: dict[_Parked, None] = {}
-        self._due: list[
-            tuple[float, int, _Parked]
-        ] = []  # a heap; those that are no longer parked are passed over
+        # a heap of deadlines; entries of connections that are no longer parked are skipped
+        self._due: list[tuple[float, int, _Parked]] = []
         self._number = count()
-        self._sooner = trio.Event()
+        self._sooner = trio.Event()  # an earlier deadline was added
 
     async def accept(self, listener: trio.SocketListener) -> None:
-        """Not ``trio.serve_listeners``, which closes a connection when its task ends."""
+        """Accept connections. ``trio.serve_listeners`` would close a connection when its task ends."""
         async with listener:
             while True:
                 try:
                     stream = await listener.accept()
                 except OSError as error:
-                    if error.errno not in _NO_ROOM:
+                    if error.errno not in _EXHAUSTED:
                         raise
-                    await trio.sleep(NO_ROOM_PAUSE)
+                    await trio.sleep(ACCEPT_PAUSE_SECONDS)
                 else:
                     self._nursery.start_soon(self.connection, stream)
 
     async def connection(self, stream: trio.SocketStream) -> None:
-        """Until it ends, or is parked."""
+        """Serve the connection until it ends or is parked."""
         if self._open >= self._max_connections:
             await trio.aclose_forcefully(stream)
             return
@@ -187,7 +193,7 @@ class _Server:
         await self._guarded(stream, partial(self._begin, stream))
 
     async def clock(self) -> None:
-        """Wakes what is held too long."""
+        """Resume parked connections at their deadlines."""
         while True:
             while self._due and self._due[0][0] <= trio.current_time():
                 _, _, parked = heappop(self._due)
@@ -198,7 +204,7 @@ class _Server:
                 await self._sooner.wait()
 
     def close(self) -> None:
-        """Close what is parked; everything else has a task that does it."""
+        """Close the parked connections. Each other connection is closed by its task."""
         for parked in list(self._parked):
             self._unpark(parked)
             parked.stream.socket.close()
@@ -206,9 +212,10 @@ class _Server:
     async def _guarded(
         self, stream: trio.SocketStream, talk: Callable[[], Awaitable[_Parked | None]]
     ) -> None:
+        """Run ``talk``; park the connection if it says so, else close it."""
         parked = None
         try:
-            # a peer that goes away, or talks no HTTP, is no event: it may come back and do better
+            # a peer that closes, or does not speak HTTP, is not logged: it may connect again
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError, OSError):
                 parked = await talk()
                 if parked:
@@ -220,20 +227,21 @@ class _Server:
 
     async def _begin(self, stream: trio.SocketStream) -> _Parked | None:
         peer = stream.socket.getpeername()[0]
-        over: trio.abc.Stream | None = stream
+        transport: trio.abc.Stream | None = stream
         if self._secure is not None:
-            over = None
-            with trio.move_on_after(REQUEST_TIMEOUT):
-                over = await self._secure(stream)
-        if over is None:
+            transport = None
+            with trio.move_on_after(REQUEST_TIMEOUT_SECONDS):
+                transport = await self._secure(stream)
+        if transport is None:
             return None
-        return await self._converse(over, h11.Connection(h11.SERVER, max_incomplete_event_size=16384), peer)
+        connection = h11.Connection(h11.SERVER, max_incomplete_event_size=16384)
+        return await self._converse(transport, connection, peer)
 
     def _park(self, parked: _Parked) -> None:
         parked.wake = partial(self._resume, parked)
         parked.held.subscribe(parked.wake)
         self._parked[parked] = None
-        self._peers.hear(parked.stream.socket.fileno(), partial(self._heard, parked))
+        self._peers.watch(parked.stream.socket.fileno(), partial(self._receive, parked))
         if parked.held.deadline < parked.due:
             parked.due = parked.held.deadline
             heappush(self._due, (parked.due, next(self._number), parked))
@@ -243,16 +251,17 @@ class _Server:
     def _unpark(self, parked: _Parked) -> None:
         del self._parked[parked]
         parked.held.unsubscribe(parked.wake)
-        self._peers.forget(parked.stream.socket.fileno())
+        self._peers.unwatch(parked.stream.socket.fileno())
 
     def _resume(self, parked: _Parked) -> None:
         if parked in self._parked:
             self._unpark(parked)
-            self._nursery.start_soon(self._guarded, parked.stream, partial(self._go_on, parked))
+            self._nursery.start_soon(self._guarded, parked.stream, partial(self._continue, parked))
 
-    def _heard(self, parked: _Parked, data: bytes) -> bool:
+    def _receive(self, parked: _Parked, data: bytes) -> bool:
+        """Take what the peer of a parked connection sent; close the connection if the peer has."""
         if data:
-            return parked.bare or _ahead(parked.connection, data)
+            return parked.body_only or _read_ahead(parked.connection, data)
         self._last_words(parked.connection, parked.peer)
         self._unpark(parked)
         self._open -= 1
@@ -260,16 +269,16 @@ class _Server:
         return False
 
     def _last_words(self, connection: h11.Connection, peer: str) -> None:
-        ahead = connection.trailing_data[0]
-        if self._fatal is not None and ahead.startswith(FATAL):
-            self._fatal(peer, ahead.decode(errors="replace"))
+        data = connection.trailing_data[0]
+        if self._fatal is not None and data.startswith(FATAL):
+            self._fatal(peer, data.decode(errors="replace"))
 
-    async def _go_on(self, parked: _Parked) -> _Parked | None:
+    async def _continue(self, parked: _Parked) -> _Parked | None:
         answer = _look(parked.held)
         if answer is None:
             return parked
-        if parked.bare:
-            await _send_bare(parked.stream, answer.body)
+        if parked.body_only:
+            await _send_body(parked.stream, answer.body)
             return None
         return await self._converse(parked.stream, parked.connection, parked.peer, answer)
 
@@ -280,15 +289,19 @@ class _Server:
         peer: str,
         response: Response | None = None,
     ) -> _Parked | None:
-        """Answer one request after the other; the first is read already where there is a ``response``."""
+        """Answer one request after the other. ``response`` is the answer to a request that is read already.
+
+        Return the connection to park, or None if it is to be closed.
+        """
         while True:
             head_only = False
             try:
                 if response is None:
-                    with trio.move_on_after(REQUEST_TIMEOUT) as waited_for:
+                    with trio.move_on_after(REQUEST_TIMEOUT_SECONDS) as limit:
                         request = await _read(stream, connection, peer, self._max_body)
-                    if waited_for.cancelled_caught or request is None:
+                    if limit.cancelled_caught or request is None:
                         return None
+
                     answer: Response | Held | None
                     if isinstance(request, Request):
                         head_only = request.method == "HEAD"
@@ -305,16 +318,17 @@ class _Server:
                 if connection.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
                     return None
                 response = text_response(error.error_status_hint or 400, f"not a request: {error}")
-            with trio.move_on_after(
-                REQUEST_TIMEOUT
-            ) as waited_for:  # who does not read must not hold a connection
+
+            # a peer that does not read must not hold a connection
+            with trio.move_on_after(REQUEST_TIMEOUT_SECONDS) as limit:
                 await _send(stream, connection, response, head_only=head_only)
-            if waited_for.cancelled_caught:
+            if limit.cancelled_caught:
                 return None
+
             if response.later is not None:
                 return await self._later(stream, connection, peer, response.later)
             if connection.our_state is h11.MUST_CLOSE or connection.their_state is not h11.DONE:
-                await _say_goodbye(stream)
+                await _close_gracefully(stream)
                 return None
             connection.start_next_cycle()
             response = None
@@ -322,11 +336,14 @@ class _Server:
     async def _answered(
         self, stream: trio.abc.Stream, connection: h11.Connection, request: Request
     ) -> Response | Held | None:
-        """None where the peer has closed before. Held only where the connection can be parked."""
-        ahead = partial(_ahead, connection)
-        answer = await self._while_there(stream, partial(_answer, self._handler, request), ahead)
+        """Return the handler's answer, or None if the peer has closed before.
+
+        ``Held`` is returned only if the connection can be parked; over TLS this waits for the answer.
+        """
+        receive = partial(_read_ahead, connection)
+        answer = await self._while_connected(stream, partial(_answer, self._handler, request), receive)
         if isinstance(answer, Held) and not isinstance(stream, trio.SocketStream):
-            answer = await self._while_there(stream, partial(waited, answer), ahead)
+            answer = await self._while_connected(stream, partial(wait_for_answer, answer), receive)
         self._last_words(connection, request.peer)
         return answer
 
@@ -337,59 +354,65 @@ class _Server:
         peer: str,
         later: Callable[[], Awaitable[bytes]] | Held,
     ) -> _Parked | None:
-        """The body, when there is one. A peer that goes away first, in whatever way, ends the wait."""
+        """Send the body of ``Response.later`` when it is there, or park the connection until then.
+
+        The wait ends when the peer closes.
+        """
         if not isinstance(later, Held):
-            body = await self._while_there(stream, later, bool)
+            body = await self._while_connected(stream, later, bool)
         elif isinstance(stream, trio.SocketStream) and later.look() is None:
-            return _Parked(stream, connection, peer, later, bare=True)
+            return _Parked(stream, connection, peer, later, body_only=True)
         else:
-            answer = await self._while_there(stream, partial(waited, later), bool)
+            answer = await self._while_connected(stream, partial(wait_for_answer, later), bool)
             body = answer.body if answer else None
         if body:
-            await _send_bare(stream, body)
+            await _send_body(stream, body)
         return None
 
-    async def _while_there(
+    async def _while_connected(
         self,
         stream: trio.abc.Stream,
-        work: Callable[[], Awaitable[Answer]],
-        ahead: Callable[[bytes], bool],
-    ) -> Answer | None:
-        """What ``work`` returns, None where the peer has closed before. ``ahead`` gets what it sends until then."""
+        work: Callable[[], Awaitable[Result]],
+        receive: Callable[[bytes], bool],
+    ) -> Result | None:
+        """Return the result of ``work``, or cancel it and return None when the peer closes.
+
+        ``receive`` gets the data that the peer sends meanwhile, until it returns False.
+        """
         with trio.CancelScope() as scope:
 
-            def heard(data: bytes) -> bool:
+            def receive_or_cancel(data: bytes) -> bool:
                 if not data:
                     scope.cancel()
-                return ahead(data)
+                return receive(data)
 
             if isinstance(stream, trio.SocketStream):
                 number = stream.socket.fileno()
-                self._peers.hear(number, heard)
+                self._peers.watch(number, receive_or_cancel)
                 try:
                     return await work()
                 finally:
-                    self._peers.forget(number)
-            async with trio.open_nursery() as nursery:  # what TLS has for us only TLS can read
-                nursery.start_soon(_listen, stream, heard)
-                done = await work()
+                    self._peers.unwatch(number)
+            async with trio.open_nursery() as nursery:  # only the TLS stream can read what the peer sends
+                nursery.start_soon(_receive_all, stream, receive_or_cancel)
+                result = await work()
                 nursery.cancel_scope.cancel()
-                return done
+                return result
         return None
 
 
 async def _read(
     stream: trio.abc.Stream, connection: h11.Connection, peer: str, max_body: int
 ) -> Request | Response | None:
-    """The next request; an answer where it is refused unread; None where the peer has closed."""
+    """Return the next request, an answer that refuses it (413), or None if the peer has closed."""
     head: h11.Request | None = None
     chunks, size = list[bytes](), 0
     while True:
         event = connection.next_event()
         if event is h11.NEED_DATA:
             if connection.they_are_waiting_for_100_continue:
-                go_on = connection.send(h11.InformationalResponse(status_code=100, headers=[]))
-                await stream.send_all(go_on or b"")
+                response = connection.send(h11.InformationalResponse(status_code=100, headers=[]))
+                await stream.send_all(response or b"")
             connection.receive_data(bytes(await stream.receive_some()))
         elif isinstance(event, h11.Request):
             head = event
@@ -412,31 +435,31 @@ async def _read(
             return None
 
 
-async def _listen(stream: trio.abc.Stream, heard: Callable[[bytes], bool]) -> None:
+async def _receive_all(stream: trio.abc.Stream, receive: Callable[[bytes], bool]) -> None:
     data = b"more"
     while data:
         try:
             data = bytes(await stream.receive_some())
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
             data = b""
-        if not heard(data):
+        if not receive(data):
             return
 
 
-def _ahead(connection: h11.Connection, data: bytes) -> bool:
-    """What a peer sends before it is answered; it is read up to a bound."""
+def _read_ahead(connection: h11.Connection, data: bytes) -> bool:
+    """Keep what a peer sends before its request is answered; False if it is more than ``MAX_AHEAD_BYTES``."""
     if data:
         connection.receive_data(data)
-    return len(connection.trailing_data[0]) <= AHEAD
+    return len(connection.trailing_data[0]) <= MAX_AHEAD_BYTES
 
 
-async def _answer(handler: Holder, request: Request) -> Response | Held:
+async def _answer(handler: HoldingHandler, request: Request) -> Response | Held:
     try:
         response = await handler(request)
         if isinstance(response, Response):
             _head(response)
-    except Exception as error:  # noqa: BLE001 - one bad request must not end the server; the text says which bug
-        return _bug(error)
+    except Exception as error:  # noqa: BLE001 - an exception must not end the server; the answer names it
+        return _internal_error(error)
     return response
 
 
@@ -446,16 +469,16 @@ def _look(held: Held) -> Response | None:
         if response:
             _head(response)
     except Exception as error:  # noqa: BLE001 - the same
-        return _bug(error)
+        return _internal_error(error)
     return response
 
 
-def _bug(error: Exception) -> Response:
+def _internal_error(error: Exception) -> Response:
     return text_response(500, f"internal error: {type(error).__name__}: {error}")
 
 
 def _head(response: Response) -> h11.Response:
-    """Raises ``LocalProtocolError`` or ``UnicodeError`` for a status or a header that HTTP does not have."""
+    """Return the head. Raises ``LocalProtocolError`` or ``UnicodeError`` for an invalid status or header."""
     fields = dict(response.headers)
     if response.later is not None:
         fields["connection"] = "close"  # the end of the connection is the end of the body
@@ -475,15 +498,15 @@ async def _send(
     await stream.send_all(b"".join(part for part in sent if part))
 
 
-async def _send_bare(stream: trio.abc.Stream, body: bytes) -> None:
-    with trio.move_on_after(REQUEST_TIMEOUT):
+async def _send_body(stream: trio.abc.Stream, body: bytes) -> None:
+    with trio.move_on_after(REQUEST_TIMEOUT_SECONDS):
         await stream.send_all(body)
 
 
-async def _say_goodbye(stream: trio.abc.Stream) -> None:
-    """Let the peer read the answer before the close: unread input would turn it into a reset."""
+async def _close_gracefully(stream: trio.abc.Stream) -> None:
+    """Let the peer read the answer before the close: with unread input the kernel would send a reset."""
     with suppress(trio.BrokenResourceError, trio.ClosedResourceError, OSError):
-        if isinstance(stream, trio.abc.HalfCloseableStream):  # TLS has no such thing
+        if isinstance(stream, trio.abc.HalfCloseableStream):  # TLS cannot be half closed
             await stream.send_eof()
         with trio.move_on_after(1):
             while await stream.receive_some():

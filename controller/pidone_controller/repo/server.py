@@ -17,7 +17,7 @@ from random import Random
 
 from pidone import protocol
 from pidone.http.message import Held, Request, Response, text_response
-from pidone.http.server import Handler, waited
+from pidone.http.server import Handler, wait_for_answer
 from pidone.metrics.exposition import CONTENT_TYPE, Family, counter_by, render
 from pidone.pacing import RateLimit
 from pidone_controller.kubernetes.tokens import MayRead, Review, Tokens
@@ -102,7 +102,7 @@ class Repo:
     async def handle(self, request: Request, *, secure: bool = False) -> Response:
         """The answer to a request, when there is one. ``secure``: the repo has proved by TLS who it is."""
         answer = await self.begin(request, secure=secure)
-        return await waited(answer) if isinstance(answer, Held) else answer
+        return await wait_for_answer(answer) if isinstance(answer, Held) else answer
 
     async def begin(self, request: Request, *, secure: bool = False) -> Response | Held:
         """The answer, or the held request for a server that holds requests without a task for each."""

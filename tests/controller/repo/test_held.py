@@ -11,7 +11,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from pidone.http.message import Held, Request, Response
-from pidone.http.server import serve, waited
+from pidone.http.server import serve, wait_for_answer
 from pidone.plan.format import MEDIA_TYPE, decode_bundle
 from pidone_controller.log import log
 from pidone_controller.repo.held import MAX_HELD
@@ -188,7 +188,7 @@ async def test_the_bell_rings_when_there_are_tasks_and_for_nothing_else(
     rung: list[bytes] = []
 
     async def wait() -> None:
-        rung.append((await waited(bell)).body)
+        rung.append((await wait_for_answer(bell)).body)
 
     nursery.start_soon(wait)
     await wait_all_tasks_blocked()
@@ -208,7 +208,7 @@ async def test_an_address_that_is_not_known_yet_has_a_bell_too(repo: Repo, nurse
     rung: list[bytes] = []
 
     async def wait() -> None:
-        rung.append((await waited(bell)).body)
+        rung.append((await wait_for_answer(bell)).body)
 
     nursery.start_soon(wait)
     await wait_all_tasks_blocked()

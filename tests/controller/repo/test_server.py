@@ -9,7 +9,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from pidone.http import client
 from pidone.http.message import Held, Request, Response
-from pidone.http.server import serve, waited
+from pidone.http.server import serve, wait_for_answer
 from pidone.metrics.exposition import gauge
 from pidone.plan.format import MEDIA_TYPE, decode_bundle
 from pidone_controller.log import log
@@ -190,7 +190,7 @@ async def test_an_end_sends_the_pods_to_another_replica_one_after_the_other(
     async def listen() -> None:
         bell = (await repo.handle(get("/v1/doorbell", peer="127.0.0.9"))).later
         assert isinstance(bell, Held)
-        bells.append((await waited(bell)).body)
+        bells.append((await wait_for_answer(bell)).body)
 
     for one in pods:
         nursery.start_soon(hold, one.ips[0])
