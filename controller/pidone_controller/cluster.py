@@ -23,6 +23,7 @@ from pidone.http.message import Request, Response
 from pidone.language.binding import Key
 from pidone.language.binding import shown as shown_binding
 from pidone.metrics.exposition import Family, counter, gauge
+from pidone.plan.report import Report
 from pidone.protocol import MAX_REPORT_BYTES, SERVICE
 from pidone_controller.deregistration import Backstop
 from pidone_controller.kubernetes import config
@@ -46,7 +47,6 @@ from pidone_controller.objects.written import Written
 from pidone_controller.peers import PATH, Account, Peers, identity_of
 from pidone_controller.pods.model import Pod, Pool
 from pidone_controller.pods.projection import project
-from pidone_controller.pods.reports import Report
 from pidone_controller.repo import ca
 from pidone_controller.repo import server as repo_server
 from pidone_controller.repo.certificates import Pair

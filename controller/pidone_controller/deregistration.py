@@ -35,10 +35,10 @@ from pidone.errors import PidoneError, RegistryRefused
 from pidone.plan import model
 from pidone.plan.digest import canonical
 from pidone.plan.fields import Fields
+from pidone.plan.report import Report
 from pidone.registries import Registry
 from pidone.registries import build as build_registry
 from pidone_controller.log import Log
-from pidone_controller.pods.reports import Report
 
 AT_ONCE = 64  # calls in flight,
 AT_ONE = 8  # of them to one registry: one that does not answer must not hold up the others

@@ -21,7 +21,6 @@ import json
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import asdict
 from os import urandom
 from random import Random
 from typing import Any, NoReturn, Protocol
@@ -32,6 +31,7 @@ import trio
 from pidone.errors import PidoneError
 from pidone.http.client import request
 from pidone.http.message import JSON, Request, Response, text_response
+from pidone.plan.report import OMITTED, Report, encode
 from pidone.protocol import MAX_REPORT_BYTES
 from pidone_controller.kubernetes.client import Client
 from pidone_controller.kubernetes.reviews import own_name, token_of, whose
@@ -40,7 +40,6 @@ from pidone_controller.log import Log
 from pidone_controller.pods import reports
 from pidone_controller.pods.inventory import Inventory
 from pidone_controller.pods.model import NamespacedName, Pod
-from pidone_controller.pods.reports import Report
 
 PATH = "/v1/peers/reports"
 BATCH = MAX_REPORT_BYTES - 4096  # bytes of a request; the rest is for its frame
@@ -265,7 +264,7 @@ class Peers:
 
 def _encoded(pod: Pod, report: Report, received: float) -> bytes:
     """One report for the leader: without the log lines, which nobody aggregates."""
-    value = asdict(report)
+    value = encode(report)
     del value["logs"]
     for task in value["tasks"].values():
         task["error"] = task["error"][:ERROR]
@@ -282,7 +281,10 @@ def _encoded(pod: Pod, report: Report, received: float) -> bytes:
             name: {"state": task["state"], "runs": task["runs"]} for name, task in value["tasks"].items()
         }
         body = _json(told)
-    return body if len(body) <= BATCH else _json({**told, "report": {**value, "tasks": {}, "left": []}})
+    if len(body) <= BATCH:
+        return body
+    omitted = len(report.tasks) + report.omitted
+    return _json({**told, "report": {**value, "tasks": {}, "left": [], OMITTED: omitted}})
 
 
 def _json(value: object) -> bytes:

@@ -5,6 +5,7 @@ A module of this folder has
     def build(fields: Fields, setting: Setting) -> Action    raises Refused; no I/O, no waiting
     STATES                                                   what edges to it can name
     def privileged(config) -> bool                           where plain http must not bring all of it
+    HOLDS_OUTSIDE = True                                     where its tasks hold something outside the pod
 
 and nothing else is needed here for a new action. Its fields and states for people stand in ``schema/``.
 """
@@ -93,6 +94,11 @@ def privileged(action: str, config: Mapping[str, Any] = MappingProxyType({})) ->
     """Whether this action, with these fields, needs a repo that proved who it is."""
     module = import_module(f"{__name__}.{action}")
     return bool(module.privileged(config)) if hasattr(module, "privileged") else False
+
+
+def holds_outside(action: str) -> bool:
+    """Whether the tasks of this action hold something outside the pod, as a registration, until they are undone."""
+    return getattr(import_module(f"{__name__}.{action}"), "HOLDS_OUTSIDE", False)
 
 
 def check_states(tasks: Iterable[Task]) -> None:

@@ -16,6 +16,7 @@ T = TypeVar("T")
 
 STATES = ("registered", "lost")
 REGISTERED, LOST = STATES
+HOLDS_OUTSIDE = True
 _STATUS = {HEALTHY: Status.UP, UNHEALTHY: Status.DOWN, "": Status.STARTING}
 
 

@@ -24,6 +24,7 @@ from pidone.plan.fields import Fields
 
 STATES = ("reporting", "failing")
 REPORTING, FAILING = STATES
+HOLDS_OUTSIDE = True  # a group in a Pushgateway
 GONE = "gone"  # of a task that is in the plan no more
 GATHER = 0.2  # seconds in which changes are gathered into one message
 PERIOD = 60.0  # seconds between two messages where neither ``onChange`` nor ``every`` says when

@@ -27,6 +27,7 @@ from pidone.http.connect import encoded
 from pidone.http.message import JSON, Request, Response, text_response
 from pidone.journal import RING, Journal
 from pidone.pid1.claims import processes
+from pidone.plan.report import TaskReport, encode_task
 from pidone.pod.settings import Settings
 
 LOG_LINES = 50  # of the journal, the newest
@@ -44,8 +45,8 @@ class Program(Protocol):
 
     @property
     def repos(self) -> tuple[str, ...]: ...
-    def status(self) -> dict[str, Any]: ...
-    def tasks(self) -> dict[str, dict[str, Any]]: ...
+    def details(self) -> dict[str, Any]: ...
+    def tasks(self) -> dict[str, TaskReport]: ...
     async def drain(self, by: str) -> None: ...
 
 
@@ -118,19 +119,20 @@ async def _drain(program: Program) -> dict[str, Any]:
 
 def document(program: Program) -> dict[str, Any]:
     """The answer to ``/status``."""
-    status, tasks = program.status(), program.tasks()
-    status.pop("tasksUntold", None)  # here is room for all
-    counts, states = program.counters, list(program.engine.tasks)
+    counters, tasks, states = program.counters, program.tasks(), list(program.engine.tasks)
     return {
         "version": __version__,
         "pid": os.getpid(),
         "processes": processes() or None,
-        "repo": {"urls": [redacted(url) for url in program.repos], "reached": counts.repo_up},
-        "digest": counts.bundle_digest,
-        "applied": counts.bundle_applied or None,
+        "repo": {"urls": [redacted(url) for url in program.repos], "reached": counters.repo_up},
+        "digest": counters.bundle_digest,
+        "applied": counters.bundle_applied or None,
         "ending": program.engine.ending,
-        **status,
-        "tasks": {state.task.name: tasks[state.task.name] | _more(state, states) for state in states},
+        **program.details(),
+        "left": sorted(program.engine.left),
+        "tasks": {
+            state.task.name: encode_task(tasks[state.task.name]) | _more(state, states) for state in states
+        },
         "logs": list(program.journal.lines)[-LOG_LINES:],
     }
 

@@ -1,7 +1,8 @@
 """What runs in a pod: takes bundles to the engine and reports on the engine's tasks."""
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import replace
 from random import Random
 from time import time
 from typing import TYPE_CHECKING, Any
@@ -17,14 +18,20 @@ from pidone.journal import Journal
 from pidone.pid1.reaper import Reaper
 from pidone.plan.format import decode_bundle
 from pidone.plan.model import CONTAINERS_STARTED, Bundle, Phase, Pod
+from pidone.plan.report import (
+    OUTSIDE_TASKS_BYTES,
+    TASK_ERROR_WIDTH,
+    TASKS_BYTES,
+    Report,
+    TaskReport,
+    encode_task,
+)
 from pidone.pod.settings import Settings
 
 if TYPE_CHECKING:
     from pidone.pid1.application import Application
 
 TEARDOWN_SECONDS = 8.0  # below the 10 that runtimes which send TERM leave to a sandbox
-ERROR_WIDTH = 500  # characters
-TASKS_SIZE = 24_000  # bytes of a report's 64 KiB; 100 lines of the journal have up to 30,000
 
 UNKNOWN_POD = Pod(name="", namespace="", uid="", ip="")  # until the first bundle says which it is
 
@@ -97,44 +104,38 @@ class PodProgram:
         """Whether the doorbell keeps quiet: the repo knows of the pod's end, or there is none."""
         return self._phase is Phase.TERMINATING or not self.engine.ending
 
-    def status(self) -> dict[str, Any]:
-        tasks, untold = self._told_tasks()
+    def status(self) -> Report:
+        """Return the state of everything that runs, as much as a report has room for."""
+        outside = {state.task.name for state in self.engine.tasks if actions.holds_outside(state.task.action)}
+        tasks = fitting(self.tasks(), outside)
+        return Report(
+            digest=self.counters.bundle_digest,
+            tasks=tasks,
+            omitted=len(list(self.engine.tasks)) - len(tasks),
+            left=tuple(sorted(self.engine.left)),
+        )
+
+    def details(self) -> dict[str, Any]:
+        """Return what a report tells people beside; see ``pidone.plan.report``."""
         return {
             "after": self.settings.after,
-            "digest": self.counters.bundle_digest,
             "phase": self._phase.value,
             "reaped": self.reaper.orphans,
-            "tasks": tasks,
-            "left": sorted(self.engine.left),
-            **({"tasksUntold": untold} if untold else {}),
         }
 
-    def tasks(self, width: int = ERROR_WIDTH) -> dict[str, dict[str, Any]]:
-        """What there is to say of each, with that many characters of its last error."""
+    def tasks(self) -> dict[str, TaskReport]:
+        """Return the state of every task, by name."""
         epoch = time() - trio.current_time()
         return {
-            state.task.name: {
-                "state": state.shown,
-                "since": round(epoch + state.since, 3),
-                "runs": state.runs,
-                "failures": state.failures,
-                "error": state.error[:width],
-            }
+            state.task.name: TaskReport(
+                state=state.shown,
+                since=round(epoch + state.since, 3),
+                runs=state.runs,
+                failures=state.failures,
+                error=state.error[:TASK_ERROR_WIDTH],
+            )
             for state in self.engine.tasks
         }
-
-    def _told_tasks(self) -> tuple[dict[str, dict[str, Any]], int]:
-        """What a report has room for, and how many tasks are left out: long errors go first, then who is well."""
-        for width in (ERROR_WIDTH, ERROR_WIDTH // 4, 0):
-            tasks = self.tasks(width)
-            if _size(tasks) <= TASKS_SIZE:
-                return tasks, 0
-        told, room = dict[str, dict[str, Any]](), TASKS_SIZE
-        for name, task in sorted(tasks.items(), key=lambda pair: not pair[1]["failures"]):
-            room -= _size({name: task})
-            if room >= 0:
-                told[name] = task
-        return told, len(tasks) - len(told)
 
     def _see_out(self, bundle: Bundle) -> None:
         """Where nobody would start it again, the end of the application is the end of the pod.
@@ -177,8 +178,29 @@ class PodProgram:
         self.changed()
 
 
-def _size(value: object) -> int:
-    return len(json.dumps(value, separators=(",", ":")))
+def fitting(tasks: Mapping[str, TaskReport], outside: Collection[str]) -> dict[str, TaskReport]:
+    """Return the tasks that a report has room for. ``outside`` are those that hold something outside the pod.
+
+    Errors are cut first. Then healthy tasks are left out, then failed ones. The controller deregisters what a task in
+    ``outside`` holds if it is missing, so those have a room of their own.
+    """
+    for width in (TASK_ERROR_WIDTH, TASK_ERROR_WIDTH // 4, 0):
+        cut = {name: replace(task, error=task.error[:width]) for name, task in tasks.items()}
+        if sum(map(_size, cut.items())) <= TASKS_BYTES:
+            return cut
+
+    fit = dict[str, TaskReport]()
+    size = 0
+    for name, task in sorted(cut.items(), key=lambda item: (item[0] not in outside, not item[1].failures)):
+        size += _size((name, task))
+        if size <= (OUTSIDE_TASKS_BYTES if name in outside else TASKS_BYTES):
+            fit[name] = task
+    return fit
+
+
+def _size(item: tuple[str, TaskReport]) -> int:
+    name, task = item
+    return len(json.dumps({name: encode_task(task)}, separators=(",", ":")))
 
 
 def _refuse_privileged(bundle: Bundle) -> None:

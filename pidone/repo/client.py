@@ -7,7 +7,7 @@ polls. No repo is a normal state: this client asks for ever, slower and slower, 
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from time import time
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from pidone.http.message import JSON, Response
 from pidone.journal import Journal
 from pidone.pacing import Backoff
 from pidone.plan.format import MEDIA_TYPE
+from pidone.plan.report import APPLIED, ERROR_WIDTH, LINE_WIDTH, LINES, REJECTED, Report, encode
 from pidone.protocol import (
     BOOT_HEADER,
     BUNDLE_PATH,
@@ -44,19 +45,19 @@ STATUS_GAP = 1.0  # seconds between two reports
 STATUS_TIMEOUT = 10.0
 FAREWELL = 1.0  # seconds that the last report may take: between the end and it stands nothing but this
 REPORT_RETRY = Backoff(initial=2.0, maximum=10.0)
-LOG_LINES = 100  # in one report: the oldest that are untold; the rest follow at once
-LOG_WIDTH = 300  # characters of each
-ERROR_WIDTH = 4000
 
 
 class Consumer(Protocol):
-    """What becomes of a bundle."""
+    """Applies bundles received from the repo; implemented by ``pidone.pod.program.PodProgram``."""
 
     def take(self, data: bytes, *, trusted: bool) -> None:
-        """Go over to it, or raise ``Refused`` and change nothing. ``trusted``: the repo proved who it is."""
+        """Apply a bundle, or raise ``Refused`` and change nothing. ``trusted``: the repo proved by TLS who it is."""
 
-    def status(self) -> dict[str, Any]:
-        """The report on what runs."""
+    def status(self) -> Report:
+        """Return the plan that runs, its tasks, and what could not be undone. The client adds the rest."""
+
+    def details(self) -> dict[str, Any]:
+        """Return fields for people who read the request; see ``pidone.plan.report``."""
 
 
 @dataclass(slots=True)
@@ -247,8 +248,8 @@ class RepoClient:
             await trio.sleep(STATUS_GAP)
 
     async def _report_once(self) -> bool:
-        body, told = self._status(LOG_LINES)
-        for most in (LOG_LINES // 2, LOG_LINES // 10, 1):  # a line may be six times as long in JSON
+        body, told = self._status(LINES)
+        for most in (LINES // 2, LINES // 10, 1):  # a line may be six times as long in JSON
             if len(body) <= MAX_REPORT_BYTES:
                 break
             body, told = self._status(most)
@@ -285,17 +286,17 @@ class RepoClient:
     def _status(self, most: int) -> tuple[bytes, int]:
         """A report with that many lines of the journal, and what it tells of them; see ``Journal.untold``."""
         lines, told = self._journal.untold(most)
-        status = {
-            "boot": self._boot,
-            "version": __version__,
-            "time": time(),
-            "state": "rejected" if self._rejected else "applied",
-            "error": self._error[:ERROR_WIDTH],
-            "rejected": self._rejected.strip('"') or None,
-            "logs": [line[:LOG_WIDTH] for line in lines],
-            **self._consumer.status(),
-        }
-        return json.dumps(status, separators=(",", ":")).encode(), told
+        report = replace(
+            self._consumer.status(),
+            boot=self._boot,
+            version=__version__,
+            state=REJECTED if self._rejected else APPLIED,
+            error=self._error[:ERROR_WIDTH],
+            rejected=self._rejected.strip('"') or None,
+            logs=tuple(line[:LINE_WIDTH] for line in lines),
+        )
+        value = encode(report) | {"time": time(), **self._consumer.details()}
+        return json.dumps(value, separators=(",", ":")).encode(), told
 
     async def all_told(self) -> None:
         """Return when the repo has every line of the journal."""

@@ -27,6 +27,7 @@ from pidone.counters import Counters
 from pidone.http.message import Held, Request, Response
 from pidone.http.server import serve
 from pidone.journal import Journal
+from pidone.plan.report import Report
 from pidone.repo.client import RepoClient
 from pidone_controller.pods.model import Pool
 from pidone_controller.pods.projection import project
@@ -272,8 +273,11 @@ class Quiet:
     def take(self, data: bytes, *, trusted: bool) -> None:
         pass
 
-    def status(self) -> dict[str, Any]:
-        return {"digest": None, "tasks": {}}
+    def status(self) -> Report:
+        return Report()
+
+    def details(self) -> dict[str, Any]:
+        return {}
 
 
 async def restart() -> list[tuple[str, float, float]]:

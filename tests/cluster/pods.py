@@ -14,6 +14,7 @@ from pidone.errors import Refused
 from pidone.journal import Journal
 from pidone.plan.format import decode_bundle
 from pidone.plan.model import Bundle, Phase
+from pidone.plan.report import Report, TaskReport
 from pidone.repo.client import RepoClient
 
 
@@ -59,9 +60,12 @@ class Asking:
         event, self.changed = self.changed, trio.Event()
         event.set()
 
-    def status(self) -> dict[str, Any]:
-        tasks = {name: {"state": self.states.get(name, "running")} for name in self.tasks}
-        return {"digest": self.digest or None, "tasks": tasks}
+    def status(self) -> Report:
+        tasks = {name: TaskReport(self.states.get(name, "running")) for name in self.tasks}
+        return Report(digest=self.digest or None, tasks=tasks)
+
+    def details(self) -> dict[str, Any]:
+        return {}
 
     def report(self, **states: str) -> None:
         """Tell of states of tasks that have changed."""

@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from pidone.language.binding import BindingError, derive
+from pidone.plan.report import Report
 from pidone_controller.__main__ import main
 from pidone_controller.kubernetes.client import Client, connect
 from pidone_controller.kubernetes.config import kubeconfig
@@ -18,7 +19,6 @@ from pidone_controller.kubernetes.reflector import Reflector
 from pidone_controller.kubernetes.resources import CONTROLLER_REVISIONS, TASK_BINDINGS
 from pidone_controller.objects import revisions
 from pidone_controller.objects.written import PIN, check
-from pidone_controller.pods.reports import Report
 from pidone_controller.repo.selection import SelectedPod
 from pidone_controller.rollout.leader import Leader
 from pidone_controller.rollout.step import Objects

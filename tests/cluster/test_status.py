@@ -11,13 +11,13 @@ import pytest
 import trio
 from trio.to_thread import run_sync
 
+from pidone.plan.report import Report
 from pidone_controller.kubernetes.client import Client, connect
 from pidone_controller.kubernetes.config import kubeconfig
 from pidone_controller.kubernetes.errors import Unauthorized
 from pidone_controller.kubernetes.resources import TASK_BINDINGS, TASK_SETS
 from pidone_controller.log import log
 from pidone_controller.peers import Account
-from pidone_controller.pods.reports import Report
 from pidone_controller.repo.selection import SelectedPod
 from pidone_controller.status.compose import Status, StatusWriter, Target, binding_status, set_status
 from tests.cluster.apiserver import Cluster

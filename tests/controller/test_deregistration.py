@@ -13,11 +13,11 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from pidone.errors import ConnectError, PidoneError, RegistryRefused
 from pidone.http.client import request
 from pidone.plan.digest import digest
+from pidone.plan.report import Report, TaskReport
 from pidone.registries import Status
 from pidone_controller.deregistration import AT_ONE, HANDOVER, HEARSAY, PATIENCE, TERM, Backstop, build
 from pidone_controller.deregistration import Pod as PodLike
 from pidone_controller.pods.model import Pod
-from pidone_controller.pods.reports import Report, TaskReport
 from tests.controller.factories import pod
 from tests.eureka.real import RealEureka
 from tests.eureka.standin import EurekaStandIn

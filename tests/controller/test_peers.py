@@ -12,12 +12,12 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from pidone.errors import ConnectError
 from pidone.http.message import Request, Response
 from pidone.language.binding import Rules
+from pidone.plan.report import Report, TaskReport
 from pidone.protocol import MAX_REPORT_BYTES
 from pidone_controller.kubernetes.errors import Forbidden
 from pidone_controller.log import log
 from pidone_controller.peers import BATCH, PATH, UNKNOWN, Account, Peers, identity_of, url_of
 from pidone_controller.pods.model import Pod
-from pidone_controller.pods.reports import Report, TaskReport
 from pidone_controller.repo.plans import Plans
 from pidone_controller.repo.server import Repo
 from tests.controller.factories import pod
@@ -262,6 +262,9 @@ async def test_many_and_large_reports_go_in_requests_that_are_read(
     assert len(world.posts) > 3
     tasks = [found.tasks for one in pods if (found := world.replicas["a"].plans.report(one))]
     assert [len(one) for one in tasks] == [10] * 18 + [1000, 0]
+    last = world.replicas["a"].plans.report(pods[-1])
+    assert last is not None
+    assert last.omitted == 1000, "tasks that are not forwarded are not taken for undone ones"
     assert tasks[0]["task-1"] == task
     assert tasks[18]["task-1"] == TaskReport("failing", runs=10)
 

@@ -16,9 +16,10 @@ from pidone.errors import ConnectError, Refused
 from pidone.http.message import Request, Response, text_response
 from pidone.journal import RING, Journal
 from pidone.plan.format import MEDIA_TYPE
+from pidone.plan.report import LINES, Report
 from pidone.protocol import MAX_REPORT_BYTES
 from pidone.repo import client as module
-from pidone.repo.client import LOG_LINES, RepoClient
+from pidone.repo.client import RepoClient
 from tests.http.serving import http_server
 
 APPLIED_PREFERENCE = {"preference-applied": "wait=55"}
@@ -52,8 +53,11 @@ class Pod:
         if b"bad" in data:
             raise Refused('task "x": cannot be built')
 
-    def status(self) -> dict[str, Any]:
-        return {"digest": "d", "tasks": {}}
+    def status(self) -> Report:
+        return Report(digest="d")
+
+    def details(self) -> dict[str, Any]:
+        return {}
 
     def start(self, nursery: trio.Nursery) -> None:
         nursery.start_soon(self.client.ask)
@@ -547,7 +551,7 @@ async def test_a_flood_of_lines_is_told_at_a_bounded_rate(
         await trio.sleep(0.001)
     await pod.client.all_told()
     assert len(wire.reports) <= 20 + 2, "a report a second"
-    assert len(wire.lines) <= (20 + 2) * (LOG_LINES + 1), "a hundred lines each, and how many were lost"
+    assert len(wire.lines) <= (20 + 2) * (LINES + 1), "a hundred lines each, and how many were lost"
     lost = sum(int(line.rpartition("=")[2]) for line in wire.lines if "event=lines-lost" in line)
     told = sum("event=event" in line for line in wire.lines)
     assert lost + told == 20_000, "none is lost without being counted"

@@ -1,53 +1,31 @@
-"""What pods say has become of their plans. Anybody in a pod can post this: it is read as untrusted.
+"""Reads the status reports of pods (``pidone.plan.report``). Anybody in a pod can post one, so it is untrusted.
 
-A false report can only hurt the pod that posts it; it must not hurt the controller, so everything has a
-bound. Unknown keys are passed over, since pods may be newer than the controller they report to.
+A false report can only hurt the pod that posts it. It must not hurt the controller, so everything has a bound.
 """
 
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from pidone.errors import PidoneError
 from pidone.plan.format import MAX_TASKS
+from pidone.plan.report import (
+    MAX_ERROR_WIDTH,
+    MAX_LINE_WIDTH,
+    MAX_LINES,
+    OMITTED,
+    STATES,
+    Report,
+    TaskReport,
+)
 
-MAX_TEXT = 4096  # characters of an error: more is cut, not refused, as the beginning says what happened
-MAX_LINES, MAX_LINE = 200, 1000
-
-STATES = ("applied", "rejected", "applying")
 _DIGEST = re.compile(r"sha256-[0-9a-f]{64}")
 
 
 class ReportError(PidoneError):
     """A status report that is not one; the text says what was expected."""
-
-
-@dataclass(frozen=True, slots=True)
-class TaskReport:
-    """One task as the pod sees it."""
-
-    state: str
-    since: float | None = None  # seconds since 1970, by the pod's clock
-    runs: int = 0
-    failures: int = 0
-    error: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """The last word of one pod."""
-
-    state: str  # one of STATES
-    boot: str = ""
-    version: str = ""
-    digest: str | None = None  # the plan that runs
-    rejected: str | None = None  # the plan that was refused, because of ``error``
-    error: str = ""
-    tasks: Mapping[str, TaskReport] = field(default_factory=dict)
-    logs: tuple[str, ...] = ()
-    left: tuple[str, ...] = ()  # names of tasks that are gone, whose work could not be taken back
 
 
 def read(body: bytes) -> Report:
@@ -75,10 +53,11 @@ def of(value: object) -> Report:
         version=_text(report, "version", 64),
         digest=_digest(report, "digest"),
         rejected=_digest(report, "rejected"),
-        error=_text(report, "error", MAX_TEXT),
+        error=_text(report, "error", MAX_ERROR_WIDTH),
         tasks={name[:253]: _task(item, f"tasks.{name[:253]}") for name, item in tasks.items()},
-        logs=tuple(entry[:MAX_LINE] for entry in logs[-MAX_LINES:]),
+        logs=tuple(entry[:MAX_LINE_WIDTH] for entry in logs[-MAX_LINES:]),
         left=tuple(name[:253] for name in left[:MAX_TASKS]),
+        omitted=_count(report, OMITTED, "the report"),
     )
 
 
@@ -92,7 +71,7 @@ def _task(value: object, path: str) -> TaskReport:
         since=since,
         runs=_count(task, "runs", path),
         failures=_count(task, "failures", path),
-        error=_text(task, "error", MAX_TEXT),
+        error=_text(task, "error", MAX_ERROR_WIDTH),
     )
 
 

@@ -13,10 +13,11 @@ import trio
 
 from pidone.language.binding import Rules, derive
 from pidone.metrics.exposition import Family, counter, gauge
+from pidone.plan.report import Report
 from pidone_controller.log import Log, short
 from pidone_controller.pods.inventory import Inventory
 from pidone_controller.pods.model import FrozenLabels, NamespacedName, Pod
-from pidone_controller.pods.reports import Bucket, Report
+from pidone_controller.pods.reports import Bucket
 from pidone_controller.repo import bundles
 from pidone_controller.repo.bundles import Derive, Entry
 from pidone_controller.repo.waiting import Waiting

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from pidone.language.binding import Fault, Key
+from pidone.plan.report import Report
 from pidone_controller.pods.model import FrozenLabels, Pod
-from pidone_controller.pods.reports import Report
 from pidone_controller.repo.plans import Plans
 
 

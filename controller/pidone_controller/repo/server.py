@@ -20,6 +20,7 @@ from pidone.http.message import Held, Request, Response, text_response
 from pidone.http.server import Handler, wait_for_answer
 from pidone.metrics.exposition import CONTENT_TYPE, Family, counter_by, render
 from pidone.pacing import RateLimit
+from pidone.plan.report import MAX_ERROR_WIDTH
 from pidone_controller.kubernetes.tokens import MayRead, Review, Tokens
 from pidone_controller.log import Log
 from pidone_controller.pods import reports
@@ -142,7 +143,7 @@ class Repo:
         address = normalise(peer)
         identity = self.plans.inventory.identify(address, Claims())
         pod = identity.path if isinstance(identity, Pod) else address
-        self._log("died", pod=pod, error=last_words[: reports.MAX_TEXT])
+        self._log("died", pod=pod, error=last_words[:MAX_ERROR_WIDTH])
 
     def families(self) -> Iterator[Family]:
         """All metrics of ``/metrics``."""

@@ -38,6 +38,7 @@ from pidone.language.binding import PLACES, Key, Rollout, Rules, Version, place
 from pidone.language.extends import Sets
 from pidone.language.model import Strategy, TaskBinding, TaskSet
 from pidone.plan.digest import digest
+from pidone.plan.report import TaskReport
 from pidone_controller.kubernetes.resources import (
     CLUSTER_TASK_BINDINGS,
     CLUSTER_TASK_SETS,
@@ -49,7 +50,6 @@ from pidone_controller.kubernetes.resources import (
 from pidone_controller.objects import revisions
 from pidone_controller.objects.revisions import History, Revision, sets_of
 from pidone_controller.objects.written import CLUSTER_KINDS, PIN, RESUME, Store, Written, read
-from pidone_controller.pods.reports import TaskReport
 from pidone_controller.repo.selection import SelectedPod
 
 PIN_LEAST = 8  # hexadecimal digits of a pin

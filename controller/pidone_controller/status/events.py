@@ -17,8 +17,8 @@ from typing import Any, NoReturn, Protocol
 
 import trio
 
+from pidone.plan.report import Report
 from pidone_controller.pods.model import Pod
-from pidone_controller.pods.reports import Report
 from pidone_controller.status.compose import Target, one_line
 
 OVERLAP = 20.0  # seconds before a term: a lease that ran out, and some

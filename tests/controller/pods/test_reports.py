@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pidone.plan.report import MAX_ERROR_WIDTH, MAX_LINE_WIDTH, MAX_LINES, TaskReport
 from pidone_controller.log import line
 from pidone_controller.pods import reports
 
@@ -19,7 +20,7 @@ def test_a_whole_report() -> None:
         "rejected": DIGEST, "tasks": {"ready": task}, "logs": ["one", "two"], "new": [1], "left": ["gone"],
     }  # fmt: skip
     report = reports.read(json.dumps(body).encode())
-    assert report.tasks["ready"] == reports.TaskReport("healthy", 1.5, 3, 1, "refused")
+    assert report.tasks["ready"] == TaskReport("healthy", 1.5, 3, 1, "refused")
     assert (report.state, report.rejected, report.logs) == ("rejected", DIGEST, ("one", "two"))
     assert report.left == ("gone",)
 
@@ -62,9 +63,9 @@ def test_what_is_not_json_is_refused_in_words(body: bytes) -> None:
 def test_long_texts_are_cut() -> None:
     body = {"state": "applied", "error": "x" * 9999, "logs": [str(i) * 2000 for i in range(300)]}
     report = reports.read(json.dumps(body).encode())
-    assert len(report.error) == reports.MAX_TEXT
-    assert len(report.logs) == reports.MAX_LINES
-    assert report.logs[-1] == ("299" * 2000)[: reports.MAX_LINE]
+    assert len(report.error) == MAX_ERROR_WIDTH
+    assert len(report.logs) == MAX_LINES
+    assert report.logs[-1] == ("299" * 2000)[:MAX_LINE_WIDTH]
 
 
 def test_a_bucket_refills_with_time() -> None:

@@ -10,9 +10,9 @@ from trio.testing import wait_all_tasks_blocked
 
 from pidone.language.binding import Rules, derive
 from pidone.plan.format import decode_bundle
+from pidone.plan.report import Report
 from pidone_controller.log import log
 from pidone_controller.pods.model import Pod
-from pidone_controller.pods.reports import Report
 from pidone_controller.repo.plans import Plans
 from pidone_controller.repo.server import Repo
 from tests.controller.factories import binding, pod, rules, task_set

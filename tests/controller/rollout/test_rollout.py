@@ -14,11 +14,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from pidone.language.binding import PLACES, BindingError, Rollout, derive, place
 from pidone.language.model import Strategy
 from pidone.plan.digest import digest
+from pidone.plan.report import Report, TaskReport
 from pidone_controller.kubernetes.client import Client
 from pidone_controller.kubernetes.errors import Forbidden
 from pidone_controller.kubernetes.resources import CONTROLLER_REVISIONS, TASK_SETS, Resource
 from pidone_controller.objects.written import PIN, Written
-from pidone_controller.pods.reports import Report, TaskReport
 from pidone_controller.repo.selection import SelectedPod
 from pidone_controller.rollout.leader import Leader, difference
 from pidone_controller.rollout.step import Objects, Phase, Recorded, State, pins, remember, step

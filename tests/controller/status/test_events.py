@@ -7,8 +7,8 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from pidone.plan.report import Report
 from pidone_controller.kubernetes.resources import CLUSTER_TASK_BINDINGS, TASK_BINDINGS
-from pidone_controller.pods.reports import Report
 from pidone_controller.status.compose import Target
 from pidone_controller.status.events import OVERLAP, QUEUE, Tidings
 from tests.controller.factories import pod

@@ -11,10 +11,10 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from pidone.language.binding import BindingError, Fault, derive
 from pidone.language.model import TaskBinding
+from pidone.plan.report import Report
 from pidone_controller.kubernetes.errors import NotFound, ServerError
 from pidone_controller.kubernetes.resources import TASK_BINDINGS, Resource
 from pidone_controller.log import log
-from pidone_controller.pods.reports import Report
 from pidone_controller.repo.selection import Outcome, SelectedPod
 from pidone_controller.status import compose as module
 from pidone_controller.status.compose import (
