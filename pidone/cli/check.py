@@ -2,18 +2,14 @@
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from io import TextIOWrapper
-from pathlib import Path
 from typing import TextIO
 
+from pidone.cli.files import parse_file, yaml_files
 from pidone.cli.formats import FORMATS, coloured
-from pidone.language.checking import Checked, Parsed, check_parsed, extended_sets, parse_bytes
+from pidone.language.checking import Checked, check_parsed, extended_sets
 from pidone.language.findings import printable
-from pidone.language.reading import MAX_CHARACTERS
-
-STANDARD_INPUT = "-"
-_TOO_MUCH = 4 * MAX_CHARACTERS + 1  # bytes; enough for the reader to see that it is too large
 
 
 def check(paths: Sequence[str], *, form: str = "text", strict: bool = False) -> int:
@@ -22,7 +18,7 @@ def check(paths: Sequence[str], *, form: str = "text", strict: bool = False) -> 
     0: no errors. 1: there are some. 2: a path cannot be read, or there is nothing to check; what can be read
     is checked all the same. 3: with ``strict``, there are warnings and nothing worse.
     """
-    files = list(dict.fromkeys(file for path in paths for file in _files(path)))
+    files = list(dict.fromkeys(file for path in paths for file in yaml_files(path)))
     checked, problems = _checked(files)
     if not files:
         problems = [f"no .yaml or .yml file in {', '.join(paths)}"]
@@ -45,28 +41,11 @@ def _checked(files: Sequence[str]) -> tuple[list[Checked], list[str]]:
     parsed, unread = [], []
     for file in files:
         try:
-            parsed.append(_parse(file))
+            parsed.append(parse_file(file))
         except OSError as error:
             unread.append(f"{printable(file)}: {error.strerror or error}")
     sets = extended_sets(parsed)  # a set may extend another file's
     return [check_parsed(one, sets) for one in parsed], unread
-
-
-def _files(path: str) -> Iterator[str]:
-    if path == STANDARD_INPUT or not Path(path).is_dir():
-        yield path
-        return
-    for file in sorted(Path(path).rglob("*")):
-        hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
-        if file.suffix in {".yaml", ".yml"} and file.is_file() and not hidden:
-            yield str(file)
-
-
-def _parse(file: str) -> Parsed:
-    if file == STANDARD_INPUT:
-        return parse_bytes(sys.stdin.buffer.read(_TOO_MUCH), "<stdin>")
-    with Path(file).open("rb") as stream:
-        return parse_bytes(stream.read(_TOO_MUCH), file)
 
 
 def _write(output: str) -> None:

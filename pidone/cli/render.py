@@ -8,7 +8,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from pidone.cli.check import _files, _parse
+from pidone.cli.files import parse_file, yaml_files
 from pidone.errors import LanguageError, PidoneError
 from pidone.language.binding import collect, derive
 from pidone.language.checking import check_parsed, extended_sets
@@ -111,7 +111,7 @@ def render_files(paths: Sequence[str], pod_file: str, arguments: Mapping[str, st
 
 def read_objects(paths: Sequence[str]) -> Objects:
     """What files and folders hold, by file. Raises ``LanguageError`` with every finding, and ``OSError``."""
-    parsed = {file: _parse(file) for path in paths for file in _files(path)}
+    parsed = {file: parse_file(file) for path in paths for file in yaml_files(path)}
     sets = extended_sets(parsed.values())
     checked = {file: check_parsed(one, sets) for file, one in parsed.items()}
     findings = [str(finding) for one in checked.values() for finding in one.findings]

@@ -8,8 +8,8 @@ import os
 
 import trio
 
-from pidone.pid1.reaper import Reaper
-from pidone.pid1.tree import foreign_processes, still_exists
+from pidone.pid1.reaper import MARK, Reaper
+from pidone.pid1.tree import Process, foreign_processes, still_exists
 
 
 def sees_all_processes() -> bool:
@@ -34,6 +34,9 @@ class Application:
         self._updated.set()
         self._updated = trio.Event()
 
+    def _processes(self) -> list[Process]:
+        return foreign_processes([child.pid for child in self._reaper.started], f"{MARK}=".encode())
+
     async def wait_end(self) -> None:
         """Return when processes were seen, all are complete, and none is left.
 
@@ -44,7 +47,7 @@ class Application:
         while True:
             updated = self._updated
             # Twice: a process that is forked while the table is read, by a parent that then ends, may be missed once.
-            processes = foreign_processes(self._reaper.started) or foreign_processes(self._reaper.started)
+            processes = self._processes() or self._processes()
             if not processes:
                 if seen and self._complete:
                     return

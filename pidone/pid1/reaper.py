@@ -42,7 +42,7 @@ class Child:
         """Signal the child and all its descendants once, and wait until none is left; see ``pidone.pid1.tree``."""
         from pidone.pid1.tree import Tree  # only plans with commands need it
 
-        await Tree(self).end(number)
+        await Tree(self.pid, f"{MARK}={self.mark}".encode(), lambda: self.returncode is not None).end(number)
 
     def _end(self, status: int) -> None:
         self.returncode = os.waitstatus_to_exitcode(status)

@@ -9,12 +9,10 @@ A process that left the session, lost its parents and cleared its environment is
 
 import os
 import signal
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 from dataclasses import dataclass
 
 import trio
-
-from pidone.pid1.reaper import MARK, Child
 
 POLL_SECONDS = 0.1  # between two looks at a process without a pidfd: kernels before 5.3, and behind filters
 
@@ -31,16 +29,18 @@ class Process:
 
 
 class Tree:
-    """The processes of one command."""
+    """The processes of one command, which has this pid and leads a session of its own.
 
-    def __init__(self, child: Child) -> None:
-        self._child = child
-        self._mark = f"{MARK}={child.mark}".encode()
+    ``mark`` is the command's variable in the environment, as ``NAME=value``. ``ended`` says whether the command's end
+    is known: until then its pid and its session number are not reused.
+    """
+
+    def __init__(self, pid: int, mark: bytes, ended: Callable[[], bool]) -> None:
+        self._pid, self._mark, self._ended = pid, mark, ended
 
     def processes(self) -> list[Process]:
         """Return the processes that are alive."""
-        # Until the child's end is known, its pid and its session number are not reused.
-        sessions = {self._child.pid} if self._child.returncode is None else set[int]()
+        sessions = set[int]() if self._ended() else {self._pid}
         return [process for process in _family(_table(), sessions, self._mark).values() if process.alive]
 
     async def end(self, number: signal.Signals) -> None:
@@ -62,10 +62,13 @@ class Tree:
                         os.close(descriptor)
 
 
-def foreign_processes(started: Iterable[Child]) -> list[Process]:
-    """Return the processes that are alive, except this one and all processes of commands that we started."""
+def foreign_processes(commands: Collection[int], mark: bytes) -> list[Process]:
+    """Return the processes that are alive, except this one and all processes of commands.
+
+    ``commands`` are the pids of the commands that run. ``mark`` is how the mark of any command begins: ``NAME=``.
+    """
     table = _table()
-    ours = _family(table, {child.pid for child in started}, f"{MARK}=".encode()).keys() | {os.getpid()}
+    ours = _family(table, commands, mark).keys() | {os.getpid()}
     return [process for pid, process in table.items() if process.alive and pid not in ours]
 
 

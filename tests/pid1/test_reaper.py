@@ -9,7 +9,7 @@ import psutil
 import pytest
 import trio
 
-from pidone.pid1.reaper import Reaper
+from pidone.pid1.reaper import MARK, Reaper
 from pidone.pid1.tree import foreign_processes, still_exists
 
 SAY_MASK = "print(open('/proc/self/status').read().partition('SigBlk:')[2].split()[0], flush=True)"
@@ -70,7 +70,8 @@ async def test_commands_and_their_descendants_are_not_foreign(reaper: Reaper, nu
         said = b""
         while len(said) < 2:
             said += await trio.to_thread.run_sync(os.read, ours, 2)
-        found = {process.pid: process for process in foreign_processes(reaper.started)}
+        commands = [child.pid for child in reaper.started]
+        found = {process.pid: process for process in foreign_processes(commands, f"{MARK}=".encode())}
         family = {child.pid, *(inner.pid for inner in psutil.Process(child.pid).children())}
         assert len(family) == 2
         assert stranger.pid in found
