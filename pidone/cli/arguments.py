@@ -1,4 +1,4 @@
-"""Arguments that several commands have, and what a shell completes each argument with."""
+"""Arguments that several commands share, and how a shell completes each argument."""
 
 import argparse
 from collections.abc import Callable
@@ -16,6 +16,7 @@ def add_command(
     summary: str,
     epilog: str = "",
 ) -> argparse.ArgumentParser:
+    """Add a command. ``call`` runs it and returns the exit code."""
     command: argparse.ArgumentParser = commands.add_parser(
         name,
         help=summary,

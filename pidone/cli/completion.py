@@ -1,4 +1,4 @@
-"""``pidone completion SHELL``: what a shell needs to complete pidone's commands, made from their parser."""
+"""``pidone completion SHELL``: generates a shell's completion script from the parser of the commands."""
 
 import argparse
 from collections.abc import Iterator
@@ -10,26 +10,26 @@ from pidone.cli.fields import NAMES, every_field
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """An option, or where it has no flags a word by its place; ``words`` is None where files are meant."""
+    """An option, or a positional argument, which has no flags."""
 
     flags: tuple[str, ...]
     summary: str
     takes_value: bool
-    words: tuple[str, ...] | None = ()
+    words: tuple[str, ...] | None = ()  # the possible values; None: file names
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One command as a shell sees it."""
+    """One command."""
 
     name: str
     summary: str
     options: tuple[Argument, ...]
-    words: tuple[str, ...] | None  # what stands after it
+    words: tuple[str, ...] | None  # the possible values of its positional arguments; None: file names
 
 
 def script(shell: str, parser: argparse.ArgumentParser) -> str:
-    """The script for ``bash``, ``zsh`` or ``fish``."""
+    """Return the completion script for ``bash``, ``zsh`` or ``fish``."""
     return {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell](list(_commands(parser)))
 
 
@@ -116,8 +116,8 @@ def _zsh(commands: list[Command]) -> str:
             for option in command.options
             for flag in option.flags
         ]
-        rest = _zsh_words(Argument((), "", takes_value=True, words=command.words))
-        lines.append(f"    {command.name}) _arguments {' '.join(specs)} '*{rest}' ;;")
+        positional = _zsh_words(Argument((), "", takes_value=True, words=command.words))
+        lines.append(f"    {command.name}) _arguments {' '.join(specs)} '*{positional}' ;;")
     return "\n".join([*lines, "  esac", "}", "compdef _pidone pidone", ""])
 
 
@@ -133,18 +133,17 @@ def _fish(commands: list[Command]) -> str:
         lines.append(
             f"complete -c pidone -n __fish_use_subcommand -a {command.name} -d '{_quoted(command.summary)}'"
         )
-        here = f"complete -c pidone -n '__fish_seen_subcommand_from {command.name}'"
-        lines += _fish_words(here, command.words)
+        start = f"complete -c pidone -n '__fish_seen_subcommand_from {command.name}'"
+        lines += _fish_words(start, command.words)
         for option in command.options:
             flags = " ".join(
                 f"-l {flag[2:]}" if flag.startswith("--") else f"-s {flag[1:]}" for flag in option.flags
             )
-            described = f"{here} {flags} -d '{_quoted(option.summary)}'"
-            lines += (
-                _fish_words(f"{described} -r", option.words) or [f"{described} -r"]
-                if option.takes_value
-                else [described]
-            )
+            line = f"{start} {flags} -d '{_quoted(option.summary)}'"
+            if option.takes_value:
+                lines += _fish_words(f"{line} -r", option.words) or [f"{line} -r"]
+            else:
+                lines.append(line)
     return "\n".join([*lines, ""])
 
 
@@ -155,5 +154,5 @@ def _fish_words(start: str, words: tuple[str, ...] | None) -> list[str]:
 
 
 def _quoted(text: str) -> str:
-    """A summary in single quotes and zsh's brackets."""
+    """Return the text without characters that end a single-quoted string or a specification of zsh."""
     return text.replace("'", "").replace("[", "(").replace("]", ")").replace(":", ",")

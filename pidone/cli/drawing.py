@@ -1,8 +1,13 @@
-"""Draws a graph with characters: layers from above to below, boxes, and lines in the channels between them.
+"""Draws a graph with characters: boxes in layers from top to bottom, and lines in the channels between layers.
 
-The usual four steps (Sugiyama): layers by the longest path; an order in each layer by the barycenter of the
-neighbours; places by least squares with the distances kept; lines at right angles, each horizontal piece on a row
-that no other needs there. Lines of one task and kind are one trunk that branches.
+The four steps of Sugiyama's method:
+
+1. Layers: each node stands one layer below its lowest predecessor (longest path).
+2. Order: the nodes of a layer are sorted by the barycenter of their neighbours.
+3. Positions: least squares, with minimum distances.
+4. Lines at right angles: horizontal pieces that overlap get different rows of the channel.
+
+All lines of one kind from one task are one trunk that branches.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,12 +17,12 @@ KINDS = {
     "needs": "",
     "while": "while ",
     "runOn": "on ",
-}  # the key, and what stands before a state on its edge
+}  # the task's field, and the prefix of the edge's label
 GAP = 3  # columns between two boxes
-SWEEPS = 8
+SWEEPS = 8  # rounds through all layers, for order and for positions
 UP, DOWN, LEFT, RIGHT = 1, 2, 4, 8
 _JOINTS = dict(zip(range(1, 16), "│││─┘┐┤─└┌├─┴┬┼", strict=True))
-_STRAIGHT = {  # a vertical and a horizontal piece, by kind; with and without Unicode
+_STRAIGHT = {  # a vertical and a horizontal piece by kind; True: in Unicode, False: in ASCII
     True: {"needs": "│─", "while": "┆┄", "runOn": "║═"},
     False: {"needs": "|-", "while": ":.", "runOn": "#="},
 }
@@ -25,7 +30,7 @@ _STRAIGHT = {  # a vertical and a horizontal piece, by kind; with and without Un
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """``target`` has ``source.state`` in its ``kind``, which is needs, while or runOn."""
+    """The task ``target`` lists ``source.state`` in its field ``kind``: needs, while or runOn."""
 
     source: str
     target: str
@@ -39,18 +44,18 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """The tasks of one set, by name with what is shown of each, and their edges. Sources of events are nodes too."""
+    """The tasks of a set and their edges. Sources of events of the pod are nodes too."""
 
     name: str
-    nodes: dict[str, str]
+    nodes: dict[str, str]  # the text of each box, by the task's name
     edges: tuple[Edge, ...]
 
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """What has a place in a layer: a box, or a trunk that passes."""
+    """A box, or a trunk that passes through a layer."""
 
-    text: str = ""  # empty: it passes
+    text: str = ""  # of the box; empty: a trunk
     inputs: list["Wire"] = field(default_factory=list)
     outputs: list["Trunk"] = field(default_factory=list)
     centre: float = 0.0
@@ -69,18 +74,18 @@ class Item:
 
 @dataclass(slots=True, eq=False)
 class Trunk:
-    """All lines of one kind that leave an item, down to the next layer."""
+    """The lines of one kind from an item to the next layer."""
 
     source: Item
     kind: str
     wires: list["Wire"] = field(default_factory=list)
     x: int = 0
-    row: int = 0  # of its horizontal piece, in the channel
+    row: int = 0  # of its horizontal piece in the channel
 
 
 @dataclass(slots=True, eq=False)
 class Wire:
-    """One end of a trunk in the next layer."""
+    """One branch of a trunk, which ends in the next layer."""
 
     trunk: Trunk
     target: Item
@@ -89,11 +94,12 @@ class Wire:
 
 
 def draw(graph: Graph, *, unicode: bool) -> str:
-    """The graph as lines of text, each ending in a newline; edges against the order of layers are listed below."""
-    forward, against = _acyclic(graph)
-    layers = _items(graph, forward)
+    """Return the drawing as lines of text. Edges that would point upwards are listed below it."""
+    downward, upward = _acyclic(graph)
+    layers = _items(graph, downward)
     _order(layers)
     _place(layers)
+
     canvas = _Canvas(unicode=unicode)
     row = 0
     for index, layer in enumerate(layers):
@@ -102,42 +108,43 @@ def draw(graph: Graph, *, unicode: bool) -> str:
         row += 3
         if index + 1 < len(layers):
             row = _channel(canvas, row, layer, layers[index + 1])
+
     text = canvas.text()
     kinds = dict.fromkeys(edge.kind for edge in graph.edges)
     if len(kinds) > 1:
         text += "\n" + "   ".join(f"{canvas.line(kind) * 3} {kind}" for kind in kinds) + "\n"
-    if against:
-        text += "\n" + "".join(f"{edge.target}: {edge.kind} {edge.source}.{edge.state}\n" for edge in against)
+    if upward:
+        text += "\n" + "".join(f"{edge.target}: {edge.kind} {edge.source}.{edge.state}\n" for edge in upward)
     return text
 
 
 def _acyclic(graph: Graph) -> tuple[list[Edge], list[Edge]]:
-    """The edges that can all point downwards, and those that close a circle (events may)."""
+    """Return the edges that can all point downwards, and those that close a cycle (events may)."""
     below: dict[str, set[str]] = {name: set() for name in graph.nodes}
 
     def reaches(start: str, goal: str) -> bool:
-        seen, todo = {start}, [start]
-        while todo:
-            name = todo.pop()
+        visited, queue = {start}, [start]
+        while queue:
+            name = queue.pop()
             if name == goal:
                 return True
-            new = below[name] - seen
-            seen |= new
-            todo += new
+            new = below[name] - visited
+            visited |= new
+            queue += new
         return False
 
-    forward, against = [], []
+    downward, upward = [], []
     for edge in sorted(graph.edges, key=lambda edge: list(KINDS).index(edge.kind)):
         if edge.source not in below or edge.target not in below or reaches(edge.target, edge.source):
-            against.append(edge)
+            upward.append(edge)
         else:
             below[edge.source].add(edge.target)
-            forward.append(edge)
-    return forward, against
+            downward.append(edge)
+    return downward, upward
 
 
 def _items(graph: Graph, edges: Sequence[Edge]) -> list[list[Item]]:
-    """The layers, with an item in each one that a trunk passes through."""
+    """Return the layers: boxes, and an item for each trunk that passes through a layer."""
     depth = dict.fromkeys(graph.nodes, 0)
     for _ in graph.nodes:
         changed = False
@@ -146,10 +153,12 @@ def _items(graph: Graph, edges: Sequence[Edge]) -> list[list[Item]]:
                 depth[edge.target], changed = depth[edge.source] + 1, True
         if not changed:
             break
+
     boxes = {name: Item(text) for name, text in graph.nodes.items()}
     layers: list[list[Item]] = [[] for _ in range(max(depth.values(), default=0) + 1)]
     for name, box in boxes.items():
         layers[depth[name]].append(box)
+
     trunks: dict[tuple[str, str], dict[str, list[str]]] = {}
     for edge in edges:
         labels = trunks.setdefault((edge.source, edge.kind), {}).setdefault(edge.target, [])
@@ -160,8 +169,8 @@ def _items(graph: Graph, edges: Sequence[Edge]) -> list[list[Item]]:
             trunk = Trunk(item, kind)
             item.outputs.append(trunk)
             ends = [
-                (boxes[target], ", ".join(found))
-                for target, found in targets.items()
+                (boxes[target], ", ".join(labels))
+                for target, labels in targets.items()
                 if depth[target] == level
             ]
             if any(depth[target] > level for target in targets):
@@ -184,36 +193,42 @@ def _below(item: Item) -> list[Item]:
 
 
 def _order(layers: list[list[Item]]) -> None:
+    """Sort each layer by the mean position of the neighbours above, then below, in turns."""
     place = {item: float(index) for layer in layers for index, item in enumerate(layer)}
     for sweep in range(SWEEPS):
         for layer in layers if sweep % 2 == 0 else reversed(layers):
-            near = _above if sweep % 2 == 0 else _below
-            layer.sort(key=lambda item: _mean([place[one] for one in near(item)], place[item]))
+            neighbours = _above if sweep % 2 == 0 else _below
+            layer.sort(key=lambda item: _mean([place[other] for other in neighbours(item)], place[item]))
             place |= {item: float(index) for index, item in enumerate(layer)}
 
 
 def _place(layers: list[list[Item]]) -> None:
+    """Set the centre of each item, near to the mean of its neighbours' centres. The leftmost column is 0."""
     for layer in layers:
         _settle(layer, [0.0] * len(layer))
     for sweep in range(SWEEPS):
         for layer in layers if sweep % 2 == 0 else reversed(layers):
-            near = _above if sweep % 2 == 0 else _below
-            _settle(layer, [_mean([one.centre for one in near(item)], item.centre) for item in layer])
+            neighbours = _above if sweep % 2 == 0 else _below
+            wishes = [_mean([other.centre for other in neighbours(item)], item.centre) for item in layer]
+            _settle(layer, wishes)
     start = min((item.left for layer in layers for item in layer), default=0)
     for layer in layers:
         for item in layer:
             item.centre -= start
 
 
-def _settle(layer: list[Item], wished: list[float]) -> None:
-    """Centres as near to the wished ones as order and distance allow, by least squares: pool adjacent violators."""
+def _settle(layer: list[Item], wishes: list[float]) -> None:
+    """Set the centres as near to the wishes as order and distances allow.
+
+    Least squares under an order is isotonic regression, solved by pooling adjacent violators.
+    """
     offsets, offset = [], 0.0
     for index, item in enumerate(layer):
         if index:
             offset += (layer[index - 1].width + item.width) / 2 + GAP
         offsets.append(offset)
-    blocks: list[tuple[float, int]] = []  # mean and number
-    for wish, off in zip(wished, offsets, strict=True):
+    blocks: list[tuple[float, int]] = []  # mean, and number of items
+    for wish, off in zip(wishes, offsets, strict=True):
         mean, number = wish - off, 1
         while blocks and blocks[-1][0] > mean:
             before, count = blocks.pop()
@@ -225,7 +240,7 @@ def _settle(layer: list[Item], wished: list[float]) -> None:
 
 
 def _channel(canvas: "_Canvas", top: int, upper: list[Item], lower: list[Item]) -> int:
-    """The lines between two layers; returns the row where the lower one begins."""
+    """Draw the lines between two layers, and return the first row of the lower one."""
     trunks = [trunk for item in upper for trunk in item.outputs]
     for item in upper:
         item.outputs.sort(key=lambda trunk: _mean([wire.target.centre for wire in trunk.wires], 0.0))
@@ -242,27 +257,27 @@ def _channel(canvas: "_Canvas", top: int, upper: list[Item], lower: list[Item]) 
 
 
 def _ports(item: Item, trunks: Sequence[Trunk]) -> None:
-    """Where each wire comes in: below its trunk if it can be, and below no other's."""
+    """Set the column of each wire that enters the item: under its own trunk if possible, never under another."""
     item.inputs.sort(key=lambda wire: wire.trunk.x)
     room = item.left + item.width - 1 - sum(len(wire.label) + 3 for wire in item.inputs)
     least = item.left + 1 if item.text else item.left
     for wire in item.inputs:
-        taken = {trunk.x for trunk in trunks if trunk is not wire.trunk}
+        used = {trunk.x for trunk in trunks if trunk is not wire.trunk}
         if item.text:
             room += len(wire.label) + 3
             most = max(room - len(wire.label) - 1, least)
         else:
             most = least + 4
-        wanted = min(max(wire.trunk.x, least), most) if item.text else least
-        free = [x for x in range(least, most + 1) if x not in taken] or [wanted]
-        wire.x = min(free, key=lambda x: (abs(x - wanted), x))
+        wish = min(max(wire.trunk.x, least), most) if item.text else least
+        free = [x for x in range(least, most + 1) if x not in used] or [wish]
+        wire.x = min(free, key=lambda x: (abs(x - wish), x))
         least = wire.x + len(wire.label) + 3
     if not item.text:
         item.centre = item.inputs[0].x + 0.5
 
 
 def _rows(trunks: Iterable[Trunk]) -> int:
-    """A row for each horizontal piece, the same for those that do not meet; at least one in all."""
+    """Give each horizontal piece a row; pieces that do not overlap may share one. Return the number, at least 1."""
     ends: list[int] = []
     for trunk in sorted(trunks, key=lambda trunk: min(trunk.x, *(wire.x for wire in trunk.wires))):
         columns = [trunk.x, *(wire.x for wire in trunk.wires)]
@@ -275,7 +290,7 @@ def _rows(trunks: Iterable[Trunk]) -> int:
 
 
 class _Canvas:
-    """Cells with the directions in which a line leaves each, and text over them."""
+    """Cells by row and column: the directions in which lines leave each cell, and text that covers them."""
 
     def __init__(self, *, unicode: bool) -> None:
         self._unicode = unicode
@@ -283,7 +298,7 @@ class _Canvas:
         self._text: dict[tuple[int, int], str] = {}
 
     def line(self, kind: str) -> str:
-        """A horizontal piece of a line of this kind."""
+        """Return a horizontal piece of a line of this kind."""
         return _STRAIGHT[self._unicode][kind][1]
 
     def box(self, row: int, item: Item) -> None:
@@ -303,7 +318,7 @@ class _Canvas:
         self._write(row + 1, left + 1, item.text.center(item.width - 2))
 
     def trunk(self, trunk: Trunk, top: int, bottom: int) -> None:
-        """From its item's lower edge through its row of the channel to each end, which has an arrow and a label."""
+        """Draw a trunk: down from its item, along its row of the channel, down to each arrow with its label."""
         row, kind = top + trunk.row, trunk.kind
         if trunk.source.text:
             self._add(top - 1, trunk.x, DOWN, "needs")
@@ -339,8 +354,8 @@ class _Canvas:
         return _JOINTS[mask] if self._unicode else "+"
 
     def _add(self, row: int, column: int, mask: int, kind: str) -> None:
-        before, there = self._lines.get((row, column), (0, kind))
-        self._lines[row, column] = (before | mask, there)
+        before, first_kind = self._lines.get((row, column), (0, kind))
+        self._lines[row, column] = (before | mask, first_kind)
 
     def _write(self, row: int, column: int, text: str) -> None:
         for index, character in enumerate(text):

@@ -1,4 +1,4 @@
-"""``pidone explain PATH``: what a field is for, as ``kubectl explain`` shows it; every word is the schema's."""
+"""``pidone explain PATH``: prints the description of a field from the schema, in the form of ``kubectl explain``."""
 
 import sys
 
@@ -8,37 +8,38 @@ from pidone.language.schemas import API_VERSION
 
 
 def explain(path: str, *, recursive: bool) -> int:
-    """0, or 2 for a path that leads nowhere, with what was meant."""
-    found, wrong = _find(path)
-    if found is None:
-        print(f"pidone explain: {wrong}", file=sys.stderr)
+    """Print the page of the field. Exit code 0, or 2 for an unknown path, with a suggestion."""
+    target, problem = _find(path)
+    if target is None:
+        print(f"pidone explain: {problem}", file=sys.stderr)
         return 2
-    kind, field = found
+    kind, field = target
     print(_page(kind, field, recursive=recursive), end="")
     return 0
 
 
 def _find(path: str) -> tuple[tuple[str, Field] | None, str]:
+    """Return the kind and the field, or None and the message."""
     first, *rest = path.split(".")
     kind = next((kind for kind in NAMES if kind.lower() == first.lower().removesuffix("s")), None)
     if kind is None:
-        return None, f'"{first}" is not a kind{_elsewhere(path, list(NAMES))}'
-    field, walked = kind_field(kind), kind
+        return None, f'"{first}" is not a kind{_hint(path, list(NAMES))}'
+    field, parent = kind_field(kind), kind
     for name in rest:
-        inside = field.fields()
-        if name not in inside:
-            return None, f'{walked} has no field "{name}"{_elsewhere(name, list(inside))}'
-        field, walked = inside[name], f"{walked}.{name}"
+        fields = field.fields()
+        if name not in fields:
+            return None, f'{parent} has no field "{name}"{_hint(name, list(fields))}'
+        field, parent = fields[name], f"{parent}.{name}"
     return (kind, field), ""
 
 
-def _elsewhere(name: str, near: list[str]) -> str:
-    """What was meant: a name near by, else the same name anywhere, else what there is."""
-    meant = suggestion(name, near)
-    if "did you mean" in meant:
-        return meant
+def _hint(name: str, names: list[str]) -> str:
+    """Return the end of the message: a similar name here, else the same name elsewhere, else all names here."""
+    hint = suggestion(name, names)
+    if "did you mean" in hint:
+        return hint
     paths = [path for path, _ in every_field() if path.endswith(f".{name}")]
-    return f'; did you mean "{min(paths, key=len)}"?' if paths else meant
+    return f'; did you mean "{min(paths, key=len)}"?' if paths else hint
 
 
 def _page(kind: str, field: Field, *, recursive: bool) -> str:
@@ -46,6 +47,7 @@ def _page(kind: str, field: Field, *, recursive: bool) -> str:
     if field.name != kind:
         required = " -required-" if field.required else ""
         lines += [f"FIELD: {field.name} <{field.type}>{required}", ""]
+
     lines += ["DESCRIPTION:", paragraph(field.description, 4)]
     if extra := facts(field):
         lines.append(paragraph(extra, 4))
@@ -54,17 +56,19 @@ def _page(kind: str, field: Field, *, recursive: bool) -> str:
     content = field.content()
     if content.description not in {field.description, ""}:
         lines.append(paragraph(content.description, 4))
+
     if content.states:
         states = ", ".join(content.states)
         lines += ["", "STATES:", paragraph(f"{states}. A plain needs waits for {_ready(content)}.", 4)]
     if defaults := content.part.get("x-pidone-task-defaults"):
         lines += ["", "DEFAULTS OF THE TASK:", paragraph(written(defaults), 4)]
-    inside = field.fields()
-    if inside:
+
+    fields = field.fields()
+    if fields:
         what, names = content.choice
         rule = f"Exactly one {what} of {', '.join(names)}."
         lines += ["", "FIELDS:", *([paragraph(rule, 2), ""] if names else [])]
-        lines += _outline(field, 2) if recursive else _list(inside)
+        lines += _outline(field, 2) if recursive else _list(fields)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -82,7 +86,7 @@ def _list(fields: dict[str, Field]) -> list[str]:
 
 
 def _outline(field: Field, indent: int) -> list[str]:
-    """Names and types only, all the way down."""
+    """Return names and types of all fields below, without descriptions."""
     lines = []
     for inner in field.fields().values():
         required = " -required-" if inner.required else ""

@@ -8,34 +8,34 @@ from typing import Any
 from pidone.language import duration
 from pidone.language.schemas import KINDS, MISSING, schema, takes_reference
 
-NAMES = (*KINDS, "Test")  # everything that has a schema: the kinds, and the case files of ``pidone test``
+NAMES = (*KINDS, "Test")  # the schemas: the kinds, and the case files of ``pidone test``
 
 _TYPES = {"port": "integer or string"}
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One field; ``part`` is its piece of the schema with references followed."""
+    """One field of the language."""
 
     name: str
-    part: Mapping[str, Any]
-    whole: Mapping[str, Any]
+    part: Mapping[str, Any]  # its part of the schema, with references followed
+    whole: Mapping[str, Any]  # the whole schema
     required: bool = False
 
     @property
     def type(self) -> str:
-        """``Object``, ``[]string``, ``map[string]string``, ``duration``, ..., as kubectl explain writes types."""
+        """The type as kubectl explain writes it: ``Object``, ``[]string``, ``map[string]string``, ``duration``."""
         inner = self._inner()
         if "items" in self.part and inner is not None:
             return f"[]{inner.type}"
         if inner is not None:
             return f"map[string]{inner.type}"
         value = self.part.get("x-pidone-value", {}).get("type")
-        given = self._literal.get("type", "string")
-        if value or isinstance(given, str):
-            named = given if value in {"literal", None} else _TYPES.get(value, value)
-            return "Object" if named == "object" else str(named)
-        return " or ".join(one for one in given if one != "null")
+        types = self._literal.get("type", "string")
+        if value or isinstance(types, str):
+            name = types if value in {"literal", None} else _TYPES.get(value, value)
+            return "Object" if name == "object" else str(name)
+        return " or ".join(each for each in types if each != "null")
 
     @property
     def description(self) -> str:
@@ -47,13 +47,13 @@ class Field:
 
     @property
     def options(self) -> list[str]:
-        """The values there are, where they are few; of a list, those of its items."""
-        found = self._literal.get("enum") or self._literal.get("items", {}).get("enum") or ()
-        return [str(option) for option in found]
+        """The allowed values if they are enumerated; of a list, those of its items."""
+        values = self._literal.get("enum") or self._literal.get("items", {}).get("enum") or ()
+        return [str(value) for value in values]
 
     @property
     def limits(self) -> str:
-        """The range of a number or of a duration, in words; empty where there is none."""
+        """The range of a number or of a duration, in words; empty if there is none."""
         literal = self._literal
         text = duration.text if "x-pidone-least" in self.part or "x-pidone-most" in self.part else str
         least = self.part.get("x-pidone-least", literal.get("minimum"))
@@ -66,29 +66,29 @@ class Field:
 
     @property
     def form(self) -> str:
-        """How the value is written, and whether a reference may stand for it; a whole sentence, or empty."""
+        """One or two sentences: how to write the value, and whether it may be a reference; may be empty."""
         write = self.part.get("x-pidone-value", {}).get("write", "")
-        told = "$(params" in write or not takes_reference(self.part)
-        reference = "" if told else "A reference, $(params.<name>), may stand here."
+        needless = "$(params" in write or not takes_reference(self.part)
+        reference = "" if needless else "A reference, $(params.<name>), may stand here."
         return " ".join(
             part for part in (f"{write[:1].upper()}{write[1:]}." if write else "", reference) if part
         )
 
     @property
     def states(self) -> tuple[str, ...]:
-        """Of an action: the states that its task can be in."""
+        """The states of a task with this action; empty if the field is not an action."""
         return tuple(self.part.get("x-pidone-states", ()))
 
     @property
     def choice(self) -> tuple[str, tuple[str, ...]]:
-        """What is chosen (``action``, ``handler``, ``registry``) and the fields of which exactly one is there."""
+        """The name of the choice (``action``, ``handler``, ``registry``), and the fields of which one must be set."""
         names = tuple(
             branch["required"][0] for branch in self.part.get("oneOf", ()) if branch.get("required")
         )
         return str(self.part.get("x-pidone-choice", "field")), names
 
     def fields(self) -> dict[str, "Field"]:
-        """What is inside, through lists and maps."""
+        """Return the fields of the object, or of the objects in the list or map, by name."""
         inner = self
         while (below := inner._inner()) is not None:
             inner = below
@@ -99,7 +99,7 @@ class Field:
         }
 
     def content(self) -> "Field":
-        """The object that choice and states belong to: of a list or a map, what it holds."""
+        """Return the object that ``choice`` and ``states`` belong to: of a list or a map, its items."""
         inner = self._inner()
         return self if inner is None else inner.content()
 
@@ -114,25 +114,26 @@ class Field:
 
 
 def kind_field(kind: str) -> Field:
-    """The object of a kind as a field."""
+    """Return the object of a kind as a field."""
     whole = schema(kind)
     return Field(kind, whole, whole)
 
 
 def walk(field: Field, path: str) -> Iterator[tuple[str, Field]]:
-    """Every field at or below ``field``, with its path, as they are in the schema."""
+    """Yield ``field`` and all fields below it with their paths, in the order of the schema."""
     yield path, field
     for name, inner in field.fields().items():
         yield from walk(inner, f"{path}.{name}")
 
 
 def every_field() -> Iterator[tuple[str, Field]]:
+    """Yield all fields of all kinds with their paths."""
     for kind in NAMES:
         yield from walk(kind_field(kind), kind)
 
 
 def facts(field: Field) -> str:
-    """What the schema says beyond the description, in one line: values, range, default."""
+    """Return what the schema states beyond the description, in one line: values, range, default."""
     parts = []
     if field.options:
         parts.append(f"One of {', '.join(field.options)}.")
@@ -144,13 +145,13 @@ def facts(field: Field) -> str:
 
 
 def written(value: Any) -> str:
-    """A default as it would stand in a file."""
+    """Return a default value as YAML in one line."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
-        return f"[{', '.join(written(one) for one in value)}]"
+        return f"[{', '.join(written(item) for item in value)}]"
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {written(one)}" for key, one in value.items())
+        return ", ".join(f"{key}: {written(item)}" for key, item in value.items())
     return str(value)
 
 
@@ -160,9 +161,9 @@ def paragraph(text: str, indent: int, width: int = 88) -> str:
 
 
 def _followed(part: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
-    """``part`` with its reference followed; what stands beside a reference counts before what it leads to.
+    """Return ``part`` with its reference followed. Keys beside a reference override those of its target.
 
-    Of an ``if`` the ``else`` is described: what stands there as a rule.
+    Of an ``if`` the ``else`` is described, which is the usual case.
     """
     if "else" in part:
         return _followed(part["else"], whole)

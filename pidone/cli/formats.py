@@ -1,4 +1,4 @@
-"""Findings as text for people, as JSON, as GitHub's workflow commands, and as SARIF 2.1.0."""
+"""Writes findings as text for people, as JSON, as GitHub's workflow commands, and as SARIF 2.1.0."""
 
 import json
 import os
@@ -15,12 +15,12 @@ _BOLD, _RED, _YELLOW, _DIM, _END = "\x1b[1m", "\x1b[1;31m", "\x1b[1;33m", "\x1b[
 
 
 def text(findings: Iterable[Finding]) -> str:
-    """Each with the line and a caret; empty where there are none."""
+    """Return the findings, each with its line of the file and a caret; empty if there are none."""
     return "".join(f"{finding}\n" for finding in findings)
 
 
 def coloured(findings: Iterable[Finding]) -> str:
-    """``text`` for a terminal."""
+    """Return ``text`` with the colours of a terminal."""
     return "".join(_coloured(finding) for finding in findings)
 
 
@@ -41,7 +41,7 @@ def _coloured(finding: Finding) -> str:
 
 
 def as_json(findings: Iterable[Finding]) -> str:
-    """One object with all; columns count characters from 1, ``endColumn`` is the one after the token."""
+    """Return one JSON object. Columns count characters from 1; ``endColumn`` is the column after the token."""
     return _dumped(
         {
             "findings": [
@@ -61,7 +61,7 @@ def as_json(findings: Iterable[Finding]) -> str:
 
 
 def github(findings: Iterable[Finding]) -> str:
-    """Workflow commands: in GitHub Actions each becomes an annotation at its line."""
+    """Return workflow commands, which GitHub Actions shows as annotations at their lines."""
     return "".join(
         f"::{_severity(finding)} file={_property(finding.file)},line={finding.line},col={finding.column},"
         f"endColumn={finding.end},title={_property(f'pidone {finding.rule}')}::{_data(finding.message)}\n"
@@ -70,7 +70,7 @@ def github(findings: Iterable[Finding]) -> str:
 
 
 def _data(text: str) -> str:
-    """The escapes of actions/toolkit; without them a message could end its command and begin another."""
+    """Escape as actions/toolkit does; otherwise a message could end its command and begin another."""
     return _unicode(text).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
@@ -79,7 +79,10 @@ def _property(text: str) -> str:
 
 
 def sarif(findings: Iterable[Finding]) -> str:
-    """SARIF 2.1.0 with what GitHub code scanning asks for; files in the working directory are relative to it."""
+    """Return SARIF 2.1.0 with the fields that GitHub code scanning requires.
+
+    The paths of files in the working directory are relative to it.
+    """
     findings = list(findings)
     rules = sorted({finding.rule for finding in findings})
     driver = {
@@ -97,8 +100,8 @@ def sarif(findings: Iterable[Finding]) -> str:
 
 
 def _rule(rule: str) -> dict[str, Any]:
-    said = {"text": description(rule)}
-    return {"id": rule, "shortDescription": said, "fullDescription": said, "help": said}
+    message = {"text": description(rule)}
+    return {"id": rule, "shortDescription": message, "fullDescription": message, "help": message}
 
 
 def _result(finding: Finding, rule: int) -> dict[str, Any]:
@@ -114,11 +117,11 @@ def _result(finding: Finding, rule: int) -> dict[str, Any]:
 
 
 def _uri(file: str) -> str:
-    path = Path(os.path.normpath(file))  # without looking at the file system: it may be <stdin>
-    here = Path.cwd()
-    absolute = Path(os.path.normpath(here / path))
-    if absolute.is_relative_to(here):
-        return quote(os.fsencode(absolute.relative_to(here)))
+    path = Path(os.path.normpath(file))  # without the file system, because it may be <stdin>
+    folder = Path.cwd()
+    absolute = Path(os.path.normpath(folder / path))
+    if absolute.is_relative_to(folder):
+        return quote(os.fsencode(absolute.relative_to(folder)))
     return f"file://{quote(os.fsencode(absolute))}"
 
 
@@ -127,7 +130,7 @@ def _severity(finding: Finding) -> str:
 
 
 def _unicode(text: str) -> str:
-    """A name of a file that is not UTF-8 has surrogates in it, which no reader of JSON takes."""
+    """Replace surrogates, which stand in file names that are not UTF-8 and which JSON readers refuse."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 

@@ -1,4 +1,4 @@
-"""``pidone graph``: which task waits for which, drawn in the terminal, or as input of Graphviz and Mermaid."""
+"""``pidone graph``: draws the dependencies of tasks in the terminal, or writes them for Graphviz and Mermaid."""
 
 import json
 import sys
@@ -16,7 +16,10 @@ MERMAID = {"needs": "-->", "while": "-.->", "runOn": "==>"}
 
 
 def print_graph(paths: Sequence[str], form: str) -> int:
-    """Print the graph of every TaskSet as ``text``, ``dot`` or ``mermaid``. 0, 1 for mistakes, 2 for no file."""
+    """Print the graph of each TaskSet as ``text``, ``dot`` or ``mermaid``.
+
+    Exit code 0, 1 for mistakes in a file, 2 for a file that cannot be read.
+    """
     try:
         graphs = [graph_of(task_set) for task_set in task_sets(read_objects(paths))]
     except OSError as error:
@@ -40,12 +43,13 @@ def print_graph(paths: Sequence[str], form: str) -> int:
 
 
 def graph_of(task_set: TaskSet) -> Graph:
+    """Return the graph of a set. Events of the pod come first."""
     tasks = {task["name"]: task for task in task_set.tasks}
     edges = tuple(dict.fromkeys(edge for task in tasks.values() for edge in _edges(task, tasks)))
     events = dict.fromkeys(edge.source for edge in edges if edge.source not in tasks)
     return Graph(
         task_set.name,
-        {name: name for name in events} | {name: _shown(task) for name, task in tasks.items()},
+        {name: name for name in events} | {name: _box_text(task) for name, task in tasks.items()},
         edges,
     )
 
@@ -61,7 +65,7 @@ def _ready(task: Mapping[str, Any]) -> str:
     return next((action.ready for name, action in actions().items() if name in task), "")
 
 
-def _shown(task: Mapping[str, Any]) -> str:
+def _box_text(task: Mapping[str, Any]) -> str:
     action = next((name for name in actions() if name in task), "")
     every = f" every {task['every']}" if "every" in task else ""
     return f"{task['name']}: {action}{every}"
@@ -110,5 +114,5 @@ def _id(graph: Graph, name: str) -> str:
 
 
 def _word(graph: Graph, name: str) -> str:
-    """One word that is no keyword of Mermaid, as a bare ``end`` would be."""
+    """Return one word that is not a keyword of Mermaid, such as ``end``."""
     return f"{graph.name}_{name}".replace("-", "_")

@@ -1,4 +1,4 @@
-"""``pidone schema [KIND]``: the JSON Schema of a kind, for an editor that has no clone to read it from."""
+"""``pidone schema [KIND]``: prints the JSON Schema of a kind, for editors on machines without a clone."""
 
 import json
 import sys
@@ -9,10 +9,10 @@ from pidone.language.schemas import schema
 
 
 def print_schema(kind: str) -> int:
-    """0, or 2 for a kind that is not ours."""
-    found = next((known for known in NAMES if known.lower() == kind.lower()), None)
-    if found is None:
+    """Print the schema. Exit code 0, or 2 for an unknown kind."""
+    name = next((name for name in NAMES if name.lower() == kind.lower()), None)
+    if name is None:
         print(f'pidone schema: "{kind}" is not a kind{suggestion(kind, NAMES)}', file=sys.stderr)
         return 2
-    print(json.dumps(schema(found), indent=2, ensure_ascii=False))
+    print(json.dumps(schema(name), indent=2, ensure_ascii=False))
     return 0
