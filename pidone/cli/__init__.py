@@ -1,1 +1,1 @@
-"""The command line. Without arguments ``pidone`` is process 1 and never comes here."""
+"""The command line. Process 1, which is ``pidone`` without arguments, does not import this package."""

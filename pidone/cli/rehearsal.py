@@ -1,8 +1,10 @@
-"""The world around a pod as a script has it: real tasks, real engine, real plan, and answers that are given.
+"""Simulates the world around a pod for ``pidone test``: the case gives the answers to the actions.
 
-What is simulated is one border, where an action asks something of the world: a probe's question, the three calls
-of a registry, the start of a program. Everything else is what runs in pods, on Trio's mock clock, and where pods
-wait a random time the wait is the shortest: a period is exact, and a retry comes at once.
+Plan, engine and actions are those of real pods, on Trio's mock clock. Only the calls to the world are simulated:
+the request of a probe, the three calls of a registry, the start of a program.
+
+Random numbers are all 0. So the first run of a periodic task comes at once, each later run exactly one period after
+the run before, and a retry after the whole backoff.
 """
 
 import re
@@ -23,12 +25,12 @@ from pidone.pid1.reaper import Child, Reaper
 from pidone.plan.model import Task
 from pidone.registries import Status
 
-CALL_TIMEOUT = 5.0  # seconds for a registry that does not answer, as the registries' modules have it
-WORDS = {  # what can be given, by action; the first one holds until another is given
+CALL_TIMEOUT_SECONDS = 5.0  # for a registry that does not answer, as in ``pidone.registries``
+WORDS = {  # the possible answers by action; the first is the answer until a case gives another
     "probe": ("fails", "succeeds", "answers <status>", "times out"),
     "register": ("accepts", "refuses", "fails", "times out", "forgets"),
     "exec": ("succeeds", "exits <code>", "hangs"),
-    "heartbeat": (),  # it asks the registration
+    "heartbeat": (),  # it calls the registration's registry
 }
 OTHERS = ("works", "fails")
 
@@ -36,13 +38,13 @@ _GIVEN = re.compile(r"(?P<word>[a-z]+( out)?)( (?P<number>[0-9]{1,3}))?( after (
 
 
 def words(action: str) -> tuple[str, ...]:
-    """What can be given to a task with this action."""
+    """Return the possible answers to a task with this action."""
     return WORDS.get(action, OTHERS)
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """How the world answers: a word of ``WORDS``, its number, and after how many seconds."""
+    """An answer of the world: a word of ``WORDS``, its number, and its delay in seconds."""
 
     word: str
     number: int = 0
@@ -50,31 +52,31 @@ class Answer:
 
     @classmethod
     def of(cls, text: str, action: str) -> "Answer | None":
-        """Read ``answers 503 after 2s``; None for what is no answer to this action."""
-        found = _GIVEN.fullmatch(text)
-        if found is None:
+        """Read ``answers 503 after 2s``; None if it is no answer to this action."""
+        match = _GIVEN.fullmatch(text)
+        if match is None:
             return None
-        word, number, after = found["word"], found["number"], found["after"]
-        known = {each.partition(" <")[0]: "<" in each for each in words(action)}
-        wait = duration.seconds(after) if after else 0.0
-        if known.get(word) is not (number is not None) or wait is None:
+        word, number, after = match["word"], match["number"], match["after"]
+        has_number = {each.partition(" <")[0]: "<" in each for each in words(action)}
+        delay = duration.seconds(after) if after else 0.0
+        if has_number.get(word) is not (number is not None) or delay is None:
             return None
-        return cls(word, int(number or 0), wait)
+        return cls(word, int(number or 0), delay)
 
 
 class World:
-    """The answers at present, and the calls that were made, by task."""
+    """The current answers, and the calls so far, by the task's name."""
 
     def __init__(self) -> None:
         self.answers: dict[str, Answer] = {}
         self.calls: dict[str, list[str]] = defaultdict(list)
 
     def build(self, task: Task, setting: Setting) -> Action:
-        """The action as a pod builds it, which refuses what a pod refuses, with the world around it replaced."""
+        """Build the action as a pod does, with the same refusals, and replace its calls to the world."""
         action = actions.build(task, replace(setting, reaper=_Programs(self, task), programs="/"))
         match action:
             case Probe():
-                action.ask = _Asked(self, task)
+                action.ask = _ProbeRequest(self, task)
             case Register():
                 action.registry = _Registry(self, task)
             case _ if task.action not in WORDS:
@@ -88,15 +90,15 @@ class World:
         self.calls[task.name].append(what)
 
 
-class Shortest(Random):
-    """Every random wait is the shortest one."""
+class Zeros(Random):
+    """A source of random numbers that are all 0; the docstring of this module lists the effects."""
 
     def random(self) -> float:
         return 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _ProbeRequest:
     world: World
     task: Task
 
@@ -116,7 +118,7 @@ class _Asked:
 class _Registry:
     world: World
     task: Task
-    where: str = ""  # nobody asks
+    where: str = ""  # only the controller reads it
     instance: str = ""
 
     async def register(self, status: Status) -> str:
@@ -125,10 +127,8 @@ class _Registry:
 
     async def heartbeat(self) -> bool:
         forgotten = (await self._call("heartbeat")).word == "forgets"
-        if forgotten:
-            self.world.answers[self.task.name] = Answer(
-                "accepts"
-            )  # until it is registered again, that is now
+        if forgotten:  # once: the registration that follows is accepted
+            self.world.answers[self.task.name] = Answer("accepts")
         return not forgotten
 
     async def deregister(self) -> None:
@@ -137,9 +137,9 @@ class _Registry:
     async def _call(self, what: str) -> Answer:
         self.world.called(self.task, what)
         answer = self.world.answer(self.task)
-        if answer.word == "times out" or answer.after >= CALL_TIMEOUT:
-            await trio.sleep(CALL_TIMEOUT)
-            raise TransferTimeout(f"{what}: no answer within {CALL_TIMEOUT:g} s")
+        if answer.word == "times out" or answer.after >= CALL_TIMEOUT_SECONDS:
+            await trio.sleep(CALL_TIMEOUT_SECONDS)
+            raise TransferTimeout(f"{what}: no answer within {CALL_TIMEOUT_SECONDS:g} s")
         await trio.sleep(answer.after)
         if answer.word == "refuses":
             raise RegistryRefused(f"{what}: answered 401")
@@ -149,7 +149,7 @@ class _Registry:
 
 
 class _Programs(Reaper):
-    """Starts nothing, and is answered by the script."""
+    """A reaper that starts no process; the case gives the ends of programs."""
 
     def __init__(self, world: World, task: Task) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ class _Program(Child):
 
 @dataclass(frozen=True, slots=True)
 class _Other:
-    """Any other action: in the state that a plain ``needs`` waits for, unless it fails."""
+    """Any other action. Unless it fails, its task is in the state that a plain ``needs`` waits for."""
 
     world: World
     task: Task
@@ -192,7 +192,7 @@ class _Other:
         answer = self.world.answer(self.task)
         await trio.sleep(answer.after)
         if answer.word == "fails":
-            raise TaskFailed("failed, as it was given")
+            raise TaskFailed("failed, as the case says")
         context.report(schemas.actions()[self.task.action].ready)
         if self.task.every is None:
             try:
@@ -201,4 +201,4 @@ class _Other:
                 context.report("")
 
     async def undo(self, context: Context) -> None:
-        """Nothing was done outside of the pod."""
+        """Nothing to undo."""

@@ -1,4 +1,4 @@
-"""``pidone render``: the plan that a pod would get, made on a desk by the code that makes it in the controller."""
+"""``pidone render``: prints the plan of a pod, rendered by the code that the controller uses."""
 
 import json
 import sys
@@ -21,19 +21,19 @@ from pidone.language.resolution import heirs
 from pidone.plan.format import encode_bundle
 from pidone.plan.model import Phase
 
-DOCUMENTATION = "192.0.2.1"  # an address that RFC 5737 sets aside for examples
+EXAMPLE_ADDRESS = "192.0.2.1"  # reserved for documentation (RFC 5737)
 
 Objects = Mapping[str, Sequence[TaskSet | TaskBinding]]  # by file
 
 
 @dataclass(frozen=True, slots=True)
 class DeskPod:
-    """A pod as its file has it, which may be a manifest that was never applied."""
+    """A pod from a file: of the cluster, or a manifest that was not applied."""
 
     manifest: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        """Raises ``LanguageError`` where something is not of the form that Kubernetes has there."""
+        """Raise ``LanguageError`` if a field has another type than in Kubernetes."""
         for part in ("metadata", "spec", "status"):
             _expect_object(part, self.manifest.get(part))
         for part in ("labels", "annotations"):
@@ -41,9 +41,8 @@ class DeskPod:
             _expect_object(f"metadata.{part}", values)
             for key, value in (values or {}).items():
                 if not isinstance(value, str):
-                    raise LanguageError(
-                        f'{part} of the Pod: "{key}" is {shown(value)}, and not text; quote it'
-                    )
+                    message = f'{part} of the Pod: "{key}" is {shown(value)}, and not text; quote it'
+                    raise LanguageError(message)
 
     @property
     def name(self) -> str:
@@ -63,7 +62,7 @@ class DeskPod:
         return labels
 
     def with_facts(self, ip: str) -> "DeskPod":
-        """What only a running pod has (address, uid, node) where the file has none: ``ip``, and names for the rest."""
+        """Return the pod with facts of a running pod where its file has none: ``ip``, and made-up uid and node."""
         pod = self.manifest
         status = {"podIP": ip, "podIPs": [{"ip": ip}]} | (pod.get("status") or {})
         metadata = {"name": "pod", "namespace": "default", "uid": f"uid-of-{self.name}"} | (
@@ -82,10 +81,13 @@ def _expect_object(part: str, value: object) -> None:
 
 
 def render_files(paths: Sequence[str], pod_file: str, arguments: Mapping[str, str], output: str) -> int:
-    """Print the bundle as ``json`` or ``yaml``, or its ``digest``. 0, 1 for mistakes in the files, 2 for no file."""
+    """Print the bundle as ``json`` or ``yaml``, or its ``digest``.
+
+    Exit code 0, 1 for mistakes in the files, 2 for a file that cannot be read.
+    """
     try:
-        given = read_pod(pod_file)
-        pod = given.with_facts(DOCUMENTATION)
+        original = read_pod(pod_file)
+        pod = original.with_facts(EXAMPLE_ADDRESS)
         objects = read_objects(paths)
         bundle = bundle_for(pod, objects, param_values(objects, arguments))
     except OSError as error:
@@ -94,11 +96,13 @@ def render_files(paths: Sequence[str], pod_file: str, arguments: Mapping[str, st
     except PidoneError as error:
         print(error, file=sys.stderr)
         return 1
-    if pod_facts(given.manifest).ip != bundle["pod"]["ip"]:
-        print(f"{pod} has no address yet; {DOCUMENTATION} stands in the plan for it", file=sys.stderr)
+
+    if pod_facts(original.manifest).ip != bundle["pod"]["ip"]:
+        print(f"{pod} has no address yet; the plan contains {EXAMPLE_ADDRESS} instead", file=sys.stderr)
     if not bundle["tasks"]:
         labels = ", ".join(f"{key}={value}" for key, value in sorted(pod.labels.items())) or "none"
-        print(f"no TaskBinding chooses {pod}, whose labels are: {labels}", file=sys.stderr)
+        print(f"no TaskBinding selects {pod}, whose labels are: {labels}", file=sys.stderr)
+
     match output:
         case "digest":
             print(bundle["digest"])
@@ -110,26 +114,27 @@ def render_files(paths: Sequence[str], pod_file: str, arguments: Mapping[str, st
 
 
 def read_objects(paths: Sequence[str]) -> Objects:
-    """What files and folders hold, by file. Raises ``LanguageError`` with every finding, and ``OSError``."""
+    """Return the objects of files and folders by file. Raises ``LanguageError`` with all findings, and ``OSError``."""
     parsed = {file: parse_file(file) for path in paths for file in yaml_files(path)}
     sets = extended_sets(parsed.values())
-    checked = {file: check_parsed(one, sets) for file, one in parsed.items()}
-    findings = [str(finding) for one in checked.values() for finding in one.findings]
+    checked = {file: check_parsed(document, sets) for file, document in parsed.items()}
+    findings = [str(finding) for file in checked.values() for finding in file.findings]
     if findings:
         raise LanguageError("\n".join(findings))
-    objects = {file: one.objects for file, one in checked.items()}
+
+    objects = {name: file.objects for name, file in checked.items()}
     if not any(isinstance(item, TaskSet) for items in objects.values() for item in items):
         raise LanguageError(f"{', '.join(paths)}: there is no TaskSet in it")
     return objects
 
 
 def task_sets(objects: Objects) -> list[TaskSet]:
-    """The sets that no other extends, each with all that it extends. Raises ``LanguageError``."""
+    """Return the sets that no other set extends, merged with the sets they extend. Raises ``LanguageError``."""
     return heirs([item for items in objects.values() for item in items if isinstance(item, TaskSet)])
 
 
 def read_pod(file: str) -> DeskPod:
-    """The one pod of a file. Raises ``LanguageError`` and ``OSError``."""
+    """Return the pod of a file that contains exactly one. Raises ``LanguageError`` and ``OSError``."""
     try:
         pods = [DeskPod(pod) for pod in read_pods(Path(file).read_text(encoding="utf-8", errors="replace"))]
     except LanguageError as error:
@@ -137,45 +142,47 @@ def read_pod(file: str) -> DeskPod:
     if len(pods) != 1:
         names = ", ".join(str(pod).removeprefix("pod ") for pod in pods[:5]) or "an empty List"
         raise LanguageError(
-            f"{file}: expected one pod, not {len(pods)} ({names}); kubectl get pod NAME -o yaml has one"
+            f"{file}: expected one pod, not {len(pods)} ({names}); kubectl get pod NAME -o yaml prints one"
         )
     return pods[0]
 
 
 def param_values(objects: Objects, arguments: Mapping[str, str]) -> dict[str, Any]:
-    """A command line's NAME=VALUE with the types of the params. Raises ``LanguageError``."""
+    """Convert NAME=VALUE of the command line to the types of the params. Raises ``LanguageError``."""
     params = {param.name: param for task_set in task_sets(objects) for param in task_set.params}
     values = {}
     for name, text in arguments.items():
         if name not in params:
-            meant = suggestion(name, sorted(params))
-            raise LanguageError(f'--param {name}: no TaskSet here has a param "{name}"{meant}')
+            hint = suggestion(name, sorted(params))
+            raise LanguageError(f'--param {name}: no TaskSet here has a param "{name}"{hint}')
         values[name] = from_text(params[name], text)
-        if wrong := mismatch(params[name], values[name]):
-            raise LanguageError(f"--param {name}: {shown(text)} {wrong}")
+        if problem := mismatch(params[name], values[name]):
+            raise LanguageError(f"--param {name}: {shown(text)} {problem}")
     return values
 
 
 def bundle_for(pod: DeskPod, objects: Objects, values: Mapping[str, Any]) -> dict[str, Any]:
-    """What the repo would serve to ``pod``. Raises ``PidoneError`` that names the pod.
+    """Return the bundle that the repo would serve to ``pod``. Raises ``PidoneError`` that names the pod.
 
-    With TaskBindings among the objects the pod's labels decide, as in a cluster; without, it gets all TaskSets,
-    and ``values`` are those of their params.
+    If the objects contain TaskBindings, the pod's labels select the sets, as in a cluster. Otherwise the pod gets all
+    TaskSets, with ``values`` for their params.
     """
-    bound = any(isinstance(item, TaskBinding) for items in objects.values() for item in items)
-    if bound and values:
+    with_bindings = any(isinstance(item, TaskBinding) for items in objects.values() for item in items)
+    if with_bindings and values:
         raise LanguageError(
-            f'param "{min(values)}": there are TaskBindings in the files, and they give the params; '
-            "change it there, or leave them out"
+            f'param "{min(values)}": the TaskBindings in the files set the params; '
+            "change it there, or leave out the TaskBindings"
         )
     try:
-        tasks = _bound(pod, objects) if bound else render(task_sets(objects), values, pod.manifest)
+        tasks = (
+            _bound_tasks(pod, objects) if with_bindings else render(task_sets(objects), values, pod.manifest)
+        )
     except PidoneError as error:
         raise LanguageError(f"{pod}: {error}") from error
     return encode_bundle(tasks, phase=Phase.RUNNING, pod=pod_facts(pod.manifest))
 
 
-def _bound(pod: DeskPod, objects: Objects) -> list[dict[str, Any]]:
+def _bound_tasks(pod: DeskPod, objects: Objects) -> list[dict[str, Any]]:
     rules, complaints = collect(objects.items())
     if complaints:
         raise LanguageError("\n".join(complaints))

@@ -1,7 +1,7 @@
-"""``pidone run``: what process 1 of a pod would do with these TaskSets, here and without a repo.
+"""``pidone run``: runs TaskSets on this machine as process 1 of a pod would, without a repo.
 
-On a terminal the tasks stand below the journal, a line each, as they are at the moment; elsewhere each event
-is a line of JSON on the standard output: ``{"time", "event", ...}``.
+On a terminal the current state of each task is shown below the lines of the journal. Otherwise each event is a line
+of JSON on the standard output: ``{"time", "event", ...}``.
 """
 
 import json
@@ -25,13 +25,16 @@ from pidone.pod.live import live
 from pidone.pod.program import PodProgram
 from pidone.pod.settings import Settings
 
-REDRAW = 0.1  # seconds between two pictures, at least: what changes faster is not read anyway
+REDRAW_SECONDS = 0.1  # between two drawings, at least: nobody can read faster changes
 
 
 def run_files(paths: Sequence[str], pod_file: str | None, arguments: Mapping[str, str]) -> int:
-    """Run until TERM or INT, then take everything back; 0 then, 1 for mistakes in the files, 2 for no file."""
+    """Run until TERM or INT, then undo everything.
+
+    Exit code 0, 1 for mistakes in the files, 2 for a file that cannot be read.
+    """
     try:
-        pod = (read_pod(pod_file) if pod_file else _here()).with_facts("127.0.0.1")
+        pod = (read_pod(pod_file) if pod_file else _this_machine()).with_facts("127.0.0.1")
         objects = read_objects(paths)
         bundle = bundle_for(pod, objects, param_values(objects, arguments))
     except OSError as error:
@@ -43,7 +46,7 @@ def run_files(paths: Sequence[str], pod_file: str | None, arguments: Mapping[str
     return _live(canonical(bundle))
 
 
-def _here() -> DeskPod:
+def _this_machine() -> DeskPod:
     return DeskPod({"metadata": {"name": socket.gethostname()}})
 
 
@@ -54,16 +57,15 @@ def _live(bundle: bytes) -> int:
     stages.block()
     if os.getpid() != 1:
         become_subreaper()
-    # who may start this command may run any program without it
     settings = Settings(
         repos=(),
         pod_ip=os.environ.get("PIDONE_POD_IP"),
-        programs="/",
+        programs="/",  # all: a user who can start this command can also start any program
         status=os.environ.get("PIDONE_STATUS_PORT", ""),
     )
     live_view = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     screen = Screen() if live_view else None
-    program = PodProgram(settings, Journal(screen.say) if screen else Events())
+    program = PodProgram(settings, Journal(screen.write) if screen else JsonJournal())
     program.journal.write("start", version=__version__, pid1=os.getpid() == 1)
     try:
         trio.run(_show, program, bundle, screen)
@@ -77,10 +79,10 @@ def _live(bundle: bytes) -> int:
 
 
 def _leaves(group: BaseExceptionGroup[Refused]) -> list[BaseException]:
-    found = list[BaseException]()
+    leaves = list[BaseException]()
     for error in group.exceptions:
-        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
-    return found
+        leaves += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return leaves
 
 
 async def _show(program: PodProgram, bundle: bytes, screen: "Screen | None") -> None:
@@ -96,8 +98,8 @@ async def _show(program: PodProgram, bundle: bytes, screen: "Screen | None") -> 
             nursery.cancel_scope.cancel()
 
 
-class Events(Journal):
-    """A journal whose lines are JSON on the standard output, for programs and logs."""
+class JsonJournal(Journal):
+    """A journal that prints its events as JSON on the standard output, for programs and logs."""
 
     def __init__(self) -> None:
         super().__init__(lambda _: None)
@@ -105,63 +107,66 @@ class Events(Journal):
     def write(self, event: str, **fields: object) -> None:
         super().write(event, **fields)
         moment = self.lines[-1].partition(" ")[0]
-        known = {key: value for key, value in fields.items() if value is not None}
+        present = {key: value for key, value in fields.items() if value is not None}
         try:
-            print(json.dumps({"time": moment, "event": event, **known}, default=str), flush=True)
+            print(json.dumps({"time": moment, "event": event, **present}, default=str), flush=True)
         except (OSError, ValueError):
-            pass  # closed or full: a log line is never a reason to end what runs
+            pass  # closed or full: a log line that cannot be written must not end the tasks
 
 
 class Screen:
-    """The journal's lines, and below them the tasks: drawn over when something changes, scrolled when it speaks."""
+    """The terminal: the journal's lines scroll, and the table of tasks below them is redrawn at each change."""
 
     def __init__(self) -> None:
-        self._said: list[str] = []
-        self._drawn = 0  # lines of the picture that stand there
-        self._news = trio.Event()
+        self._new_lines: list[str] = []
+        self._table_height = 0  # lines of the table that is on the screen
+        self._change = trio.Event()
 
     def changed(self) -> None:
-        self._news.set()
+        self._change.set()
 
-    def say(self, line: str) -> None:
-        self._said.append(line)
+    def write(self, line: str) -> None:
+        self._new_lines.append(line)
         self.changed()
 
     async def run(self, program: PodProgram) -> None:
-        """Draw until cancelled; then once more, and leave that there."""
+        """Draw until cancelled; the last drawing stays on the screen."""
         try:
             while True:
-                await self._news.wait()
-                self._news = trio.Event()
+                await self._change.wait()
+                self._change = trio.Event()
                 self._draw(program)
-                await trio.sleep(REDRAW)
+                await trio.sleep(REDRAW_SECONDS)
         finally:
             self._draw(program)
 
     def _draw(self, program: PodProgram) -> None:
         width, height = shutil.get_terminal_size()
         epoch = time() - trio.current_time()
-        picture = picture_of(list(program.engine.tasks), epoch, max(2, height - 1))
-        # A line that the terminal breaks would be two to go up; control characters would move what follows.
-        lines = [
-            "".join(sign if sign.isprintable() else "?" for sign in line)[: width - 1] for line in picture
-        ]
-        said, self._said = self._said, []
-        up = f"\x1b[{self._drawn}A" if self._drawn else ""
-        self._drawn = len(lines)
+        table = task_table(list(program.engine.tasks), epoch, max(2, height - 1))
+        # The cursor goes up by the number of lines, so no line may be wrapped or contain control characters.
+        table = ["".join(sign if sign.isprintable() else "?" for sign in line)[: width - 1] for line in table]
+
+        new_lines, self._new_lines = self._new_lines, []
+        up = f"\x1b[{self._table_height}A" if self._table_height else ""
+        self._table_height = len(table)
         try:
-            sys.stdout.write(f"\r{up}\x1b[J" + "".join(f"{line}\n" for line in (*said, *lines)))
+            sys.stdout.write(f"\r{up}\x1b[J" + "".join(f"{line}\n" for line in (*new_lines, *table)))
             sys.stdout.flush()
         except (OSError, ValueError):
-            pass  # the terminal is gone, and a hangup comes
+            pass  # the terminal was closed; SIGHUP follows
 
 
-def picture_of(tasks: Sequence[TaskView], epoch: float, most: int) -> list[str]:
-    """A line a task under a head, ``most`` in all; ``epoch`` is 1970 plus the zero of the tasks' clock."""
+def task_table(tasks: Sequence[TaskView], epoch: float, most: int) -> list[str]:
+    """Return a head and a line for each task, at most ``most`` lines.
+
+    ``epoch`` is the time at which the clock of the tasks was 0, in seconds since 1970.
+    """
     rows = [("TASK", "ACTION", "STATE", "SINCE", "LAST ERROR")]
     rows += [
-        (one.task.name, one.task.action, one.shown, since("", epoch + one.since), one.error) for one in tasks
+        (view.task.name, view.task.action, view.shown, since("", epoch + view.since), view.error)
+        for view in tasks
     ]
     lines = columns(rows) if tasks else []
-    left = len(lines) - most
-    return [*lines[: most - 1], f"... and {left + 1} more"] if left > 0 else lines
+    excess = len(lines) - most
+    return [*lines[: most - 1], f"... and {excess + 1} more"] if excess > 0 else lines

@@ -1,4 +1,4 @@
-"""``pidone status``: what process 1 of this pod does, and why, as it says itself on the loopback interface."""
+"""``pidone status``: prints the status of this pod, which its process 1 serves on the loopback interface."""
 
 import json
 import os
@@ -13,18 +13,18 @@ from pidone.errors import PidoneError, Refused
 from pidone.http.client import request
 from pidone.pod.settings import Settings
 
-TIMEOUT = 5.0  # seconds; a process 1 that takes longer has no processor
-LOG_LINES = 10
+TIMEOUT_SECONDS = 5.0  # a process 1 that takes longer gets no processor time
+LOG_LINES = 10  # of the journal, the newest
 
 
 def status(port: int | None, *, as_json: bool) -> int:
-    """Print it; 0 then, 1 where nobody answers as a pidone does."""
+    """Print the status. Exit code 0, or 1 if no pidone answers."""
     try:
         host, number = Settings.from_environment(os.environ).status_address()
         host, number = host or "127.0.0.1", port or number
         if not number:
-            raise Refused("PIDONE_STATUS_PORT is 0, so there is nobody to ask")
-        document = trio.run(_ask, host, number)
+            raise Refused("PIDONE_STATUS_PORT is 0, so this pod serves no status; give --port or change it")
+        document = trio.run(_fetch, host, number)
     except PidoneError as error:
         print(f"pidone status: {error}", file=sys.stderr)
         return 1
@@ -32,14 +32,14 @@ def status(port: int | None, *, as_json: bool) -> int:
     return 0
 
 
-async def _ask(host: str, port: int) -> dict[str, Any]:
-    where = f"http://{f'[{host}]' if ':' in host else host}:{port}/status"
+async def _fetch(host: str, port: int) -> dict[str, Any]:
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/status"
     try:
-        answer = await request("GET", where, timeout=TIMEOUT)
+        answer = await request("GET", url, timeout=TIMEOUT_SECONDS)
     except PidoneError as error:
         raise Refused(
             f"{error}; is pidone awake in this pod (without tasks it dozes and does not listen), "
-            "and does it listen there (PIDONE_STATUS_PORT, --port)?"
+            "and is this its port (PIDONE_STATUS_PORT, --port)?"
         ) from error
     try:
         document = json.loads(answer.body)
@@ -47,11 +47,11 @@ async def _ask(host: str, port: int) -> dict[str, Any]:
             return dict(document)
     except (ValueError, KeyError, TypeError):
         pass
-    raise Refused(f"{where} answers {answer.status}, and not as pidone does: another program has this port")
+    raise Refused(f"{url} answers {answer.status}, and not as pidone does: another program uses this port")
 
 
 def page(document: dict[str, Any]) -> str:
-    """The document of ``pidone.pod.local`` for people."""
+    """Return the document of ``pidone.pod.local`` as text for people."""
     reached = {True: "reached", False: "not reached", None: "not asked yet"}
     repo = document["repo"]
     urls = ", ".join(repo["urls"])
@@ -64,6 +64,7 @@ def page(document: dict[str, Any]) -> str:
     ]
     if document["after"]:
         head.append(f"the program before this one ended: {document['after']}")
+
     rows = [("TASK", "ACTION", "STATE", "SINCE", "NEXT", "RUNS", "FAILED", "LAST", "WHY")]
     for name, task in document["tasks"].items():
         rows.append(
@@ -84,13 +85,13 @@ def page(document: dict[str, Any]) -> str:
 
 
 def columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Rows as lines, with columns as wide as what is in them."""
+    """Return the rows as lines; each column is as wide as its widest value."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def since(before: str, moment: float | None) -> str:
-    """The local time of day; with the date where it is not today's."""
+    """Return ``before`` and the local time of day, with the date if it is not today; empty for None."""
     if moment is None:
         return ""
     local, today = datetime.fromtimestamp(moment, UTC).astimezone(), datetime.now(UTC).astimezone().date()
@@ -98,7 +99,7 @@ def since(before: str, moment: float | None) -> str:
 
 
 def seconds(number: float | None) -> str:
-    """A time in the two digits that matter."""
+    """Return a duration with its two leading digits, such as 85ms, 1.2s or 30s."""
     if number is None:
         return "-"
     return f"{number * 1000:.0f}ms" if number < 1 else f"{number:.1f}s" if number < 10 else f"{number:.0f}s"

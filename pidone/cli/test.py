@@ -1,4 +1,4 @@
-"""``pidone test``: the cases beside the sets, each a pod of its own on a fake clock; hours take milliseconds."""
+"""``pidone test``: runs test cases of sets, each in a pod of its own, on a fake clock; an hour takes milliseconds."""
 
 import pathlib
 import sys
@@ -12,7 +12,7 @@ import trio.testing
 from trio._core import _run
 
 from pidone.cli.cases import GONE, STARTED, TERMINATES, CaseFile, Path, check_names, read_cases, task_actions
-from pidone.cli.rehearsal import Answer, Shortest, World
+from pidone.cli.rehearsal import Answer, World, Zeros
 from pidone.cli.render import DeskPod, Objects, bundle_for, read_objects, task_sets
 from pidone.errors import LanguageError, PidoneError
 from pidone.journal import Journal
@@ -24,12 +24,17 @@ from pidone.pod.program import PodProgram
 from pidone.pod.settings import Settings
 
 ENDING = ".test.yaml"
-ADDRESS = "10.0.0.1"  # of a pod whose case gives it none
-MOMENT = 0.001  # seconds: what is given at a time holds just before it, and what is expected is looked at just after
+ADDRESS = "10.0.0.1"  # of a pod whose case has no address
+MOMENT_SECONDS = (
+    0.001  # answers are set this long before the time of a step, and states are compared this long after
+)
 
 
 def test(paths: Sequence[str]) -> int:
-    """Run the case files and those in the folders. 0, 1 for failures and mistakes, 2 where there is none to run."""
+    """Run the case files and those in the folders.
+
+    Exit code 0, 1 for failed cases and for mistakes in files, 2 if there is no case file or it cannot be read.
+    """
     try:
         files = list(dict.fromkeys(file for path in paths for file in _case_files(path)))
         results = [result for file in files for result in _test_file(file)]
@@ -53,42 +58,41 @@ def _case_files(path: str) -> Iterator[str]:
 
 
 def _test_file(file: str) -> Iterator[bool]:
-    """Whether each case passed; False alone for a file with mistakes."""
+    """Run the cases; yield for each if it passed. Yield one False for a file with mistakes."""
     print(file)
-    found, findings = read_cases(pathlib.Path(file).read_text(encoding="utf-8", errors="replace"), file)
+    case_file, findings = read_cases(pathlib.Path(file).read_text(encoding="utf-8", errors="replace"), file)
     objects: Objects = {}
-    if found is not None:
+    if case_file is not None:
         try:
-            objects = read_objects(_sets_of(file, found))
-            findings = check_names(found, task_sets(objects))
+            objects = read_objects(_sets_of(file, case_file))
+            findings = check_names(case_file, task_sets(objects))
         except LanguageError as error:
             print(error)
             yield False
             return
-    if found is None or findings:
+    if case_file is None or findings:
         print("\n".join(map(str, findings)))
         yield False
         return
-    for index, case in enumerate(found.cases):
-        said, history = Run(found, index, objects).outcome()
-        print(f"  {'FAIL' if said else 'ok  '}  {case['name']}")
-        if said:
-            print("\n".join([*map(str, said), *(f"          {line}" for line in history)]))
-        yield not said
+
+    for index, case in enumerate(case_file.cases):
+        differences, history = Run(case_file, index, objects).outcome()
+        print(f"  {'FAIL' if differences else 'ok  '}  {case['name']}")
+        if differences:
+            print("\n".join([*map(str, differences), *(f"          {line}" for line in history)]))
+        yield not differences
 
 
 def _sets_of(file: str, cases: CaseFile) -> list[str]:
-    """The paths of the files that the cases are about."""
+    """Return the paths of the files that the cases test."""
     own = pathlib.Path(file)
     if not cases.files and not own.name.endswith(ENDING):
-        raise LanguageError(
-            f'{file}: "files" is missing; only NAME{ENDING} is about NAME.yaml without being told'
-        )
+        raise LanguageError(f'{file}: "files" is missing; only NAME{ENDING} tests NAME.yaml without it')
     return [str(own.parent / name) for name in cases.files or [own.name.removesuffix(ENDING) + ".yaml"]]
 
 
 class Run:
-    """One case: a pod from its start, through the steps."""
+    """One case: a pod, from its start through all steps."""
 
     def __init__(self, file: CaseFile, index: int, objects: Objects) -> None:
         self._file = file
@@ -99,12 +103,12 @@ class Run:
         self._pod: dict[str, Any] = deepcopy(dict(self._case.get("pod", {})))
         self._findings: list[Finding] = []
         self._history: list[str] = []
-        self._seen: dict[str, str] = {}
+        self._states: dict[str, str] = {}  # the last state of each task in the history
         self._world = World()
-        self._started = False  # the pod's containers, all of them
+        self._started = False  # all containers of the pod have been started
 
     def outcome(self) -> tuple[list[Finding], list[str]]:
-        """What was expected and not found, with what had happened until then; two empty lists where all is well."""
+        """Run the case. Return the differences from its expectations, and the history; both are empty if it passes."""
         try:
             bundle = self._bundle()
         except PidoneError as error:
@@ -118,8 +122,8 @@ class Run:
             return self._findings, []
         self._compare_plan({task["name"]: task for task in bundle["tasks"]})
         if self._case.get("steps") and not self._findings:
-            # The order of what is due in the same moment is chance in Trio, and the same here every time; the two
-            # names are its hook for Hypothesis.
+            # Trio runs tasks that are due at the same time in random order. Here the order is the same in each run,
+            # by the hook that Trio has for Hypothesis.
             _run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
             _run._r.seed(0)
             trio.run(self._live, clock=trio.testing.MockClock(autojump_threshold=0))
@@ -156,21 +160,23 @@ class Run:
             self._say(path, f"{where} is {shown(got)}; expected {shown(expected)}", "plan")
 
     async def _live(self) -> None:
+        """Run the pod's program through the steps, until one differs."""
         program = PodProgram(
-            Settings(repos=()), Journal(lambda _: None), random=Shortest(), build=self._world.build
+            Settings(repos=()), Journal(lambda _: None), random=Zeros(), build=self._world.build
         )
-        start = trio.current_time() + MOMENT
+        start = trio.current_time() + MOMENT_SECONDS
         program.changed = lambda: self._note(program, trio.current_time() - start)
+
         async with trio.open_nursery() as nursery:
             await nursery.start(program.engine.run)
             nursery.start_soon(self._begin, program, start)
             for place, step in enumerate(self._case["steps"]):
                 at = start + float(duration.seconds(step["at"]) or 0.0)
-                await trio.sleep_until(at - MOMENT)
-                self._given(step)
+                await trio.sleep_until(at - MOMENT_SECONDS)
+                self._set_answers(step)
                 if "pod" in step:
                     self._pod_changed(program, ("steps", place, "pod"), step["pod"])
-                await trio.sleep_until(at + MOMENT)
+                await trio.sleep_until(at + MOMENT_SECONDS)
                 await trio.testing.wait_all_tasks_blocked()
                 self._compare_step(program, ("steps", place), step)
                 if self._findings:
@@ -189,10 +195,10 @@ class Run:
         except PidoneError as error:
             self._say(path, f"the pod does not get its plan: {error}", "rejected")
 
-    def _given(self, step: Mapping[str, Any]) -> None:
+    def _set_answers(self, step: Mapping[str, Any]) -> None:
         for name, text in step.get("given", {}).items():
             answer = Answer.of(text, self._actions[name])
-            assert answer is not None  # by check_names
+            assert answer is not None  # ``check_names`` has refused others
             self._world.answers[name] = answer
 
     def _pod_changed(self, program: PodProgram, path: Path, change: Any) -> None:
@@ -212,17 +218,17 @@ class Run:
         self._take(program, path, phase)
 
     def _note(self, program: PodProgram, now: float) -> None:
-        """Write down what changed; called by the engine after every change. Once it is over, nobody asked for it."""
+        """Add changed states to the history; the engine calls it after each change. Ends with the first difference."""
         if self._findings:
             return
         states = {state.task.name: state.shown for state in program.engine.tasks}
-        for name in self._seen.keys() | states.keys():
+        for name in self._states.keys() | states.keys():
             state = states.get(name, GONE)
-            if self._seen.get(name) != state:
+            if self._states.get(name) != state:
                 self._history.append(
                     f"{duration.text(round(now, 2)) if now >= 0.01 else '0s':>8}  {name} is {state}"
                 )
-        self._seen = states
+        self._states = states
 
     def _compare_step(self, program: PodProgram, path: Path, step: Mapping[str, Any]) -> None:
         states = {state.task.name: state for state in program.engine.tasks}
@@ -233,14 +239,14 @@ class Run:
                 message = f'at {step["at"]} "{name}" is {got}{error}; expected {expected}'
                 self._say((*path, "expect", name), message, "state")
         for name, texts in step.get("calls", {}).items():
-            made, self._world.calls[name] = self._world.calls[name], []
-            if made != list(_unfolded(texts)):
-                message = f'until {step["at"]} "{name}" made these calls: {_folded(made)}; expected {_listed(texts)}'
+            calls, self._world.calls[name] = self._world.calls[name], []
+            if calls != list(_unfolded(texts)):
+                message = f'until {step["at"]} "{name}" made these calls: {_folded(calls)}; expected {_listed(texts)}'
                 self._say((*path, "calls", name), message, "calls")
 
 
 def _unfolded(texts: Sequence[str]) -> Iterator[str]:
-    """``heartbeat x 4`` four times."""
+    """Yield ``heartbeat`` four times for ``heartbeat x 4``."""
     for text in texts:
         what, times, number = text.rpartition(" x ")
         yield from [what] * int(number) if times and number.isdecimal() else [text]

@@ -106,7 +106,7 @@ def test_a_run_s_error_is_told_with_the_state(desk: Desk) -> None:
     _, output, _ = desk.steps("at: 1s, given: {page: fails}", "at: 9s", "at: 10s, expect: {page: due}")
     assert 'at 10s "page" is listening; expected due' in output  # it had the port before
     _, output, _ = desk.steps("at: 0s, given: {page: fails}, expect: {page: listening}")
-    assert 'is due ("failed, as it was given"); expected listening' in output
+    assert 'is due ("failed, as the case says"); expected listening' in output
 
 
 @pytest.mark.parametrize(

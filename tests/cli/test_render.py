@@ -99,7 +99,7 @@ def test_with_bindings_the_labels_decide(desk: Desk) -> None:
     code, output, said = desk.render(files, pod=desk.write("other.yaml", POD.replace("ratings", "web")))
     assert code == 0
     assert json.loads(output)["tasks"] == []
-    assert said == "no TaskBinding chooses pod shop/web-1, whose labels are: app=web\n"
+    assert said == "no TaskBinding selects pod shop/web-1, whose labels are: app=web\n"
 
 
 def test_sets_and_bindings_may_be_in_several_files_and_folders(desk: Desk) -> None:
@@ -132,7 +132,7 @@ def test_a_manifest_has_no_address_and_says_what_stands_for_it(desk: Desk) -> No
     code, output, said = desk.render(desk.write("a.yaml", SET), pod=pod)
     assert code == 0
     assert json.loads(output)["tasks"][0]["probe"]["tcpSocket"]["host"] == "192.0.2.1"
-    assert said == "pod default/web has no address yet; 192.0.2.1 stands in the plan for it\n"
+    assert said == "pod default/web has no address yet; the plan contains 192.0.2.1 instead\n"
 
 
 def test_params_are_given_as_a_binding_would(desk: Desk) -> None:
@@ -157,7 +157,7 @@ def test_params_beside_bindings_are_refused(desk: Desk) -> None:
     files = desk.write("a.yaml", SET, BINDING)
     code, _, said = desk.render(files, pod=desk.write("pod.yaml", POD), port="81")
     assert code == 1
-    assert said.startswith('param "port": there are TaskBindings in the files, and they give the params')
+    assert said.startswith('param "port": the TaskBindings in the files set the params')
 
 
 def test_a_param_without_a_value_names_pod_set_and_remedy(desk: Desk) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from pidone.cli.run import picture_of
+from pidone.cli.run import task_table
 from pidone.engine.core import Stage, TaskState
 from tests.engine.test_core import task
 
@@ -153,8 +153,8 @@ def test_a_low_terminal_shows_what_it_can(file: str) -> None:
 
 def test_the_picture_says_paused_and_why_it_failed() -> None:
     one = TaskState(task("a"), since=5.0, stage=Stage.PAUSED, error="no answer")
-    head, line = picture_of([one], 0.0, 10)
+    head, line = task_table([one], 0.0, 10)
     assert head.startswith("TASK  ACTION")
     assert "paused" in line
     assert line.endswith("no answer")
-    assert picture_of([], 0.0, 10) == []
+    assert task_table([], 0.0, 10) == []
