@@ -1,6 +1,6 @@
-"""What happened, one line an event: a ring in memory, and the error output where there is one.
+"""The log of a pod: one line for each event, in a ring in memory and on the error output.
 
-A sandbox's output goes to the null device, so the ring is what a person sees: it is reported to the repo.
+The runtime discards the output of a sandbox, so the lines of the ring are reported to the repo, where people read them.
 """
 
 import sys
@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-RING = 200  # lines; at 200 bytes each 40 KiB, the last half hour of a lively pod
+RING = 200  # lines; with 200 bytes each 40 KiB, the last half hour of a pod with many events
 
 
 class Journal:
@@ -16,13 +16,13 @@ class Journal:
 
     def __init__(self, echo: Callable[[str], None] | None = None) -> None:
         self.lines: deque[str] = deque(maxlen=RING)
-        self.written = 0
-        self.told = 0  # of these, how many the repo has
+        self.written = 0  # number of lines
+        self.reported = 0  # number of lines that the repo has got
         self.changed: Callable[[], None] = lambda: None
         self._echo = echo or _print
 
     def write(self, event: str, **fields: object) -> None:
-        """One line: the time, ``event=``, then the fields in the order given; None is left out."""
+        """Write one line: the time, ``event=``, then the fields in the order given, without those that are None."""
         stamp = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         pairs = [f"{key}={quoted(value)}" for key, value in fields.items() if value is not None]
         line = " ".join([stamp, f"event={event}", *pairs])
@@ -31,27 +31,29 @@ class Journal:
         self._echo(line)
         self.changed()
 
-    def take_over(self, lines: list[str]) -> None:
-        """What the program before this one had not told."""
+    def extend(self, lines: list[str]) -> None:
+        """Add lines that the program before this one has written and not reported."""
         self.lines.extend(lines)
         self.written += len(lines)
 
-    def untold(self, most: int = RING) -> tuple[list[str], int]:
-        """The oldest ``most`` lines that the repo has not got yet, and what ``told`` becomes when it has them.
+    def unreported(self, most: int = RING) -> tuple[list[str], int]:
+        """Return the oldest ``most`` lines that are not reported, and the value of ``reported`` once the repo has them.
 
-        Where lines were pushed out of the ring before they were told, the first one says how many.
+        If lines left the ring before they were reported, the first line returned is ``event=lines-lost`` with their
+        number.
         """
-        gone = self.written - len(self.lines)
-        first = max(self.told, gone)
-        lines = list(self.lines)[first - gone :][:most]
-        told = first + len(lines)
-        if self.told < gone:
-            lines.insert(0, f"{lines[0].partition(' ')[0]} event=lines-lost count={gone - self.told}")
-        return lines, told
+        dropped = self.written - len(self.lines)
+        first = max(self.reported, dropped)
+        lines = list(self.lines)[first - dropped :][:most]
+        reported = first + len(lines)
+        if self.reported < dropped:
+            stamp = lines[0].partition(" ")[0]
+            lines.insert(0, f"{stamp} event=lines-lost count={dropped - self.reported}")
+        return lines, reported
 
 
 def quoted(value: object) -> str:
-    """A value as logfmt has it: quoted where it would not be one word, and always on one line."""
+    """Return the value in logfmt: on one line, and in quotes unless it is one word."""
     text = str(value)
     if text and all(sign.isprintable() and sign not in ' "=' for sign in text):
         return text
@@ -63,4 +65,4 @@ def _print(line: str) -> None:
     try:
         print(line, file=sys.stderr, flush=True)
     except (OSError, ValueError):
-        pass  # closed or full: a log line is never a reason to end
+        pass  # closed or full: a line that cannot be written must not end the program

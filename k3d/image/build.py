@@ -135,7 +135,7 @@ async def main():
             nursery.start_soon(lambda: serve(answer, listeners, max_connections=9))
             nursery.start_soon(live, program)
             await trio.sleep(0.2)
-            program.take(canonical(bundle), trusted=False)
+            program.apply(canonical(bundle), trusted=False)
             await trio.sleep_forever()
 
 trio.run(main)

@@ -191,7 +191,7 @@ class Run:
         try:
             containers = {"all": {"id": "", "started": self._started}}
             bundle = {**self._bundle(), "phase": phase.value, "containers": containers}
-            program.take(canonical(bundle), trusted=True)
+            program.apply(canonical(bundle), trusted=True)
         except PidoneError as error:
             self._say(path, f"the pod does not get its plan: {error}", "rejected")
 

@@ -1,1 +1,1 @@
-"""Process 1 of a pod, put together: signals, reaper, engine, repo client and the status port."""
+"""Assembles process 1 of a pod: signals, reaper, engine, repo client and status port."""

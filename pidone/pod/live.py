@@ -1,4 +1,4 @@
-"""Runs the program of a pod from its start to its end, and starts anew each part of it that fails."""
+"""Runs the program of a pod from its start to its end, and restarts each part of it that fails."""
 
 import os
 import posix
@@ -21,15 +21,17 @@ from pidone.protocol import POD_UID_HEADER
 from pidone.repo.client import RepoClient
 
 PART_RESTART = Backoff(initial=1.0, maximum=30.0, jitter=0.0)  # of a part that failed
-TELL_SECONDS = 10.0  # for reporting everything before the pod dozes
-COUNTS_SECONDS = 60.0  # between two reports where nothing but counts has changed: no heartbeat causes one
+LAST_REPORT_SECONDS = 10.0  # for reporting all lines of the journal before the pod dozes
+COUNTS_SECONDS = (
+    60.0  # between two reports if only counts have changed, so that heartbeats cause no report each
+)
 
 
 async def live(program: PodProgram, *, local: bytes | None = None) -> bool:
-    """Run until TERM or INT (True), or until there was nothing to do for a while (False).
+    """Run until TERM or INT, undo all tasks and return True; or return False after some time without tasks.
 
-    Whatever the tasks did is taken back then. ``local`` is a bundle instead of a repo's: it is never over.
-    Raises ``Refused`` for a local bundle that cannot be run; a repo's is refused to the repo.
+    ``local`` is a bundle that is run without a repo, and never without tasks. Raises ``Refused`` if it cannot be run.
+    The refusal of a repo's bundle is reported to the repo.
     """
     journal = program.journal
     trio.socket.set_custom_hostname_resolver(Lookups())
@@ -38,25 +40,26 @@ async def live(program: PodProgram, *, local: bytes | None = None) -> bool:
         async with trio.open_nursery() as nursery:
             await nursery.start(program.reaper.run)
             await nursery.start(program.engine.run)
-            signals.unblock()  # not before: what was pending must find its receiver
+            signals.unblock()  # after the receivers are set, so that no pending signal is lost
             nursery.start_soon(_keep_running, partial(serve_status, program), journal)
             program.start_part = lambda part: nursery.start_soon(_keep_running, part, journal)
             if local is not None:
-                program.take(local, trusted=True)
+                program.apply(local, trusted=True)
             else:
                 client = _start_client(program, nursery)
-                if ask.repos() and stages.doze_program():  # without a doorbell nobody would wake it
+                if ask.repos() and stages.doze_program():  # without a doorbell nothing would wake it
                     nursery.start_soon(_leave_when_idle, program, client, nursery.cancel_scope)
+
             number = await anext(arrivals)
             while number == signals.RELOAD and (program.engine.happened(signals.RELOADED) or local is None):
-                # on a desk a hangup that no task runs on is the terminal's end
+                # without a repo, a SIGHUP that no task runs on means that the terminal was closed
                 number = await anext(arrivals)
             stopped = True
             journal.write("stopping", signal=number)
             await program.drain(f"signal {number}")
             journal.write("stopped", reaped=program.reaper.orphans)
-            await program.farewell()
-            if program.engine.stuck:  # and the nursery below cannot be left
+            await program.report_end()
+            if program.engine.stuck:  # otherwise the nursery would wait for them for ever
                 posix._exit(0)
             nursery.cancel_scope.cancel()
     return stopped
@@ -73,43 +76,45 @@ def _start_client(program: PodProgram, nursery: trio.Nursery) -> RepoClient:
         random=program.random,
         token=program.settings.token,
     )
-    program.farewell = client.farewell
-    told, at = -1, 0.0
+    program.report_end = client.report_end
+    reported_news, reported_at = -1, 0.0
 
     def changed() -> None:
-        nonlocal told, at
-        if program.engine.news != told or trio.current_time() - at >= COUNTS_SECONDS:
-            told, at = program.engine.news, trio.current_time()
+        nonlocal reported_news, reported_at
+        news, now = program.engine.news, trio.current_time()
+        if news != reported_news or now - reported_at >= COUNTS_SECONDS:
+            reported_news, reported_at = news, now
             client.status_changed()
 
     program.changed, program.journal.changed = changed, client.status_changed
-    nursery.start_soon(_keep_running, client.ask, program.journal)
+    nursery.start_soon(_keep_running, client.poll, program.journal)
     nursery.start_soon(_keep_running, client.report, program.journal)
-    nursery.start_soon(_tell_the_end, program)
+    nursery.start_soon(_report_end, program)
     return client
 
 
 async def _leave_when_idle(program: PodProgram, client: RepoClient, scope: trio.CancelScope) -> None:
+    """Cancel ``scope`` when there were no tasks for ``Settings.linger`` seconds and everything is reported."""
     while True:
         await program.engine.wait_idle()
         with trio.move_on_after(program.settings.linger) as lingering:
             await program.engine.wait_busy()
-        # A plan that was refused is there all the same: the doorbell would only call back at once. And what
-        # does not end though it was cancelled would hold us here, between both.
+        # Not with a refused plan: the pod has tasks, so the repo would ring the doorbell at once. Not with tasks that
+        # do not end though they are cancelled: ``live`` could not return.
         leave = program.may_doze and not client.refused and not program.engine.stuck
         if lingering.cancelled_caught and leave:
             program.journal.write("idle", reaped=program.reaper.orphans)
-            with trio.move_on_after(TELL_SECONDS):  # what is untold goes with the memory
-                await client.all_told()
+            with trio.move_on_after(LAST_REPORT_SECONDS):  # doze does not keep the journal
+                await client.wait_reported()
             if program.engine.idle:
-                stages.block()  # a TERM that comes while the receivers go stays pending, for doze
+                stages.block()  # a TERM that comes after the receivers are removed stays pending for doze
                 scope.cancel()
                 return
 
 
-async def _tell_the_end(program: PodProgram) -> None:
+async def _report_end(program: PodProgram) -> None:
     await program.engine.wait_over()
-    await program.farewell()
+    await program.report_end()
 
 
 async def _keep_running(part: Callable[[], Awaitable[None]], journal: Journal) -> None:
@@ -126,10 +131,10 @@ async def _keep_running(part: Callable[[], Awaitable[None]], journal: Journal) -
 
 
 def main() -> bool:
-    """The engine of a pod. Returns as ``live``; raises whatever nobody expected, for the caller to survive."""
+    """Run the program of a pod. Return as ``live``. Unexpected exceptions pass to the caller, which handles all."""
     signals.survive_the_rest()
     program = PodProgram(Settings.from_environment(os.environ), Journal())
-    program.journal.take_over(posix.environ.pop(stages.UNTOLD, b"").decode(errors="replace").splitlines())
+    program.journal.extend(posix.environ.pop(stages.UNTOLD, b"").decode(errors="replace").splitlines())
     program.journal.write(
         "start",
         version=__version__,
@@ -142,5 +147,5 @@ def main() -> bool:
     try:
         return trio.run(live, program)
     except BaseException as error:
-        error.add_note("\n".join(program.journal.untold()[0]))
+        error.add_note("\n".join(program.journal.unreported()[0]))
         raise

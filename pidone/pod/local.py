@@ -5,8 +5,9 @@
      "tasks": {name: {"action", "stage", "state", "since", "why", "next", "runs", "failures", "error",
                       "lastDuration", "lastSuccess"}}}
 
-``since``, ``applied`` and ``lastSuccess`` are seconds since 1970, ``next`` is seconds from now until the next
-run, ``processes`` are all that ``/proc`` shows, this one too; null is what nobody knows, or what never was.
+``since``, ``applied`` and ``lastSuccess`` are in seconds since 1970. ``next`` is in seconds from now. ``processes`` is
+the number of processes in ``/proc``, with this one. ``after`` is the failure of the program before this one. A value
+that is unknown, or belongs to an event that has not happened, is null.
 """
 
 import json
@@ -30,7 +31,7 @@ from pidone.pid1.claims import processes
 from pidone.plan.report import TaskReport, encode_task
 from pidone.pod.settings import Settings
 
-LOG_LINES = 50  # of the journal, the newest
+LOG_LINES = 50  # the newest lines of the journal
 RETRY_SECONDS = 60.0  # between two attempts to listen on a port that is taken
 MAX_CONNECTIONS = 8
 
@@ -51,7 +52,7 @@ class Program(Protocol):
 
 
 async def serve_status(program: Program) -> None:
-    """Serve ``/status`` and ``/drain`` until cancelled; a port that is taken is tried again later."""
+    """Serve ``/status`` and ``/drain`` until cancelled. While the port is in use, retry each ``RETRY_SECONDS``."""
     journal = program.journal
     try:
         host, port = program.settings.status_address()
@@ -79,11 +80,11 @@ async def serve_status(program: Program) -> None:
         async with trio.open_nursery() as nursery:
             for listener in listeners:
                 nursery.start_soon(_first_connection, listener, nursery.cancel_scope)
-        from pidone.http.server import serve  # 2.8 MiB, where no task serves: loaded for the first request
+        from pidone.http.server import serve  # 2.8 MiB if no task has loaded it; loaded for the first request
 
         await serve(partial(answer, program), listeners, max_connections=MAX_CONNECTIONS)
     finally:
-        for listener in listeners:  # else this process itself would hold the port when this part is restarted
+        for listener in listeners:  # so that this part, when it is restarted, finds the port free
             listener.socket.close()
 
 
@@ -93,18 +94,18 @@ async def _first_connection(listener: trio.SocketListener, scope: trio.CancelSco
 
 
 async def answer(program: Program, request: Request) -> Response:
-    """To one request. A ``/drain`` whose peer goes away goes on without it."""
+    """Answer one request. A drain continues if its client disconnects."""
     if request.path not in {"/status", "/drain"}:
-        return text_response(404, "there are /status and /drain")
+        return text_response(404, "the paths are /status and /drain")
     if request.method not in {"GET", "HEAD"}:
-        return text_response(405, "ask with GET", allow="GET, HEAD")
+        return text_response(405, "the method is GET", allow="GET, HEAD")
     if request.path == "/status" or request.method == "HEAD":
         return _json(document(program))
     return _json(await _drain(program))
 
 
 async def _drain(program: Program) -> dict[str, Any]:
-    """The end, begun by whomever, when it is over."""
+    """Begin the pod's end, unless it has begun, wait until it is over, and return its result."""
     began, written = trio.current_time(), program.journal.written
     tasks = [state.task.name for state in program.engine.tasks]
     await program.drain("GET /drain")
@@ -118,7 +119,7 @@ async def _drain(program: Program) -> dict[str, Any]:
 
 
 def document(program: Program) -> dict[str, Any]:
-    """The answer to ``/status``."""
+    """Return the answer to ``/status``."""
     counters, tasks, states = program.counters, program.tasks(), list(program.engine.tasks)
     return {
         "version": __version__,
@@ -151,7 +152,7 @@ def _more(state: TaskState, states: list[TaskState]) -> dict[str, Any]:
 
 
 def _why(state: TaskState, states: list[TaskState]) -> str:
-    """Why it does not run, for people."""
+    """Return why the task does not run, for people; empty if it runs."""
     task = state.task
     match state.stage:
         case Stage.WAITING:
@@ -161,19 +162,14 @@ def _why(state: TaskState, states: list[TaskState]) -> str:
         case Stage.ARMED:
             return f"runs on {', '.join(map(str, task.run_on))}"
         case Stage.DUE:
-            return (
-                "failed, and is tried again"
-                if state.streak
-                else "its period"
-                if task.every
-                else "about to run"
-            )
+            due = "waits for its period" if task.every else "about to run"
+            return "failed, waits for its retry" if state.streak else due
         case Stage.FINISHED:
-            return f"restartPolicy {task.restart}" if task.restart != "Always" else "the pod ends"
+            return f"restartPolicy {task.restart}" if task.restart != "Always" else "the pod is ending"
         case Stage.FAILED:
             return f"backoffLimit {task.backoff_limit} is reached"
         case Stage.STOPPING | Stage.UNDOING:
-            return "is taken back"
+            return "is being undone"
         case _:
             return ""
 

@@ -1,4 +1,4 @@
-"""What runs in a pod: takes bundles to the engine and reports on the engine's tasks."""
+"""The program of a pod: passes the plans of bundles to the engine, and reports the state of its tasks."""
 
 import json
 from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -31,13 +31,13 @@ from pidone.pod.settings import Settings
 if TYPE_CHECKING:
     from pidone.pid1.application import Application
 
-TEARDOWN_SECONDS = 8.0  # below the 10 that runtimes which send TERM leave to a sandbox
+TEARDOWN_SECONDS = 8.0  # below the 10 s between TERM and KILL of runtimes that send TERM to a sandbox
 
-UNKNOWN_POD = Pod(name="", namespace="", uid="", ip="")  # until the first bundle says which it is
+UNKNOWN_POD = Pod(name="", namespace="", uid="", ip="")  # until the first bundle comes
 
 
 class PodProgram:
-    """Takes bundles to the engine, and reports on it: the ``Consumer`` of the repo client."""
+    """Applies bundles and reports the status: the ``Consumer`` of ``pidone.repo.client``."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class PodProgram:
         self.counters = Counters()
         self.settings = settings
         self.changed: Callable[[], None] = lambda: None
-        self.farewell: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+        self.report_end: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
         self.engine = Engine(
             self._setting(UNKNOWN_POD), journal, changed=self._changed, random=self.random, build=build
         )
@@ -61,22 +61,24 @@ class PodProgram:
         self.start_part: Callable[[Callable[[], Awaitable[None]]], None] = lambda _part: None
         self._application: Application | None = None
 
-    def take(self, data: bytes, *, trusted: bool) -> None:
+    def apply(self, data: bytes, *, trusted: bool) -> None:
+        """Apply a bundle, or raise ``Refused`` and change nothing. ``trusted``: it came over https or from a file."""
         bundle = decode_bundle(data, actions.names())
         if not trusted:
             _refuse_privileged(bundle)
         if bundle.phase is Phase.TERMINATING:
-            self.end("repo")  # the process stays until the runtime kills it
+            self.end("repo")  # the process itself stays until the runtime kills it
         elif self.engine.ending:
-            # A pod that was drained is about to be deleted, or waits for the person who drained it. No
-            # refusal: there is nothing wrong with the plan, and nobody should stop a rollout for it.
+            # A pod that was drained will be deleted, or waits for the person who drained it. The plan is ignored and
+            # not refused, because it has no fault, and a refusal would halt a rollout.
             self.journal.write("plan-ignored", digest=bundle.plan.digest, reason="the pod's end has begun")
             return
         else:
             self.engine.apply(bundle.plan, setting=self._setting(bundle.pod))
-            self._see_out(bundle)
+            self._follow_application(bundle)
             if bundle.containers_started:
                 self.engine.happened(CONTAINERS_STARTED)
+
         if bundle.phase is not self._phase or bundle.plan.digest != self.counters.bundle_digest:
             self.journal.write(
                 "plan", digest=bundle.plan.digest, tasks=len(bundle.plan.tasks), phase=bundle.phase.value
@@ -85,13 +87,13 @@ class PodProgram:
         self.counters.bundle_digest, self.counters.bundle_applied = bundle.plan.digest, time()
 
     def end(self, by: str) -> None:
-        """Begin the pod's end, once and for good; ``by`` whom is told in the journal."""
+        """Begin the pod's end, unless it has begun. It cannot be stopped. ``by`` is the cause, for the journal."""
         if not self.engine.ending:
             self.journal.write("ending", by=by, tasks=len(list(self.engine.tasks)))
             self.engine.end(TEARDOWN_SECONDS)
 
     async def drain(self, by: str) -> None:
-        """As ``end``, and wait until it is over, whoever began it. Cancelling this does not stop it."""
+        """Begin the pod's end, unless it has begun, and wait until it is over. A cancelled wait does not stop it."""
         self.end(by)
         await self.engine.drain(TEARDOWN_SECONDS)
 
@@ -101,11 +103,11 @@ class PodProgram:
 
     @property
     def may_doze(self) -> bool:
-        """Whether the doorbell keeps quiet: the repo knows of the pod's end, or there is none."""
+        """True if the repo would not wake the pod at once: it knows of the pod's end, or the end has not begun."""
         return self._phase is Phase.TERMINATING or not self.engine.ending
 
     def status(self) -> Report:
-        """Return the state of everything that runs, as much as a report has room for."""
+        """Return the state of the tasks, as many as a report has room for."""
         outside = {state.task.name for state in self.engine.tasks if actions.holds_outside(state.task.action)}
         tasks = fitting(self.tasks(), outside)
         return Report(
@@ -116,7 +118,7 @@ class PodProgram:
         )
 
     def details(self) -> dict[str, Any]:
-        """Return what a report tells people beside; see ``pidone.plan.report``."""
+        """Return the fields of a report that only people read; see ``pidone.plan.report``."""
         return {
             "after": self.settings.after,
             "phase": self._phase.value,
@@ -137,11 +139,11 @@ class PodProgram:
             for state in self.engine.tasks
         }
 
-    def _see_out(self, bundle: Bundle) -> None:
-        """Where nobody would start it again, the end of the application is the end of the pod.
+    def _follow_application(self, bundle: Bundle) -> None:
+        """With restartPolicy Never, begin the pod's end when the application's last process ends.
 
-        From inside it looks like a crash of one that the kubelet starts again: the pod's restartPolicy says
-        which it is. Only process 1 sees all processes; elsewhere TERM comes when the application has ended.
+        With another restartPolicy the kubelet restarts the application. Only process 1 of a shared PID namespace sees
+        the application's processes; a sidecar gets TERM when the application has ended.
         """
         if bundle.pod.restart_policy != "Never":
             return
@@ -158,7 +160,7 @@ class PodProgram:
         assert self._application is not None
         try:
             await self._application.wait_end()
-        except OSError as error:  # an old kernel, or a filter: the other ways to the end are left
+        except OSError as error:  # an old kernel, or a filter; the repo and TERM still begin the end
             self.journal.write("application-unseen", error=error.strerror)
         else:
             self.end("last application process")

@@ -1,4 +1,4 @@
-"""The settings of process 1, from the environment of an image, a sidecar or a desk."""
+"""Reads the settings of process 1 from the environment variables of an image, a sidecar or a desk."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,22 +8,22 @@ from pidone.errors import Refused
 from pidone.pid1 import stages
 from pidone.protocol import IN_CLUSTER
 
-LINGER_SECONDS = 5.0  # without a task before the pod dozes: labels are often changed one after the other
-# Beside the metrics' 19100, below the ports that kernels give to clients, and assigned to nothing by IANA.
+LINGER_SECONDS = 5.0  # between the last task and doze: people often change several labels one after the other
+# Next to the metrics' 19100, below the ephemeral ports of Linux (32768), and not assigned by IANA.
 STATUS_PORT = 19101
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the environment sets, by the variable named beside each field. In a cluster every one has a default."""
+    """The settings. The comment of each field names its variable. In a cluster the defaults suffice."""
 
     repos: tuple[str, ...] = (IN_CLUSTER,)  # PIDONE_REPO: URLs, tried in order, separated by commas
-    pod_ip: str | None = None  # PIDONE_POD_IP: connect from and listen on this address alone
-    linger: float = LINGER_SECONDS  # PIDONE_LINGER
+    pod_ip: str | None = None  # PIDONE_POD_IP: connect from this address and listen on it only
+    linger: float = LINGER_SECONDS  # PIDONE_LINGER: seconds without tasks before the pod dozes
     programs: str = actions.PROGRAMS  # PIDONE_PROGRAMS: the folder whose programs tasks may run; "/" is all
-    status: str = ""  # PIDONE_STATUS_PORT: where /status and /drain are; see ``status_address``
-    token: str = ""  # PIDONE_TOKEN: a file with the token that tells the repo by https which pod asks
-    after: str = ""  # PIDONE_LAST_WORDS: why the program before this one ended
+    status: str = ""  # PIDONE_STATUS_PORT: the address of /status and /drain; see ``status_address``
+    token: str = ""  # PIDONE_TOKEN: a file with a token that identifies the pod to an https repo
+    after: str = ""  # PIDONE_LAST_WORDS: why the program before this one failed
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> "Settings":
@@ -40,10 +40,10 @@ class Settings:
         )
 
     def status_address(self) -> tuple[str | None, int]:
-        """The host (None: all) and the port to listen on; port 0: on none.
+        """Return the host to listen on (None: all addresses) and the port (0: do not listen).
 
-        A number is a port for the pod's own containers. ``*:PORT`` is on the pod's address, for the kubelet:
-        whoever reaches it there can take the pod out of service. Raises ``Refused`` for anything else.
+        ``PORT`` is a loopback port for the pod's own containers. ``*:PORT`` is a port of the pod's address, for the
+        kubelet; every client that can connect to it can drain the pod. Raises ``Refused`` for anything else.
         """
         host, _, port = self.status.rpartition(":")
         number = int(port) if port.isdecimal() else STATUS_PORT if not self.status else -1
@@ -51,5 +51,5 @@ class Settings:
             raise Refused(f'PIDONE_STATUS_PORT: expected PORT, *:PORT or 0, not "{self.status}"')
         if host:
             return self.pod_ip, number
-        # several pods on one machine, each at a loopback address of its own
+        # PIDONE_POD_IP may be a loopback address: several pods on one machine, in demo and tests
         return self.pod_ip if (self.pod_ip or "").startswith("127.") else "127.0.0.1", number

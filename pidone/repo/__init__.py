@@ -1,1 +1,1 @@
-"""The pod's end of the repo protocol: who am I, what is my plan, and here is what became of it."""
+"""The pod's end of the repo protocol: polls for the bundle, and reports the status."""

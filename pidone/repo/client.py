@@ -1,7 +1,7 @@
-"""Asks the repo for the bundle, holds the question open, and tells it what became of the answer.
+"""Polls the repo for the pod's bundle, and reports the pod's status to it.
 
-``GET /v1/bundle`` is held by the repo until there is something new, so a change arrives at once and nothing
-polls. No repo is a normal state: this client asks for ever, slower and slower, and what runs keeps running.
+The repo holds ``GET /v1/bundle`` until the bundle changes (long polling), so a change arrives at once. A repo that is
+away is a normal state: the client retries for ever with growing delays, and the tasks keep running.
 """
 
 import json
@@ -35,22 +35,22 @@ from pidone.protocol import (
     WAIT_SECONDS,
 )
 
-SLACK_SECONDS = 15.0  # beyond WAIT_SECONDS before a held question counts as lost
+SLACK_SECONDS = 15.0  # beyond WAIT_SECONDS before a held request counts as failed
 RETRY = Backoff(initial=2.0, maximum=60.0)  # of a request for the bundle
 # The first retries of all pods that lost one repo at the same moment are spread over this time. They have their plans.
 LOST_SPREAD_SECONDS = 12.0
-REPOS = 8  # instances of the repo that are remembered: more than it has replicas
-ANSWER_GAP = 0.2  # seconds between two questions that are answered at once: a repo gone wild costs no more
-STATUS_GAP = 1.0  # seconds between two reports
-STATUS_TIMEOUT = 10.0
-FAREWELL = 1.0  # seconds that the last report may take: between the end and it stands nothing but this
+MAX_REPLICAS = 8  # replicas of the repo that are remembered: more than an installation has
+POLL_GAP_SECONDS = 0.2  # between two requests that are answered at once: limits the cost of a faulty repo
+REPORT_GAP_SECONDS = 1.0  # between two reports
+REPORT_TIMEOUT_SECONDS = 10.0
+LAST_REPORT_SECONDS = 1.0  # for the last report, which the end of the pod waits for
 REPORT_RETRY = Backoff(initial=2.0, maximum=10.0)
 
 
 class Consumer(Protocol):
     """Applies bundles received from the repo; implemented by ``pidone.pod.program.PodProgram``."""
 
-    def take(self, data: bytes, *, trusted: bool) -> None:
+    def apply(self, data: bytes, *, trusted: bool) -> None:
         """Apply a bundle, or raise ``Refused`` and change nothing. ``trusted``: the repo proved by TLS who it is."""
 
     def status(self) -> Report:
@@ -61,16 +61,16 @@ class Consumer(Protocol):
 
 
 @dataclass(slots=True)
-class Answer:
-    """What to do after one answer: wait that many seconds, and whether the repo is well."""
+class Outcome:
+    """The result of one request for the bundle."""
 
-    pause: float
-    trouble: str = ""
-    lost: bool = False  # no answer at all: all pods of that repo lost it at this moment
+    pause: float  # seconds until the next request, at least
+    error: str = ""  # empty: the repo works
+    lost: bool = False  # there was no answer: all pods of that repo have lost it at the same moment
 
 
 class RepoClient:
-    """One pod's conversation with its repo. ``urls`` are tried in their order, the one that answers is kept."""
+    """The client of one pod. It tries ``urls`` in their order, and stays with the first one that answers."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class RepoClient:
         random: Random,
         token: str = "",
     ) -> None:
-        """``token`` is the path of a file with a bearer token, which only a repo by https gets to see."""
+        """``token`` is the path of a file with a bearer token, which is sent over https only."""
         self._token = token
         self._urls = [url.rstrip("/") for url in urls]
         self._consumer = consumer
@@ -92,68 +92,70 @@ class RepoClient:
         self._counters = counters
         self._source = source
         self._random = random
-        self._current = 0
-        self._applied = ""  # entity tags
-        self._rejected = ""
-        self._error = ""  # why the bundle was rejected
-        self._dirty = trio.Event()
-        self._reached = trio.Event()
-        self._heard = trio.Event()
-        self._parting, self._parted = trio.Lock(), False
+        self._current = 0  # index of the URL in use
+        self._applied = ""  # ETag of the bundle that was applied last
+        self._rejected = ""  # ETag of the bundle that was rejected after it
+        self._error = ""  # the reason of the rejection
+        self._changed = trio.Event()  # there is something to report
+        self._reached = trio.Event()  # the repo has answered the last request
+        self._delivered = trio.Event()  # the repo has got a report
+        self._last_report, self._last_reported = trio.Lock(), False
         self._boot = os.urandom(8).hex()
-        self._met: dict[str, None] = {}  # instances of the repo, by what they call themselves
-        self._withheld = ""  # why a plan did not come over plain http, the last time
+        self._replicas: dict[str, None] = {}  # replicas of the repo that have answered, by their REPO_HEADER
+        self._withheld = ""  # the reason why a repo over plain http withheld the plan
         self._headers = {**claims, BOOT_HEADER: self._boot, VERSION_HEADER: __version__}
 
     @property
     def refused(self) -> bool:
-        """Whether the last bundle that came was refused."""
+        """True if the last bundle that came was rejected."""
         return bool(self._rejected)
 
     def status_changed(self) -> None:
-        """There is something to report; reports are made at most every ``STATUS_GAP`` seconds."""
-        self._dirty.set()
+        """Cause a report; there is at most one in ``REPORT_GAP_SECONDS``."""
+        self._changed.set()
 
-    async def ask(self) -> None:
-        """Ask until cancelled. Nothing that a repo answers, or fails to answer, ends this."""
+    async def poll(self) -> None:
+        """Poll for bundles and apply them, until cancelled. Errors are logged and retried."""
         failures = 0
         while True:
-            answer = await self._ask_once()
+            outcome = await self._poll_once()
             self._counters.bundle_fetches += 1
-            if answer.trouble:
-                failures += 1
-                self._counters.bundle_fetch_failures += 1
-                if failures == 1:
-                    self._journal.write(
-                        "repo-away", repo=redacted(self._urls[self._current]), error=answer.trouble
-                    )
-                self._current = (self._current + 1) % len(self._urls)
-                limit = RETRY.limit(failures)
-                if answer.lost and self._met:
-                    limit = max(LOST_SPREAD_SECONDS, limit)
-                self._counters.repo_up = False
-                if self._reached.is_set():  # else ``report`` waits for this one, and would wait for ever
-                    self._reached = trio.Event()
-                await trio.sleep(max(answer.pause, limit * self._random.random()))
-            else:
+            if not outcome.error:
                 if self._counters.repo_up is not True:
                     self._journal.write("repo-reached", repo=redacted(self._urls[self._current]))
-                    self._dirty.set()  # a repo that was away may have forgotten what it was told
+                    self._changed.set()  # a repo that was away may have lost the last report
                 failures, self._counters.repo_up = 0, True
                 self._reached.set()
-                await trio.sleep(answer.pause)
+                await trio.sleep(outcome.pause)
+                continue
 
-    async def _ask_once(self) -> Answer:
+            failures += 1
+            self._counters.bundle_fetch_failures += 1
+            self._counters.repo_up = False
+            if failures == 1:
+                self._journal.write(
+                    "repo-away", repo=redacted(self._urls[self._current]), error=outcome.error
+                )
+            self._current = (self._current + 1) % len(self._urls)
+            if self._reached.is_set():  # otherwise ``report`` waits for this event, and must not lose it
+                self._reached = trio.Event()
+
+            limit = RETRY.limit(failures)
+            if outcome.lost and self._replicas:
+                limit = max(LOST_SPREAD_SECONDS, limit)
+            await trio.sleep(max(outcome.pause, limit * self._random.random()))
+
+    async def _poll_once(self) -> Outcome:
         url = self._urls[self._current]
-        known = ", ".join(tag for tag in (self._applied, self._rejected) if tag)
-        headers = {**self._headers, **self._proof(url), "accept": MEDIA_TYPE}
-        if self._counters.repo_up or not known:
-            headers["prefer"] = (
-                f"wait={WAIT_SECONDS:g}"  # not after an absence: then "there again" is known at once
-            )
-        if known:
-            headers["if-none-match"] = known
-        asked = trio.current_time()
+        etags = ", ".join(etag for etag in (self._applied, self._rejected) if etag)
+        headers = {**self._headers, **self._authorization(url), "accept": MEDIA_TYPE}
+        if self._counters.repo_up or not etags:
+            # not after an absence, so that a repo that is back answers at once
+            headers["prefer"] = f"wait={WAIT_SECONDS:g}"
+        if etags:
+            headers["if-none-match"] = etags
+
+        began = trio.current_time()
         try:
             answer = await request(
                 "GET",
@@ -165,45 +167,48 @@ class RepoClient:
                 fatal=True,
             )
         except TransferError as error:
-            return Answer(0.0, str(error), lost=True)
-        self._meet(answer.headers.get(REPO_HEADER, ""))
-        quick = max(0.0, asked + ANSWER_GAP - trio.current_time())
+            return Outcome(0.0, str(error), lost=True)
+
+        self._remember_replica(answer.headers.get(REPO_HEADER, ""))
+        gap = max(0.0, began + POLL_GAP_SECONDS - trio.current_time())
         held = "preference-applied" in answer.headers or "prefer" not in headers
         match answer.status:
             case 200:
-                tag = answer.headers.get("etag", "")
-                if not tag or tag in known:
-                    return Answer(
-                        quick, f"the bundle's entity tag is {tag or 'missing'}, and {known or 'none'} is here"
+                etag = answer.headers.get("etag", "")
+                if not etag or etag in etags:
+                    return Outcome(
+                        gap,
+                        f"the bundle has the ETag {etag or 'none'}, "
+                        f"and the pod has {etags or 'no bundle'} already",
                     )
-                self._take(answer, tag, trusted=url.startswith("https://"))
-                return Answer(quick)
+                self._apply(answer, etag, trusted=url.startswith("https://"))
+                return Outcome(gap)
             case 304 | 426:
-                if answer.status == 426:  # the repo is well; what is here stays, with its reports and its end
-                    self._keep_without(_words(answer))
-                # a repo that does not hold questions would be asked in a tight loop
-                return Answer(quick if held else WAIT_SECONDS * self._random.random())
+                if answer.status == 426:  # the repo works; the pod keeps its plan, reports, and gets its end
+                    self._plan_withheld(_message(answer))
+                # a repo that does not hold requests would be polled in a tight loop
+                return Outcome(gap if held else WAIT_SECONDS * self._random.random())
             case status:
-                return Answer(_retry_after(answer, self._random), f"{status} {_words(answer)}")
+                return Outcome(_retry_after(answer, self._random), f"{status} {_message(answer)}")
 
-    def _meet(self, repo: str) -> None:
-        """An instance that was not met before knows nothing of this pod: it, or whoever leads, is told all again."""
-        if repo and repo not in self._met:
-            self._met[repo] = None
-            if len(self._met) > REPOS:
-                del self._met[next(iter(self._met))]
-            self._dirty.set()
+    def _remember_replica(self, name: str) -> None:
+        """Report again to a replica that is new: neither it nor its leader may know this pod's last report."""
+        if name and name not in self._replicas:
+            self._replicas[name] = None
+            if len(self._replicas) > MAX_REPLICAS:
+                del self._replicas[next(iter(self._replicas))]
+            self._changed.set()
 
-    def _keep_without(self, why: str) -> None:
-        """The plan needs a repo that proves who it is; one of the others may."""
-        if self._withheld != why:
-            self._withheld = why
-            self._journal.write("plan-withheld", repo=redacted(self._urls[self._current]), error=why)
+    def _plan_withheld(self, reason: str) -> None:
+        """Log that the plan needs an https repo, and change to the next URL if there is an https one."""
+        if self._withheld != reason:
+            self._withheld = reason
+            self._journal.write("plan-withheld", repo=redacted(self._urls[self._current]), error=reason)
         if any(url.startswith("https://") for url in self._urls):
             self._current = (self._current + 1) % len(self._urls)
 
-    def _proof(self, url: str) -> dict[str, str]:
-        """Who we are, where there is a token; read each time, for the kubelet renews it in place."""
+    def _authorization(self, url: str) -> dict[str, str]:
+        """Return the header with the token, for https only. The kubelet renews the file, so it is read each time."""
         if not self._token or not url.startswith("https://"):
             return {}
         try:
@@ -211,81 +216,85 @@ class RepoClient:
                 return {"authorization": f"Bearer {file.read().strip()}"}
         except (OSError, ValueError) as error:
             self._journal.write("token-unread", file=self._token, error=str(error))
-            return {}  # the address still says who asks
+            return {}  # the repo identifies the pod by its address
 
-    def _take(self, answer: Response, tag: str, *, trusted: bool) -> None:
+    def _apply(self, answer: Response, etag: str, *, trusted: bool) -> None:
         try:
             if not answer.headers.get("content-type", "").startswith(MEDIA_TYPE):
                 raise Refused(f"expected {MEDIA_TYPE}, not {answer.headers.get('content-type', 'nothing')}")
-            self._consumer.take(answer.body, trusted=trusted)
-        except Exception as error:  # noqa: BLE001 - a plan that brings out a bug of ours is refused as well
-            why = (
+            self._consumer.apply(answer.body, trusted=trusted)
+        except Exception as error:  # noqa: BLE001 - a plan that causes an internal error is rejected as well
+            reason = (
                 str(error)
                 if isinstance(error, Refused)
                 else f"internal error: {type(error).__name__}: {error}"
             )
-            self._rejected, self._error = tag, why
+            self._rejected, self._error = etag, reason
             self._counters.bundle_rejections += 1
-            self._journal.write("plan-refused", error=why)
+            self._journal.write("plan-refused", error=reason)
         else:
-            self._applied, self._rejected, self._error = tag, "", ""
-        self._dirty.set()
+            self._applied, self._rejected, self._error = etag, "", ""
+        self._changed.set()
 
     async def report(self) -> None:
-        """Report what runs whenever it has changed, until cancelled; a report that fails is made again later."""
+        """Report the status after each change, until cancelled. Reports that fail are retried."""
         failures = 0
         while True:
-            await self._dirty.wait()
+            await self._changed.wait()
             await self._reached.wait()
-            self._dirty = trio.Event()
+            self._changed = trio.Event()
             if await self._report_once():
                 failures = 0
             else:
-                # Soon at first: the journal is a ring, and what is written meanwhile pushes out what is untold.
+                # The first retries come soon, because new lines push unreported ones out of the journal's ring.
                 failures += 1
-                self._dirty.set()
+                self._changed.set()
                 await trio.sleep(REPORT_RETRY.delay(failures, self._random))
-            await trio.sleep(STATUS_GAP)
+            await trio.sleep(REPORT_GAP_SECONDS)
 
     async def _report_once(self) -> bool:
-        body, told = self._status(LINES)
+        """Post one report; True if the repo took it."""
+        body, reported = self._status(LINES)
         for most in (LINES // 2, LINES // 10, 1):  # a line may be six times as long in JSON
             if len(body) <= MAX_REPORT_BYTES:
                 break
-            body, told = self._status(most)
+            body, reported = self._status(most)
+
+        url = self._urls[self._current]
         try:
             answer = await request(
                 "POST",
-                f"{self._urls[self._current]}{STATUS_PATH}",
-                headers={**self._headers, **self._proof(self._urls[self._current]), "content-type": JSON},
+                f"{url}{STATUS_PATH}",
+                headers={**self._headers, **self._authorization(url), "content-type": JSON},
                 body=body,
-                timeout=STATUS_TIMEOUT,
+                timeout=REPORT_TIMEOUT_SECONDS,
                 source=self._source,
             )
         except TransferError:
-            return False  # the question that is held open notices as well, and says so
+            return False  # not logged, because the held request fails as well
+
         if answer.status == 204:
-            self._journal.told = told
-            if told < self._journal.written:
-                self._dirty.set()
-            self._heard.set()
-            self._heard = trio.Event()
+            self._journal.reported = reported
+            if reported < self._journal.written:
+                self._changed.set()
+            self._delivered.set()
+            self._delivered = trio.Event()
         return answer.status == 204
 
-    async def farewell(self) -> None:
-        """Report the end once, without waiting for the next report's turn, and for ``FAREWELL`` seconds at most.
+    async def report_end(self) -> None:
+        """Report the end of the tasks once, at once, and give up after ``LAST_REPORT_SECONDS``.
 
-        Else the controller would take out of registries what is out of them already, and would not know of what
-        could not be taken back.
+        Without this report the controller would deregister instances that are deregistered already, and would not
+        know of tasks whose undoing failed.
         """
-        async with self._parting:
-            if self._reached.is_set() and not self._parted:
-                with trio.move_on_after(FAREWELL):
-                    self._parted = await self._report_once()
+        async with self._last_report:
+            if self._reached.is_set() and not self._last_reported:
+                with trio.move_on_after(LAST_REPORT_SECONDS):
+                    self._last_reported = await self._report_once()
 
     def _status(self, most: int) -> tuple[bytes, int]:
-        """A report with that many lines of the journal, and what it tells of them; see ``Journal.untold``."""
-        lines, told = self._journal.untold(most)
+        """Return a report with at most ``most`` journal lines, and ``Journal.reported`` once the repo has it."""
+        lines, reported = self._journal.unreported(most)
         report = replace(
             self._consumer.status(),
             boot=self._boot,
@@ -296,20 +305,20 @@ class RepoClient:
             logs=tuple(line[:LINE_WIDTH] for line in lines),
         )
         value = encode(report) | {"time": time(), **self._consumer.details()}
-        return json.dumps(value, separators=(",", ":")).encode(), told
+        return json.dumps(value, separators=(",", ":")).encode(), reported
 
-    async def all_told(self) -> None:
-        """Return when the repo has every line of the journal."""
-        while self._journal.told < self._journal.written:
-            await self._heard.wait()
+    async def wait_reported(self) -> None:
+        """Return when all lines of the journal are reported."""
+        while self._journal.reported < self._journal.written:
+            await self._delivered.wait()
 
 
-def _words(answer: Response) -> str:
+def _message(answer: Response) -> str:
     return " ".join(answer.text.split())[:200]
 
 
 def _retry_after(answer: Response, random: Random) -> float:
-    """Seconds until the next question, spread by a quarter: pods that were refused together come back apart."""
-    said = answer.headers.get("retry-after", "")
-    seconds = min(float(said), MAX_RETRY_AFTER_SECONDS) if said.isdecimal() else 1.0
+    """Return the seconds until the next request, with up to a quarter more, which spreads the pods of one refusal."""
+    value = answer.headers.get("retry-after", "")
+    seconds = min(float(value), MAX_RETRY_AFTER_SECONDS) if value.isdecimal() else 1.0
     return seconds * (1 + 0.25 * random.random())

@@ -270,7 +270,7 @@ def latency() -> list[tuple[str, float, float]]:
 class Quiet:
     """A pod that takes every bundle and does nothing with it."""
 
-    def take(self, data: bytes, *, trusted: bool) -> None:
+    def apply(self, data: bytes, *, trusted: bool) -> None:
         pass
 
     def status(self) -> Report:
@@ -290,7 +290,7 @@ async def restart() -> list[tuple[str, float, float]]:
                 [f"http://127.0.0.1:{served.port}"], Quiet(), Journal(echo=lambda _: None), each,
                 claims={}, source=address(index), random=Random(index),
             )  # fmt: skip
-            nursery.start_soon(client.ask)
+            nursery.start_soon(client.poll)
             if index % 20 == 0:
                 await trio.sleep(0.02)
         while served.ask("?")["held"] < RESTARTED:

@@ -50,7 +50,7 @@ class Asking:
     def terminating(self) -> bool:
         return bool(self.history) and self.history[-1].phase is Phase.TERMINATING
 
-    def take(self, data: bytes, *, trusted: bool) -> None:
+    def apply(self, data: bytes, *, trusted: bool) -> None:
         bundle = decode_bundle(data, actions.names())
         why = self.refuses(bundle)
         if why:
@@ -84,7 +84,7 @@ async def asking(*pods: Asking) -> AsyncIterator[None]:
     """The pods ask and report while the block runs."""
     async with trio.open_nursery() as nursery:
         for pod in pods:
-            nursery.start_soon(pod.client.ask)
+            nursery.start_soon(pod.client.poll)
             nursery.start_soon(pod.client.report)
         yield
         nursery.cancel_scope.cancel()

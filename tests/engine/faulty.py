@@ -136,7 +136,7 @@ def sabotage() -> None:
     setattr(actions, "build", faulty_build)  # noqa: B010 - as mypy sees a module
     setattr(journal, "datetime", JumpingDatetime)  # noqa: B010 - the same; its clock is not Python's
     setattr(program, "_refuse_privileged", lambda bundle: None)  # noqa: B010 - commands, over plain http
-    setattr(client, "ANSWER_GAP", 0.0)  # noqa: B010 - each change of the plan is to reach the engine
+    setattr(client, "POLL_GAP_SECONDS", 0.0)  # noqa: B010 - each change of the plan is to reach the engine
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def sabotage() -> None:
             await undo(self, context)
 
         kind.run, kind.undo = faulty_run, faulty_undo  # type: ignore[method-assign]
-    handle, decode, ask_once = Core.handle, decode_bundle, RepoClient._ask_once
+    handle, decode, poll_once = Core.handle, decode_bundle, RepoClient._poll_once
 
     def faulty_handle(self, event, now):  # type: ignore[no-untyped-def]
         fault("engine")
@@ -59,13 +59,13 @@ def sabotage() -> None:
         fault("decoder")
         return decode(data, actions)
 
-    async def faulty_ask(self):  # type: ignore[no-untyped-def]
+    async def faulty_poll(self):  # type: ignore[no-untyped-def]
         fault("client")
-        return await ask_once(self)
+        return await poll_once(self)
 
     Core.handle = faulty_handle  # type: ignore[method-assign]
     setattr(program, "decode_bundle", faulty_decode)  # noqa: B010 - imported there, and not exported
-    RepoClient._ask_once = faulty_ask  # type: ignore[method-assign]
+    RepoClient._poll_once = faulty_poll  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

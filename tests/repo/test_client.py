@@ -48,7 +48,7 @@ class Pod:
             token=token,
         )
 
-    def take(self, data: bytes, *, trusted: bool) -> None:
+    def apply(self, data: bytes, *, trusted: bool) -> None:
         self.taken.append((data.decode(), trusted))
         if b"bad" in data:
             raise Refused('task "x": cannot be built')
@@ -60,7 +60,7 @@ class Pod:
         return {}
 
     def start(self, nursery: trio.Nursery) -> None:
-        nursery.start_soon(self.client.ask)
+        nursery.start_soon(self.client.poll)
         nursery.start_soon(self.client.report)
 
     def said(self, text: str) -> int:
@@ -340,7 +340,7 @@ async def test_whoever_loses_a_repo_comes_back_spread_over_seconds(
     for seed in range(200):
         pod = Pod(["http://repo"])
         pod.client._random = Random(seed)
-        nursery.start_soon(pod.client.ask)
+        nursery.start_soon(pod.client.poll)
     await trio.sleep(5)
     broken.set()
     lost = trio.current_time()
@@ -514,7 +514,7 @@ async def test_every_line_of_the_journal_arrives_once_and_in_order_however_many_
     pod.client.status_changed()
     await trio.sleep(5)
     wire.reports_fail = False
-    await pod.client.all_told()
+    await pod.client.wait_reported()
     assert [line.partition("number=")[2] for line in wire.lines] == [str(number) for number in range(150)]
     nursery.cancel_scope.cancel()
 
@@ -530,7 +530,7 @@ async def test_lines_that_were_pushed_out_before_they_were_told_are_counted(
     for number in range(RING + 7):
         pod.journal.write("event", number=number)
     pod.client.status_changed()
-    await pod.client.all_told()
+    await pod.client.wait_reported()
     assert wire.lines[0].endswith("event=lines-lost count=7")
     assert [line.partition("number=")[2] for line in wire.lines[1:]] == [str(n) for n in range(7, RING + 7)]
     nursery.cancel_scope.cancel()
@@ -549,7 +549,7 @@ async def test_a_flood_of_lines_is_told_at_a_bounded_rate(
     for number in range(20_000):
         pod.journal.write("event", number=number)
         await trio.sleep(0.001)
-    await pod.client.all_told()
+    await pod.client.wait_reported()
     assert len(wire.reports) <= 20 + 2, "a report a second"
     assert len(wire.lines) <= (20 + 2) * (LINES + 1), "a hundred lines each, and how many were lost"
     lost = sum(int(line.rpartition("=")[2]) for line in wire.lines if "event=lines-lost" in line)
@@ -602,16 +602,16 @@ async def test_the_last_report_does_not_wait_for_its_turn_and_is_made_once(
 ) -> None:
     served, url = repo
     pod = Pod([url])
-    await pod.client.farewell()  # nobody to tell: nothing is waited for
+    await pod.client.report_end()  # nobody to tell: nothing is waited for
     served.answer(bundle("one"))
     pod.start(nursery)
     await served.report()
     began = trio.current_time()
     async with trio.open_nursery() as both:
-        both.start_soon(pod.client.farewell)
-        both.start_soon(pod.client.farewell)
+        both.start_soon(pod.client.report_end)
+        both.start_soon(pod.client.report_end)
     await served.report()
-    assert trio.current_time() < began + module.STATUS_GAP / 2
+    assert trio.current_time() < began + module.REPORT_GAP_SECONDS / 2
     with pytest.raises(trio.WouldBlock):
         served._reports.receive_nowait()
     nursery.cancel_scope.cancel()
