@@ -1,4 +1,4 @@
-"""The wire format of a bundle, version 1: media type, decoding, encoding.
+"""Encodes and decodes bundles in the wire format, version 1.
 
     {"format": 1, "digest": "sha256-...", "phase": "Running",
      "pod": {"name", "namespace", "uid", "ip", "nodeName", "restartPolicy"},
@@ -8,10 +8,12 @@
                 "restartPolicy": "Always", "backoff": {"initial": 1, "max": 300, "factor": 2, "jitter": 1},
                 "backoffLimit": 3, "<action>": {...}}, ...]}
 
-``digest`` is over ``tasks``. A task has exactly one key that names an action; its value belongs to that
-action's module. Where ``restartPolicy`` or ``containers`` are missing nobody knows them; ``containers`` are all
-of the pod's spec, each with whether it has ever run. Pods are older than controllers by months: what a pod does
-not know of its tasks it refuses, by name.
+``digest`` is that of ``tasks``. A task has exactly one key that names an action, and the action's module decodes its
+value. ``containers`` are all containers of the pod's spec. Without ``restartPolicy`` or ``containers`` these facts are
+unknown.
+
+Pods may be months older than the controller. A pod refuses fields of its tasks that it does not know, by name. It
+ignores unknown fields of the envelope.
 """
 
 import json
@@ -50,7 +52,7 @@ def encode_bundle(
     pod: Pod,
     containers: Mapping[str, Container] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """The envelope around rendered tasks; what ``decode_bundle`` reads. What is not known is left out."""
+    """Return the bundle with these rendered tasks, for ``decode_bundle``. Unknown facts are left out."""
     facts = {"name": pod.name, "namespace": pod.namespace, "uid": pod.uid, "ip": pod.ip, "nodeName": pod.node}
     if pod.restart_policy:
         facts["restartPolicy"] = pod.restart_policy
@@ -63,15 +65,17 @@ def encode_bundle(
 
 
 def decode_bundle(data: bytes, actions: Iterable[str]) -> Bundle:
-    """Read a bundle as the repo sent it. Raises ``Refused`` with the place and what was expected there."""
+    """Decode the body of a bundle. Raises ``Refused`` with the place, the value and what was expected."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise Refused(f"the bundle is not JSON: {error}") from error
     envelope = Fields(value, "bundle")
+
     version = envelope.integer("format", least=1, most=1 << 30)
     if version != FORMAT:
         raise Refused(f"bundle.format: this pidone reads format {FORMAT}, not {version}")
+
     phase = envelope.text("phase")
     facts = envelope.object("pod")
     pod = Pod(
@@ -82,14 +86,17 @@ def decode_bundle(data: bytes, actions: Iterable[str]) -> Bundle:
         node=facts.text("nodeName", ""),
         restart_policy=facts.text("restartPolicy", ""),
     )
-    said = envelope.text("digest")
+    claimed_digest = envelope.text("digest")
     if phase == Phase.TERMINATING:
-        # The end starts nothing, so it needs no plan, and a pod that cannot read this one must end all the same.
-        return Bundle(Phase.TERMINATING, pod, Plan(said, ()))
+        # The end needs no plan, and a pod that cannot decode this one must end too.
+        return Bundle(Phase.TERMINATING, pod, Plan(claimed_digest, ()))
+
     plan = decode_plan(value.get("tasks"), actions)
-    if said != plan.digest:
-        raise Refused(f"bundle.digest: the tasks have {plan.digest}, not {said}: damaged on the way")
-    # A newer controller may put more facts around the tasks; only what is to be done must be understood whole.
+    if claimed_digest != plan.digest:
+        raise Refused(
+            f"bundle.digest: the tasks have {plan.digest}, not {claimed_digest}: the bundle was damaged"
+        )
+    # no ``envelope.done()``: a newer controller may add facts to the envelope
     containers = {
         name: Container(id=container.text("id", ""), started=container.flag("started"))
         for name, container in envelope.members("containers").items()
@@ -98,13 +105,13 @@ def decode_bundle(data: bytes, actions: Iterable[str]) -> Bundle:
 
 
 def decode_plan(tasks: object, actions: Iterable[str]) -> Plan:
-    """Read rendered tasks; ``actions`` are the names of the actions this program has."""
+    """Decode rendered tasks; ``actions`` are the names of the actions of this program. Raises ``Refused``."""
     if not isinstance(tasks, list):
         raise Refused(f"tasks: expected a list, not {kind(tasks)}")
     if len(tasks) > MAX_TASKS:
         raise Refused(f"tasks: at most {MAX_TASKS}, not {len(tasks)}")
-    known = frozenset(actions)
-    decoded = tuple(_task(item, f"tasks[{index}]", known) for index, item in enumerate(tasks))
+    names = frozenset(actions)
+    decoded = tuple(_task(item, f"tasks[{index}]", names) for index, item in enumerate(tasks))
     _check_graph(decoded)
     return Plan(digest(tasks), decoded)
 
@@ -114,12 +121,13 @@ def _task(value: object, path: str, actions: frozenset[str]) -> Task:
     assert isinstance(value, dict)
     name = fields.text("name")
     path = fields.path = f'task "{name}"'
-    found = [key for key in value if key not in _COMMON and not key.startswith("x-")]
-    if len(found) != 1 or found[0] not in actions:
-        shown = ", ".join(f'"{key}"' for key in found) or "none"
-        raise Refused(f"{path}: expected one of {', '.join(sorted(actions))}, not {shown}")
-    action = found[0]
-    fields.object(action)  # an object, whose inside belongs to the action
+    keys = [key for key in value if key not in _COMMON and not key.startswith("x-")]
+    if len(keys) != 1 or keys[0] not in actions:
+        quoted = ", ".join(f'"{key}"' for key in keys) or "none"
+        raise Refused(f"{path}: expected one of {', '.join(sorted(actions))}, not {quoted}")
+    action = keys[0]
+    fields.object(action)  # its fields are decoded by the action's module
+
     backoff = Backoff()
     if "backoff" in fields:
         given = fields.object("backoff")
@@ -130,9 +138,11 @@ def _task(value: object, path: str, actions: frozenset[str]) -> Task:
             jitter=given.seconds("jitter", backoff.jitter, most=1),
         )
         given.done()
+
     restart = fields.text("restartPolicy", "OnFailure" if action == "exec" else "Always")
     if restart not in {"Always", "OnFailure", "Never"}:
         raise Refused(f'{path}.restartPolicy: expected Always, OnFailure or Never, not "{restart}"')
+
     task = Task(
         name=name,
         action=action,
@@ -163,29 +173,28 @@ def _edges(fields: Fields, name: str) -> tuple[Edge, ...]:
 
 
 def _check_graph(tasks: tuple[Task, ...]) -> None:
-    """Names are unique, every edge leads to a task, and nothing waits for itself."""
+    """Raise ``Refused`` unless names are unique, all edges lead to tasks, and ``needs`` and ``while`` have no cycle."""
     by_name: dict[str, Task] = {}
     for task in tasks:
         if by_name.setdefault(task.name, task) is not task:
             raise Refused(f'task "{task.name}" is there twice')
     for task in tasks:
         _check_edges(task, by_name)
-    # A while that waits for its own task is as closed a door as such a need. An event that a task causes by
-    # its own run is not: it runs again, and again.
+    # ``runOn`` is left out: a task may run again on an event that its own run causes.
     cycle = find_cycle({task.name: [edge.task for edge in task.gates] for task in tasks})
     if cycle:
         raise Refused(f"these tasks wait for each other: {' -> '.join(cycle)}")
 
 
-def _check_edges(task: Task, known: Collection[str]) -> None:
+def _check_edges(task: Task, names: Collection[str]) -> None:
     for edge in task.needs:
-        if edge.task not in known:
+        if edge.task not in names:
             raise Refused(f'task "{task.name}" needs "{edge.task}", which is not in the plan')
     for edge in task.while_:
-        if edge.task not in known:
+        if edge.task not in names:
             raise Refused(f'task "{task.name}" runs while "{edge}", and "{edge.task}" is not in the plan')
     for edge in task.run_on:
-        if edge.task not in known and str(edge) not in EVENTS:
+        if edge.task not in names and str(edge) not in EVENTS:
             raise Refused(
                 f'task "{task.name}" runs on "{edge}", and "{edge.task}" is not in the plan; '
                 f"events of the pod are {', '.join(sorted(EVENTS))}"
@@ -193,12 +202,14 @@ def _check_edges(task: Task, known: Collection[str]) -> None:
 
 
 def find_cycle(needs: Mapping[str, Iterable[str]]) -> list[str]:
-    """One cycle, its first name repeated at the end, or nothing. Names not in ``needs`` are passed over."""
+    """Return one cycle, with its first name again at the end, or []. Names that are not in ``needs`` are ignored."""
     finished: set[str] = set()
     for start in needs:
         if start in finished:
             continue
-        trail = {start: iter(needs[start])}  # a stack of ours: a plan may be deeper than Python's
+        trail = {
+            start: iter(needs[start])
+        }  # a stack of its own, because a plan may be deeper than Python's stack
         while trail:
             name = next(reversed(trail))
             following = next(trail[name], None)

@@ -1,4 +1,4 @@
-"""A plan as values: every name resolved, every duration in seconds, nothing left to compute in the pod."""
+"""The plan of a pod as values. All references are resolved and all durations are in seconds."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from pidone.pacing import Backoff
 
 
 class Phase(StrEnum):
-    """The pod's life as the controller sees it. ``Terminating`` is ``metadata.deletionTimestamp`` being set."""
+    """The pod's phase as the controller sees it. ``Terminating``: ``metadata.deletionTimestamp`` is set."""
 
     RUNNING = "Running"
     TERMINATING = "Terminating"
@@ -17,7 +17,7 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """``task.state``: held while that task is in that state. In ``run_on`` also one of ``EVENTS``."""
+    """A dependency ``task.state``. It holds while that task is in that state. In ``run_on`` also one of ``EVENTS``."""
 
     task: str
     state: str
@@ -26,39 +26,39 @@ class Edge:
         return f"{self.task}.{self.state}"
 
 
-# What happens to the pod and not to a task: what ``runOn`` takes beside edges.
+# Events of the pod, which ``runOn`` accepts like states of tasks.
 TERMINATING, CONTAINERS_STARTED = "pod.terminating", "pod.containersStarted"
 EVENTS = frozenset({TERMINATING, CONTAINERS_STARTED, "signal.SIGHUP"})
-LASTING = frozenset({CONTAINERS_STARTED})  # what is so from then on
+LASTING = frozenset({CONTAINERS_STARTED})  # events that hold for ever after they have happened
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One task: what it does (``action`` and its ``config``, plain JSON) and when."""
+    """One task: its action, and when the action runs."""
 
     name: str
     action: str
-    config: Mapping[str, Any]
-    digest: str
-    needs: tuple[Edge, ...] = ()  # what must hold once, before the first run
-    while_: tuple[Edge, ...] = ()  # what must hold all the time
-    run_on: tuple[Edge, ...] = ()  # on each of these a run
-    every: float | None = None  # seconds
-    timeout: float | None = None  # seconds, of one run
-    stop_timeout: float = 2.0  # seconds its undoing may take
+    config: Mapping[str, Any]  # the fields of the action, plain JSON
+    digest: str  # of all fields of the task
+    needs: tuple[Edge, ...] = ()  # must hold before the first run
+    while_: tuple[Edge, ...] = ()  # must hold during all runs
+    run_on: tuple[Edge, ...] = ()  # each of these events starts a run
+    every: float | None = None  # seconds between runs
+    timeout: float | None = None  # seconds for one run
+    stop_timeout: float = 2.0  # seconds for undoing the task
     restart: str = "Always"  # Always | OnFailure | Never, as a pod's restartPolicy
     backoff: Backoff = field(default_factory=Backoff)
     backoff_limit: int | None = None
 
     @property
     def gates(self) -> tuple[Edge, ...]:
-        """What it depends on: these tasks are there before it, and go after it."""
+        """The edges to tasks that it depends on: they start before it, and are stopped after it."""
         return self.needs + self.while_
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The tasks of one pod, content-addressed: equal digests are equal plans."""
+    """The tasks of one pod. Plans with equal digests are equal."""
 
     digest: str
     tasks: tuple[Task, ...]
@@ -66,27 +66,27 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """What the pod is told about itself (its own metadata, never another's)."""
+    """The facts that a pod gets about itself, from its own object."""
 
     name: str
     namespace: str
     uid: str
     ip: str
     node: str = ""
-    restart_policy: str = ""  # Always | OnFailure | Never; empty where nobody knows
+    restart_policy: str = ""  # Always | OnFailure | Never; empty: unknown
 
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """One of the pod's spec, as the status has it: its id, as ``containerd://...``, and whether it has ever run."""
+    """A container of the pod's spec, as in ``PodStatus.containerStatuses``."""
 
-    id: str
-    started: bool
+    id: str  # as ``containerd://...``
+    started: bool  # it runs, or has run
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """What the repo serves: the plan in an envelope with the pod's phase, its own facts and its containers by name."""
+    """The answer of the repo: the plan, with the pod's phase, its facts, and its containers by name."""
 
     phase: Phase
     pod: Pod
@@ -95,10 +95,10 @@ class Bundle:
 
     @property
     def containers_started(self) -> bool:
-        """Whether all that the pod is to run has been started; False where nobody says."""
+        """True if all containers have been started; False if that is unknown."""
         return bool(self.containers) and all(container.started for container in self.containers.values())
 
     @property
     def runs_once(self) -> bool:
-        """Whether nobody starts again what has ended in the pod, and all that it is to run has been started."""
+        """True if all containers have been started and the kubelet restarts none."""
         return self.pod.restart_policy == "Never" and self.containers_started

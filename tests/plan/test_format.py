@@ -122,7 +122,7 @@ def test_a_plan_that_is_not_understood_is_refused_with_place_and_expectation(
         (b"[" * 100_000, "not JSON"),
         (b"[]", "bundle: expected an object, not a list"),
         (bundle([], format=2), "reads format 1, not 2"),
-        (bundle([], digest="sha256-0"), "damaged on the way"),
+        (bundle([], digest="sha256-0"), "the bundle was damaged"),
         (bundle([], tasks=None), "tasks: expected a list, not null"),
         (bundle([], pod=None), "bundle.pod: expected an object, not null"),
         (bundle([], containers=[]), "bundle.containers: expected an object, not a list"),
