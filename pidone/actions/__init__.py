@@ -6,12 +6,13 @@ A module of this folder has
     STATES                                                   what edges to it can name
     def privileged(config) -> bool                           where plain http must not bring all of it
     HOLDS_OUTSIDE = True                                     where its tasks hold something outside the pod
+    def families(views) -> Iterable[Family]                  metrics of its tasks, where it has any
 
 and nothing else is needed here for a new action. Its fields and states for people stand in ``schema/``.
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
@@ -20,6 +21,7 @@ from typing import Any, Protocol
 
 from pidone.counters import Counters, TaskView
 from pidone.errors import Refused
+from pidone.metrics.exposition import Family
 from pidone.pid1.reaper import Reaper
 from pidone.plan.fields import Fields
 from pidone.plan.model import Pod, Task
@@ -99,6 +101,20 @@ def privileged(action: str, config: Mapping[str, Any] = MappingProxyType({})) ->
 def holds_outside(action: str) -> bool:
     """Whether the tasks of this action hold something outside the pod, as a registration, until they are undone."""
     return getattr(import_module(f"{__name__}.{action}"), "HOLDS_OUTSIDE", False)
+
+
+def families(setting: Setting, views: Sequence[TaskView]) -> Iterator[Family]:
+    """Return the metrics of the plan and of these tasks: those of all tasks, and those that actions add."""
+    from pidone.metrics import tasks
+
+    yield from tasks.collect(setting.pod, setting.reaper, setting.counters, views)
+    by_action: dict[str, list[TaskView]] = {}
+    for view in views:
+        by_action.setdefault(view.task.action, []).append(view)
+    for action, own in sorted(by_action.items()):
+        module = import_module(f"{__name__}.{action}")
+        if hasattr(module, "families"):
+            yield from module.families(own)
 
 
 def check_states(tasks: Iterable[Task]) -> None:

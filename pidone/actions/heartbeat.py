@@ -1,9 +1,12 @@
-"""``heartbeat``: keeps a registration alive, one beat a run. ``every`` says how often."""
+"""``heartbeat``: renews the lease of a registration, once per run. ``every`` is the period."""
 
+from collections.abc import Iterable, Iterator
 from typing import Protocol, runtime_checkable
 
 from pidone.actions import Context, Setting
+from pidone.counters import TaskView
 from pidone.errors import TaskFailed
+from pidone.metrics.exposition import Family, counter
 from pidone.plan.fields import Fields
 
 STATES = ("started", "failing")
@@ -11,37 +14,41 @@ STARTED, FAILING = STATES
 
 
 @runtime_checkable
-class KeptAlive(Protocol):
-    """What a heartbeat can be of."""
+class Renewable(Protocol):
+    """An action that holds a lease."""
 
     async def heartbeat(self) -> None:
-        """Renew, or do what is needed to be renewed. Raises ``TaskFailed``."""
+        """Renew the lease, or acquire it again. Raises ``TaskFailed``."""
 
 
 class Heartbeat:
-    """Asks the registration's own task for the beat: that task sends all calls of its instance, in order."""
+    """Asks the registration's own task to renew: that task sends all calls of its instance, in order."""
 
     def __init__(self, of: str) -> None:
         self._of = of
-        self.beats = 0
-        self.failed = 0
 
     async def run(self, context: Context) -> None:
         registration = context.action_of(self._of)
         try:
-            if not isinstance(registration, KeptAlive):
-                raise TaskFailed(f'there is no registration "{self._of}" to keep alive')
+            if not isinstance(registration, Renewable):
+                raise TaskFailed(f'there is no registration "{self._of}" to renew')
             await registration.heartbeat()
         except TaskFailed:
-            self.failed += 1
             context.report(FAILING)
             raise
-        finally:
-            self.beats += 1
         context.report(STARTED)
 
     async def undo(self, context: Context) -> None:
-        """A heartbeat is taken back by being the last one."""
+        """Nothing is left to undo."""
+
+
+def families(views: Iterable[TaskView]) -> Iterator[Family]:
+    heartbeats = counter("pidone_heartbeats_total", "Heartbeats, with those that failed.")
+    failed = counter("pidone_heartbeat_failures_total", "Heartbeats that failed.")
+    for view in views:
+        heartbeats.add(view.runs, task=view.task.name)
+        failed.add(view.failures, task=view.task.name)
+    yield from (heartbeats, failed)
 
 
 def build(fields: Fields, setting: Setting) -> Heartbeat:

@@ -5,7 +5,7 @@ from time import perf_counter
 
 import trio
 
-from pidone.actions import Context, Setting
+from pidone.actions import Context, Setting, families
 from pidone.errors import Refused, TaskFailed
 from pidone.http.connect import encoded
 from pidone.http.message import Request, Response, text_response
@@ -72,12 +72,12 @@ class Metrics:
 
 
 def build(fields: Fields, setting: Setting) -> Metrics:
-    from pidone.metrics import network, process, tasks
+    from pidone.metrics import network, process
 
     known: dict[str, Collector] = {
         "process": process.collect,
         "network": network.collect,
-        "tasks": lambda: tasks.collect(setting.pod, setting.reaper, setting.counters, setting.tasks()),
+        "tasks": lambda: families(setting, list(setting.tasks())),
     }
     port = fields.integer("port", PORT, least=1, most=65535)
     wanted = fields.texts("collectors") or tuple(known)

@@ -1,14 +1,16 @@
 """``probe``: asks the application how it is, with the fields and rules of a core/v1 Probe."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import trio
 
 from pidone.actions import Context, Setting
+from pidone.counters import TaskView
 from pidone.errors import PidoneError, Refused, StartError
 from pidone.http.client import reason, request
 from pidone.http.connect import connect
+from pidone.metrics.exposition import Family, gauge
 from pidone.plan.fields import Fields
 
 STATES = ("started", "healthy", "unhealthy")
@@ -91,6 +93,13 @@ class Probe:
 def privileged(config: Mapping[str, object]) -> bool:
     """Where it runs a command, as ``exec`` does."""
     return "exec" in config
+
+
+def families(views: Iterable[TaskView]) -> Iterator[Family]:
+    healthy = gauge("pidone_probe_success", "Whether the probe is healthy.")
+    for view in views:
+        healthy.add(view.state == HEALTHY, task=view.task.name)
+    yield healthy
 
 
 def build(fields: Fields, setting: Setting) -> Probe:

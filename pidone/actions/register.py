@@ -1,22 +1,29 @@
 """``register``: keeps one instance in one registry, with its status following a probe."""
 
-from collections.abc import Awaitable
-from typing import TypeVar
+from collections.abc import Awaitable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import trio
 
+from pidone import registries
 from pidone.actions import Context, Setting
 from pidone.actions.probe import HEALTHY, UNHEALTHY
+from pidone.counters import TaskView
 from pidone.errors import PidoneError, TaskFailed
+from pidone.metrics.exposition import Family, gauge
 from pidone.plan.fields import Fields
+from pidone.plan.model import Pod
 from pidone.registries import Registry, Status
-from pidone.registries import build as build_registry
 
 T = TypeVar("T")
 
 STATES = ("registered", "lost")
 REGISTERED, LOST = STATES
 HOLDS_OUTSIDE = True
+ON_POD_GONE, LEAVE = (
+    "onPodGone",
+    "none",
+)  # for the controller: do not deregister the instance of a pod that is gone
 _STATUS = {HEALTHY: Status.UP, UNHEALTHY: Status.DOWN, "": Status.STARTING}
 
 
@@ -127,9 +134,34 @@ async def _whole(call: Awaitable[T]) -> T:
     raise AssertionError("nobody cancels this scope")
 
 
+def families(views: Iterable[TaskView]) -> Iterator[Family]:
+    registered = gauge("pidone_registration_up", "Whether the instance is registered.")
+    for view in views:
+        registry = registries.name_of(view.task.config)
+        registered.add(view.state == REGISTERED, task=view.task.name, registry=registry)
+    yield registered
+
+
 def build(fields: Fields, setting: Setting) -> Register:
     follow = fields.text("follow", None)
-    fields.text("onPodGone", None)  # the controller's: it takes out what a pod left, unless told not to
-    registry = build_registry(fields, setting.pod, setting.source)
+    return Register(build_registry(fields, setting.pod, setting.source), follow)
+
+
+def left_behind(config: Mapping[str, Any], pod: Pod) -> Registry | None:
+    """Return the registry with the instance of a pod that is gone; None if its lease is to end by itself.
+
+    Used by the controller. Raises ``Refused``.
+    """
+    if config.get(ON_POD_GONE) == LEAVE:
+        return None
+    fields = Fields(config, "register")
+    fields.text("follow", None)
+    return build_registry(fields, pod, None)
+
+
+def build_registry(fields: Fields, pod: Pod, source: str | None) -> Registry:
+    """Build the registry that is left in ``fields``. Raises ``Refused``."""
+    fields.text(ON_POD_GONE, None)
+    registry = registries.build(fields, pod, source)
     fields.done()
-    return Register(registry, follow)
+    return registry

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import trio
 
-from pidone.actions import Context, Setting
+from pidone.actions import Context, Setting, families
 from pidone.counters import TaskView
 from pidone.errors import PidoneError, Refused, TaskFailed
 from pidone.http.client import redacted, request
@@ -224,11 +224,9 @@ class Pushgateway:
         """A page is how all tasks are, and not what has changed."""
 
     async def send(self, views: Sequence[TaskView]) -> bool:
-        from pidone.metrics import exposition, tasks
+        from pidone.metrics import exposition
 
-        setting = self._setting
-        page = exposition.render(tasks.collect(setting.pod, setting.reaper, setting.counters, views))
-        await self._push("PUT", page)
+        await self._push("PUT", exposition.render(families(self._setting, views)))
         return False
 
     async def close(self) -> None:

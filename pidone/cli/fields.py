@@ -77,7 +77,7 @@ class Field:
     @property
     def states(self) -> tuple[str, ...]:
         """The states of a task with this action; empty if the field is not an action."""
-        return tuple(self.part.get("x-pidone-states", ()))
+        return tuple(self.part.get("x-pidone-states", {}))
 
     @property
     def choice(self) -> tuple[str, tuple[str, ...]]:

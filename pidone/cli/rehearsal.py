@@ -1,7 +1,14 @@
 """Simulates the world around a pod for ``pidone test``: the case gives the answers to the actions.
 
-Plan, engine and actions are those of real pods, on Trio's mock clock. Only the calls to the world are simulated:
-the request of a probe, the three calls of a registry, the start of a program.
+Plan, engine and actions are those of real pods, on Trio's mock clock. Only the calls of an action to the world are
+simulated. ``x-pidone-simulation`` in the action's schema names them:
+
+    question   the attribute ``ask`` of the action: a coroutine function that returns why not, or an empty string
+    registry   the attribute ``registry`` of the action, a ``pidone.registries.Registry``
+    program    commands, which the action starts with ``Setting.reaper``
+    none       there are none, since the action calls other tasks alone
+
+An action without it is simulated as a whole: it works, or fails.
 
 Random numbers are all 0. So the first run of a periodic task comes at once, each later run exactly one period after
 the run before, and a retry after the whole backoff.
@@ -17,8 +24,6 @@ import trio
 
 from pidone import actions
 from pidone.actions import Action, Context, Setting
-from pidone.actions.probe import Probe
-from pidone.actions.register import Register
 from pidone.errors import RegistryError, RegistryRefused, TaskFailed, TransferTimeout
 from pidone.language import duration, schemas
 from pidone.pid1.reaper import Child, Reaper
@@ -26,20 +31,20 @@ from pidone.plan.model import Task
 from pidone.registries import Status
 
 CALL_TIMEOUT_SECONDS = 5.0  # for a registry that does not answer, as in ``pidone.registries``
-WORDS = {  # the possible answers by action; the first is the answer until a case gives another
-    "probe": ("fails", "succeeds", "answers <status>", "times out"),
-    "register": ("accepts", "refuses", "fails", "times out", "forgets"),
-    "exec": ("succeeds", "exits <code>", "hangs"),
-    "heartbeat": (),  # it calls the registration's registry
+WORDS = {  # the possible answers by what is simulated; the first is the answer until a case gives another
+    "question": ("fails", "succeeds", "answers <status>", "times out"),
+    "registry": ("accepts", "refuses", "fails", "times out", "forgets"),
+    "program": ("succeeds", "exits <code>", "hangs"),
+    "none": (),
+    "": ("works", "fails"),
 }
-OTHERS = ("works", "fails")
 
 _GIVEN = re.compile(r"(?P<word>[a-z]+( out)?)( (?P<number>[0-9]{1,3}))?( after (?P<after>[0-9hms]+))?")
 
 
 def words(action: str) -> tuple[str, ...]:
     """Return the possible answers to a task with this action."""
-    return WORDS.get(action, OTHERS)
+    return WORDS[schemas.actions()[action].simulation]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +78,16 @@ class World:
 
     def build(self, task: Task, setting: Setting) -> Action:
         """Build the action as a pod does, with the same refusals, and replace its calls to the world."""
-        action = actions.build(task, replace(setting, reaper=_Programs(self, task), programs="/"))
-        match action:
-            case Probe():
+        action: Any = actions.build(task, replace(setting, reaper=_Programs(self, task), programs="/"))
+        match schemas.actions()[task.action].simulation:
+            case "question":
                 action.ask = _ProbeRequest(self, task)
-            case Register():
+            case "registry":
                 action.registry = _Registry(self, task)
-            case _ if task.action not in WORDS:
+            case "":
                 return _Other(self, task)
-        return action
+        simulated: Action = action
+        return simulated
 
     def answer(self, task: Task) -> Answer:
         return self.answers.get(task.name) or Answer(words(task.action)[0])

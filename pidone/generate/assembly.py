@@ -1,22 +1,40 @@
-"""The schemas of the four kinds, put together from their parts: ``make schema``.
+"""Assembles the schemas of the four kinds from their parts: ``make schema``.
 
-    schema/actions/<action>.json        one file an action: its fields, states, defaults
-    schema/registries/<registry>.json   one file a registry: its fields
+    schema/actions/<action>.json        one file per action
+    schema/registries/<registry>.json   one file per registry
     schema/parts/                       the kinds, the common keys of tasks, and values such as durations; status.json
                                         is for the CustomResourceDefinitions alone
 
-An object whose properties hold ``x-pidone-variants: <folder>`` gets one property for each file of the folder,
-of which a value has exactly one. ``partOfTask`` is the task without what must be there: what ``override: merge``
-brings. The CustomResourceDefinitions are made of the result.
+An object whose properties hold ``x-pidone-variants: <folder>`` gets one property for each file of the folder. A value
+has exactly one of them. ``partOfTask`` is the task without required fields: the value of ``override: merge``. The
+CustomResourceDefinitions are made of the result.
+
+What the rest of pidone has to know of an action stands in its file:
+
+    x-pidone-states         its states, each "good" (it does what it is for), "bad" or "neutral" for a rollout; a state
+                            has the same class in all actions
+    x-pidone-ready          the state that a plain ``needs`` waits for
+    x-pidone-task-defaults  defaults of the task's common keys
+    x-pidone-lasting        true: a run has no end
+    x-pidone-listens        the field with the port on which process 1 listens
+    x-pidone-simulation     which border to the world ``pidone test`` simulates, see ``pidone.cli.rehearsal``
+    x-pidone-aliases        what other tools call it: the checker suggests the right name
+
+and of a registry:
+
+    x-pidone-instance       the fields that identify an instance: two tasks that agree in all of them have the same one
+    x-pidone-port           the field with the port that callers use
+    x-pidone-lease          the field with the duration of the lease; none if there is no lease to renew
 """
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pidone.generate.crds import crd, manifest
+from pidone.language.schemas import PART_OF, STATE_CLASSES
 
 TOP = Path(__file__).parent.parent.parent  # of a clone; the parts are in no wheel
 GROUP, VERSION = "pidone.dev", "v1alpha1"
@@ -61,6 +79,7 @@ def assembled(kind: str) -> dict[str, Any]:
     definitions: dict[str, Any] = {**_read("parts", "common"), **own["definitions"]}
     if KINDS[kind] == "taskset":
         definitions["task"] = _with_variants(_read("parts", "task"), definitions)
+        _check_classes(part for part in definitions.values() if "x-pidone-states" in part)
         definitions |= _parts_of(definitions)
     if kind.startswith("Cluster"):
         del definitions["metadata"]["properties"]["namespace"]
@@ -105,11 +124,48 @@ def _with_variants(part: dict[str, Any], definitions: dict[str, Any]) -> dict[st
             continue
         for name in names:
             variant = _with_variants(_read(folder, name), definitions)
+            if folder in _CHECKS:
+                _CHECKS[folder](f"schema/{folder}/{name}.json", variant)
             if name in definitions:
                 raise ValueError(f"schema/{folder}/{name}.json: there is a definition of this name already")
             definitions[name] = variant
             properties[name] = {"$ref": f"#/definitions/{name}", "description": variant["description"]}
     return {**part, "oneOf": [{"required": [name]} for name in names], "properties": properties}
+
+
+def _check_action(file: str, part: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` if the rest of pidone would not know what a state of the action means."""
+    states = part.get("x-pidone-states")
+    if not isinstance(states, dict) or not states:
+        raise ValueError(f'{file}: x-pidone-states: expected {{"<state>": "good", "bad" or "neutral", ...}}')
+    for state, group in states.items():
+        if group not in STATE_CLASSES:
+            raise ValueError(
+                f'{file}: x-pidone-states: is "{state}" {" or ".join(STATE_CLASSES)}? not {group!r}'
+            )
+    if part.get("x-pidone-ready") not in states:
+        raise ValueError(f"{file}: x-pidone-ready: expected one of {', '.join(states)}")
+
+
+def _check_registry(file: str, part: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` if the rest of pidone would not know what identifies an instance."""
+    if not part.get("x-pidone-instance"):
+        raise ValueError(f"{file}: x-pidone-instance: expected the fields that identify an instance")
+    for name in (*part["x-pidone-instance"], part.get("x-pidone-port"), part.get("x-pidone-lease")):
+        if name is not None and name not in part["properties"]:
+            raise ValueError(f'{file}: it has no field "{name}"')
+
+
+def _check_classes(actions: Iterable[Mapping[str, Any]]) -> None:
+    """Raise ``ValueError`` for a state that is good for one action and bad for another: reports name states alone."""
+    classes: dict[str, str] = {}
+    for action in actions:
+        for state, group in action["x-pidone-states"].items():
+            if classes.setdefault(state, group) != group:
+                raise ValueError(f'the state "{state}" is {group} here and {classes[state]} there')
+
+
+_CHECKS = {"actions": _check_action, "registries": _check_registry}
 
 
 def _parts_of(definitions: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,7 +176,7 @@ def _parts_of(definitions: Mapping[str, Any]) -> dict[str, Any]:
     made: dict[str, Any] = {}
 
     def name_of(name: str) -> str:
-        return f"partOf{name[0].upper()}{name[1:]}"
+        return f"{PART_OF}{name[0].upper()}{name[1:]}"
 
     def refer(part: Mapping[str, Any]) -> dict[str, Any]:
         name = part["$ref"].removeprefix("#/definitions/")

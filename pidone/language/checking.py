@@ -14,7 +14,7 @@ from pidone.language.findings import Finding, Source, Span, ordered, shown, sugg
 from pidone.language.lint import lint_task_set
 from pidone.language.model import TaskBinding, TaskSet, object_of
 from pidone.language.reading import Document, read
-from pidone.language.schemas import API_VERSION, KINDS, validator
+from pidone.language.schemas import API_VERSION, KINDS, action_aliases, validator
 from pidone.language.semantics import Path, check_task_binding, check_task_set
 
 _GROUP = API_VERSION.partition("/")[0]
@@ -41,8 +41,6 @@ _ELSEWHERE = {
     **dict.fromkeys(("if", "when", "unless"), "while"),
     **dict.fromkeys(("on", "trigger", "triggers"), "runOn"),
     **dict.fromkeys(("interval", "schedule", "cron", "period"), "every"),
-    **dict.fromkeys(("run", "script", "cmd", "shell"), "exec"),
-    **dict.fromkeys(("readinessProbe", "livenessProbe", "startupProbe", "healthcheck"), "probe"),
     **dict.fromkeys(("retries", "retry", "attempts"), "backoffLimit"),
     **dict.fromkeys(("timeoutSeconds", "deadline"), "timeout"),
     **dict.fromkeys(("selector", "nodeSelector"), "podSelector"),
@@ -262,8 +260,9 @@ def _additional_properties(document: Document, path: Path, error: Any) -> None:
                 message = f"a {document.root.value['kind']} is in no namespace; remove it"
                 document.say(document.key((*path, key)), message, "unknown-field")
                 continue
-            if _ELSEWHERE.get(key) in known:
-                message = f'unknown field "{key}"; here it is called "{_ELSEWHERE[key]}"'
+            name = _ELSEWHERE.get(key) or action_aliases().get(key)
+            if name in known:
+                message = f'unknown field "{key}"; here it is called "{name}"'
                 document.say(document.key((*path, key)), message, "unknown-field")
                 continue
             where = f" in {path[-1]}" if path and isinstance(path[-1], str) else ""

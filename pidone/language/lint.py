@@ -13,15 +13,13 @@ from pidone.language import duration
 from pidone.language.findings import Span, shown
 from pidone.language.reading import Document
 from pidone.language.safe_patterns import wrong_pattern
-from pidone.language.schemas import MISSING, Action, Shape, action_of, task_shape
+from pidone.language.schemas import MISSING, Action, Registry, Shape, action_of, registries, task_shape
 from pidone.language.substitution import references
 
 Path = tuple[str | int, ...]
 Said = Iterator[tuple[Span, str, str]]  # where, what, and the rule
 
 _OWN_HOSTS = {"127.0.0.1", "::1", "localhost", "$(pod.ip)"}
-_LISTENING = ("metrics",)  # actions with a port that process 1 itself opens
-_LASTING = ("probe", "register", "metrics")  # actions of which one run goes on until the pod ends
 _HANDLERS = ("httpGet", "tcpSocket", "grpc")
 _BESIDE = {"completed": {"succeeded", "failed"}}  # states that hold at once; "started" does beside all
 
@@ -167,20 +165,22 @@ def _named(
 
 
 def _ports(tasks: _Set) -> Said:
-    listening = list(tasks.of_action(*_LISTENING))
+    listening = [task for task in tasks.tasks.values() if task.action.listens]
     for index, other in enumerate(listening):
-        port = other.get(other.action.name, "port")
+        port = other.get(other.action.name, other.action.listens)
         for one in listening[:index]:
-            if not tasks.same(one.get(one.action.name, "port"), port) or not _together(one, other):
+            if not tasks.same(one.get(one.action.name, one.action.listens), port) or not _together(
+                one, other
+            ):
                 continue
             message = (
                 f'"{one.name}" on line {one.line} listens on port {tasks.shown(port)} already; '
                 f'give "{other.name}" another one'
             )
-            yield other.span(other.action.name, "port"), message, "port-clash"
+            yield other.span(other.action.name, other.action.listens), message, "port-clash"
             break
     for one in listening:
-        port = one.get(one.action.name, "port")
+        port = one.get(one.action.name, one.action.listens)
         remedy = f'give "{one.name}" on line {one.line} another port'
         for probe in tasks.of_action("probe"):
             for handler in _HANDLERS:
@@ -193,13 +193,13 @@ def _ports(tasks: _Set) -> Said:
                     )
                     yield probe.span("probe", handler, "port"), message, "port-clash"
         for task, registry in _registrations(tasks):
-            given = task.get("register", registry, "port")
+            given = task.get("register", registry.name, registry.port) if registry.port else None
             if given is not None and tasks.same(port, given) and _together(one, task):
                 message = (
                     f"port {tasks.shown(given)} is where pidone itself serves {one.action.name}, "
                     f"and callers are led there; {remedy}"
                 )
-                yield task.span("register", registry, "port"), message, "registered-metrics"
+                yield task.span("register", registry.name, registry.port), message, "registered-metrics"
 
 
 def _together(one: _Task, other: _Task) -> bool:
@@ -207,19 +207,19 @@ def _together(one: _Task, other: _Task) -> bool:
     return bool(one.value.get("podSelector") == other.value.get("podSelector"))
 
 
-def _registrations(tasks: _Set) -> Iterator[tuple[_Task, str]]:
-    """Each register task, and the name of its registry."""
+def _registrations(tasks: _Set) -> Iterator[tuple[_Task, Registry]]:
+    """Each register task, and its registry."""
     for task in tasks.of_action("register"):
-        for registry, shape in task_shape().properties["register"].properties.items():
-            if shape.properties and task.has("register", registry):
+        for registry in registries().values():
+            if task.has("register", registry.name):
                 yield task, registry
 
 
 def _leases(tasks: _Set) -> Said:
     for task, registry in _registrations(tasks):
-        lease = task.get("register", registry, "leaseDuration")
+        lease = task.get("register", registry.name, registry.lease) if registry.lease else None
         if lease is None:
-            continue  # a registry that keeps no lease
+            continue
         if task.name not in tasks.renewed and not tasks.extended:
             message = (
                 f'nothing renews the lease of "{task.name}", which ends after {tasks.shown(lease)}; '
@@ -270,25 +270,26 @@ def _early_heartbeats(tasks: _Set) -> Said:
 
 
 def _instances(tasks: _Set) -> Said:
-    """What tells instances apart is the registry's business; two that are equal in all of it are one."""
+    """Two tasks that agree in all fields that identify an instance in their registry have the same instance."""
     for (one, registry), (other, same) in combinations(list(_registrations(tasks)), 2):
-        equal = all(
-            one.get("register", registry, field) == other.get("register", registry, field)
-            for field in ("url", "app", "port", "instanceId")
-        )
-        if registry == same and equal and _together(one, other):
+        if registry != same or not _together(one, other):
+            continue
+        if all(
+            one.get("register", registry.name, field) == other.get("register", registry.name, field)
+            for field in registry.instance
+        ):
             message = (
                 f'"{other.name}" keeps the same instance as "{one.name}" on line {one.line}, and they would '
-                "overwrite each other; remove one, or give it an instanceId of its own"
+                f"overwrite each other; remove one, or give each a different {registry.instance[-1]}"
             )
-            yield other.key("register", registry), message, "instance-clash"
+            yield other.key("register", registry.name), message, "instance-clash"
 
 
 def _periods(tasks: _Set) -> Said:
     for task in tasks.tasks.values():
         every, timeout = task.get("every"), task.get("timeout")
         period, limit = tasks.seconds(every), tasks.seconds(timeout)
-        if task.action.name in _LASTING:
+        if task.action.lasting:
             name = task.action.name
             if every is not None:
                 message = f"a {name} task is one run that lasts until the pod ends; remove every"
@@ -371,7 +372,7 @@ def _own_states(tasks: _Set, task: _Task) -> Said:
             )
             yield tasks.document.span(path), message, "loop"
     for key, _, edge in task.edges("runOn"):
-        if task.action.name in _LASTING:
+        if task.action.lasting:
             message = (
                 f"a {task.action.name} task is one run that lasts, and no event starts another; "
                 f"remove runOn, or write while: [{edge}]"

@@ -14,6 +14,10 @@ from pathlib import Path
 from typing import Any
 
 API_VERSION = "pidone.dev/v1alpha1"
+STATE_CLASSES = GOOD, BAD, NEUTRAL = ("good", "bad", "neutral")  # what a state means for a rollout
+PART_OF = (
+    "partOf"  # how the names of definitions begin that are parts of tasks: what ``override: merge`` brings
+)
 KINDS = ("TaskSet", "ClusterTaskSet", "TaskBinding", "ClusterTaskBinding")
 ANY_ACTION = "any"  # of a field that names a task: whatever it does
 MISSING: Any = object()  # the default of a field that has none
@@ -140,12 +144,26 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One action, as its definition in the schema says."""
+    """One action, as its file in ``schema/actions`` describes it; see ``pidone.generate.assembly``."""
 
     name: str
-    states: tuple[str, ...]
+    states: Mapping[str, str]  # each with its class, one of STATE_CLASSES
     ready: str  # the state that a plain ``needs: [x]`` waits for
     defaults: Mapping[str, Any]  # of the task's common keys
+    lasting: bool  # a run has no end
+    listens: str  # the field with the port on which process 1 listens; empty: it does not
+    simulation: str  # which border to the world ``pidone test`` simulates; empty: the action as a whole
+    aliases: tuple[str, ...]  # names of other tools for it
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """One registry, as its file in ``schema/registries`` describes it; see ``pidone.generate.assembly``."""
+
+    name: str
+    instance: tuple[str, ...]  # the fields that identify an instance
+    port: str  # the field with the port that callers use; empty: none
+    lease: str  # the field with the duration of the lease; empty: none
 
 
 @cache
@@ -156,15 +174,53 @@ def task_shape() -> Shape:
 @cache
 def actions() -> Mapping[str, Action]:
     """The actions of the language, by name."""
-    whole = schema("TaskSet")
-    found = {}
-    for name, part in whole["definitions"]["task"]["properties"].items():
-        resolved = _resolved(part, whole)
-        if "x-pidone-states" in resolved:
-            states = tuple(resolved["x-pidone-states"])
-            defaults = resolved.get("x-pidone-task-defaults", {})
-            found[name] = Action(name, states, resolved["x-pidone-ready"], defaults)
-    return found
+    return {
+        name: Action(
+            name=name,
+            states=part["x-pidone-states"],
+            ready=part["x-pidone-ready"],
+            defaults=part.get("x-pidone-task-defaults", {}),
+            lasting=part.get("x-pidone-lasting", False),
+            listens=part.get("x-pidone-listens", ""),
+            simulation=part.get("x-pidone-simulation", ""),
+            aliases=tuple(part.get("x-pidone-aliases", ())),
+        )
+        for name, part in _definitions("x-pidone-states").items()
+    }
+
+
+@cache
+def action_aliases() -> Mapping[str, str]:
+    """The names of actions by what other tools call them."""
+    return {alias: action.name for action in actions().values() for alias in action.aliases}
+
+
+@cache
+def registries() -> Mapping[str, Registry]:
+    """The registries of the language, by name."""
+    return {
+        name: Registry(
+            name=name,
+            instance=tuple(part["x-pidone-instance"]),
+            port=part.get("x-pidone-port", ""),
+            lease=part.get("x-pidone-lease", ""),
+        )
+        for name, part in _definitions("x-pidone-instance").items()
+    }
+
+
+@cache
+def states_of_class(group: str) -> frozenset[str]:
+    """The states of all actions that are of this class, one of ``STATE_CLASSES``."""
+    return frozenset(
+        state for action in actions().values() for state, known in action.states.items() if known == group
+    )
+
+
+def _definitions(key: str) -> dict[str, dict[str, Any]]:
+    """The definitions of the TaskSet schema that have this key, without the parts of tasks that are merged."""
+    definitions = schema("TaskSet")["definitions"]
+    return {name: part for name, part in definitions.items() if key in part and not name.startswith(PART_OF)}
 
 
 def action_of(task: Mapping[str, Any]) -> Action | None:

@@ -1,4 +1,4 @@
-"""Collector ``tasks``: metrics of the plan, its tasks, and the processes that were reaped."""
+"""Metrics of the plan, of all its tasks, and of the processes that were reaped. Actions add their own."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -51,10 +51,6 @@ def _tasks(tasks: Iterable[TaskView]) -> Iterator[Family]:
     restarts = counter("pidone_task_restarts_total", "Runs after the first, of tasks without a period.")
     duration = gauge("pidone_task_last_duration_seconds", "Duration of the last run.")
     success = gauge("pidone_task_last_success_timestamp_seconds", "Time of the last successful run.")
-    healthy = gauge("pidone_probe_success", "Whether the probe is healthy.")
-    registered = gauge("pidone_registration_up", "Whether the instance is registered.")
-    beats = counter("pidone_heartbeats_total", "Heartbeats, with those that failed.")
-    missed = counter("pidone_heartbeat_failures_total", "Heartbeats that failed.")
     for view in tasks:
         name = view.task.name
         info.add(1, task=name, kind=view.task.action)
@@ -67,13 +63,4 @@ def _tasks(tasks: Iterable[TaskView]) -> Iterator[Family]:
             duration.add(view.last_duration, task=name)
         if view.last_success is not None:
             success.add(epoch + view.last_success, task=name)
-        match view.task.action:
-            case "probe":
-                healthy.add(view.state == "healthy", task=name)
-            case "register":
-                registry = next((key for key in view.task.config if key != "follow"), "")
-                registered.add(view.state == "registered", task=name, registry=registry)
-            case "heartbeat":
-                beats.add(view.runs, task=name)
-                missed.add(view.failures, task=name)
-    yield from (info, state, runs, failures, restarts, duration, success, healthy, registered, beats, missed)
+    yield from (info, state, runs, failures, restarts, duration, success)

@@ -1,12 +1,16 @@
-"""Service registries: one module a registry, named as people write it, imported when a plan asks for it.
+"""Service registries: one module per registry, named as people write it, imported when a plan has it.
 
-A module of this folder has ``build(fields, pod, source) -> Registry``, which raises ``Refused`` and does no
-I/O. Foreign answers become ``RegistryError`` here, and nowhere else.
+A module of this folder has ``build(fields, pod, source) -> Registry``, which raises ``Refused`` and does no I/O. The
+registry maps answers of the server to ``RegistryError``. Its fields, and those that identify an instance, are in
+``schema/registries``.
 """
 
+import os
+from collections.abc import Mapping
 from enum import StrEnum
+from functools import cache
 from importlib import import_module
-from typing import Protocol
+from typing import Any, Protocol
 
 from pidone.errors import Refused
 from pidone.plan.fields import Fields
@@ -45,8 +49,20 @@ class Registry(Protocol):
         """Take the instance out; one that is not there is a success."""
 
 
+@cache
+def names() -> frozenset[str]:
+    """The registries that this program has."""
+    files = (file for folder in __path__ for file in os.listdir(folder))
+    return frozenset(file.partition(".")[0] for file in files if not file.startswith("_"))
+
+
+def name_of(config: Mapping[str, Any]) -> str:
+    """Return the name of the registry in the configuration of a register task; empty if it has none."""
+    return next((key for key in config if key in names()), "")
+
+
 def build(fields: Fields, pod: Pod, source: str | None) -> Registry:
-    """The one registry that these fields name. Raises ``Refused``."""
+    """Build the one registry that these fields name. Raises ``Refused``."""
     name = fields.only_name()
     if not name.isidentifier() or name.startswith("_"):
         raise Refused(f'{fields.path}: "{name}" is not a registry')

@@ -7,7 +7,7 @@ import pytest
 import trio
 from prometheus_client.parser import text_string_to_metric_families
 
-from pidone.actions import Setting
+from pidone.actions import Setting, families
 from pidone.actions.metrics import Metrics, build
 from pidone.counters import Counters
 from pidone.engine.core import Stage, TaskState
@@ -114,6 +114,22 @@ async def page(**options: Any) -> bytes:
 async def test_the_page_has_the_whole_default_set() -> None:
     names = [line.split()[2] for line in (await page()).decode().splitlines() if line.startswith("# TYPE")]
     assert sorted(names) == sorted(FAMILIES)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"eureka": {}, "onPodGone": "none"},
+        {"onPodGone": "none", "eureka": {}},
+        {"follow": "ready", "onPodGone": "controller", "eureka": {}},
+    ],
+)
+async def test_the_registry_of_a_registration_is_its_registry_whatever_stands_before_it(
+    config: dict[str, Any],
+) -> None:
+    view = TaskState(Task("registration", "register", config, "d"), 0.0, Stage.RUNNING, "registered")
+    read = samples(render(families(setting(), [view])))
+    assert read["pidone_registration_up registration eureka"] == 1
 
 
 async def test_the_page_says_what_is() -> None:

@@ -6,8 +6,9 @@ from textwrap import dedent
 
 import pytest
 
-from pidone.cli.rehearsal import WORDS, Answer, words
+from pidone.cli.rehearsal import Answer, words
 from pidone.cli.test import test as run_cases
+from pidone.language.schemas import actions
 
 ROOT = Path(__file__).parents[2]
 READY_MADE = [ROOT / "tasks", ROOT / "examples"]
@@ -315,7 +316,7 @@ def test_containers_that_have_started_are_an_event_of_a_case(desk: Desk) -> None
     assert 'expected "terminates", "containersStarted", or labels' in output
 
 
-@pytest.mark.parametrize("action", [*WORDS, "metrics"])
+@pytest.mark.parametrize("action", list(actions()))
 def test_every_word_is_read_and_nothing_else(action: str) -> None:
     for word in words(action):
         name, _, number = word.partition(" <")
