@@ -103,7 +103,7 @@ def holds_outside(action: str) -> bool:
     return getattr(import_module(f"{__name__}.{action}"), "HOLDS_OUTSIDE", False)
 
 
-def families(setting: Setting, views: Sequence[TaskView]) -> Iterator[Family]:
+def task_families(setting: Setting, views: Sequence[TaskView]) -> Iterator[Family]:
     """Return the metrics of the plan and of these tasks: those of all tasks, and those that actions add."""
     from pidone.metrics import tasks
 

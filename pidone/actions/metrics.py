@@ -5,7 +5,7 @@ from time import perf_counter
 
 import trio
 
-from pidone.actions import Context, Setting, families
+from pidone.actions import Context, Setting, task_families
 from pidone.errors import Refused, TaskFailed
 from pidone.http.connect import encoded
 from pidone.http.message import Request, Response, text_response
@@ -77,7 +77,7 @@ def build(fields: Fields, setting: Setting) -> Metrics:
     known: dict[str, Collector] = {
         "process": process.collect,
         "network": network.collect,
-        "tasks": lambda: families(setting, list(setting.tasks())),
+        "tasks": lambda: task_families(setting, list(setting.tasks())),
     }
     port = fields.integer("port", PORT, least=1, most=65535)
     wanted = fields.texts("collectors") or tuple(known)

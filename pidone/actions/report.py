@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import trio
 
-from pidone.actions import Context, Setting, families
+from pidone.actions import Context, Setting, task_families
 from pidone.counters import TaskView
 from pidone.errors import PidoneError, Refused, TaskFailed
 from pidone.http.client import redacted, request
@@ -226,7 +226,7 @@ class Pushgateway:
     async def send(self, views: Sequence[TaskView]) -> bool:
         from pidone.metrics import exposition
 
-        await self._push("PUT", exposition.render(families(self._setting, views)))
+        await self._push("PUT", exposition.render(task_families(self._setting, views)))
         return False
 
     async def close(self) -> None:

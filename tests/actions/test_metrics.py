@@ -7,7 +7,7 @@ import pytest
 import trio
 from prometheus_client.parser import text_string_to_metric_families
 
-from pidone.actions import Setting, families
+from pidone.actions import Setting, task_families
 from pidone.actions.metrics import Metrics, build
 from pidone.counters import Counters
 from pidone.engine.core import Stage, TaskState
@@ -87,6 +87,8 @@ def views() -> list[TaskState]:
             last_success=1.0,
         ),
         view('odd "name"\n', "exec", "", runs=1),
+        view("metrics", "metrics", "listening", runs=1),
+        view("push", "report", "reporting", runs=1),
     ]
 
 
@@ -128,7 +130,7 @@ async def test_the_registry_of_a_registration_is_its_registry_whatever_stands_be
     config: dict[str, Any],
 ) -> None:
     view = TaskState(Task("registration", "register", config, "d"), 0.0, Stage.RUNNING, "registered")
-    read = samples(render(families(setting(), [view])))
+    read = samples(render(task_families(setting(), [view])))
     assert read["pidone_registration_up registration eureka"] == 1
 
 
