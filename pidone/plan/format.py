@@ -139,7 +139,7 @@ def _task(value: object, path: str, actions: frozenset[str]) -> Task:
         )
         given.done()
 
-    restart = fields.text("restartPolicy", "OnFailure" if action == "exec" else "Always")
+    restart = fields.text("restartPolicy", "Always")
     if restart not in {"Always", "OnFailure", "Never"}:
         raise Refused(f'{path}.restartPolicy: expected Always, OnFailure or Never, not "{restart}"')
 

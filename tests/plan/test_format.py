@@ -23,7 +23,13 @@ def bundle(tasks: Any, /, **changes: Any) -> bytes:
 def test_what_is_encoded_is_decoded() -> None:
     tasks = [
         {"name": "ready", "probe": {"tcpSocket": {"port": 80}}},
-        {"name": "warm", "needs": ["ready.healthy"], "every": 2.5, "exec": {"command": ["/bin/true"]}},
+        {
+            "name": "warm",
+            "needs": ["ready.healthy"],
+            "every": 2.5,
+            "restartPolicy": "OnFailure",
+            "exec": {"command": ["/bin/true"]},
+        },
     ]
     decoded = decode_bundle(bundle(tasks), ACTIONS)
     assert decoded.pod == POD
