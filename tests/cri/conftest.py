@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cri import images
+from tests.cri import containerds, images
 from tests.cri.images import Image
 from tests.cri.node import Node, missing, node
 
@@ -14,12 +14,14 @@ IMAGE = BUILD / "image.oci.tar"
 BUSYBOX = "/bin/busybox"
 
 
-@pytest.fixture(scope="package")
-def containerd() -> Iterator[Node]:
-    """A node, with an image for applications."""
-    if reason := missing():
+@pytest.fixture(scope="package", params=containerds.RELEASES)
+def containerd(request: pytest.FixtureRequest) -> Iterator[Node]:
+    """A node, with an image for applications; one of each version of containerd."""
+    version = request.param
+    programs = containerds.programs(version)
+    if reason := containerds.missing(version) or missing(programs):
         pytest.skip(reason)
-    with node(BUILD / "cri") as found:
+    with node(BUILD / f"cri-{version}", programs=programs) as found:
         found.put(busybox(BUSYBOX, "sh"), found.busybox)
         yield found
 

@@ -1,4 +1,4 @@
-"""A node as a kubelet sees it: Debian's containerd with everything of its own in one folder, driven over CRI."""
+"""A node as a kubelet sees it: a containerd with everything of its own in one folder, driven over CRI."""
 
 import itertools
 import json
@@ -10,7 +10,7 @@ import tarfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,14 @@ import psutil
 from tests.cri import grpc, messages
 from tests.cri.images import Image
 from tests.cri.messages import Call, ContainerState, Mode, SandboxState
+from tests.patience import PATIENCE_SECONDS
 
 INSTALL = "apt-get install -y --no-install-recommends containerd runc busybox-static"
 PROGRAMS = ("containerd", "containerd-shim-runc-v2", "ctr", "runc", "busybox")
 SANDBOX_IMAGE = "pidone.test/sandbox:now"
 CGROUPS = Path("/sys/fs/cgroup")
-CGROUP = "pidone-cri"  # all of ours are below it, as those of a kubelet with --cgroup-root
+CGROUP = "pidone-cri"  # and the test's process: all of a node are below it, as those of a kubelet with --cgroup-root
 NAMED = "org.opencontainers.image.ref.name"  # the annotation that an archive has for it
-SHIM_SOCKETS = Path("/run/containerd/s")  # fixed in containerd; each shim removes its own
 
 CONFIG = """\
 version = 2
@@ -58,15 +58,24 @@ disabled_plugins = [
 """
 
 
-def missing() -> str | None:
-    """Why there is no containerd to be had, with the remedy; None where there is."""
+def missing(programs: Path | None = None) -> str | None:
+    """Why there can be no node here, with the remedy; None where there can.
+
+    ``programs`` is the folder of a containerd that is not installed.
+    """
     if os.geteuid() != 0:
         return f"containerd needs root, and {INSTALL}"
-    absent = [program for program in PROGRAMS if not shutil.which(program)]
+    path = search_path(programs)
+    absent = [program for program in PROGRAMS if not shutil.which(program, path=path)]
     return f"no {', '.join(absent)}: {INSTALL}" if absent else None
 
 
-def until(condition: Callable[[], object], timeout: float = 10, told: object = "") -> None:
+def search_path(programs: Path | None) -> str:
+    """PATH, with this folder first."""
+    return os.pathsep.join([*([str(programs)] if programs else []), os.environ["PATH"]])
+
+
+def until(condition: Callable[[], object], timeout: float = PATIENCE_SECONDS, told: object = "") -> None:
     """Return when it holds; another process's state has no event."""
     deadline = time.monotonic() + timeout
     while not condition():
@@ -177,7 +186,7 @@ class Sandbox:
             return True
 
         refused: list[grpc.CallError] = []
-        until(removed, 30, refused)
+        until(removed, told=refused)
 
     def exit_code(self) -> int:
         """Of its process, as the runtime told it."""
@@ -190,6 +199,8 @@ class Node:
     """containerd, its events, and what runs by it."""
 
     folder: Path
+    cgroup: str
+    programs: Path | None = None
     busybox: str = "pidone.test/busybox:now"
     numbers: Iterator[int] = field(default_factory=itertools.count)
     _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -210,16 +221,16 @@ class Node:
     def start(self) -> None:
         """Start containerd, which takes over what still runs from before, and wait until it answers."""
         self._spawn("containerd", "containerd", "--config", str(self.folder / "config.toml"))
-        until(self._answers, 20)
+        until(self._answers)
         self._spawn("events", *self._ctr("events"))
         said = (self.folder / "events").stat().st_size
-        until(lambda: self._heard(said), 20)
+        until(lambda: self._heard(said))
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> None:
         """End containerd; sandboxes stay, for each belongs to its shim."""
         for process in reversed(self._processes):
             process.send_signal(number)
-            process.wait(20)
+            process.wait(PATIENCE_SECONDS)
         self._processes.clear()
 
     def put(self, image: Image, name: str = SANDBOX_IMAGE) -> None:
@@ -227,7 +238,14 @@ class Node:
         archive = self.folder / "image.tar"
         image.write(archive, name)
         words = self._ctr("images", "import", str(archive))
-        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(
+            words,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE_SECONDS,
+        )
         assert done.returncode == 0, done.stderr
         # CRI learns of it by an event
         until(
@@ -241,7 +259,11 @@ class Node:
             assert index is not None
             names = [one["annotations"][NAMED] for one in json.load(index)["manifests"]]
         subprocess.run(
-            self._ctr("images", "import", str(archive)), check=True, capture_output=True, timeout=120
+            self._ctr("images", "import", str(archive)),
+            env=self._environment,
+            check=True,
+            capture_output=True,
+            timeout=PATIENCE_SECONDS,
         )
         until(lambda: all(self.call(messages.IMAGE_STATUS, image={"image": name})["image"] for name in names))
 
@@ -277,7 +299,7 @@ class Node:
         config = {
             "metadata": {"name": "web", "uid": uid, "namespace": "shop", "attempt": 0},
             "linux": {
-                "cgroup_parent": f"/{CGROUP}/kubepods/besteffort/pod{uid}",
+                "cgroup_parent": f"/{self.cgroup}/kubepods/besteffort/pod{uid}",
                 "security_context": security,
             },
         }
@@ -308,8 +330,19 @@ class Node:
             # it must not outlive this process, whatever happens to that
             words = ["setpriv", "--pdeathsig", "TERM", *command]
             self._processes.append(
-                subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+                subprocess.Popen(
+                    words,
+                    env=self._environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                )
             )
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        """For containerd, which starts its shims from PATH, and for ctr."""
+        return {**os.environ, "PATH": search_path(self.programs)}
 
     def _ctr(self, *words: str) -> list[str]:
         return ["ctr", "--address", str(self.socket), "--namespace", "k8s.io", *words]
@@ -317,7 +350,7 @@ class Node:
     def _heard(self, said: int) -> bool:
         """Whether events arrive: make one, and look."""
         words = self._ctr("namespaces", "create", f"heard-{next(self.numbers)}-{said}")
-        subprocess.run(words, check=True, timeout=20)
+        subprocess.run(words, env=self._environment, check=True, timeout=PATIENCE_SECONDS)
         return (self.folder / "events").stat().st_size > said
 
     def _answers(self) -> bool:
@@ -332,10 +365,11 @@ class Node:
 
 
 @contextmanager
-def node(folder: Path, *, cgroup: str = CGROUP) -> Iterator[Node]:
+def node(folder: Path, *, cgroup: str = "", programs: Path | None = None) -> Iterator[Node]:
     """containerd, until the end of the block; then nothing of it is left. What a killed run left goes first.
 
-    ``cgroup`` is the one below which its callers ask for theirs.
+    ``cgroup`` is the one below which its callers ask for theirs, else one for this node alone. ``programs`` is the
+    folder of a containerd that is not installed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     words = ["stat", "--file-system", "--format=%T", str(folder)]
@@ -343,7 +377,7 @@ def node(folder: Path, *, cgroup: str = CGROUP) -> Iterator[Node]:
     snapshotter = "native" if below == "overlayfs" else "overlayfs"  # an overlay's upper layer cannot be one
     config = CONFIG.format(folder=folder, image=SANDBOX_IMAGE, snapshotter=snapshotter)
     (folder / "config.toml").write_text(config)
-    found = Node(folder)
+    found = Node(folder, cgroup or f"{CGROUP}-{os.getpid()}-{folder.name}", programs)
     try:
         found.start()
         found.remove_sandboxes()
@@ -351,22 +385,30 @@ def node(folder: Path, *, cgroup: str = CGROUP) -> Iterator[Node]:
         found.remove_sandboxes()
     finally:
         found.end()
+        _end_shims(folder)
     mounted = [line for line in Path("/proc/mounts").read_text().splitlines() if str(folder) in line]
     assert not mounted, mounted
-    until(lambda: not [process for process in psutil.process_iter() if _shim(process, folder)])
     shutil.rmtree(folder)
-    for top in [*CGROUPS.glob(cgroup), *CGROUPS.glob(f"*/{cgroup}")]:
+    _remove_cgroups(found.cgroup)
+
+
+def _end_shims(folder: Path) -> None:
+    """containerd 2 leaves some of sandboxes that it has removed."""
+    shims = [process for process in psutil.process_iter() if _shim(process, folder)]
+    for shim in shims:
+        with suppress(psutil.NoSuchProcess):
+            shim.kill()
+    until(lambda: not any(_shim(process, folder) for process in shims), told=shims)
+
+
+def _remove_cgroups(name: str) -> None:
+    for top in [*CGROUPS.glob(name), *CGROUPS.glob(f"*/{name}")]:
         for path, _, _ in os.walk(top, topdown=False):
             os.rmdir(path)
-    for empty in (SHIM_SOCKETS, SHIM_SOCKETS.parent):
-        try:
-            empty.rmdir()
-        except OSError:
-            break  # never made, or somebody else's too
 
 
 def _shim(process: psutil.Process, folder: Path) -> bool:
     try:
-        return process.name().startswith("containerd") and str(folder) in " ".join(process.cmdline())
+        return process.name().startswith("containerd") and f"{folder}/" in " ".join(process.cmdline())
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return False

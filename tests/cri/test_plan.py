@@ -18,6 +18,7 @@ from tests.cri.messages import Mode, SandboxState
 from tests.cri.node import Node, Sandbox, until
 from tests.eureka.standin import EurekaStandIn
 from tests.http.serving import http_server
+from tests.patience import PATIENCE_SECONDS
 from tests.pod.test_pod import ADDRESS, Repo, listening, metrics, serve_repo
 
 pytestmark = pytest.mark.cri
@@ -63,7 +64,7 @@ def private(sandbox: Sandbox) -> int:
 
 async def reaped(repo: Repo, plan: list[dict[str, Any]]) -> int:
     """The orphans that a report tells of, as soon as there are that many; a count alone is no news for long."""
-    with trio.fail_after(15):
+    with trio.fail_after(PATIENCE_SECONDS):
         for number in itertools.count():
             repo.put([*plan, plan[1] | {"name": f"news-{number}"}])
             report = await repo.report(partial(_has, f"news-{number}"))
