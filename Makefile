@@ -8,13 +8,15 @@ READY  := $(VENV)/.ready
 
 export PIP_CACHE_DIR := $(CACHE)/pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# The tests start Python a thousand times; without byte code each start would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help env demo test nightly check format schema doze image image-root controller-image controller-root lock old eureka apps cluster clean
+.PHONY: containerds help env demo test nightly check format schema doze image image-root controller-image controller-root lock old eureka apps cluster clean
 
 help:
 	@echo "make demo    run three pods, a repo and a Eureka on this machine, and check each step (KEEP=1: keep them running)"
 	@echo "make test    run all tests that this machine can run; each skipped test names the command that enables it"
-	@echo "make nightly run a million random steps of the engine, and ten minutes of faults in a real process 1"
+	@echo "make nightly run a million random steps of the engine, and thousands of faults in a real process 1"
 	@echo "make check   run ruff, mypy strict, import-linter"
 	@echo "make env     create the development environment in .venv"
 	@echo "make doze    write build/doze, process 1 of pods without tasks: static, for x86-64 and arm64 (needs no compiler)"
@@ -23,6 +25,7 @@ help:
 	@echo "make schema  write the JSON Schemas in schema/, the CRDs in k3d/crds/ and the reference in docs/language.md"
 	@echo "make eureka  build the real Eureka server for demo and tests (needs Java 17 and Maven)"
 	@echo "make cluster build a Kubernetes API server and node for tests (needs Go 1.26; takes ten minutes once)"
+	@echo "make containerds  fetch three versions of containerd for tests into the cache (needs Debian)"
 	@echo "make apps    write build/apps.oci.tar, images of the demo's applications (needs Java 17, Maven and Go)"
 	@echo "make old     build the image of an earlier version, for tests of pods that are older than their controller"
 	@echo "make lock    write requirements.lock from the two pyproject.toml"
@@ -41,13 +44,17 @@ $(READY): requirements.lock pyproject.toml controller/pyproject.toml
 demo: $(READY) quick-doze
 	@$(BIN)/python -m tests.demo $(if $(KEEP),--keep)
 
-test: $(READY) quick-doze
-	$(BIN)/python -m pytest -q $(ARGS)
+# Tests mostly wait, so more workers than cores pay off; WORKERS=0 runs one test after the other.
+WORKERS ?= 4
 
-# Takes about a quarter of an hour: new random examples in each run, and ten minutes of faults.
+test: $(READY) quick-doze
+	$(BIN)/python -m pytest -p tests.groups -n $(WORKERS) -q $(ARGS)
+
+# Takes about a quarter of an hour: new random examples in each run, and sixty times as many faults.
 nightly: $(READY) quick-doze
-	PIDONE_TEST_RANDOM=1 PIDONE_TEST_STEPS=1000000 PIDONE_TEST_FAULTS=600 \
-	  $(BIN)/python -m pytest -q -s tests/engine/test_invariants.py tests/engine/test_faults.py tests/pod/test_faults.py
+	PIDONE_TEST_RANDOM=1 PIDONE_TEST_STEPS=1000000 PIDONE_TEST_FAULTS=60 PIDONE_TEST_AWAY=20 \
+	  $(BIN)/python -m pytest -q -s tests/engine/test_invariants.py tests/engine/test_faults.py \
+	  tests/pod/test_faults.py tests/demo
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -138,6 +145,10 @@ k3d/apps/discovery/target/discovery.jar: k3d/apps/pom.xml k3d/apps/discovery/pom
 # One program. It is cached by the content of its Go module.
 cluster: $(READY)
 	@$(BIN)/python -m tests.cluster.program
+
+# Several versions of containerd for the tests of sandboxes: Debian's packages, unpacked in the cache.
+containerds: $(READY)
+	@CACHE=$(CACHE) $(BIN)/python -m tests.cri.containerds
 
 lock: $(READY)
 	@$(PYTHON) -m venv build/lock && build/lock/bin/pip install -q uv

@@ -19,6 +19,8 @@ from typing import IO
 
 import psutil
 
+from tests.patience import PATIENCE_SECONDS
+
 PODLET = Path(__file__).with_name("podlet.py")
 
 _AS_ROOT = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
@@ -36,7 +38,9 @@ def way() -> tuple[str, tuple[str, ...]]:
     """How processes are kept apart here, in words and as the beginning of a command."""
     if shutil.which("unshare"):
         for words, command in _WAYS.items():
-            tried = subprocess.run([*command, "true"], capture_output=True, check=False, timeout=20)
+            tried = subprocess.run(
+                [*command, "true"], capture_output=True, check=False, timeout=PATIENCE_SECONDS
+            )
             if tried.returncode == 0:
                 return words, command
     return SUBREAPER, ()
@@ -135,12 +139,12 @@ def process_one(
                     os.killpg(outer.pid, signal.SIGKILL)
                 except ProcessLookupError:
                     pass
-            outer.wait(10)
+            outer.wait(PATIENCE_SECONDS)
 
 
 def _inner(outer: subprocess.Popen[bytes]) -> psutil.Process:
     """The child of unshare, which is process 1 inside."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline and outer.poll() is None:
         children = psutil.Process(outer.pid).children()
         if children:

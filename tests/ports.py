@@ -1,18 +1,40 @@
-"""Ports for servers that tests start."""
+"""Ports and addresses for servers that tests start; no two processes get the same one."""
 
 import random
 import socket
 
 
 def free_port() -> int:
-    """A port that nobody has on any address of this machine now.
+    """A port that nobody has on any address of this machine, reserved until this process ends.
 
     Below the range from which the kernel takes ports for clients: one of those could be gone before its use.
     """
     while True:
         port = random.randrange(20_000, 32_000)
+        if not _reserve(f"port-{port}"):
+            continue
         try:
             with socket.create_server(("", port), reuse_port=False):
                 return port
         except OSError:
             continue
+
+
+def free_address() -> str:
+    """An address of the loopback interface, reserved until this process ends."""
+    while True:
+        address = f"127.{random.randrange(100, 200)}.{random.randrange(256)}.{random.randrange(1, 255)}"
+        if _reserve(f"address-{address}"):
+            return address
+
+
+def _reserve(name: str) -> bool:
+    """Whether no process of this network namespace had it; each holds an abstract socket of that name."""
+    lock = socket.socket(socket.AF_UNIX)
+    try:
+        lock.bind(f"\0pidone-tests-{name}")
+    except OSError:
+        lock.close()
+        return False
+    lock.detach()  # open until this process ends
+    return True

@@ -26,6 +26,7 @@ from pidone.plan.fields import Fields
 from pidone.plan.format import decode_plan
 from pidone.plan.model import Pod
 from tests.actions.watcher import Watcher
+from tests.patience import PATIENCE_SECONDS
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user: sudo make test")
 
@@ -65,7 +66,7 @@ async def attempt(script: str, **config: Any) -> tuple[Watcher, str]:
     watcher, why = Watcher(), ""
     async with trio.open_nursery() as nursery:
         await nursery.start(reaper.run)
-        with trio.fail_after(20):
+        with trio.fail_after(PATIENCE_SECONDS):
             try:
                 await action.run(watcher)
             except TaskFailed as error:
@@ -91,7 +92,7 @@ async def running(
     async with trio.open_nursery() as nursery:
         await nursery.start(reaper.run)
         nursery.start_soon(act)
-        with trio.fail_after(20):
+        with trio.fail_after(PATIENCE_SECONDS):
             while not watcher.lines:
                 await trio.sleep(0.01)
             yield watcher, scope
@@ -245,10 +246,8 @@ async def test_a_cancelled_run_gets_term_and_may_say_its_last_words() -> None:
         print("ready", flush=True)
         while True: signal.pause()
     """
-    async with running(script) as (watcher, scope):
-        began = trio.current_time()
+    async with running(script, stop_timeout=3600) as (watcher, scope):
         scope.cancel()
-    assert trio.current_time() - began < 1.5
     assert watcher.lines[-1] == "good bye"
     assert watcher.states == ["started", "failed"]
 
@@ -263,7 +262,7 @@ async def test_what_ignores_term_is_killed_after_the_stop_timeout() -> None:
     async with running(script, stop_timeout=0.5) as (watcher, scope):
         began = trio.current_time()
         scope.cancel()
-    assert 0.5 <= trio.current_time() - began < 1.5
+    assert trio.current_time() - began >= 0.5
     assert not alive(int(watcher.lines[0]))
 
 
@@ -313,20 +312,20 @@ async def test_a_process_that_forks_all_the_time_is_caught() -> None:
                 os._exit(0)
             time.sleep(0.002)
     """
+    before = set(psutil.Process().children(recursive=True))  # servers of other tests
     async with running(script, stop_timeout=0.2) as (_, scope):
         scope.cancel()
-    left = [child for child in psutil.Process().children(recursive=True) if alive(child.pid)]
-    assert left == []
+    left = {child for child in psutil.Process().children(recursive=True) if alive(child.pid)}
+    assert left <= before
 
 
 async def test_a_stopped_process_takes_its_term() -> None:
     script = "import os, signal; print(os.getpid(), flush=True); os.kill(os.getpid(), signal.SIGSTOP)"
-    async with running(script) as (watcher, scope):
+    async with running(script, stop_timeout=3600) as (watcher, scope):
         while psutil.Process(int(watcher.lines[0])).status() != psutil.STATUS_STOPPED:
             await trio.sleep(0.01)
-        began = trio.current_time()
         scope.cancel()
-    assert trio.current_time() - began < 1
+    assert not alive(int(watcher.lines[0]))
 
 
 async def test_a_stranger_with_the_same_parent_is_left_alone() -> None:
@@ -337,7 +336,7 @@ async def test_a_stranger_with_the_same_parent_is_left_alone() -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(reaper.run)
         stranger = reaper.spawn(["/bin/sleep", "60"], env={"PIDONE_RUN": "another"})
-        with trio.fail_after(20):
+        with trio.fail_after(PATIENCE_SECONDS):
             await action.run(watcher)
             assert alive(stranger.pid)
             os.kill(stranger.pid, signal.SIGKILL)
@@ -353,7 +352,7 @@ async def test_when_the_budget_of_the_end_is_spent_what_is_left_is_killed() -> N
         print(os.getpid(), flush=True)
         while True: signal.pause()
     """
-    task = {"name": "deaf", "exec": {"command": python(script)}, "stopTimeout": 60}
+    task = {"name": "deaf", "exec": {"command": python(script)}, "stopTimeout": 3600}
     given = setting()
     journal = Journal(echo=lambda line: None)
     engine = Engine(given, journal, changed=lambda: None, random=Random(1))
@@ -361,13 +360,11 @@ async def test_when_the_budget_of_the_end_is_spent_what_is_left_is_killed() -> N
         await nursery.start(given.reaper.run)
         await nursery.start(engine.run)
         engine.apply(decode_plan([task], ["exec"]))
-        with trio.fail_after(20):
+        with trio.fail_after(PATIENCE_SECONDS):
             while len(lines := [line for line in journal.lines if "event=output" in line]) < 2:
                 await trio.sleep(0.01)
             pids = [int(line.rpartition("=")[2]) for line in lines]
             assert all(map(alive, pids))
-            began = trio.current_time()
             await engine.drain(0.5)
-        assert trio.current_time() - began < 2
         assert [pid for pid in pids if alive(pid)] == []
         nursery.cancel_scope.cancel()

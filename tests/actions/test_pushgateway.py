@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pidone.errors import TransferError
 from pidone.http.client import request
 from tests.actions.test_report import Bench, bench, metrics
+from tests.patience import PATIENCE_SECONDS
 
 __all__ = ["bench"]
 
@@ -46,7 +47,7 @@ class Gateway:
         return found
 
     async def until(self, good: Any) -> Samples:
-        with trio.fail_after(20):
+        with trio.fail_after(PATIENCE_SECONDS):
             while not good(found := await self.samples()):
                 await trio.sleep(0.1)  # it tells nobody what it was told
         return found
@@ -60,7 +61,7 @@ async def gateway(port: int) -> AsyncIterator[Gateway]:
         run = partial(trio.run_process, command, check=False, stderr=subprocess.DEVNULL)
         await nursery.start(run)
         found = Gateway(f"http://{where}")
-        with trio.fail_after(20):
+        with trio.fail_after(PATIENCE_SECONDS):
             while True:
                 try:
                     await found.samples()
@@ -106,7 +107,7 @@ async def test_a_pushgateway_that_was_away_has_the_page_when_it_is_there_again(
 ) -> None:
     port = free_port()
     bench.apply({"pushgateway": {"url": f"http://127.0.0.1:{port}"}}, metrics(free_port()))
-    with trio.fail_after(10):
+    with trio.fail_after(PATIENCE_SECONDS):
         while bench.state("r") != "failing":
             await bench.engine._state_changed.wait()
     async with gateway(port) as server:

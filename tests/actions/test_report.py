@@ -21,6 +21,7 @@ from pidone.plan.fields import Fields
 from pidone.plan.format import decode_plan
 from pidone.plan.model import Pod, Task
 from tests.http.serving import http_server
+from tests.patience import PATIENCE_SECONDS
 
 POD = Pod("web-1", "shop", "u", "127.0.0.1", "node-a")
 
@@ -47,7 +48,7 @@ class Receiver:
         return [(one["task"], one["state"]) for message in self.messages for one in message["results"]]
 
     async def until(self, good: Any) -> None:
-        with trio.fail_after(15):
+        with trio.fail_after(PATIENCE_SECONDS):
             while not good():
                 await self.arrived.wait()
 

@@ -3,6 +3,8 @@ from contextlib import contextmanager
 
 import trio
 
+from tests.patience import PATIENCE_SECONDS
+
 
 class Watcher:
     """A ``Context`` for an action alone: remembers the states, and tells who waits for one."""
@@ -24,7 +26,7 @@ class Watcher:
             self._send.send_nowait(state)
 
     async def next_state(self) -> str:
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_SECONDS):
             return await self._receive.receive()
 
     def log(self, event: str, **fields: object) -> None:

@@ -25,7 +25,7 @@ from pidone.journal import Journal
 from pidone.pid1.reaper import Reaper
 from pidone.plan.format import decode_plan
 from pidone.plan.model import Plan, Pod, Task
-from tests.engine.test_invariants import PLANS
+from tests.engine.test_invariants import PLANS, make_plan
 
 TASKS = 200
 SECONDS = 10
@@ -123,7 +123,7 @@ def changes() -> float:
     began = process_time()
     for _ in range(count):
         now += 1.0
-        commands = core.handle(PlanChanged(PLANS[chooser.randrange(len(PLANS))]), now)
+        commands = core.handle(PlanChanged(make_plan(chooser.randrange(PLANS))), now)
         while commands:
             command = commands.pop(0)
             match command:

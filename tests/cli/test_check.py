@@ -15,6 +15,7 @@ from jsonschema import Draft202012Validator
 from pidone.cli.check import check
 from pidone.cli.formats import github
 from pidone.language.findings import Finding
+from tests.patience import PATIENCE_SECONDS
 
 HERE = Path(__file__).parent.parent / "language"
 BAD = HERE / "bad" / "unknown-action.yaml"
@@ -255,7 +256,7 @@ def run(
         env={"PATH": os.environ["PATH"], "TERM": "xterm", **env},
     ) as process:
         os.close(theirs)
-        output, errors = process.communicate(timeout=30)
+        output, errors = process.communicate(timeout=PATIENCE_SECONDS)
         if terminal:
             output = os.read(ours, 1 << 16)
     os.close(ours)
@@ -277,7 +278,9 @@ def test_without_its_colours_a_terminal_shows_the_same() -> None:
 
 def test_a_reader_may_leave() -> None:
     script = f"{sys.executable} -m pidone check {HERE}/bad | head -1"
-    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True, timeout=30)
+    done = subprocess.run(
+        ["sh", "-c", script], capture_output=True, text=True, check=True, timeout=PATIENCE_SECONDS
+    )
     assert len(done.stdout.splitlines()) == 1
     assert "Traceback" not in done.stderr
 

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import re
+import select
 import signal
 import struct
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 from pidone.cli.run import task_table
 from pidone.engine.core import Stage, TaskState
 from tests.engine.test_core import task
+from tests.patience import PATIENCE_SECONDS
 
 SET = """
 apiVersion: pidone.dev/v1alpha1
@@ -32,7 +34,12 @@ spec:
     - {name: bye, runOn: [pod.terminating], exec: {command: [/bin/echo, farewell]}}
 """
 PIDONE = [sys.executable, "-m", "pidone", "run"]
-ENVIRONMENT = {**os.environ, "TERM": "xterm", "PIDONE_STATUS_PORT": "0"}
+SIZE = {
+    "COLUMNS",
+    "LINES",
+}  # they would count for more than the terminal's own size; pytest's workers have them
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in SIZE}
+ENVIRONMENT |= {"TERM": "xterm", "PIDONE_STATUS_PORT": "0"}
 
 
 @pytest.fixture
@@ -56,7 +63,7 @@ def test_elsewhere_each_event_is_a_line_of_json(file: str) -> None:
                         process.send_signal(signal.SIGHUP)
                 case {"event": "state", "task": "bell", "state": "succeeded"}:
                     process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE_SECONDS) == 0
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]+Z", event["time"]) for event in events)
     assert events[0]["event"] == "start"
     said = [event["line"] for event in events if event["event"] == "output"]
@@ -81,9 +88,10 @@ class Terminal:
 
     def read_until(self, good: Callable[[list[str]], bool]) -> list[str]:
         """What is shown, once it is good."""
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while not good(self.shown()):
-            assert time.monotonic() < deadline, self.shown()
+            readable, _, _ = select.select([self._ours], [], [], max(0.0, deadline - time.monotonic()))
+            assert readable, "\n".join(self.shown())
             try:
                 self.raw += os.read(self._ours, 4096).decode()
             except OSError:  # how a terminal says that nobody has its other end any more
@@ -108,7 +116,7 @@ class Terminal:
 
     def close(self) -> None:
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(PATIENCE_SECONDS)
         os.close(self._ours)
 
 
@@ -135,7 +143,7 @@ def test_on_a_terminal_the_tasks_stand_below_the_journal(file: str) -> None:
         terminal.process.send_signal(signal.SIGINT)
         shown = terminal.read_until(lambda shown: any("event=stopped" in line for line in shown))
         assert any("line=farewell" in line for line in shown)
-        assert terminal.process.wait(10) == 0
+        assert terminal.process.wait(PATIENCE_SECONDS) == 0
     finally:
         terminal.close()
 

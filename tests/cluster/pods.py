@@ -16,6 +16,7 @@ from pidone.plan.format import decode_bundle
 from pidone.plan.model import Bundle, Phase
 from pidone.plan.report import Report, TaskReport
 from pidone.repo.client import RepoClient
+from tests.patience import PATIENCE_SECONDS
 
 
 @dataclass(eq=False)
@@ -72,7 +73,7 @@ class Asking:
         self.states.update(states)
         self.client.status_changed()
 
-    async def until(self, holds: Callable[["Asking"], bool], seconds: float = 20) -> None:
+    async def until(self, holds: Callable[["Asking"], bool], seconds: float = PATIENCE_SECONDS) -> None:
         """Wait until what the pod has is so. Raises ``trio.TooSlowError``."""
         with trio.fail_after(seconds):
             while not holds(self):

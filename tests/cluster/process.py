@@ -9,8 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.patience import PATIENCE_SECONDS
 
-def until(condition: Callable[[], object], timeout: float = 30, told: Callable[[], object] = str) -> None:
+
+def until(
+    condition: Callable[[], object], timeout: float = PATIENCE_SECONDS, told: Callable[[], object] = str
+) -> None:
     """Return when it holds; another process's state has no event. ``told`` is asked for more when it never does."""
     deadline = time.monotonic() + timeout
     while not condition():
@@ -74,7 +78,7 @@ class Process:
             return
         self._running.send_signal(number)
         try:
-            self._running.wait(30)
+            self._running.wait(PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
             self._running.kill()
             self._running.wait()

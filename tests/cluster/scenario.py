@@ -22,6 +22,7 @@ from tests.cluster.node import NodeCluster
 from tests.cluster.process import until
 from tests.cri import images, messages
 from tests.cri.conftest import BUILD, BUSYBOX, IMAGE
+from tests.patience import PATIENCE_SECONDS
 
 ROOT = Path(__file__).parents[2]
 SYSTEM, NAMESPACE = "pidone-system", "demo"
@@ -138,7 +139,9 @@ class Demo:
             for url in ("/v1/pods", *(f"/v1/pods/{NAMESPACE}/{name}" for name in self.live("app"))):
                 words = ["nsenter", "-n", "-t", str(application(self.cluster, SYSTEM, pod).pid)]
                 words += [BUSYBOX, "wget", "-q", "-T", "5", "-O", "-", f"http://127.0.0.1:6060{url}"]
-                done = subprocess.run(words, capture_output=True, text=True, timeout=10, check=False)
+                done = subprocess.run(
+                    words, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
+                )
                 said.append(f"{pod} {url}: {done.stdout}{done.stderr}\n")
         return "".join(said)
 

@@ -45,6 +45,7 @@ from tests.cluster import program
 from tests.cluster.apiserver import ADMIN, Cluster, ControlPlane, control_plane
 from tests.cluster.wire import Wire, wire
 from tests.controller.kubernetes.held import Held
+from tests.patience import PATIENCE_SECONDS
 
 LOG = list[dict[str, Any]]
 
@@ -84,7 +85,7 @@ async def reflected(client: Client, namespace: str, **options: Any) -> AsyncIter
     it = Reflected(client, namespace, **options)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(it.reflector.run)
-        with trio.fail_after(30):
+        with trio.fail_after(PATIENCE_SECONDS):
             await it.reflector.synced.wait()
         yield it
         nursery.cancel_scope.cancel()
@@ -277,7 +278,7 @@ async def test_a_silent_peer_is_given_up(
     ):
         between.fall_silent()
         await run_sync(cluster.make_pod, namespace, "a")
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_SECONDS):
             while not it.log:
                 await trio.sleep(0.05)
         assert it.log[0]["event"] == "reflector-silent"
@@ -342,7 +343,7 @@ async def test_a_token_whose_pod_is_gone_costs_the_watch_and_a_new_one_heals_it(
         await run_sync(plane.apiserver.kill)
         await run_sync(plane.apiserver.start)  # it remembers a good token for ten seconds
         await run_sync(plane.make_pod, "shop", "other")
-        with trio.fail_after(20):
+        with trio.fail_after(PATIENCE_SECONDS):
             while not any("401" in line["error"] for line in it.log):
                 await trio.sleep(0.05)
         assert not it.sink.items
@@ -471,7 +472,7 @@ async def test_one_of_two_replicas_leads_and_the_other_follows_it(cluster: Clust
                     await election.run(work(name))
 
             nursery.start_soon(replica)
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_SECONDS):
             await changed.wait()
         first = leading[0]
         await trio.sleep(3)
@@ -479,7 +480,7 @@ async def test_one_of_two_replicas_leads_and_the_other_follows_it(cluster: Clust
         lease = await client.get(LEASES, "controller", namespace)
         assert lease["spec"]["holderIdentity"] == first
         scopes[first].cancel()
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_SECONDS):
             await changed.wait()
         assert leading == ["b" if first == "a" else "a"]
         lease = await client.get(LEASES, "controller", namespace)

@@ -52,22 +52,22 @@ async def test_a_replica_that_is_killed_at_any_step_is_not_missed(
             victim.process.kill()
             # while one is dead and perhaps nobody leads: what people do reaches the pod all the same
             plane.label(SHOP, "web-0", {"web": None})
-            await pod.until(lambda pod: pod.tasks == [], 90)
+            await pod.until(lambda pod: pod.tasks == [])
             plane.label(SHOP, "web-0", {"web": "yes"})
-            await pod.until(lambda pod: pod.tasks == ["ready"], 90)
+            await pod.until(lambda pod: pod.tasks == ["ready"])
             await off(victim.process.start)
             at = address()
             name = f"web-{number + 1}"
             plane.run_pod(SHOP, name, labels={"web": "yes"}, ips=[at])
             another = Asking(found.urls, at)
             async with asking(another):
-                await another.until(lambda pod: pod.tasks == ["ready"], 90)
+                await another.until(lambda pod: pod.tasks == ["ready"])
                 await told(plane, SHOP, "web", Ready=("True", "AllApplied"))
             plane.finish_pod(SHOP, name)
 
 
 def until_led(found: Replicas) -> str:
-    until(found.leader, 60)
+    until(found.leader)
     return found.leader()
 
 
@@ -84,7 +84,7 @@ async def test_an_api_server_that_comes_back_without_its_history_is_believed(
         await off(plane.apiserver.start)
         await off(plane.lose_history)
         plane.label(SHOP, "web-0", {"web": None})
-        await pod.until(lambda pod: pod.tasks == [], 90)
+        await pod.until(lambda pod: pod.tasks == [])
         assert len(pod.history) == taken + 1
         plane.label(SHOP, "web-0", {"web": "yes"})
         await pod.until(lambda pod: pod.tasks == ["ready"])
@@ -105,8 +105,8 @@ async def test_deletions_that_nobody_told_are_found_by_the_next_list(
         os.kill(replica.process.pid, signal.SIGCONT)
         another = Asking(found.urls, again)
         async with asking(another):
-            await another.until(lambda pod: bool(pod.history) and pod.tasks == [], 90)
-            await off(lambda: until(lambda: pods(replica) == [f"{SHOP}/web-1"], 60))
+            await another.until(lambda pod: bool(pod.history) and pod.tasks == [])
+            await off(lambda: until(lambda: pods(replica) == [f"{SHOP}/web-1"]))
 
 
 def pods(replica: Replica) -> list[str]:
@@ -118,13 +118,13 @@ async def test_a_slow_etcd_delays_what_is_new_and_nothing_else(plane: ControlPla
         (replica,) = found.all
         with plane.etcd.paused():
             # until it cannot lead any more, which needs writing; serving needs nothing
-            await off(lambda: until(lambda: "lost-the-lead" in replica.process.told(), 40))
+            await off(lambda: until(lambda: "lost-the-lead" in replica.process.told()))
             assert replica.ready
             later = Asking(found.urls, pod.address)
             async with asking(later):
                 await later.until(lambda pod: pod.tasks == ["ready"])
         plane.label(SHOP, "web-0", {"web": None})
-        await pod.until(lambda pod: pod.tasks == [], 60)
+        await pod.until(lambda pod: pod.tasks == [])
         plane.label(SHOP, "web-0", {"web": "yes"})
         await pod.until(lambda pod: pod.tasks == ["ready"])
         await told(plane, SHOP, "web", Ready=("True", "AllApplied"))
@@ -144,4 +144,4 @@ async def test_a_watch_that_is_cut_in_the_middle_of_an_event_loses_nothing(
                 await pod.until(lambda pod: bool(pod.history))
                 between.cut_in(b"marker-of-this-test")
                 cluster.label(namespace, "web-0", {"web": "yes", "seen": "marker-of-this-test"})
-                await pod.until(lambda pod: pod.tasks == ["ready"], 60)
+                await pod.until(lambda pod: pod.tasks == ["ready"])

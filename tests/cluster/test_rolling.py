@@ -11,6 +11,7 @@ from pidone.plan.model import Bundle
 from tests.cluster.apiserver import Cluster
 from tests.cluster.pods import Asking, asking
 from tests.cluster.replicas import SET, Replicas, address, replicas, told, written
+from tests.patience import PATIENCE_SECONDS
 
 CAREFUL = SET + "  rollout: {canary: 10%, pause: 2s, maxRejected: 0}\n"
 PODS = 6
@@ -36,7 +37,7 @@ async def fleet(cluster: Cluster, namespace: str, urls: list[str]) -> AsyncItera
     async with asking(*pods):
         for pod in pods:
             # a rollout too, from nothing; a leader that is new hears what the others know first
-            await pod.until(lambda pod: pod.tasks == ["ready"], 60)
+            await pod.until(lambda pod: pod.tasks == ["ready"])
             pod.report(ready="healthy")
         await told(cluster, namespace, "web", Ready=("True", "AllApplied"))
         yield pods
@@ -66,7 +67,7 @@ async def test_some_pods_first_and_the_rest_when_those_are_well(
 ) -> None:
     async with fleet(cluster, namespace, controllers.urls) as pods:
         change(cluster, namespace, 81)
-        with trio.fail_after(20):
+        with trio.fail_after(PATIENCE_SECONDS):
             while not any(port(pod.history[-1]) == 81 for pod in pods):
                 await trio.sleep(0.05)
         first = [pod for pod in pods if port(pod.history[-1]) == 81]
@@ -102,7 +103,7 @@ async def test_a_task_that_was_well_and_fails_halts_it_and_the_pods_go_back(
 ) -> None:
     async with fleet(cluster, namespace, controllers.urls) as pods:
         change(cluster, namespace, 83)
-        with trio.fail_after(20):
+        with trio.fail_after(PATIENCE_SECONDS):
             while not (first := [pod for pod in pods if port(pod.history[-1]) == 83]):
                 await trio.sleep(0.05)
         first[0].report(ready="unhealthy")

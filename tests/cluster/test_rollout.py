@@ -24,6 +24,7 @@ from pidone_controller.rollout.leader import Leader
 from pidone_controller.rollout.step import Objects
 from tests.cluster.apiserver import MERGE, OURS, Cluster
 from tests.controller.factories import binding_spec, pod, set_spec
+from tests.patience import PATIENCE_SECONDS
 
 QUICK = {"canary": "10%", "step": "50%", "pause": "300ms", "maxRejected": 0}
 SLOW = {**QUICK, "pause": "1h"}
@@ -62,7 +63,7 @@ class Running:
             await leader.run()
 
     async def until(self, true: Callable[[], object]) -> None:
-        with trio.fail_after(20):
+        with trio.fail_after(PATIENCE_SECONDS):
             while not true():
                 await self._heard.wait()
 
@@ -282,7 +283,7 @@ async def test_a_leader_that_is_replaced_at_every_step(cluster: Cluster, namespa
         cluster.apply(written("TaskSet", "check", namespace, set_spec(5)))
         cluster.apply(written("TaskBinding", "web", namespace, binding_spec(rollout=QUICK)))
         seen = []
-        with trio.fail_after(20):
+        with trio.fail_after(PATIENCE_SECONDS):
             while running.rollout(namespace).get("phase") != "Complete":
                 before = running.rollout(namespace)
                 running.lead()

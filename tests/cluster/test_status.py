@@ -22,6 +22,7 @@ from pidone_controller.repo.selection import SelectedPod
 from pidone_controller.status.compose import Status, StatusWriter, Target, binding_status, set_status
 from tests.cluster.apiserver import Cluster
 from tests.cluster.replicas import ACCOUNT, HOME, allowed, conditions, written
+from tests.patience import PATIENCE_SECONDS
 
 NOW = "2026-01-02T03:04:05Z"
 OBJECTS = """
@@ -88,7 +89,7 @@ class Written:
         self.pods = list(pods)
         self.writer.mark(self.binding)
         self.writer.mark(self.set)
-        with trio.fail_after(20):
+        with trio.fail_after(PATIENCE_SECONDS):
             while not holds((await run_sync(self.get)).get("status", {})):
                 await trio.sleep(0.05)  # somebody else's process has no event
 
@@ -137,19 +138,19 @@ async def test_kubectl_wait_is_a_gate_for_the_newest_generation(cluster: Cluster
         opened = trio.Event()
 
         async def gate() -> None:
-            assert await run_sync(wait, 30)
+            assert await run_sync(wait, 120)
             opened.set()
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(gate)
             await it.tell(applied("a"), holds=lambda status: status["applied"] == 1)
-            with trio.fail_after(5):
+            with trio.fail_after(PATIENCE_SECONDS):
                 await opened.wait()
         # what is Ready of the generation before opens no gate for this one
         cluster.apply(*written(OBJECTS.replace("[web, other]", "[web]"), namespace))
         assert not await run_sync(wait, 1)
         await it.tell(applied("a"), holds=lambda status: status["observedGeneration"] == 2)
-        assert await run_sync(wait, 5)
+        assert await run_sync(wait, 120)
 
 
 async def test_the_rollouts_part_of_a_status_is_not_the_writers(cluster: Cluster, namespace: str) -> None:

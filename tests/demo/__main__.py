@@ -16,7 +16,8 @@ from typing import TypeVar
 import psutil
 
 from tests import pidns
-from tests.demo.world import ADDRESSES, DB, INSTANCE, METRICS, PLAIN, PORT, ROOT, WEB, Service, World
+from tests.demo.world import DB, INSTANCE, METRICS, PLAIN, PORT, ROOT, WEB, Service, World
+from tests.patience import PATIENCE_SECONDS
 
 T = TypeVar("T")
 
@@ -45,7 +46,9 @@ class Show:
         yield lambda text: self.line(name, f"{text}  ({time.monotonic() - began:.2f} s)")
 
 
-def until(look: Callable[[], T], good: Callable[[T], object], expected: str, *, seconds: float = 15) -> T:
+def until(
+    look: Callable[[], T], good: Callable[[T], object], expected: str, *, seconds: float = PATIENCE_SECONDS
+) -> T:
     """Look until it is good. Raises ``StepFailed``."""
     deadline = time.monotonic() + seconds
     while True:
@@ -69,9 +72,9 @@ def bring_up(world: World, show: Show) -> None:
     world.repo.start()
     world.eureka.start()
     until(world.repo_ready, bool, f"the repo answers at {world.repo_url}")
-    for name in ADDRESSES:
+    for name in world.addresses:
         world.start_pod(name)
-        show.line("", f"pod shop/{name:<5} at {ADDRESSES[name]}, labels {world.labels[name]}")
+        show.line("", f"pod shop/{name:<5} at {world.addresses[name]}, labels {world.labels[name]}")
     with show.step("plan") as say:
         for name, tasks in {WEB: 3, DB: 1}.items():
             expected = f"shop/{name} runs a plan of {tasks} tasks"
@@ -115,18 +118,18 @@ def task_state(world: World, pod: str, task: str) -> str:
 
 
 def register(world: World, show: Show) -> None:
-    until(world.status, lambda status: status != "Eureka is away", "Eureka answers", seconds=60)
+    until(world.status, lambda status: status != "Eureka is away", "Eureka answers")
     world.app.start()
     with show.step("healthy") as say:
         until(lambda: task_state(world, WEB, "ready"), lambda state: state == "healthy", "ready is healthy")
-        say(f"http://{ADDRESSES[WEB]}:{PORT}/ answers its probe")
+        say(f"http://{world.addresses[WEB]}:{PORT}/ answers its probe")
     with show.step("registered") as say:
         instance = until(
             world.instance, lambda found: found and found["status"] == "UP", f"{INSTANCE} is UP in Eureka"
         )
         assert instance is not None
-        if (instance["ipAddr"], instance["port"]["$"]) != (ADDRESSES[WEB], PORT):
-            raise StepFailed(f"expected {ADDRESSES[WEB]}:{PORT} in Eureka\nseen: {instance}")
+        if (instance["ipAddr"], instance["port"]["$"]) != (world.addresses[WEB], PORT):
+            raise StepFailed(f"expected {world.addresses[WEB]}:{PORT} in Eureka\nseen: {instance}")
         say(f"Eureka has RATINGS {INSTANCE} at {instance['ipAddr']}:{instance['port']['$']}: UP")
     with show.step("heartbeats") as say:
         renewals = {int(instance["leaseInfo"]["lastRenewalTimestamp"])}
@@ -144,7 +147,9 @@ def orphans(world: World, show: Show) -> None:
     sample = 'pidone_reaped_total{reason="orphan"}'
     before = world.metric(DB, sample)
     if before is None:
-        raise StepFailed(f"expected {sample} at http://{ADDRESSES[DB]}:{METRICS}/metrics\nseen: nothing")
+        raise StepFailed(
+            f"expected {sample} at http://{world.addresses[DB]}:{METRICS}/metrics\nseen: nothing"
+        )
     with show.step("orphans") as say:
         world.pods[DB].make_orphans(ORPHANS)
         reaped = until(
@@ -172,7 +177,7 @@ def relabel(world: World, show: Show) -> None:
         up = until(
             lambda: world.metric(WEB, 'pidone_registration_up{task="registration",registry="eureka"}'),
             lambda value: value == 1,
-            f"metrics at http://{ADDRESSES[WEB]}:{METRICS}/metrics, and the registration untouched",
+            f"metrics at http://{world.addresses[WEB]}:{METRICS}/metrics, and the registration untouched",
         )
         after = world.instance()
         stamp = "registrationTimestamp"
@@ -187,7 +192,7 @@ def restart_registry(world: World, show: Show) -> None:
     world.eureka.end()
     show.line("registry", "Eureka was killed (SIGKILL), and starts empty")
     world.eureka.start()
-    until(world.status, lambda status: status != "Eureka is away", "Eureka answers", seconds=60)
+    until(world.status, lambda status: status != "Eureka is away", "Eureka answers")
     with show.step("again") as say:
         until(world.status, lambda status: status == "UP", "RATINGS is UP in the empty registry")
         say("registered again by the next heartbeat")
@@ -214,7 +219,7 @@ def end(world: World, show: Show) -> None:
                     f"expected process 1 of shop/{name} to be the one that was started\nseen: it is gone"
                 )
             pod.signal(signal.SIGTERM)
-        codes = {name: pod.wait(10) for name, pod in world.pods.items()}
+        codes = {name: pod.wait(PATIENCE_SECONDS) for name, pod in world.pods.items()}
         if set(codes.values()) != {0}:
             raise StepFailed(f"expected exit code 0 of every process 1 on TERM\nseen: {codes}")
         say("every process 1 was the same from start to end, and left with 0")

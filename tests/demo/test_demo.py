@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from tests.eureka import real
+from tests.patience import PATIENCE_SECONDS
 
 spring = pytest.mark.skipif(real.missing() is not None, reason=str(real.missing()))
 REGISTRIES = [
@@ -37,7 +38,7 @@ def demo(folder: Path, registry: str, *arguments: str) -> Iterator[subprocess.Po
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
-            process.wait(30)
+            process.wait(PATIENCE_SECONDS)
         assert process.stdout is not None
         process.stdout.close()
 
@@ -45,7 +46,7 @@ def demo(folder: Path, registry: str, *arguments: str) -> Iterator[subprocess.Po
 @pytest.mark.parametrize("registry", REGISTRIES)
 def test_the_demo_passes_every_step(tmp_path: Path, registry: str) -> None:
     with demo(tmp_path, registry) as process:
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     steps = re.findall(r"^ *[\d.]+ s  (\S+)", output, re.MULTILINE)
     expected = (
@@ -72,7 +73,7 @@ def test_what_is_killed_around_the_pods_comes_back_and_process_1_stays(tmp_path:
         assert all(pod.is_running() for pod in pods)
         # And the demo itself: what would be the end of a pod is the end of it, with the reason.
         pods[0].kill()
-        rest, _ = process.communicate(timeout=30)
+        rest, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 1
     assert "FAILED: expected process 1 of shop/web to live\nseen: it has ended" in rest
 

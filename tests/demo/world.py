@@ -14,14 +14,14 @@ import httpx
 
 from tests import pidns
 from tests.eureka import real
-from tests.ports import free_port
+from tests.patience import PATIENCE_SECONDS
+from tests.ports import free_address, free_port
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 PORT = 8080  # of the application
 METRICS = 19100
 WEB, DB, PLAIN = "web", "db", "plain"
-ADDRESSES = {WEB: "127.0.0.2", DB: "127.0.0.3", PLAIN: "127.0.0.4"}
 INSTANCE = f"{WEB}:ratings:{PORT}"
 
 
@@ -46,7 +46,7 @@ class Service:
     def end(self, number: signal.Signals = signal.SIGKILL) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(number)
-            self.process.wait(10)
+            self.process.wait(PATIENCE_SECONDS)
 
 
 class World:
@@ -58,6 +58,7 @@ class World:
         for old in folder.glob("*.log"):
             old.unlink()
         self._closing = ExitStack()
+        self.addresses = {name: free_address() for name in (WEB, DB, PLAIN)}
         repo_port, eureka_port = free_port(), free_port()
         self.repo_url = f"http://127.0.0.1:{repo_port}"
         self.eureka_url = f"http://127.0.0.1:{eureka_port}/eureka"
@@ -65,7 +66,7 @@ class World:
         self.eureka = self._eureka(eureka_port)
         self.app = Service(
             "application",
-            [sys.executable, str(HERE / "app.py"), ADDRESSES[WEB], str(PORT)],
+            [sys.executable, str(HERE / "app.py"), self.addresses[WEB], str(PORT)],
             {},
             folder / "application.log",
         )
@@ -114,7 +115,7 @@ class World:
         log = self._closing.enter_context((self.folder / f"pod-{name}.log").open("wb"))
         env = {
             "PIDONE_REPO": self.repo_url,
-            "PIDONE_POD_IP": ADDRESSES[name],
+            "PIDONE_POD_IP": self.addresses[name],
             "PIDONE_POD_UID": f"uid-{name}",
             "PYTHONPATH": f"{ROOT}:{ROOT / 'controller'}",  # process 1 has / as its working directory
         }
@@ -124,7 +125,7 @@ class World:
     def write_inventory(self) -> None:
         """As ``kubectl get pods -o json`` prints it; written aside and moved, as kubectl and editors do."""
         pods = []
-        for name, address in ADDRESSES.items():
+        for name, address in self.addresses.items():
             metadata: dict[str, Any] = {"name": name, "namespace": "shop", "uid": f"uid-{name}"}
             metadata["labels"] = self.labels[name]
             if name in self.deleted:
@@ -163,14 +164,14 @@ class World:
 
     def metric(self, pod: str, sample: str) -> float | None:
         """One value of the pod's metrics page, by its name and labels as they stand there."""
-        answer = self._get(f"http://{ADDRESSES[pod]}:{METRICS}/metrics")
+        answer = self._get(f"http://{self.addresses[pod]}:{METRICS}/metrics")
         for line in answer.text.splitlines() if answer else []:
             if line.startswith(f"{sample} "):
                 return float(line.rpartition(" ")[2])
         return None
 
     def tell_application(self, order: str) -> None:
-        self._http.post(f"http://{ADDRESSES[WEB]}:{PORT}/{order}").raise_for_status()
+        self._http.post(f"http://{self.addresses[WEB]}:{PORT}/{order}").raise_for_status()
 
     def _get(self, url: str) -> httpx.Response | None:
         try:

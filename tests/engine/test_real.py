@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
 
+from tests.patience import PATIENCE_SECONDS
+
 TASKS = """
     apiVersion: pidone.dev/v1alpha1
     kind: TaskSet
@@ -30,7 +32,7 @@ TASKS = """
 
 
 def wait_for(good: Callable[[], object]) -> None:
-    until = time.monotonic() + 20
+    until = time.monotonic() + PATIENCE_SECONDS
     while not good():
         assert time.monotonic() < until
         time.sleep(0.02)
@@ -61,7 +63,7 @@ def test_events_pauses_and_the_end_in_a_real_process(tmp_path: Path) -> None:
         flag.touch()
         wait_for(lambda: len(places(task="guarded", state="started")) == 2)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE_SECONDS) == 0
     finally:
         process.kill()
         process.wait()

@@ -11,6 +11,8 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
+from tests.patience import PATIENCE_SECONDS
+
 BUILT = Path(__file__).parents[2] / "k3d/apps/discovery/target/discovery.jar"
 BUILD = "make eureka"
 
@@ -36,7 +38,7 @@ class RealEureka:
     def pid(self) -> int:
         return self.process.pid
 
-    def wait_ready(self, timeout: float = 60) -> None:
+    def wait_ready(self, timeout: float = PATIENCE_SECONDS) -> None:
         """Block until the server answers.
 
         Raises:
@@ -98,7 +100,7 @@ def spring_eureka(port: int, log: Path, settings: Mapping[str, str] = AT_ONCE) -
     finally:
         process.terminate()
         try:
-            process.wait(10)
+            process.wait(PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -7,6 +7,7 @@ validation, list types, int-or-string, and the small part of CEL that the rules 
 import re
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from pidone.language.reading import read
 from pidone.language.schemas import KINDS, schema, validator
 from tests.language.test_checking import BAD, GOOD
 
-CRDS = {kind: YAML(typ="safe").load(TOP / "k3d/crds" / f"{kind.lower()}s.yaml") for kind in KINDS}
 VALUES = {
     "description", "type", "enum", "minimum", "maximum", "minItems", "maxItems", "minLength", "maxLength", "required",
     "maxProperties", "pattern", "format", "items", "properties", "additionalProperties",
@@ -33,8 +33,14 @@ EXTENSIONS = {
 }  # fmt: skip
 
 
+@cache
+def crd(kind: str) -> dict[str, Any]:
+    found: dict[str, Any] = YAML(typ="safe").load(TOP / "k3d/crds" / f"{kind.lower()}s.yaml")
+    return found
+
+
 def whole(kind: str) -> dict[str, Any]:
-    found: dict[str, Any] = CRDS[kind]["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    found: dict[str, Any] = crd(kind)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     return found
 
 
@@ -169,10 +175,10 @@ def test_every_field_is_described_and_no_default_is_written_into_objects(kind: s
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_its_names_are_those_of_the_kind(kind: str) -> None:
-    spec = CRDS[kind]["spec"]
+    spec = crd(kind)["spec"]
     assert spec["names"]["kind"] == kind
     assert (
-        CRDS[kind]["metadata"]["name"]
+        crd(kind)["metadata"]["name"]
         == f"{spec['names']['plural']}.{spec['group']}"
         == f"{kind.lower()}s.pidone.dev"
     )
@@ -225,7 +231,6 @@ def test_the_api_server_refuses_what_the_schema_refuses_and_nothing_that_the_che
             assert check_text(file.read_text("utf-8"), file.name).findings
 
 
-BASES = [value for file in GOOD for value in documents(file)]
 SCALARS = st.sampled_from(
     [
         None,
@@ -248,6 +253,11 @@ SCALARS = st.sampled_from(
 )
 
 
+@cache
+def bases() -> list[dict[str, Any]]:
+    return [value for file in GOOD for value in documents(file)]
+
+
 def places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
     if path:
         yield path
@@ -259,7 +269,7 @@ def places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str |
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_they_agree_about_damaged_objects(data: st.DataObject) -> None:
-    value = deepcopy(data.draw(st.sampled_from(BASES)))
+    value = deepcopy(data.draw(st.sampled_from(bases())))
     path = data.draw(st.sampled_from(list(places(value["spec"]))))
     around: Any = value["spec"]
     for step in path[:-1]:

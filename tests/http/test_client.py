@@ -13,6 +13,7 @@ from pidone.errors import ConnectError, ProtocolError, TransferError, TransferTi
 from pidone.http.client import redacted, request
 from pidone.http.message import Request, Response
 from tests.http.serving import http_server, raw_server, says
+from tests.patience import PATIENCE_SECONDS
 
 OK = b"HTTP/1.1 200 OK\r\n"
 
@@ -87,7 +88,7 @@ async def test_a_body_larger_than_the_limit_is_refused(head: bytes, nursery: tri
 
 
 def zipped(body: bytes, *, cut: int = 0) -> bytes:
-    data = gzip.compress(body)
+    data = gzip.compress(body, mtime=0)
     data = data[: len(data) - cut]
     return OK + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(data) + data
 
@@ -248,7 +249,7 @@ async def test_with_head_only_an_endless_body_is_not_read(nursery: trio.Nursery)
     port = await raw_server(nursery, endless)
     answer = await request("GET", f"http://127.0.0.1:{port}/", timeout=10, head_only=True)
     assert (answer.status, answer.body) == (200, b"")
-    with trio.fail_after(10):
+    with trio.fail_after(PATIENCE_SECONDS):
         await gone.wait()  # the connection was closed, not kept
     nursery.cancel_scope.cancel()
 
@@ -271,7 +272,7 @@ async def test_cancelling_closes_the_connection(nursery: trio.Nursery) -> None:
         closed.set()
 
     port = await raw_server(nursery, hold)
-    with trio.fail_after(10):
+    with trio.fail_after(PATIENCE_SECONDS):
         async with trio.open_nursery() as inner:
             inner.start_soon(get, port)
             await asked.wait()

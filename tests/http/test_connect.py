@@ -16,6 +16,7 @@ from pidone.http.client import request
 from pidone.http.connect import LOOKUPS, Lookups
 from pidone.http.message import Request, Response
 from tests.http.serving import http_server
+from tests.patience import PATIENCE_SECONDS
 
 
 class Resolver:
@@ -138,4 +139,6 @@ async def main():
 trio.run(main)
 sys.exit("encodings.idna" in sys.modules)
 """
-    assert subprocess.run([sys.executable, "-c", script], check=False, timeout=30).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", script], check=False, timeout=PATIENCE_SECONDS).returncode == 0
+    )

@@ -10,6 +10,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from pidone.http.message import Held, Request, Response, text_response
 from pidone.http.server import serve
 from tests.http.serving import http_server
+from tests.patience import PATIENCE_SECONDS
 
 
 async def echo(request: Request) -> Response:
@@ -29,7 +30,7 @@ async def connect(port: int) -> trio.SocketStream:
 async def read(stream: trio.SocketStream, until: bytes = b"") -> bytes:
     """What comes until these bytes have come; without them, until the connection is closed."""
     received = b""
-    with trio.fail_after(10):
+    with trio.fail_after(PATIENCE_SECONDS):
         while not (until and until in received):
             part = await stream.receive_some()
             if not part:
@@ -232,7 +233,7 @@ async def test_a_handler_that_holds_a_request_is_cancelled_when_the_peer_goes(nu
     async with await connect(port) as stream:
         await stream.send_all(get("/"))
         await held.wait()
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE_SECONDS):
         await released.wait()
     nursery.cancel_scope.cancel()
 
@@ -346,7 +347,7 @@ class Benches:
 
 
 async def parked(benches: Benches) -> Bench:
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE_SECONDS):
         while not (hasattr(benches, "bench") and benches.bench.calls):
             await trio.lowlevel.checkpoint()
     return benches.bench
@@ -394,7 +395,7 @@ async def test_who_goes_away_while_held_makes_room(path: str, nursery: trio.Nurs
         if reset:
             stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         await stream.aclose()
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE_SECONDS):
             while bench.calls:
                 await trio.lowlevel.checkpoint()
         assert b"GET /x" in await converse(port, get("/x", LAST))
@@ -408,7 +409,7 @@ async def test_last_words_of_a_peer_that_is_held_are_told(nursery: trio.Nursery)
     bench = await parked(benches)
     await stream.send_all(b"Fatal Python error: as if\n")
     await stream.aclose()
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE_SECONDS):
         while bench.calls:
             await trio.lowlevel.checkpoint()
     assert benches.deaths == [("127.0.0.1", "Fatal Python error: as if\n")]

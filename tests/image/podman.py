@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 import psutil
 
+from tests.patience import PATIENCE_SECONDS
+
 ROOT = Path(__file__).parents[2]
 ARCHIVE = ROOT / "build" / "image.oci.tar"
 PACKAGES = ("podman", "runc", "buildah", "containernetworking-plugins", "iptables", "busybox-static")
@@ -50,7 +52,7 @@ def missing() -> str | None:
     return None
 
 
-def until(what: str, look: Callable[[], T | None], seconds: float = 15) -> T:
+def until(what: str, look: Callable[[], T | None], seconds: float = PATIENCE_SECONDS) -> T:
     """What ``look`` finds, once it finds something."""
     deadline = time.monotonic() + seconds
     while (found := look()) is None or found is False:
@@ -112,7 +114,7 @@ class Podman:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=PATIENCE_SECONDS,
         )
         assert not ok or done.returncode == 0, f"{program} {' '.join(words)}: {done.stderr}"
         return done.stdout.strip()
@@ -213,4 +215,4 @@ def service(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[byte
             yield process
         finally:
             process.kill()
-            process.wait(10)
+            process.wait(PATIENCE_SECONDS)

@@ -19,6 +19,7 @@ import pytest
 
 from tests.image.podman import ARCHIVE, ROOT, Podman, missing, podman, until, version
 from tests.image.world import ALL, World, free_port, world
+from tests.patience import PATIENCE_SECONDS
 
 pytestmark = [
     pytest.mark.image,
@@ -132,7 +133,12 @@ def test_the_dockerfile_s_files_are_made_by_the_same_target() -> None:
     ]
     assert commands[-1].startswith("RUN make image-root ")
     made = subprocess.run(
-        ["make", "-n", "image"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30
+        ["make", "-n", "image"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PATIENCE_SECONDS,
     ).stdout
     assert "k3d/image/build.py root" in made
 
@@ -149,7 +155,7 @@ def test_every_module_and_every_failure_path_finds_what_it_imports(
     words = ["eager"] if how == "eagerly" else []
     done = subprocess.run(
         sandbox(root, uid, *python, "-c", program, *words),
-        env=environment(config), capture_output=True, text=True, check=False, timeout=60,
+        env=environment(config), capture_output=True, text=True, check=False, timeout=PATIENCE_SECONDS,
     )  # fmt: skip
     assert (done.returncode, done.stdout.rpartition("\n")[0][-9:]) == (0, "all right"), done.stderr[-2000:]
 
@@ -159,7 +165,12 @@ def test_the_path_is_the_standard_library_and_pidone(root: Path, config: dict[st
     entry = [*config["Config"]["Entrypoint"][1:-1], "-v", config["Config"]["Entrypoint"][-1]]
     env = environment(config, PIDONE_STAGE="ask", PIDONE_REPO="http://127.0.0.1:1")
     done = subprocess.run(
-        sandbox(root, 65534, *entry), env=env, capture_output=True, text=True, check=False, timeout=30
+        sandbox(root, 65534, *entry),
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_SECONDS,
     )
     assert done.returncode == 4, done.stderr[-1000:]
     loaded = [

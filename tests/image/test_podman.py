@@ -12,6 +12,7 @@ import pytest
 
 from tests.image.podman import ROOT, Pod, Podman, missing, podman, until
 from tests.image.world import ALL, World, free_port, world
+from tests.patience import PATIENCE_SECONDS
 
 pytestmark = [
     pytest.mark.image,
@@ -93,7 +94,7 @@ def test_without_a_shared_pid_namespace_the_orphans_of_its_own_are_reaped(
         "-c",
         ORPHANS.replace("sleep 300", "sleep 0.2"),
     ]
-    subprocess.run(enter, check=True, timeout=20)
+    subprocess.run(enter, check=True, timeout=PATIENCE_SECONDS)
     until("all are reaped", lambda: not pod.process.children() or None)
     assert pod.shape == "doze"
 
@@ -126,7 +127,9 @@ def test_a_plan_runs_against_the_application_in_the_pod(
     here.pods(**{pod.name: None})
 
 
-def test_a_pod_s_stop_takes_less_than_a_second(runtime: Podman, here: World, pods: list[Pod]) -> None:
+def test_a_pod_s_stop_does_not_wait_for_the_grace_period(
+    runtime: Podman, here: World, pods: list[Pod]
+) -> None:
     dozing, active = runtime.pod("stopdoze"), runtime.pod("stopactive")
     pods += [dozing, active]
     for pod in (dozing, active):
@@ -135,13 +138,10 @@ def test_a_pod_s_stop_takes_less_than_a_second(runtime: Podman, here: World, pod
     here.pods(stopactive=(active.ip, ALL))
     until("registered", lambda: here.registered("stopactive"))
     for pod in (dozing, active):
-        began = time.monotonic()
-        runtime("pod", "stop", pod.name)
-        took = time.monotonic() - began
-        assert took < 1.0, f"{pod.name}: {took:.2f} s"
+        runtime("pod", "stop", "--time", "3600", pod.name)
         state = runtime("pod", "inspect", pod.name, "--format", "{{.State}}")
         assert state == "Exited", state
-    until("out of Eureka by TERM", lambda: here.registered("stopactive") is None or None, 1)
+    until("out of Eureka by TERM", lambda: here.registered("stopactive") is None or None)
     here.pods(stopactive=None)
 
 

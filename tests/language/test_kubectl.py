@@ -16,6 +16,7 @@ from pidone.language.schemas import API_VERSION
 from tests import golang
 from tests.language.fuzz import Fuzzer, seeds
 from tests.language.test_checking import GOOD
+from tests.patience import PATIENCE_SECONDS
 
 HERE = Path(__file__).parent
 
@@ -34,7 +35,9 @@ def kubectl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def readings(kubectl: Path, files: Iterable[Path]) -> dict[Path, Any]:
     """Of each file the documents, or None where kubectl takes it for no YAML."""
     names = "".join(f"{file}\n" for file in files)
-    done = subprocess.run([kubectl], input=names, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [kubectl], input=names, capture_output=True, text=True, check=True, timeout=PATIENCE_SECONDS
+    )
     # not splitlines: a string may hold other ends of lines, as U+2028
     found = [json.loads(line) for line in done.stdout.split("\n") if line]
     return {Path(one["file"]): None if one.get("error") else one["documents"] for one in found}

@@ -18,7 +18,8 @@ import psutil
 import pytest
 
 from tests import pidns
-from tests.pid1.test_process_one import private, wait_for
+from tests.patience import PATIENCE_SECONDS
+from tests.pid1.test_process_one import private, settled, wait_for
 
 PIDONE = (sys.executable, "-m", "pidone")
 SLEEP = ("sleep", "1000")
@@ -71,7 +72,7 @@ class Running:
         return next(line.split()[1] for line in lines if line.startswith(field + ":"))
 
     def wait(self) -> int:
-        return self.outer.wait(10)
+        return self.outer.wait(PATIENCE_SECONDS)
 
 
 @contextmanager
@@ -93,7 +94,7 @@ def running(
                 process.kill()
             except psutil.NoSuchProcess:
                 pass  # the end of its process 1 was its own
-        outer.wait(10)
+        outer.wait(PATIENCE_SECONDS)
         if outer.stdout is not None:
             outer.stdout.close()
 
@@ -101,7 +102,9 @@ def running(
 def run(*command: str, alone: bool, **popen: Any) -> "subprocess.CompletedProcess[str]":
     prefix = pidns.way()[1] if alone else ()
     argv = [*prefix, *PIDONE, "--", *command]
-    return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=20, **popen)
+    return subprocess.run(
+        argv, capture_output=True, text=True, check=False, timeout=PATIENCE_SECONDS, **popen
+    )
 
 
 def started(*command: str) -> Sequence[str]:
@@ -146,7 +149,9 @@ MANY = dedent("""
 
 def test_all_256_exit_codes() -> None:
     script = MANY + "print([code(start(['/bin/sh', '-c', f'exit {n}'], False)) for n in range(256)])"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, timeout=30)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, check=True, timeout=PATIENCE_SECONDS
+    )
     assert json.loads(done.stdout) == list(range(256))
 
 
@@ -161,7 +166,7 @@ def test_term_at_any_moment_from_the_fork_on_is_not_lost() -> None:
             os.kill(pid, signal.SIGTERM)
             assert code(pid) == 143, trial
     """)
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=PATIENCE_SECONDS)
 
 
 @pytest.mark.pidns
@@ -340,12 +345,11 @@ LEAVING = dedent("""
 
 @pytest.mark.parametrize("alone", BOTH)
 def test_what_the_command_leaves_in_other_sessions_gets_term(alone: bool) -> None:
-    began = time.monotonic()
-    done = run(sys.executable, "-c", LEAVING, "willing", "stopped", "willing", alone=alone)
+    environ = {**os.environ, "PIDONE_GRACE": "3600"}  # nobody waits for the end of the grace period
+    done = run(sys.executable, "-c", LEAVING, "willing", "stopped", "willing", alone=alone, env=environ)
     assert done.returncode == 3
     assert done.stdout == "got TERM\n" * 2
     assert done.stderr == ""
-    assert time.monotonic() - began < 4  # and nobody waited for the end of the grace period
 
 
 @pytest.mark.parametrize("alone", BOTH)
@@ -355,7 +359,7 @@ def test_what_ignores_term_is_killed_after_the_grace_period(alone: bool) -> None
         environ = {**os.environ, "PIDONE_GRACE": "0.3"}
         done = run(sys.executable, "-c", LEAVING, "stubborn", "willing", alone=alone, env=environ)
         assert done.returncode == 3
-        assert 0.3 <= time.monotonic() - began < 3
+        assert time.monotonic() - began >= 0.3
         pid, *rest = done.stdout.splitlines()
         assert rest == ["got TERM"]
         assert done.stderr.startswith("pidone: still there 0.3 s after TERM, and killed: python")
@@ -370,15 +374,14 @@ def test_what_ignores_term_is_killed_after_the_grace_period(alone: bool) -> None
 def test_without_a_proc_of_its_namespace_it_signals_nobody_and_leaves_at_once() -> None:
     """The numbers there are those of other processes; the kernel ends what is left in the namespace."""
     prefix = [word for word in pidns.way()[1] if word != "--mount-proc"]
-    began = time.monotonic()
     done = subprocess.run(
         [*prefix, *PIDONE, "--", sys.executable, "-c", LEAVING, "willing"],
         capture_output=True,
+        env={**os.environ, "PIDONE_GRACE": "3600"},
         check=False,
-        timeout=20,
+        timeout=PATIENCE_SECONDS,
     )
     assert (done.returncode, done.stdout, done.stderr) == (3, b"", b"")
-    assert time.monotonic() - began < 4
 
 
 def test_a_grace_period_that_is_no_number_is_told_and_does_no_harm() -> None:
@@ -425,7 +428,7 @@ class Terminal:
 
     def __exit__(self, *_: object) -> None:
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(PATIENCE_SECONDS)
         os.close(self.master)
 
 
@@ -438,11 +441,12 @@ def test_the_command_has_the_terminal_and_ctrl_c_gives_130(alone: bool) -> None:
     with Terminal(*prefix, *PIDONE, "--", "sh", "-c", f'exec {sys.executable} -c "{FOREGROUND}"') as terminal:
         terminal.expect("True there")
         terminal.type("\x03")
-        assert terminal.process.wait(10) in {130, 1}  # Python's KeyboardInterrupt is a death by INT
+        code = terminal.process.wait(PATIENCE_SECONDS)
+        assert code in {130, 1}  # Python's KeyboardInterrupt is a death by INT
     with Terminal(*prefix, *PIDONE, "--", "sh", "-c", "echo there; exec sleep 1000") as terminal:
         terminal.expect("there")
         terminal.type("\x03")
-        assert terminal.process.wait(10) == 130
+        assert terminal.process.wait(PATIENCE_SECONDS) == 130
 
 
 def test_a_shell_sees_its_job_stop_continue_and_end() -> None:
@@ -580,9 +584,9 @@ def test_idle_it_never_wakes(alone: bool) -> None:
     with running(*SLEEP, alone=alone) as pidone:
         wait_for(lambda: Path(f"/proc/{pidone.pid}/wchan").read_text().startswith(("do_sigtimedwait", "0")))
         wait_for(lambda: pidone.status("State") == "S" and psutil.Process(pidone.pid).cwd() == "/")
-        before = pidone.status("voluntary_ctxt_switches")
+        before = settled(lambda: int(pidone.status("voluntary_ctxt_switches")))
         time.sleep(1.5)  # tini would have looked once
-        assert pidone.status("voluntary_ctxt_switches") == before
+        assert int(pidone.status("voluntary_ctxt_switches")) == before
 
 
 def test_it_loads_nothing_but_built_in_modules() -> None:

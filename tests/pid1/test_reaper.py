@@ -11,6 +11,7 @@ import trio
 
 from pidone.pid1.reaper import MARK, Reaper
 from pidone.pid1.tree import foreign_processes, still_exists
+from tests.patience import PATIENCE_SECONDS
 
 SAY_MASK = "print(open('/proc/self/status').read().partition('SigBlk:')[2].split()[0], flush=True)"
 
@@ -33,7 +34,7 @@ async def test_a_child_begins_with_an_empty_mask_whatever_is_blocked_here(
         assert blocked <= signal.pthread_sigmask(signal.SIG_BLOCK, ())
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    with trio.fail_after(10):
+    with trio.fail_after(PATIENCE_SECONDS):
         assert await child.wait() == 0
     assert os.read(ours, 100) == b"0" * 16 + b"\n"
     os.close(ours)
@@ -44,7 +45,7 @@ async def test_a_child_begins_with_an_empty_mask_whatever_is_blocked_here(
 async def test_each_of_many_children_one_after_the_other_is_collected(
     reaper: Reaper, nursery: trio.Nursery
 ) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(PATIENCE_SECONDS):
         for _ in range(100):  # each ends within the rest after the one before
             assert await reaper.spawn(["/bin/true"], env={}).wait() == 0
     nursery.cancel_scope.cancel()

@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 from tests import pidns
-from tests.pid1.test_process_one import wait_for
+from tests.patience import PATIENCE_SECONDS
+from tests.pid1.test_process_one import settled, wait_for
 
 DOZE = Path(__file__).parents[2] / "build/doze"
 
@@ -50,12 +51,12 @@ def test_without_arguments_it_is_pause() -> None:
             process.signal(number)
         process.make_orphans(1)
         wait_for(lambda: process.zombies() == 0)
-        before = switches(process.pid)
+        before = settled(lambda: switches(process.pid))
         time.sleep(1.5)  # that nothing happens is what is asserted
         assert switches(process.pid) == before
         assert process.same()
         process.signal(signal.SIGTERM)
-        assert process.wait(5) == 0
+        assert process.wait(PATIENCE_SECONDS) == 0
 
 
 def test_it_holds_nothing_open_and_no_file_system() -> None:
@@ -79,7 +80,7 @@ def test_it_leaves_while_it_asks_too_and_takes_the_asking_with_it(
     with dozing(str(program)) as process:
         wait_for(lambda: any(child.name() == "sleep" for child in psutil.Process(process.pid).children()))
         process.signal(number)
-        assert process.wait(5) == 0
+        assert process.wait(PATIENCE_SECONDS) == 0
 
 
 @pytest.mark.parametrize("broken", ["missing", "not executable", "ends with 1", "killed"])
@@ -87,19 +88,20 @@ def test_a_program_that_is_broken_costs_the_pod_nothing(tmp_path: Path, broken: 
     program, tries = tmp_path / "program", tmp_path / "tries"
     ends = {"ends with 1": "exit 1", "killed": "kill -9 $$"}
     if broken != "missing":
-        program.write_text(f"#!/bin/sh\necho >> {tries}\n{ends.get(broken, '')}\n")
+        program.write_text(f"#!/bin/sh\ncat /proc/uptime >> {tries}\n{ends.get(broken, '')}\n")
         program.chmod(0o755 if broken in ends else 0o644)
     with dozing(str(program)) as process:
-        time.sleep(0.3)  # several tries would be made in this time
-        assert process.same()
         if broken in ends:
-            wait_for(
-                lambda: tries.exists() and tries.read_text().count("\n") == 2
-            )  # again after a second or so
+            wait_for(lambda: tries.exists() and tries.read_text().count("\n") >= 2)
+            first, second = (float(line.split()[0]) for line in tries.read_text().splitlines()[:2])
+            assert second - first >= 0.4, "again after a second or so"
+        else:
+            settled(lambda: switches(process.pid))
+        assert process.same()
         process.make_orphans(50)
         wait_for(lambda: process.zombies() == 0)
         process.signal(signal.SIGTERM)
-        assert process.wait(5) == 0
+        assert process.wait(PATIENCE_SECONDS) == 0
 
 
 ASKER = dedent("""
@@ -137,7 +139,7 @@ class Director:
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(self.path))
         self._listener.listen()
-        self._listener.settimeout(15)
+        self._listener.settimeout(PATIENCE_SECONDS)
         self._connections: list[socket.socket] = []
 
     def close(self) -> None:
@@ -165,7 +167,7 @@ class Director:
         except BlockingIOError:
             pass
         finally:
-            self._listener.settimeout(15)
+            self._listener.settimeout(PATIENCE_SECONDS)
 
     def nobody_starts(self, seconds: float) -> bool:
         self._listener.settimeout(seconds)
@@ -174,7 +176,7 @@ class Director:
         except TimeoutError:
             return True
         finally:
-            self._listener.settimeout(15)
+            self._listener.settimeout(PATIENCE_SECONDS)
         return False
 
 
@@ -190,7 +192,7 @@ def test_a_byte_on_the_doorbell_asks_again_and_a_plan_becomes_the_same_process(d
         stage, bell = director.next("bell")
         assert stage.startswith("ask")
         wait_for(lambda: len(psutil.Process(process.pid).children()) == 1)
-        before = switches(process.pid)
+        before = settled(lambda: switches(process.pid))
         assert director.nobody_starts(1)
         assert switches(process.pid) == before
         process.make_orphans(20)
@@ -198,7 +200,7 @@ def test_a_byte_on_the_doorbell_asks_again_and_a_plan_becomes_the_same_process(d
         rung = time.monotonic()
         bell.sendall(b"!")
         stage, _ = director.next("plan")
-        assert time.monotonic() - rung < 1
+        assert time.monotonic() - rung < 10, "at once, and not after the wait that follows an end"
         assert stage.startswith("ask")
         stage, running = director.next("doze")
         assert stage == "run 1", "the engine is process 1 itself"
@@ -225,7 +227,7 @@ def test_it_asks_again_when_it_was_told_to(director: Director) -> None:
         director.next("later 300")
         began = time.monotonic()
         director.next("later 60000")
-        assert 0.29 < time.monotonic() - began < 5
+        assert time.monotonic() - began > 0.29
         assert director.nobody_starts(0.5)
 
 
@@ -258,7 +260,7 @@ def test_hundreds_of_changes_lose_no_signal_no_zombie_and_no_bell(director: Dire
             while not process.ended():  # the test's own limit is that of whoever waits below
                 director.drain()
                 time.sleep(0.002)
-            assert process.wait(5) == 0
+            assert process.wait(PATIENCE_SECONDS) == 0
         director.drain()
     assert changes
 
@@ -272,4 +274,4 @@ def test_a_term_that_comes_in_the_engine_before_its_handlers_is_delivered(direct
             assert connection.recv(64) == b"run 1\n"
             process.signal(signal.SIGTERM)  # the engine has not unblocked: it is pending
             connection.sendall(b"doze\n")
-            assert process.wait(5) == 0
+            assert process.wait(PATIENCE_SECONDS) == 0

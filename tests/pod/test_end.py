@@ -22,6 +22,7 @@ from pidone.plan.model import Phase
 from pidone.pod.settings import STATUS_PORT, Settings
 from tests import pidns
 from tests.http.serving import http_server
+from tests.patience import PATIENCE_SECONDS
 from tests.pod.test_pod import ADDRESS, DOZE, Repo, listening, metrics, pod, serve_repo
 
 
@@ -31,7 +32,7 @@ async def repo(nursery: trio.Nursery) -> Repo:
 
 
 async def ask(port: int, path: str) -> dict[str, Any]:
-    answer = await request("GET", f"http://{ADDRESS}:{port}{path}", timeout=15)
+    answer = await request("GET", f"http://{ADDRESS}:{port}{path}", timeout=30)
     assert answer.status == 200, answer.text
     found: dict[str, Any] = json.loads(answer.text)
     return found
@@ -42,7 +43,7 @@ def probe(port: int, **more: Any) -> dict[str, Any]:
 
 
 async def until(good: Callable[[], bool]) -> None:
-    with trio.fail_after(15):
+    with trio.fail_after(PATIENCE_SECONDS):
         while not good():
             await trio.sleep(0.02)  # another process's state has no event
 
@@ -116,8 +117,8 @@ async def test_a_drain_is_answered_when_all_is_taken_back_and_is_for_good(
         await repo.report(lambda report: report["phase"] == "Terminating")
         assert process.same()
         process.signal(signal.SIGTERM)
-        with trio.fail_after(5):
-            assert await trio.to_thread.run_sync(process.wait, 5) == 0
+        with trio.fail_after(PATIENCE_SECONDS):
+            assert await trio.to_thread.run_sync(process.wait, PATIENCE_SECONDS) == 0
     said = (tmp_path / "log").read_text()
     assert said.count("event=ending ") == 1
     nursery.cancel_scope.cancel()
@@ -131,7 +132,7 @@ async def test_the_last_word_before_the_end_is_that_all_is_taken_back(
     with pod(url, tmp_path / "log") as process:
         await running(repo, [metrics(free_port())])
         process.signal(signal.SIGTERM)
-        assert await trio.to_thread.run_sync(process.wait, 5) == 0
+        assert await trio.to_thread.run_sync(process.wait, PATIENCE_SECONDS) == 0
         last = repo.reports[-1]
     assert (last["tasks"], last["left"]) == ({}, [])
     assert any("event=stopped" in line for line in last["logs"])
@@ -240,11 +241,11 @@ async def test_farewells_are_said_before_all_is_undone_and_then_the_pod_dozes(
         await repo.report(lambda report: report["phase"] == "Terminating" and not report["tasks"])
         assert heard[:1] == [True], "metrics were still served"
         assert not await listening(page)
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_SECONDS):
             while Path(f"/proc/{process.pid}/exe").readlink().name != "doze":
                 await trio.sleep(0.02)  # another process's state has no event
         process.signal(signal.SIGTERM)
-        assert await trio.to_thread.run_sync(process.wait, 5) == 0
+        assert await trio.to_thread.run_sync(process.wait, PATIENCE_SECONDS) == 0
     nursery.cancel_scope.cancel()
 
 

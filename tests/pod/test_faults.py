@@ -14,9 +14,11 @@ from pidone.http.message import Request, Response
 from pidone.plan.format import MEDIA_TYPE
 from tests import pidns
 from tests.http.serving import http_server
+from tests.patience import PATIENCE_SECONDS
 from tests.pod.test_pod import ADDRESS, DOZE, Repo, metrics
 
-SECONDS = float(os.environ.get("PIDONE_TEST_FAULTS", "20"))
+# For so many faults it goes on; on a machine that is busy they take longer.
+FAULTS = 4 * int(os.environ.get("PIDONE_TEST_FAULTS", "1"))
 GARBAGE = [
     Response(500),
     Response(200, {"content-type": MEDIA_TYPE, "etag": '"g1"'}, b"\xff\xfe garbage"),
@@ -55,6 +57,11 @@ class FaultyRepo(Repo):
         return Response(304, {"preference-applied": "wait=1"})
 
 
+def recorded(file: Path) -> dict[str, str]:
+    """The faults so far: the part of the program, by their number."""
+    return dict(line.split()[::-1] for line in file.read_text().splitlines())
+
+
 @pytest.mark.pidns
 @pytest.mark.parametrize("form", ["doze", "python"])
 async def test_the_same_process_at_the_end_and_every_fault_reported(
@@ -72,8 +79,8 @@ async def test_the_same_process_at_the_end_and_every_fault_reported(
         (tmp_path / "log").open("wb") as output,
         pidns.process_one(program, env=env, output=output) as process,
     ):
-        with trio.move_on_after(SECONDS):
-            while True:
+        with trio.fail_after(FAULTS * PATIENCE_SECONDS):
+            while len(recorded(record)) < FAULTS:
                 port = random.randrange(20_000, 30_000)
                 probe = {
                     "name": "ready",
@@ -85,17 +92,18 @@ async def test_the_same_process_at_the_end_and_every_fault_reported(
                 await trio.sleep(0.4 * random.random())
         repo.calm = True
         repo.put([metrics(port)])
-        faults = dict(line.split()[::-1] for line in record.read_text().splitlines())
+        faults = recorded(record)
         # The last ones may wait for a program that dozes after a failure, for longer after each.
-        with trio.move_on_after(200):
+        with trio.move_on_after(5 * PATIENCE_SECONDS):
             while missing := [
                 f"{part} {number}" for number, part in faults.items() if number not in repo.heard
             ]:
                 await trio.sleep(0.1)
-                faults = dict(line.split()[::-1] for line in record.read_text().splitlines())
+                faults = recorded(record)
         assert process.same()
-        assert process.zombies() == 0
+        with trio.fail_after(PATIENCE_SECONDS):
+            while process.zombies():
+                await trio.sleep(0.02)  # another process's state has no event
     assert not missing, f"{missing}\n{(tmp_path / 'log').read_text()[-3000:]}"
-    print(f"{form}: {dict(Counter(faults.values()))} in {SECONDS:g} s")
-    assert len(faults) > SECONDS / 10
+    print(f"{form}: {dict(Counter(faults.values()))}")
     nursery.cancel_scope.cancel()

@@ -21,6 +21,7 @@ from pidone.protocol import MAX_REPORT_BYTES
 from pidone.repo import client as module
 from pidone.repo.client import RepoClient
 from tests.http.serving import http_server
+from tests.patience import PATIENCE_SECONDS
 
 APPLIED_PREFERENCE = {"preference-applied": "wait=55"}
 
@@ -80,11 +81,11 @@ class Repo:
             self._answers_in.send_nowait(answer)
 
     async def question(self) -> Request:
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_SECONDS):
             return await self._asked.receive()
 
     async def report(self) -> dict[str, Any]:
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_SECONDS):
             return await self._reports.receive()
 
     async def handle(self, request: Request) -> Response:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import trio
 
 from pidone_controller.kubernetes.reflector import Key
+from tests.patience import PATIENCE_SECONDS
 
 
 class Held:
@@ -36,7 +37,7 @@ class Held:
     def has(self) -> str:
         return names(self.items)
 
-    async def until(self, holds: Callable[["Held"], bool], seconds: float = 30) -> None:
+    async def until(self, holds: Callable[["Held"], bool], seconds: float = PATIENCE_SECONDS) -> None:
         with trio.fail_after(seconds):
             while not holds(self):
                 await self._news.wait()

@@ -12,6 +12,7 @@ from pidone.http.message import Request, Response, text_response
 from pidone.http.server import serve
 from pidone_controller.repo.certificates import CertificateError, Pair, context, due, fits, issue, make_ca
 from pidone_controller.repo.listeners import Tls
+from tests.patience import PATIENCE_SECONDS
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 NAMES = ["pidone-repo.pidone-system.svc", "localhost", "127.0.0.1", "::1"]
@@ -102,7 +103,7 @@ async def test_who_speaks_no_tls_ends_its_own_connection_alone(nursery: trio.Nur
         )
     )
     port = listeners[0].socket.getsockname()[1]
-    with trio.fail_after(10):
+    with trio.fail_after(PATIENCE_SECONDS):
         for _ in range(3):
             async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
                 await stream.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")

@@ -40,7 +40,7 @@ async def ask(repo: Repo, nursery: trio.Nursery) -> AsyncIterator[Ask]:
 
     async def ask(path: str, source: str, method: str = "GET", **more: Any) -> Response:
         url = f"http://127.0.0.1:{port}{path}"
-        return await client.request(method, url, source=source, timeout=5, **more)
+        return await client.request(method, url, source=source, timeout=30, **more)
 
     yield ask
     nursery.cancel_scope.cancel()
