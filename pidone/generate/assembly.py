@@ -46,27 +46,27 @@ KINDS = {
 }
 _VARIANTS = "x-pidone-variants"
 _COMMENT = (
-    "Made by make schema; the source is in the folders beside. Inside the subset that draft-07 reads the same "
-    "way: beside a $ref stand annotations only. A definition with x-pidone-states is an action, and a key of a "
-    "task that refers to it is how the action is written. x-pidone-value says what a scalar is called, how it is "
-    "written and which type of param may stand for it; x-pidone-task, x-pidone-program, x-pidone-least and "
-    "x-pidone-most are rules of the checker that a schema cannot state."
+    "Made by make schema; the source is in the folders beside. Draft-07 reads it in the same way: beside a $ref "
+    "stand annotations alone. A definition with x-pidone-states is an action, and the key of a task that refers to "
+    "it is the action's key. x-pidone-value is the name of a scalar in messages, its format, and the type of params "
+    "that may replace it. x-pidone-task, x-pidone-program, x-pidone-least and x-pidone-most are rules of the checker "
+    "that a schema cannot express."
 )
 
 
 def files() -> dict[Path, str]:
-    """Everything that is made, by its path below the top."""
-    made = {}
+    """Return the text of each generated file, by its path in the clone."""
+    texts = {}
     for kind in KINDS:
         schema = assembled(kind)
         name = f"{kind.lower()}.{VERSION}.schema.json"
-        made[Path("schema", name)] = json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
-        made[Path("k3d/crds", f"{kind.lower()}s.yaml")] = manifest(crd(schema, status(kind)))
-    return made
+        texts[Path("schema", name)] = json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+        texts[Path("k3d/crds", f"{kind.lower()}s.yaml")] = manifest(crd(schema, status(kind)))
+    return texts
 
 
 def status(kind: str) -> dict[str, Any]:
-    """The status of a kind and its columns for kubectl. Nobody writes one, so no other schema has it."""
+    """Return the schema of a kind's status, for the CRD alone, and its columns for kubectl."""
     parts = _read("parts", "status")
     own: dict[str, Any] = parts["set" if kind.endswith("TaskSet") else "binding"]
     own["schema"]["properties"] |= parts["common"]
@@ -74,7 +74,7 @@ def status(kind: str) -> dict[str, Any]:
 
 
 def assembled(kind: str) -> dict[str, Any]:
-    """The whole schema of a kind, in the order of its parts."""
+    """Return the schema of a kind, in the order of its parts."""
     own = _read("parts", KINDS[kind])
     definitions: dict[str, Any] = {**_read("parts", "common"), **own["definitions"]}
     if KINDS[kind] == "taskset":
@@ -112,7 +112,7 @@ def _read(folder: str, name: str) -> dict[str, Any]:
 
 
 def _with_variants(part: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
-    """``part`` with one property for each file of the folder it names; the files become definitions."""
+    """Return ``part`` with one property for each file of the folder that it names; each file becomes a definition."""
     folder = part.get("properties", {}).get(_VARIANTS)
     if folder is None:
         return part
@@ -169,11 +169,11 @@ _CHECKS = {"actions": _check_action, "registries": _check_registry}
 
 
 def _parts_of(definitions: Mapping[str, Any]) -> dict[str, Any]:
-    """``partOfTask`` and what it refers to: nothing must be there but the name, and a choice need not be made.
+    """Return ``partOfTask`` and the definitions that it refers to: no field is required except the name.
 
-    Items of lists stay whole, for a list is taken as a whole.
+    Items of lists keep their required fields, because a list is never merged.
     """
-    made: dict[str, Any] = {}
+    parts: dict[str, Any] = {}
 
     def name_of(name: str) -> str:
         return f"{PART_OF}{name[0].upper()}{name[1:]}"
@@ -183,7 +183,7 @@ def _parts_of(definitions: Mapping[str, Any]) -> dict[str, Any]:
         loose = loosened(definitions[name])
         if loose == definitions[name]:
             return dict(part)
-        made[name_of(name)] = loose
+        parts[name_of(name)] = loose
         return {**part, "$ref": f"#/definitions/{name_of(name)}"}
 
     def loosened(part: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,35 +197,35 @@ def _parts_of(definitions: Mapping[str, Any]) -> dict[str, Any]:
         return loose
 
     task = loosened(definitions["task"])
-    made[name_of("task")] = {
+    parts[name_of("task")] = {
         **{key: value for key, value in task.items() if key not in {"oneOf", "properties"}},
         "description": "The fields of a task that count before its own in the sets that are extended.",
         "required": ["name", "override"],
         "oneOf": task["oneOf"],
         "properties": task["properties"],
     }
-    return made
+    return parts
 
 
 def _used(part: Any, definitions: Mapping[str, Any]) -> dict[str, Any]:
-    """The definitions that a part of the schema needs, and metadata."""
-    found = {"metadata"}
-    waiting = [part, definitions["metadata"]]
-    while waiting:
-        one = waiting.pop()
-        if isinstance(one, list):
-            waiting += one
-        elif isinstance(one, dict):
-            name = one.get("$ref", "").removeprefix("#/definitions/")
-            if name and name not in found:
-                found.add(name)
-                waiting.append(definitions[name])
-            waiting += one.values()
-    return {name: value for name, value in definitions.items() if name in found}
+    """Return the definitions that a part of the schema refers to, directly or not, and metadata."""
+    names = {"metadata"}
+    queue = [part, definitions["metadata"]]
+    while queue:
+        value = queue.pop()
+        if isinstance(value, list):
+            queue += value
+        elif isinstance(value, dict):
+            name = value.get("$ref", "").removeprefix("#/definitions/")
+            if name and name not in names:
+                names.add(name)
+                queue.append(definitions[name])
+            queue += value.values()
+    return {name: value for name, value in definitions.items() if name in names}
 
 
 def main() -> int:
-    """Write what differs. With ``--check`` nothing is written, and 1 returned where anything would be."""
+    """Write the files that differ. With ``--check`` write nothing, and return 1 if a file differs."""
     stale = [
         file
         for file, text in files().items()

@@ -1,10 +1,12 @@
-"""CustomResourceDefinitions, made of the JSON Schemas: what the API server refuses is what an editor marks.
+"""CustomResourceDefinitions, generated from the JSON Schemas, so that the API server refuses what an editor marks.
 
-A CRD's schema is structural, and takes less than JSON Schema: no references, no choices between types, a type
-everywhere, a bound on every list and text. So a number or a reference becomes an int-or-string, a choice of keys
-an ``x-kubernetes-validations`` rule, and what must be there in a task a rule that knows of ``override: merge``.
-Defaults stand in the descriptions: the API server would write them into the object, and a part of a task that is
-merged would bring them along.
+A CRD's schema is structural and has fewer features than JSON Schema: no references, no choices between types, a type
+everywhere, a bound on every list and text. So a number or a reference becomes an int-or-string. A choice of keys
+becomes an ``x-kubernetes-validations`` rule. A required field of a task becomes a rule that allows for ``override:
+merge``.
+
+Defaults are in the descriptions: the API server would write them into the object, and a part of a task that is merged
+would override with them.
 """
 
 import re
@@ -22,7 +24,7 @@ _PARTIAL = "(has(self.override) && self.override == 'merge')"
 
 
 def crd(schema: Part, status: Part) -> dict[str, Any]:
-    """The CustomResourceDefinition of one kind; ``status`` is what schema/parts/status.json has for it."""
+    """Return the CustomResourceDefinition of a kind; ``status`` is its part of schema/parts/status.json."""
     group, version = schema["properties"]["apiVersion"]["const"].split("/")
     kind = schema["title"]
     spec = _structural(schema["properties"]["spec"], schema["definitions"])
@@ -70,7 +72,7 @@ def crd(schema: Part, status: Part) -> dict[str, Any]:
 
 
 def manifest(definition: Part) -> str:
-    """YAML for ``kubectl apply``."""
+    """Return the YAML for ``kubectl apply``."""
     from ruamel.yaml import YAML
 
     text = StringIO()
@@ -83,7 +85,7 @@ def manifest(definition: Part) -> str:
 
 
 def _structural(part: Part, definitions: Mapping[str, Part]) -> dict[str, Any]:
-    """A part of a schema as a CRD has it."""
+    """Return the structural schema for a part of a JSON Schema."""
     part = _resolved(part, definitions)
     if "if" in part:  # the two forms of a task
         return _task(part, definitions)
@@ -91,23 +93,23 @@ def _structural(part: Part, definitions: Mapping[str, Part]) -> dict[str, Any]:
         return _value_or_reference(part, definitions)
     if isinstance(part.get("type"), list):
         return _any_scalar(part)
-    made = _described(part) | {key: part[key] for key in _KEPT if key in part}
+    result = _described(part) | {key: part[key] for key in _KEPT if key in part}
     if "pattern" in part:
-        made["pattern"] = _go(part["pattern"])
+        result["pattern"] = _go(part["pattern"])
     if "enum" in part:
-        made["type"] = "string"
+        result["type"] = "string"
     if "items" in part:
-        made |= _list_of(part)
-        made["items"] = _structural(part["items"], definitions)
+        result |= _list_of(part)
+        result["items"] = _structural(part["items"], definitions)
     if "properties" in part:
-        made["properties"] = {
+        result["properties"] = {
             name: _structural(inner, definitions) for name, inner in part["properties"].items()
         }
         rules = list(_choices(part, ""))
-        made |= {"x-kubernetes-validations": rules} if rules else {}
+        result |= {"x-kubernetes-validations": rules} if rules else {}
     if isinstance(part.get("additionalProperties"), Mapping):
-        made["additionalProperties"] = _structural(part["additionalProperties"], definitions)
-    return made
+        result["additionalProperties"] = _structural(part["additionalProperties"], definitions)
+    return result
 
 
 def _described(part: Part) -> dict[str, Any]:
@@ -118,7 +120,7 @@ def _described(part: Part) -> dict[str, Any]:
 
 
 def _list_of(part: Part) -> dict[str, Any]:
-    """What must differ in a list: the items, or their names."""
+    """Return the list type: items must differ, or their names must, or neither."""
     if "x-pidone-named" in part:
         return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
     return {"x-kubernetes-list-type": "set"} if part.get("uniqueItems") else {}
@@ -132,43 +134,43 @@ def _resolved(part: Part, definitions: Mapping[str, Part]) -> Part:
 
 
 def _value_or_reference(part: Part, definitions: Mapping[str, Part]) -> dict[str, Any]:
-    """One string with either pattern, or an int-or-string where the value is a number."""
+    """Return a string with either pattern, or an int-or-string if the value is a number."""
     value, reference = (_resolved(branch, definitions) for branch in part["anyOf"])
-    made = _described(part)
+    result = _described(part)
     if value["type"] == "string":
-        made["type"] = "string"
+        result["type"] = "string"
     else:
-        made["x-kubernetes-int-or-string"] = True
-    made |= {key: value[key] for key in ("minimum", "maximum") if key in value}
+        result["x-kubernetes-int-or-string"] = True
+    result |= {key: value[key] for key in ("minimum", "maximum") if key in value}
     patterns = [one["pattern"] for one in (value, reference) if "pattern" in one]
-    made["pattern"] = _go("|".join(f"({one})" for one in patterns))
-    made["maxLength"] = max(one.get("maxLength", 0) for one in (value, reference))
-    return made
+    result["pattern"] = _go("|".join(f"({one})" for one in patterns))
+    result["maxLength"] = max(one.get("maxLength", 0) for one in (value, reference))
+    return result
 
 
 def _any_scalar(part: Part) -> dict[str, Any]:
-    """A string, an integer or a boolean: no type of a CRD says that, so the checker does."""
+    """Return a schema without a type: no type of a CRD means string, integer or boolean, so the checker checks it."""
     return {**_described(part), "x-kubernetes-preserve-unknown-fields": True}
 
 
 def _task(part: Part, definitions: Mapping[str, Part]) -> dict[str, Any]:
-    """A part of a task, and rules for what makes a whole one of it."""
-    made = _structural(part["then"], definitions)
-    made["description"] = _resolved(part["else"], definitions)["description"]
-    made["required"] = ["name"]
-    made["x-kubernetes-validations"] = list(_whole(part["else"], definitions, ""))
-    _without_rules(made["properties"])
-    return made
+    """Return the schema of a part of a task, with rules for the required fields of a whole task."""
+    result = _structural(part["then"], definitions)
+    result["description"] = _resolved(part["else"], definitions)["description"]
+    result["required"] = ["name"]
+    result["x-kubernetes-validations"] = list(_task_rules(part["else"], definitions, ""))
+    _without_rules(result["properties"])
+    return result
 
 
 def _without_rules(properties: Mapping[str, dict[str, Any]]) -> None:
-    """Choices of objects in a task are rules of the task; those in lists stay, for lists are taken as a whole."""
+    """Remove the rules of objects in a task, which are rules of the task. Those in lists stay: lists are not merged."""
     for inner in properties.values():
         inner.pop("x-kubernetes-validations", None)
         _without_rules(inner.get("properties", {}))
 
 
-def _whole(part: Part, definitions: Mapping[str, Part], path: str) -> Iterator[dict[str, str]]:
+def _task_rules(part: Part, definitions: Mapping[str, Part], path: str) -> Iterator[dict[str, str]]:
     part = _resolved(part, definitions)
     yield from _choices(part, path, partial=_PARTIAL)
     for name in part.get("required", ()) if path else ():
@@ -178,21 +180,21 @@ def _whole(part: Part, definitions: Mapping[str, Part], path: str) -> Iterator[d
         }
     for name, inner in part.get("properties", {}).items():
         if "properties" in _resolved(inner, definitions):
-            yield from _whole(inner, definitions, f"{path}.{name}")
+            yield from _task_rules(inner, definitions, f"{path}.{name}")
 
 
 def _choices(part: Part, path: str, *, partial: str = "") -> Iterator[dict[str, str]]:
-    """Rules for ``oneOf``, exactly one of these keys, and ``anyOf``, one of them at least."""
-    whole = [branch["required"][0] for branch in part.get("oneOf", ()) if "required" in branch]
-    if whole:
-        given = f"[{', '.join(f'has(self{path}.{name})' for name in whole)}].filter(x, x).size()"
+    """Return the rules for ``oneOf``, exactly one of these keys, and ``anyOf``, at least one of them."""
+    exclusive = [branch["required"][0] for branch in part.get("oneOf", ()) if "required" in branch]
+    if exclusive:
+        given = f"[{', '.join(f'has(self{path}.{name})' for name in exclusive)}].filter(x, x).size()"
         rule = f"{given} == 1"
-        if partial or len(whole) < len(part["oneOf"]):
+        if partial or len(exclusive) < len(part["oneOf"]):
             rule = f"({given} == 1 || ({partial or 'true'} && {given} == 0))"
         where = path.removeprefix(".")
         yield {
             "rule": f"{_absent(path)}{rule}",
-            "message": f"{where}{' takes' if where else 'give'} exactly one of {', '.join(whole)}",
+            "message": f"{where}{' takes' if where else 'give'} exactly one of {', '.join(exclusive)}",
         }
     some = [branch["required"][0] for branch in part.get("anyOf", ()) if "required" in branch]
     if some:
@@ -201,7 +203,7 @@ def _choices(part: Part, path: str, *, partial: str = "") -> Iterator[dict[str, 
 
 
 def _absent(path: str) -> str:
-    """``!has(self.a) || !has(self.a.b) || ``: a rule about ``.a.b`` holds where there is none."""
+    """Return ``!has(self.a) || !has(self.a.b) || ``: a rule about ``.a.b`` holds without ``.a.b``."""
     steps: Sequence[str] = path.split(".")[1:]
     ways = [".".join(steps[: length + 1]) for length in range(len(steps))]
     return "".join(f"!has(self.{way}) || " for way in ways)

@@ -1,4 +1,4 @@
-"""``make schema``: the part of docs/language.md that is the schema's, from its heading to the end of the file."""
+"""Writes the reference in docs/language.md, from its heading to the end of the file: ``make schema``."""
 
 import sys
 from collections.abc import Collection, Iterator
