@@ -12,10 +12,12 @@ from pidone.protocol import PORT
 from pidone_controller import __version__
 
 EPILOG = """\
-The folders hold TaskSets and TaskBindings (*.yaml, *.yml, *.json), the inventory is what "kubectl get pods
---all-namespaces -o yaml" (or -o json) prints; written by hand, a pod needs metadata.name, metadata.labels and
-status.podIP. A changed file reaches its pods within a second; one with a mistake changes nothing. What names
-no namespace is for pods of all namespaces. SIGTERM and SIGINT end it.
+The folders contain TaskSets and TaskBindings (*.yaml, *.yml, *.json). An object without a namespace is for the pods
+of all namespaces. The inventory is the output of "kubectl get pods --all-namespaces -o yaml" (or -o json); in an
+inventory written by hand, a pod needs metadata.name, metadata.labels and status.podIP.
+
+Changes of the files reach their pods within a second. A file with a mistake changes nothing. SIGTERM and SIGINT end
+the server.
 
   pidone-controller standalone --tasks tasks --inventory pods.yaml --listen 127.0.0.1:6060
   curl http://127.0.0.1:6060/v1/pods
@@ -23,12 +25,12 @@ no namespace is for pods of all namespaces. SIGTERM and SIGINT end it.
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit codes: 0 ended as asked, 1 could not start, 2 wrong usage."""
+    """Run a command. Return the exit code: 0 ended by a signal, 1 could not start, 2 wrong usage."""
     arguments = _parser().parse_args(argv)
     if "verb" in arguments:
-        from pidone_controller.rollout import commands as history
+        from pidone_controller.rollout import commands
 
-        return history.run(history.Request(**vars(arguments)))
+        return commands.run(commands.Request(**vars(arguments)))
 
     import trio
 
@@ -36,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         trio.run(arguments.command, arguments, strict_exception_groups=True)
-    except KeyboardInterrupt:  # before the signals were ours
+    except KeyboardInterrupt:  # before the command has set its signal handlers
         return 0
     except PidoneError as error:
         print(f"pidone-controller: {error}", file=sys.stderr)
@@ -70,54 +72,55 @@ async def _run(arguments: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "pidone-controller",
-        description="The repo server of pidone: maps pods to task sets and serves each its plan.",
+        description="The repo server of pidone: selects the TaskSets of each pod and serves its plan.",
     )
     parser.add_argument("--version", action="version", version=f"pidone-controller {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     command = commands.add_parser(
         "standalone",
-        help="serve from files, without Kubernetes",
+        help="serve plans from files, without Kubernetes",
         description="Serve each pod its plan from files, without Kubernetes.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument(
         "--tasks", metavar="DIR", type=_folder, action="append", required=True,
-        help="a folder of TaskSets and TaskBindings; may be given more than once",
+        help="a folder with TaskSets and TaskBindings; may be given more than once",
     )  # fmt: skip
     command.add_argument(
-        "--inventory", metavar="FILE", type=_file, required=True, help="the pods, YAML or JSON"
+        "--inventory", metavar="FILE", type=_file, required=True, help="a file with the pods, YAML or JSON"
     )
     command.add_argument(
         "--listen", metavar="ADDR:PORT", type=_address, default=("127.0.0.1", PORT),
-        help=f"where to serve (default 127.0.0.1:{PORT}; port 0 takes a free one and says which)",
+        help=f"the address to listen on (default 127.0.0.1:{PORT}); port 0: a free port, which is logged",
     )  # fmt: skip
     command.set_defaults(command=_standalone)
     command = commands.add_parser(
         "run",
-        help="serve from a Kubernetes API server",
-        description="Watch pods, TaskSets and TaskBindings, serve each pod its plan, and tell what became of it.",
+        help="serve plans in a Kubernetes cluster",
+        description="Watch pods, TaskSets and TaskBindings, serve each pod its plan, and report results in statuses.",
     )
     command.add_argument(
         "--listen", metavar="ADDR:PORT", type=_address, default=("", PORT),
-        help=f"where to serve pods over http (default :{PORT}, on all addresses)",
+        help=f"the address for http (default :{PORT}, all addresses)",
     )  # fmt: skip
     command.add_argument(
         "--listen-tls", metavar="ADDR:PORT", type=_address, default=("", 6443),
-        help="where to serve them over https (default :6443)",
+        help="the address for https (default :6443, all addresses)",
     )  # fmt: skip
     command.add_argument(
         "--namespace", metavar="NS", default="",
-        help="its own, for its Lease and the revisions of cluster sets (default: that of its service account)",
+        help="the namespace for the Lease and the versions of ClusterTaskSets "
+        "(default: that of the service account)",
     )  # fmt: skip
     command.add_argument(
         "--kubeconfig", metavar="FILE", type=_file,
-        help="where the API server is (default: $KUBECONFIG, the service account, ~/.kube/config)",
+        help="how to connect to the API server (default: $KUBECONFIG, the service account, ~/.kube/config)",
     )  # fmt: skip
     command.add_argument(
         "--people", metavar="CIDR", type=_network, action="append", default=[],
-        help="addresses of the API servers: what comes from there for people (kubectl get --raw through the "
-        "Service's proxy) was allowed by RBAC already; may be given more than once",
+        help="the addresses of the API servers. They may read what is for people, such as /v1/pods, "
+        "because their Service proxy (kubectl get --raw) has checked RBAC; may be given more than once",
     )  # fmt: skip
     command.set_defaults(command=_run)
     _add_rollout(commands)
@@ -125,18 +128,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_rollout(commands: Any) -> None:
-    """``history.Request`` has the same names."""
+    """Add the command rollout. The names of its arguments are the fields of ``rollout.commands.Request``."""
     parser = commands.add_parser(
         "rollout",
-        help="versions of sets: list them, go back to one, wait until one is everywhere",
-        description="Versions of TaskSets, and how far bindings are with them; by kubeconfig, with your own rights.",
+        help="list versions of a set, restore one, wait for a rollout, resume one",
+        description="Manage the versions of TaskSets and the rollouts of TaskBindings, "
+        "with the credentials of the kubeconfig.",
     )
     verbs = parser.add_subparsers(metavar="VERB", dest="verb", required=True)
     for verb, about in {
-        "history": "the versions of a set",
-        "undo": "write an older version of a set back",
-        "status": "wait until a set, or a binding, is complete; exit code 1 where it is halted",
-        "resume": "let a halted rollout of a binding begin anew",
+        "history": "list the versions of a set",
+        "undo": "restore an older version of a set",
+        "status": "wait until the rollout of a set or a binding is complete; exit code 1 if it is halted",
+        "resume": "restart a halted rollout of a binding",
     }.items():
         command = verbs.add_parser(verb, help=about, description=f"{about[0].upper()}{about[1:]}.")
         command.add_argument(
@@ -144,26 +148,31 @@ def _add_rollout(commands: Any) -> None:
             metavar="KIND/NAME",
             help="such as taskset/eureka, clustertaskset/baseline, taskbinding/web",
         )
-        command.add_argument("-n", "--namespace", default="", help="without it, the kubeconfig's")
+        command.add_argument(
+            "-n", "--namespace", default="", help="the namespace (default: that of the kubeconfig)"
+        )
         command.add_argument(
             "--kubeconfig", metavar="FILE", dest="file", default="",
-            help="without it, $KUBECONFIG or ~/.kube/config; in a pod, its service account",
+            help="the kubeconfig (default: $KUBECONFIG or ~/.kube/config; in a pod, its service account)",
         )  # fmt: skip
-        command.add_argument("--context", default="", help="of the kubeconfig; without it, the current one")
+        command.add_argument(
+            "--context", default="", help="the context of the kubeconfig (default: the current one)"
+        )
         command.add_argument(
             "--controller-namespace", metavar="NAMESPACE", dest="home", default="pidone-system",
-            help="where the controller runs, and keeps the versions of ClusterTaskSets (default pidone-system)",
+            help="the namespace of the controller and of the versions of ClusterTaskSets (default pidone-system)",
         )  # fmt: skip
         if verb in {"history", "undo"}:
             command.add_argument(
                 "--revision" if verb == "history" else "--to-revision",
                 metavar="NUMBER", dest="revision", type=int, default=0,
-                help="show this one whole" if verb == "history" else "without it, the one before the present one",
+                help="print this version completely" if verb == "history"
+                else "the version to restore (default: the one before the current version)",
             )  # fmt: skip
         if verb == "status":
             command.add_argument(
                 "--timeout", metavar="DURATION", type=_duration, default=0.0,
-                help="such as 90s or 5m; without it, for ever",
+                help="the longest wait, such as 90s or 5m (default: no limit)",
             )  # fmt: skip
 
 
@@ -198,7 +207,7 @@ def _file(text: str) -> Path:
 
 
 def _mode(text: str, what: str) -> int:
-    """The type of what is there. A typing mistake is told now; what goes away later may come back."""
+    """Return the type of the file. Checked at the start only: a file that disappears later may come back."""
     try:
         return stat.S_IFMT(Path(text).stat().st_mode)
     except OSError as error:

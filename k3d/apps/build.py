@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""The images of the demo's applications, in one archive for "ctr images import": no registry, no container.
+"""Builds the images of the demo's applications, in one archive for "ctr images import", without a registry.
 
     build.py --out FILE.tar      after make apps has built the jars and the Go program
 
 The Java applications share the layer of the runtime, which is Debian's openjdk-17-jre-headless without desktop and
-tools. Each jar is unpacked and has an archive of its classes beside it, with which it starts in half of the time;
-such an archive knows the runtime and its jars by their size and time, so both have the time 0, in the layer too.
+tools. Each jar is unpacked, and a class data archive beside it halves its start time. Such an archive identifies the
+runtime and the jars by size and modification time, so all these files get the time 0, also in the layers.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "image"))
 
-from build import CLONE, LOADERS, MACHINES, NSSWITCH, Missing, pack, said, unpacked  # noqa: E402 - one builder for all images
+from build import CLONE, LOADERS, MACHINES, NSSWITCH, Missing, output_of, pack, unpack_packages  # noqa: E402 - shares the builder of the pod's image
 
 SUITE = "bookworm"
 PACKAGES = ("libc6", "libgcc-s1", "libstdc++6", "openjdk-17-jre-headless", "zlib1g")
@@ -62,13 +62,13 @@ def main() -> int:
     out = parser.parse_args().out
     folder = CLONE / "build" / "apps"
     try:
-        arch = said("dpkg", "--print-architecture")
+        arch = output_of("dpkg", "--print-architecture")
         shutil.rmtree(folder, ignore_errors=True)
         java = runtime(arch, folder / "jre")
-        unpack(java, "discovery", folder / "discovery", env={})
-        unpack(java, "config-server", folder / "config-server", env={})
+        install(java, "discovery", folder / "discovery", env={})
+        install(java, "config-server", folder / "config-server", env={})
         with config_server(java, folder / "config-server") as url:
-            unpack(java, "ratings", folder / "ratings", env={"CONFIG_SERVER": url})
+            install(java, "ratings", folder / "ratings", env={"CONFIG_SERVER": url})
         (folder / "static-server").mkdir()
         shutil.copy(CLONE / "build" / "static-server", folder / "static-server")
         options = ", ".join(f'"{option}"' for option in OPTIONS)
@@ -87,10 +87,11 @@ def main() -> int:
 
 
 def runtime(arch: str, root: Path) -> Path:
-    """The layer of Java; where its java is."""
-    full = unpacked(arch, PACKAGES, suite=SUITE, kept="openjdk-17")
+    """Write the layer of the Java runtime into ``root``, and return the path of its java."""
+    packages = unpack_packages(arch, PACKAGES, suite=SUITE, cache="openjdk-17")
     home = f"usr/lib/jvm/java-17-openjdk-{arch}"
-    copy_files(full, root, f"{home}/lib", f"{home}/conf")
+    copy_files(packages, root, f"{home}/lib", f"{home}/conf")
+
     for name in ("usr/lib64", "tmp", "etc"):
         (root / name).mkdir(parents=True, exist_ok=True)
     for name in ("lib", "lib64"):
@@ -98,6 +99,7 @@ def runtime(arch: str, root: Path) -> Path:
     (root / home / "bin").mkdir()
     (root / "jre").symlink_to(home)
     (root / "etc/nsswitch.conf").write_text(NSSWITCH)
+
     libraries = f"lib/{MACHINES[arch]}-linux-gnu"
     places = {f"{libraries}/{name}": f"{libraries}/{name}" for name in LIBRARIES}
     places |= {
@@ -107,22 +109,23 @@ def runtime(arch: str, root: Path) -> Path:
     for target, source in places.items():
         (root / target).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(
-            next(file for file in (full / "usr" / source, full / source) if file.exists()), root / target
+            next(file for file in (packages / "usr" / source, packages / source) if file.exists()),
+            root / target,
         )
-    timeless(root)
+
+    reset_times(root)
     java = root / "jre/bin/java"
-    subprocess.run(
-        [java, "-Xshare:dump"], check=True, stdout=subprocess.DEVNULL
-    )  # what Debian does when it installs
+    # as Debian's installation does
+    subprocess.run([java, "-Xshare:dump"], check=True, stdout=subprocess.DEVNULL)
     return java
 
 
-def copy_files(full: Path, root: Path, *folders: str) -> None:
-    """With what links lead to in the place of links: those of the runtime lead into /etc of a system."""
+def copy_files(packages: Path, root: Path, *folders: str) -> None:
+    """Copy folders, and the targets of links instead of links, because the runtime's links point into /etc."""
     for folder in folders:
-        for path in sorted((full / folder).rglob("*")):
-            name = path.relative_to(full)
-            source = full / os.readlink(path).removeprefix("/") if path.is_symlink() else path
+        for path in sorted((packages / folder).rglob("*")):
+            name = path.relative_to(packages)
+            source = packages / os.readlink(path).removeprefix("/") if path.is_symlink() else path
             if source.is_file() and not any(
                 fnmatch.fnmatch(part, left) for part in name.parts for left in LEFT_OUT
             ):
@@ -130,28 +133,29 @@ def copy_files(full: Path, root: Path, *folders: str) -> None:
                 shutil.copy(source, root / name)
 
 
-def timeless(root: Path) -> None:
+def reset_times(root: Path) -> None:
+    """Set the modification time of all files to 0."""
     for path in root.rglob("*"):
         os.utime(path, (0, 0), follow_symlinks=False)
 
 
-def unpack(java: Path, name: str, folder: Path, *, env: Mapping[str, str]) -> None:
-    """The application as app.jar, its libraries beside it, and the archive of the classes that its start loads."""
+def install(java: Path, name: str, folder: Path, *, env: Mapping[str, str]) -> None:
+    """Unpack an application as app.jar, its libraries, and app.jsa, the archive of the classes of its start."""
     jar = HERE / name / "target" / f"{name}.jar"
     if not jar.exists():
-        raise Missing(f"{jar.relative_to(CLONE)} is not there: make apps")
+        raise Missing(f"{jar.relative_to(CLONE)} is missing: make apps")
     extract = ["extract", "--destination", str(folder)]
     subprocess.run([java, "-Djarmode=tools", "-jar", str(jar), *extract], check=True)
     (folder / f"{name}.jar").rename(folder / "app.jar")
-    timeless(folder)
-    learn = [
+    reset_times(folder)
+    archive = [
         "-XX:ArchiveClassesAtExit=app.jsa",
         "-Dspring.context.exit=onRefresh",
         "-Xlog:cds=off",
         "-Xlog:cds+dynamic=off",
     ]
     subprocess.run(
-        [java, *learn, *OPTIONS, "-jar", "app.jar"],
+        [java, *archive, *OPTIONS, "-jar", "app.jar"],
         cwd=folder,
         env={**os.environ, **env, "SERVER_PORT": "0"},
         check=True,
@@ -161,13 +165,13 @@ def unpack(java: Path, name: str, folder: Path, *, env: Mapping[str, str]) -> No
 
 @contextmanager
 def config_server(java: Path, folder: Path) -> Iterator[str]:
-    """Without its answer the ratings do not start, and load nothing."""
+    """Run the config server, and yield its URL: without its answer the ratings do not start, and load no classes."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [java, "-XX:SharedArchiveFile=app.jsa", *OPTIONS, "-jar", "app.jar"]
     server = subprocess.Popen(command, cwd=folder, env={**os.environ, "SERVER_PORT": str(port)})
     try:
-        yield f"http://127.0.0.1:{port}"  # the ratings wait for it
+        yield f"http://127.0.0.1:{port}"  # the ratings retry until it answers
     finally:
         server.terminate()
         server.wait()

@@ -1,20 +1,20 @@
 #!/usr/bin/env python3
-"""The files of the image, from Debian packages and wheels alone: no registry, no container, no root.
+"""Builds the pod's image from Debian packages and wheels, without a registry, a container or root.
 
-    build.py root --arch amd64 --out DIR     the root file system, as a folder
+    build.py root --arch amd64 --out DIR     write the root file system into a folder
     build.py pack --arch amd64 --root DIR --out FILE.tar
-                                             the same as an OCI archive, by buildah, after k3d/Dockerfile's last stage
-    build.py modules LOG...                  module names in what python -X importtime has written
+                                             pack that folder as an OCI archive, with buildah and the last stage of
+                                             k3d/Dockerfile
+    build.py modules LOG...                  print the modules in the output of python -X importtime, for modules.txt
 
-What goes into the image stands in three lists beside this script: ``packages.txt`` (which Debian packages are
-fetched), ``system.txt`` (which of their files), ``modules.txt`` (which modules of the standard library and of
-the wheels). pidone itself is there as a whole, without its command line; ``instead/`` has small modules in the
-place of the standard library's large ones, where Trio or attrs ask little of them.
+Three lists beside this script define the contents: ``packages.txt`` (Debian packages to fetch), ``system.txt`` (their
+files) and ``modules.txt`` (modules of the standard library and of the wheels). pidone is included without its command
+line. ``instead/`` contains small modules that replace large ones of the standard library, of which Trio and attrs use
+little.
 
-Modules are there as sourceless byte code beside their path (``trio/_path.pyc``), compiled with -OO by the
-interpreter that will run them: no source to compare with, so no stat of one, no time stamps in the files, and
-nothing that could be written anew under a read-only root. Byte code does not know the processor, so an image
-for another one is compiled by this machine's own 3.15.
+Modules are included as byte code without source (``trio/_path.pyc``), compiled with -OO by the interpreter that runs
+them. Python then makes no stat call for the source, the files contain no time stamps, and nothing is written under the
+read-only root. Byte code does not depend on the processor, so the interpreter of this machine compiles for all.
 """
 
 import argparse
@@ -40,17 +40,17 @@ CACHE = Path(os.environ.get("CACHE") or Path.home() / ".cache" / "pidone") / "im
 SUITE = "forky"
 PYTHON = "python3.15"
 KEYRINGS = Path("/usr/share/keyrings")
-LISTS_AGE = 86400  # seconds for which the suite's index is not fetched again
+LISTS_AGE_SECONDS = 86400  # before the suite's index is fetched again
 WHEELS = ("attrs", "h11", "outcome", "sniffio", "sortedcontainers", "trio")
 LEFT_OUT = ("pidone/__main__.py", "pidone/cli/*", "pidone/language/*")  # of pidone's own wheel
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 LOADERS = {"amd64": "lib64/ld-linux-x86-64.so.2", "arm64": "lib/ld-linux-aarch64.so.1"}
-HOSTS = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"  # runtimes make none for a sandbox
+HOSTS = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"  # runtimes write no hosts file for a sandbox
 NSSWITCH = "hosts: files dns\n"
 
-# The standard library tries these and does without; nothing of the pod's needs them.
+# Optional imports of the standard library, which the pod does not need.
 OPTIONAL = {"_bz2", "_hashlib", "_hmac", "_lzma", "_queue", "bz2", "lzma", "site"}
-LEVEL = 22  # of zstd; 3 s
+ZSTD_LEVEL = 22  # takes 3 s
 
 RECOMPRESS = """
 import sys
@@ -58,8 +58,8 @@ from compression import zstd
 sys.stdout.buffer.write(zstd.compress(sys.stdin.buffer.read(), int(sys.argv[1])))
 """
 
-# Line numbers are kept of pidone's own code alone: of the others they are 0.5 MiB of each active pod's memory, and
-# a traceback names their files and functions all the same.
+# Only pidone's own code keeps its line numbers. Those of libraries would take 0.5 MiB of each active pod's memory, and
+# tracebacks still name the files and functions of libraries.
 WITHOUT_LINES = """
 import types
 
@@ -68,8 +68,8 @@ def without_lines(code):
     # instruction the traceback module fails.
     rounds, rest = divmod(len(code.co_code) // 2, 8)
     table = b"\\xff" * rounds + (bytes([0xF8 | rest - 1]) if rest else b"")
-    inner = (without_lines(one) if isinstance(one, types.CodeType) else one for one in code.co_consts)
-    return code.replace(co_linetable=table, co_consts=tuple(inner))
+    constants = (without_lines(value) if isinstance(value, types.CodeType) else value for value in code.co_consts)
+    return code.replace(co_linetable=table, co_consts=tuple(constants))
 """
 
 COMPILE = (
@@ -77,10 +77,10 @@ COMPILE = (
     + """
 import json, marshal, py_compile, sys
 
-for source, target, shown in json.load(sys.stdin):
-    py_compile.compile(source, target, shown, doraise=True, optimize=2,
+for source, target, path_in_image in json.load(sys.stdin):
+    py_compile.compile(source, target, path_in_image, doraise=True, optimize=2,
                        invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
-    if not shown.startswith("/pidone/pidone/"):
+    if not path_in_image.startswith("/pidone/pidone/"):
         with open(target, "r+b") as compiled:
             head, code = compiled.read(16), marshal.load(compiled)
             compiled.seek(16)
@@ -89,7 +89,7 @@ for source, target, shown in json.load(sys.stdin):
 """
 )
 
-# A pod with tasks, for as long as it takes to load what such a pod loads: see generated.py.
+# Runs a pod with tasks until it has loaded what such pods load, and records what is compiled meanwhile: generated.py.
 GENERATE = (
     WITHOUT_LINES
     + """
@@ -111,7 +111,7 @@ from pidone.pod.live import live
 from pidone.pod.program import PodProgram
 from pidone.pod.settings import Settings
 
-async def answer(asked):
+async def answer(request):
     return Response(503, {"content-type": "text/plain"}, b"no")
 
 async def main():
@@ -153,14 +153,14 @@ def main() -> int:
         command.add_argument("--out", type=Path, required=True)
     commands.choices["pack"].add_argument("--root", type=Path, required=True)
     commands.add_parser("modules").add_argument("logs", type=Path, nargs="+")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     try:
-        if given.command == "root":
-            Root(given.arch, given.out).make()
-        elif given.command == "pack":
-            pack(given.arch, given.out, {"pidone": (recipe("Dockerfile"), given.root)})
+        if arguments.command == "root":
+            Root(arguments.arch, arguments.out).make()
+        elif arguments.command == "pack":
+            pack(arguments.arch, arguments.out, {"pidone": (recipe("Dockerfile"), arguments.root)})
         else:
-            print("\n".join(sorted(modules_in(given.logs))))
+            print("\n".join(sorted(modules_in(arguments.logs))))
     except Missing as missing:
         print(f"the image cannot be built: {missing}", file=sys.stderr)
         return 1
@@ -171,7 +171,7 @@ def main() -> int:
 
 
 class Missing(Exception):
-    pass
+    """A file, tool or package that the build needs; the text names the remedy."""
 
 
 class Root:
@@ -185,22 +185,26 @@ class Root:
     def make(self) -> None:
         doze = CLONE / "build" / f"doze-{MACHINES[self.arch]}"
         if not doze.exists():
-            raise Missing(f"{doze.relative_to(CLONE)} is not there: make doze")
-        full, own, compiler = self.begun()
-        wheels = unpacked_wheels()
-        byte_code = [*self._modules(full, wheels), *self._own(wheels)]
-        compile_all(own, compiler, byte_code)
-        run_python(own, compiler, GENERATE, str(self.out), PYTHON)
+            raise Missing(f"{doze.relative_to(CLONE)} is missing: make doze")
+        packages, host_arch, host_packages = self.begin()
+        wheels = unpack_wheels()
+        byte_code = [*self._modules(packages, wheels), *self._own(wheels)]
+        compile_all(host_arch, host_packages, byte_code)
+        run_python(host_arch, host_packages, GENERATE, str(self.out), PYTHON)
         shutil.copy(doze, self.out / "doze")
-        self.end()
+        self.finish()
 
-    def begun(self) -> tuple[Path, str, Path]:
-        """With the system's files: the unpacked packages, this machine's architecture and its unpacked packages."""
+    def begin(self) -> tuple[Path, str, Path]:
+        """Create the root with the files of ``system.txt``.
+
+        Return the folder with the unpacked packages, this machine's architecture, and the folder with the unpacked
+        packages of this machine's architecture, whose interpreter compiles.
+        """
         for tool, package in {"apt-get": "apt", "dpkg-deb": "dpkg", "dpkg": "dpkg"}.items():
-            need(tool, package)
-        own = said("dpkg", "--print-architecture")
-        full = unpacked(self.arch)
-        compiler = full if own == self.arch else unpacked(own)
+            require(tool, package)
+        host_arch = output_of("dpkg", "--print-architecture")
+        packages = unpack_packages(self.arch)
+        host_packages = packages if host_arch == self.arch else unpack_packages(host_arch)
         if self.out.exists():
             shutil.rmtree(self.out)
         self.out.mkdir(parents=True)
@@ -208,10 +212,11 @@ class Root:
             (self.out / folder).mkdir(parents=True)
         for name in ("lib", "lib64"):
             (self.out / name).symlink_to(f"usr/{name}")
-        self._copy_system(full)
-        return full, own, compiler
+        self._copy_system(packages)
+        return packages, host_arch, host_packages
 
-    def end(self) -> None:
+    def finish(self) -> None:
+        """Write the files of /etc, and set all modes."""
         (self.out / "etc/hosts").write_text(HOSTS)
         (self.out / "etc/nsswitch.conf").write_text(NSSWITCH)
         for path in self.out.rglob("*"):
@@ -219,13 +224,13 @@ class Root:
                 mode = path.stat().st_mode
                 path.chmod(0o755 if stat.S_ISDIR(mode) or mode & stat.S_IXUSR else 0o644)
 
-    def _copy_system(self, full: Path) -> None:
-        for line in listed("system.txt"):
+    def _copy_system(self, packages: Path) -> None:
+        for line in read_list("system.txt"):
             loader = LOADERS[self.arch]
             name = line.format(
                 triplet=self.triplet, python=PYTHON, loader=loader, loader_name=Path(loader).name
             )
-            source = full / name
+            source = packages / name
             if not source.exists():
                 raise Missing(f"{name} (system.txt) is in no package of packages.txt")
             target = self.out / name
@@ -235,19 +240,19 @@ class Root:
             else:
                 shutil.copy(source, target)
 
-    def _modules(self, full: Path, wheels: Path) -> Iterator[tuple[Path, Path, str]]:
-        """Byte code to make, of the modules in the list; extension modules are copied at once."""
+    def _modules(self, packages: Path, wheels: Path) -> Iterator[tuple[Path, Path, str]]:
+        """Yield the modules of ``modules.txt`` to compile, as ``_byte_code`` does; copy extension modules."""
         stdlib = f"usr/lib/{PYTHON}"
         (self.out / stdlib / "lib-dynload").mkdir(parents=True)
-        for name in listed("modules.txt"):
+        for name in read_list("modules.txt"):
             path = name.replace(".", "/")
-            for base, place in ((full / stdlib, stdlib), (wheels, "pidone")):
-                found = [one for one in (f"{path}.py", f"{path}/__init__.py") if (base / one).exists()]
-                if found:
-                    yield self._byte_code(base / found[0], f"{place}/{found[0]}")
+            for base, place in ((packages / stdlib, stdlib), (wheels, "pidone")):
+                sources = [name for name in (f"{path}.py", f"{path}/__init__.py") if (base / name).exists()]
+                if sources:
+                    yield self._byte_code(base / sources[0], f"{place}/{sources[0]}")
                     break
             else:
-                extensions = list((full / stdlib / "lib-dynload").glob(f"{name}.*.so"))
+                extensions = list((packages / stdlib / "lib-dynload").glob(f"{name}.*.so"))
                 if not extensions:
                     raise Missing(f"module {name} (modules.txt) is in no package and no wheel")
                 shutil.copy(extensions[0], self.out / stdlib / "lib-dynload")
@@ -255,7 +260,7 @@ class Root:
     def _own(self, wheels: Path) -> Iterator[tuple[Path, Path, str]]:
         yield self._byte_code(wheels / "pidone/__main__.py", "pidone/__main__.py")
         yield self._byte_code(HERE / "generated.py", "pidone/pidone/generated.py")
-        # Found before the standard library's: the script's folder leads sys.path.
+        # These come before the standard library, because the script's folder is the first of sys.path.
         for source in sorted((HERE / "instead").glob("*.py")):
             yield self._byte_code(source, f"pidone/{source.name}")
         for source in sorted((wheels / "pidone").rglob("*.py")):
@@ -264,23 +269,32 @@ class Root:
                 yield self._byte_code(source, f"pidone/{name}")
 
     def _byte_code(self, source: Path, name: str) -> tuple[Path, Path, str]:
+        """Return the source, the file of byte code, and the path of the source in tracebacks."""
         target = (self.out / name).with_suffix(".pyc")
         target.parent.mkdir(parents=True, exist_ok=True)
         return source, target, f"/{name}"
 
 
-def compile_all(own: str, root: Path, byte_code: Iterable[tuple[Path, Path, str]]) -> None:
+def compile_all(host_arch: str, root: Path, byte_code: Iterable[tuple[Path, Path, str]]) -> None:
     words = [[str(word) for word in words] for words in byte_code]
-    run_python(own, root, COMPILE, data=json.dumps(words).encode())
+    run_python(host_arch, root, COMPILE, data=json.dumps(words).encode())
 
 
 OPTIONS = ["-S", "-s", "-P", "-B", "-OO", "-X", "no_debug_ranges", "-X", "lazy_imports=all"]
 
 
-def run_python(own: str, root: Path, program: str, *argv: str, data: bytes = b"") -> bytes:
-    """By the unpacked interpreter, through its own loader: it runs on a machine whose libc is older."""
-    libraries = root / f"usr/lib/{MACHINES[own]}-linux-gnu"
-    command = [libraries / Path(LOADERS[own]).name, "--library-path", libraries, root / f"usr/bin/{PYTHON}"]
+def run_python(host_arch: str, root: Path, program: str, *argv: str, data: bytes = b"") -> bytes:
+    """Run a program with the unpacked interpreter, and return its output.
+
+    The interpreter is started by the unpacked loader, because this machine's libc may be older.
+    """
+    libraries = root / f"usr/lib/{MACHINES[host_arch]}-linux-gnu"
+    command = [
+        libraries / Path(LOADERS[host_arch]).name,
+        "--library-path",
+        libraries,
+        root / f"usr/bin/{PYTHON}",
+    ]
     done = subprocess.run(
         [*map(str, command), *OPTIONS, "-c", program, *argv],
         input=data,
@@ -291,19 +305,23 @@ def run_python(own: str, root: Path, program: str, *argv: str, data: bytes = b""
     return done.stdout
 
 
-def unpacked(
-    arch: str, names: Sequence[str] = (), *, suite: str = SUITE, kept: str = "apt", quiet: bool = False
+def unpack_packages(
+    arch: str, names: Sequence[str] = (), *, suite: str = SUITE, cache: str = "apt", quiet: bool = False
 ) -> Path:
-    """Debian packages, else those of ``packages.txt``; no script of theirs is run, apt's own state not touched."""
-    names = names or listed("packages.txt")
-    state = CACHE / f"{kept}-{arch}"
+    """Fetch and unpack Debian packages, by default those of ``packages.txt``; return the folder.
+
+    No script of a package is run. apt uses its own state in ``cache``, and does not change that of this machine.
+    """
+    names = names or read_list("packages.txt")
+    state = CACHE / f"{cache}-{arch}"
     for folder in ("lists/partial", "archives/partial"):
         (state / folder).mkdir(parents=True, exist_ok=True)
     (state / "status").touch()
     sources = state / "sources.list"
     keyring = next((file for file in sorted(KEYRINGS.glob("debian-archive-keyring.[gp]*"))), None)
     if keyring is None:
-        raise Missing("Debian's keys are not there: apt-get install debian-archive-keyring")
+        raise Missing("Debian's keys are missing: apt-get install debian-archive-keyring")
+
     line = f"deb [signed-by={keyring}] {mirror()} {suite} main\n"
     stale = not sources.exists() or sources.read_text() != line
     sources.write_text(line)
@@ -323,66 +341,73 @@ def unpacked(
         "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled": "false",
         "DPkg::Post-Invoke": "",
     }
+
     apt = ["apt-get", "-qq", *(f"-o{name}={value}" for name, value in settings.items())]
     stamp = state / "updated"
-    if stale or not stamp.exists() or time.time() - stamp.stat().st_mtime > LISTS_AGE:
+    if stale or not stamp.exists() or time.time() - stamp.stat().st_mtime > LISTS_AGE_SECONDS:
         subprocess.run([*apt, "update"], check=True)
         stamp.touch()
-    wanted = said(*apt, "download", "--print-uris", *names).splitlines()
+
+    lines = output_of(*apt, "download", "--print-uris", *names).splitlines()
     # 'uri' name_version_arch.deb size hash
-    files = [state / "archives" / line.split()[1] for line in wanted if line.startswith("'")]
+    files = [state / "archives" / line.split()[1] for line in lines if line.startswith("'")]
     if len(files) != len(names):
-        raise Missing(f"{len(names)} packages are wanted, {suite} has {len(files)} of them")
+        raise Missing(f"of the {len(names)} packages {', '.join(names)}, {suite} has {len(files)}")
     if not all(file.exists() for file in files):
         subprocess.run([*apt, "download", *names], cwd=state / "archives", check=True)
-    full, mark = state / "root", "\n".join(file.name for file in files)
-    done = state / "unpacked"
-    if not done.exists() or done.read_text() != mark:
-        shutil.rmtree(full, ignore_errors=True)
+
+    packages, content = state / "root", "\n".join(file.name for file in files)
+    stamp = state / "unpacked"
+    if not stamp.exists() or stamp.read_text() != content:
+        shutil.rmtree(packages, ignore_errors=True)
         for folder in ("usr/lib", "usr/lib64"):
-            (full / folder).mkdir(parents=True)
+            (packages / folder).mkdir(parents=True)
         for name in ("lib", "lib64"):
-            (full / name).symlink_to(f"usr/{name}")
+            (packages / name).symlink_to(f"usr/{name}")
         for file in files:
-            subprocess.run(["dpkg-deb", "--extract", file, full], check=True)  # noqa: S607 - from PATH
-        done.write_text(mark)
+            subprocess.run(["dpkg-deb", "--extract", file, packages], check=True)  # noqa: S607 - from PATH
+        stamp.write_text(content)
     for file in files if not quiet else ():
         print(f"  {file.name}")
-    return full
+    return packages
 
 
 def mirror() -> str:
-    """Debian's mirror as this machine's apt has it; the suite needs not be among its sources."""
-    targets = said("apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages").splitlines()
+    """Return the Debian mirror in this machine's apt sources, which need not contain the suite."""
+    targets = output_of(
+        "apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"
+    ).splitlines()
     for uri in targets:
         if urllib.parse.urlsplit(uri).path.rstrip("/").endswith("/debian"):
             return uri
     raise Missing("apt-get indextargets names no Debian mirror: this needs a Debian with apt sources")
 
 
-def unpacked_wheels(
-    wanted: Sequence[str] = WHEELS,
-    own: Sequence[Path] = (CLONE,),
+def unpack_wheels(
+    names: Sequence[str] = WHEELS,
+    projects: Sequence[Path] = (CLONE,),
     *,
     folder: Path = CLONE / "build" / "image-wheels",
     target: Sequence[str] = (),
 ) -> Path:
-    """The clone's own wheels, and those they need as requirements.lock has them, hash by hash."""
+    """Build the wheels of the clone's projects, fetch those in requirements.lock by their hashes, and unpack all."""
     wheels = CACHE / "wheels"
     wheels.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     locked = folder / "requirements.txt"
-    locked.write_text("".join(locked_lines(wanted)))
+    locked.write_text("".join(locked_lines(names)))
+
     pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
-    fetch = ["--no-deps", "--only-binary", ":all:", "--require-hashes", "-r", str(locked), *target]
+    options = ["--no-deps", "--only-binary", ":all:", "--require-hashes", "-r", str(locked), *target]
     fetched = folder / "fetched"
-    subprocess.run([*pip, "download", *fetch, "-d", str(wheels), "-f", str(wheels)], check=True)
+    subprocess.run([*pip, "download", *options, "-d", str(wheels), "-f", str(wheels)], check=True)
     subprocess.run(
-        [*pip, "download", *fetch, "-d", str(fetched), "-f", str(wheels), "--no-index"], check=True
+        [*pip, "download", *options, "-d", str(fetched), "-f", str(wheels), "--no-index"], check=True
     )
     build = ["wheel", "--no-deps", "--no-build-isolation", "-w", str(folder)]
-    subprocess.run([*pip, *build, *map(str, own)], check=True)
+    subprocess.run([*pip, *build, *map(str, projects)], check=True)
+
     for file in [*fetched.glob("*.whl"), *folder.glob("*.whl")]:
         with zipfile.ZipFile(file) as wheel:
             wheel.extractall(folder)  # noqa: S202 - hashes were compared
@@ -391,6 +416,7 @@ def unpacked_wheels(
 
 
 def locked_lines(names: Sequence[str]) -> Iterator[str]:
+    """Yield the lines of these packages in requirements.lock."""
     inside = False
     for line in (CLONE / "requirements.lock").read_text().splitlines(keepends=True):
         if not line.startswith((" ", "#")):
@@ -400,16 +426,25 @@ def locked_lines(names: Sequence[str]) -> Iterator[str]:
 
 
 def recipe(dockerfile: str) -> str:
-    """The last stage of a Dockerfile of k3d/, for a folder that has the files already."""
+    """Return the last stage of a Dockerfile of k3d/, changed to copy the files from the build context."""
     stage = (CLONE / "k3d" / dockerfile).read_text().rpartition("\nFROM scratch")[2]
     return "FROM scratch" + stage.replace("COPY --from=files /image /", "COPY . /")
 
 
 def pack(
-    arch: str, out: Path, images: Mapping[str, tuple[str, Path]], *, level: int | None = LEVEL, tag: str = ""
+    arch: str,
+    out: Path,
+    images: Mapping[str, tuple[str, Path]],
+    *,
+    level: int | None = ZSTD_LEVEL,
+    tag: str = "",
 ) -> None:
-    """Folders as images, each after its recipe, in one archive; without a level their layers are gzip, and shared."""
-    need("buildah", "buildah")
+    """Build images with buildah and write them as one OCI archive.
+
+    ``images`` maps the name of each image to its Containerfile (text) and the folder with its files. ``level`` is the
+    level of zstd for the layers of a single image. None: layers are compressed by gzip, and images share equal layers.
+    """
+    require("buildah", "buildah")
     store = CLONE / "build" / f"image-store-{next(iter(images))}"
     file = store / "Containerfile"
     store.mkdir(parents=True, exist_ok=True)
@@ -423,6 +458,7 @@ def pack(
         str(store / "run"),
     ]
     layout = store / "layout"
+
     try:
         for name, (text, root) in images.items():
             file.write_text(text)
@@ -437,10 +473,11 @@ def pack(
         out.unlink(missing_ok=True)
         with tarfile.open(out, "w") as archive:
             for part in ("oci-layout", "index.json", "blobs"):
-                archive.add(layout / part, part, filter=anonymous)
+                archive.add(layout / part, part, filter=without_owner)
     finally:
         subprocess.run([*buildah, "rmi", "--all", "--force"], check=False, capture_output=True)
         shutil.rmtree(store, ignore_errors=True)
+
     roots = {root for _, root in images.values()}
     files = [path for root in roots for path in root.rglob("*") if path.is_file() and not path.is_symlink()]
     size = sum(path.stat().st_size for path in files)
@@ -448,18 +485,20 @@ def pack(
 
 
 def recompress(layout: Path, level: int) -> None:
-    """The layers of one image as zstd can, and not as buildah does (its levels end at about 11: 1.3 MB more)."""
+    """Compress the layers of one image by zstd. buildah's levels end at about 11, which makes 1.3 MB more."""
     blobs = layout / "blobs" / "sha256"
     index = json.loads((layout / "index.json").read_text())
     entry = index["manifests"][0]
     old = blobs / entry["digest"].removeprefix("sha256:")
     manifest = json.loads(old.read_text())
     old.unlink()
-    own = said("dpkg", "--print-architecture")
+    host_arch = output_of("dpkg", "--print-architecture")
     for layer in manifest["layers"]:
         plain = blobs / layer["digest"].removeprefix("sha256:")
-        data = gzip.decompress(plain.read_bytes())  # what buildah writes into a layout, whatever it is told
-        data = run_python(own, unpacked(own, quiet=True), RECOMPRESS, str(level), data=data)
+        data = gzip.decompress(plain.read_bytes())  # buildah always writes gzip into a layout
+        data = run_python(
+            host_arch, unpack_packages(host_arch, quiet=True), RECOMPRESS, str(level), data=data
+        )
         plain.unlink()
         layer |= {"mediaType": "application/vnd.oci.image.layer.v1.tar+zstd", **blob(blobs, data)}
     entry |= blob(blobs, json.dumps(manifest, separators=(",", ":")).encode())
@@ -467,57 +506,63 @@ def recompress(layout: Path, level: int) -> None:
 
 
 def blob(blobs: Path, data: bytes) -> dict[str, str | int]:
+    """Write a blob, and return its OCI descriptor without the media type."""
     digest = hashlib.sha256(data).hexdigest()
     (blobs / digest).write_bytes(data)
     return {"digest": f"sha256:{digest}", "size": len(data)}
 
 
-def anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+def without_owner(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Return the entry without owner and time, so that equal files make equal archives."""
     entry.uid = entry.gid = entry.mtime = 0
     entry.uname = entry.gname = ""
     return entry
 
 
 def version() -> str:
+    """Return the version in pyproject.toml."""
     text = (CLONE / "pyproject.toml").read_text()
     return text.partition('\nversion = "')[2].partition('"')[0]
 
 
 def modules_in(logs: Iterable[Path]) -> set[str]:
-    """The list for modules.txt: of the standard library and the wheels, without what is built in."""
+    """Return the names for modules.txt: modules of the standard library and the wheels that are not built in."""
     names = set()
     for log in logs:
         for line in log.read_text(errors="replace").splitlines():
             if line.startswith("import time:") and line.count("|") == 2:
                 names.add(line.rpartition("|")[2].strip())
-    own = said("dpkg", "--print-architecture")
-    root = unpacked(own, quiet=True)
-    full, wheels = root / f"usr/lib/{PYTHON}", CLONE / "build" / "image-wheels"
-    ask = "import _imp, sys; print(*(name for name in sys.argv[1:] if _imp.is_frozen(name)))"
-    # What the interpreter carries itself is not read from files; os is the landmark by which it finds the others.
-    frozen = set(run_python(own, root, ask, *names).decode().split()) - {"os"}
 
-    def file(name: str) -> bool:
+    host_arch = output_of("dpkg", "--print-architecture")
+    root = unpack_packages(host_arch, quiet=True)
+    stdlib, wheels = root / f"usr/lib/{PYTHON}", CLONE / "build" / "image-wheels"
+    program = "import _imp, sys; print(*(name for name in sys.argv[1:] if _imp.is_frozen(name)))"
+    # Frozen modules are part of the interpreter. os is needed as a file: the interpreter finds its library by it.
+    frozen = set(run_python(host_arch, root, program, *names).decode().split()) - {"os"}
+
+    def has_file(name: str) -> bool:
         path = name.replace(".", "/")
-        places = [base / one for base in (full, wheels) for one in (f"{path}.py", f"{path}/__init__.py")]
-        return any(place.exists() for place in places) or any(full.glob(f"lib-dynload/{name}.*.so"))
+        sources = [base / f"{path}{end}" for base in (stdlib, wheels) for end in (".py", "/__init__.py")]
+        return any(source.exists() for source in sources) or any(stdlib.glob(f"lib-dynload/{name}.*.so"))
 
     left_out = frozen | OPTIONAL | {path.stem for path in (HERE / "instead").iterdir()}
     names = {name for name in names if name not in left_out and not name.startswith("compression")}
-    return {name for name in names if name.partition(".")[0] not in {"pidone", "__main__"} and file(name)}
+    return {name for name in names if name.partition(".")[0] not in {"pidone", "__main__"} and has_file(name)}
 
 
-def listed(name: str) -> list[str]:
+def read_list(name: str) -> list[str]:
+    """Return the lines of a list beside this script, without comments."""
     lines = (line.partition("#")[0].strip() for line in (HERE / name).read_text().splitlines())
     return [line for line in lines if line]
 
 
-def need(tool: str, package: str) -> None:
+def require(tool: str, package: str) -> None:
     if not shutil.which(tool):
-        raise Missing(f"{tool} is not there: apt-get install {package}")
+        raise Missing(f"{tool} is missing: apt-get install {package}")
 
 
-def said(*command: str) -> str:
+def output_of(*command: str) -> str:
+    """Run a command, and return its output without the last newline."""
     return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
 
 

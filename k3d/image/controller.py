@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""The files of the controller's image, from the same packages as the pod's, and wheels: no registry, no container.
+"""Builds the controller's image from the Debian packages of the pod's image and wheels, without a registry.
 
-    controller.py root --arch amd64 --out DIR
-    controller.py pack --arch amd64 --root DIR --out FILE.tar     after the last stage of k3d/Dockerfile.controller
+    controller.py root --arch amd64 --out DIR                   write the root file system into a folder
+    controller.py pack --arch amd64 --root DIR --out FILE.tar   pack it with the last stage of k3d/Dockerfile.controller
 
-The whole standard library, less what only a desk has use for; two replicas of a cluster need not be small, and a
-traceback is to have its lines. Nothing is written in a container, so all byte code is made here.
+The image contains the standard library without the parts that only a desk uses. A cluster runs two replicas, so the
+image need not be small, and tracebacks keep their source lines. The root is read-only in a container, so all byte code
+is compiled here.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from build import CLONE, MACHINES, PYTHON, Missing, Root, pack, recipe, run_python, unpacked_wheels
+from build import CLONE, MACHINES, PYTHON, Missing, Root, pack, recipe, run_python, unpack_wheels
 
 WHEELS = (
     "anyio",
@@ -38,47 +39,51 @@ WHEELS = (
     "sortedcontainers",
     "trio",
 )
-GLIBC = (17, 28, 34)  # the wheels' manylinux; that of the packages is newer
+# Minor versions of glibc that wheels (manylinux) may need. The glibc of the packages is newer.
+GLIBC = (17, 28, 34)
 LEFT_OUT = (
     *("_pyrepl", "curses", "dbm", "ensurepip", "idlelib", "lib-dynload", "profiling", "pydoc_data"),
     *("sqlite3", "test", "tkinter", "turtledemo", "turtle.py", "unittest", "venv", "wsgiref", "xmlrpc"),
 )
-# Beside those of system.txt: Trio imports ctypes, and wheels are linked with what older C libraries had apart.
+# In addition to system.txt: Trio imports ctypes, and wheels are linked with libraries that newer glibc has merged.
 LIBRARIES = ("libdl.so.2", "libffi.so.8", "libpthread.so.0", "librt.so.1")
-# Those of lib-dynload whose libraries are there, or that need none.
+# The extensions of lib-dynload whose libraries are in the image, or that need none.
 EXTENSIONS = (
     *("_ctypes", "_decimal", "_hashlib", "_hmac", "_interpchannels", "_interpqueues", "_interpreters"),
     *("_multiprocessing", "_posixshmem", "_queue", "_ssl", "_zoneinfo", "mmap", "resource", "termios"),
 )
-LEVEL = 19  # of zstd
+ZSTD_LEVEL = 19
 
 COMPILE = """
 import compileall, sys
 root, *folders = sys.argv[1:]
-said = {"stripdir": root, "prependdir": "/", "quiet": 1, "optimize": 0}
-said["invalidation_mode"] = compileall.py_compile.PycInvalidationMode.UNCHECKED_HASH
-sys.exit(not all([compileall.compile_dir(f"{root}/{folder}", **said) for folder in folders]))
+options = {"stripdir": root, "prependdir": "/", "quiet": 1, "optimize": 0}
+options["invalidation_mode"] = compileall.py_compile.PycInvalidationMode.UNCHECKED_HASH
+sys.exit(not all([compileall.compile_dir(f"{root}/{folder}", **options) for folder in folders]))
 """
 
 
 class Controller(Root):
+    """The root file system of the controller's image, for one architecture."""
+
     def make(self) -> None:
-        full, own, compiler = self.begun()
+        packages, host_arch, host_packages = self.begin()
         stdlib, libraries = f"usr/lib/{PYTHON}", "usr/lib/python3/dist-packages"
         (self.out / stdlib).mkdir()
-        for path in sorted((full / stdlib).iterdir()):
+        for path in sorted((packages / stdlib).iterdir()):
             if not path.is_symlink() and (path.suffix == ".py" or path.is_dir()):
                 self._copy(path, stdlib)
         (self.out / stdlib / "lib-dynload").mkdir()
         for name in EXTENSIONS:
-            (found,) = (full / stdlib / "lib-dynload").glob(f"{name}.*.so")
-            shutil.copy(found, self.out / stdlib / "lib-dynload")
+            (extension,) = (packages / stdlib / "lib-dynload").glob(f"{name}.*.so")
+            shutil.copy(extension, self.out / stdlib / "lib-dynload")
         for name in LIBRARIES:
             place = f"usr/lib/{self.triplet}/{name}"
-            shutil.copy(full / place, self.out / place)
+            shutil.copy(packages / place, self.out / place)
+
         target = [f"--platform=manylinux_2_{minor}_{MACHINES[self.arch]}" for minor in GLIBC]
         target += [f"--python-version={PYTHON.removeprefix('python')}", "--implementation=cp"]
-        wheels = unpacked_wheels(
+        wheels = unpack_wheels(
             WHEELS,
             (CLONE, CLONE / "controller"),
             folder=CLONE / "build" / "controller-wheels",
@@ -87,9 +92,10 @@ class Controller(Root):
         for path in sorted(wheels.iterdir()):
             if path.suffix not in {".whl", ".txt"} and path.name != "fetched":
                 self._copy(path, libraries)
-        run_python(own, compiler, COMPILE, str(self.out), stdlib, libraries)
+
+        run_python(host_arch, host_packages, COMPILE, str(self.out), stdlib, libraries)
         (self.out / "tmp").mkdir()
-        self.end()
+        self.finish()
 
     def _copy(self, path: Path, folder: str) -> None:
         target = self.out / folder / path.name
@@ -97,12 +103,13 @@ class Controller(Root):
         if path.name in LEFT_OUT:
             return
         if path.is_dir():
-            shutil.copytree(path, target, ignore=lambda _, names: pointless(names))
+            shutil.copytree(path, target, ignore=lambda _, names: unneeded(names))
         else:
             shutil.copy(path, target)
 
 
-def pointless(names: Iterable[str]) -> set[str]:
+def unneeded(names: Iterable[str]) -> set[str]:
+    """Return the names of folders that the image does not need."""
     return {name for name in names if name in {"__pycache__", "test", "tests"}}
 
 
@@ -114,13 +121,13 @@ def main() -> int:
         command.add_argument("--arch", choices=MACHINES, default="amd64")
         command.add_argument("--out", type=Path, required=True)
     commands.choices["pack"].add_argument("--root", type=Path, required=True)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     try:
-        if given.command == "root":
-            Controller(given.arch, given.out).make()
+        if arguments.command == "root":
+            Controller(arguments.arch, arguments.out).make()
         else:
-            images = {"pidone-controller": (recipe("Dockerfile.controller"), given.root)}
-            pack(given.arch, given.out, images, level=LEVEL)
+            images = {"pidone-controller": (recipe("Dockerfile.controller"), arguments.root)}
+            pack(arguments.arch, arguments.out, images, level=ZSTD_LEVEL)
     except Missing as missing:
         print(f"the image cannot be built: {missing}", file=sys.stderr)
         return 1

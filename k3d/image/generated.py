@@ -1,7 +1,7 @@
-"""In the image as ``pidone.generated``: what attrs, dataclasses and named tuples generate at import, ready compiled.
+"""Caches compiled code that attrs, dataclasses and named tuples generate; ``pidone.generated`` in the image.
 
-They write source text and compile it, at each start the same: 14 ms of CPU of about 100. The image's build runs
-the program once and keeps what was compiled, beside this file; text that is not in it is compiled as always.
+At each start they generate the same source text and compile it, which takes 14 of about 100 ms of CPU. The image's
+build runs the program once and stores the compiled code in a table beside this file. Other text is compiled as usual.
 """
 
 import builtins
@@ -18,21 +18,22 @@ _compile, _exec, _eval = builtins.compile, builtins.exec, builtins.eval
 
 
 def use() -> None:
-    """Take what is in the table from there, once each, from now on. Without a table nothing changes."""
+    """Use the code in the table from now on, each entry once. Without a table nothing changes."""
     try:
         with open(TABLE, "rb") as file:
             table: Table = marshal.loads(file.read())  # noqa: S302 - as safe as any byte code beside it
-    except (OSError, EOFError, ValueError, TypeError):  # none, or damaged: it is a courtesy
+    except (OSError, EOFError, ValueError, TypeError):  # missing or damaged: the start is slower
         return
     _install(table, keep=False)
 
 
 def record() -> None:
-    """Keep what is compiled from now on; ``save`` writes it."""
+    """Record the code that is compiled from now on, for ``save``."""
     _install(_recorded, keep=True)
 
 
 def save(change: Callable[[CodeType], CodeType]) -> None:
+    """Write the recorded code, changed by ``change``, to the table."""
     with open(TABLE, "wb") as file:
         marshal.dump({text: change(code) for text, code in _recorded.items()}, file)
 
@@ -41,6 +42,8 @@ _recorded: Table = {}
 
 
 def _install(table: Table, *, keep: bool) -> None:
+    """Replace compile, exec and eval by functions that look into the table first. ``keep``: they also fill it."""
+
     def compiled(source: Any, mode: str, filename: str, *rest: Any, **named: Any) -> Any:
         if not isinstance(source, str):
             return _compile(source, filename, mode, *rest, **named)
@@ -68,8 +71,8 @@ def _install(table: Table, *, keep: bool) -> None:
 
 
 def _scope(outer: Any, inner: Any) -> tuple[Any, Any]:
-    """What the built-in functions take where nothing is given: the caller's."""
+    """Return the namespaces, by default those of the caller, as the built-in functions do."""
     if outer is not None:
         return outer, outer if inner is None else inner
-    frame = sys._getframe(2)  # the only way; the built-in functions do the same
+    frame = sys._getframe(2)  # the caller of exec or eval; Python offers no other way
     return frame.f_globals, frame.f_locals if inner is None else inner
