@@ -1,16 +1,12 @@
-"""The controller in a cluster: what the API server has comes in, plans go out, what became of them goes back.
+"""One replica of the controller in a cluster: connects its parts. What they decide is in their own modules.
 
-Every replica watches everything and serves every pod; nothing that a pod is served waits for another replica. One
-of them leads, and writes: statuses, Events, ControllerRevisions, the steps of rollouts, the certificate's Secret;
-and it takes back registrations for pods that could not.
-
-This is the shell that holds the parts together. What they decide stands in their own modules.
+Every replica watches all objects and serves every pod; no plan waits for another replica. One replica leads: it writes
+statuses, Events, ControllerRevisions and the steps of rollouts, and deregisters pods that could not do it themselves.
 """
 
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -19,10 +15,8 @@ from typing import Any
 import trio
 
 from pidone import __version__
-from pidone.http.message import Request, Response
-from pidone.language.binding import Key
-from pidone.language.binding import shown as shown_binding
-from pidone.metrics.exposition import Family, counter, gauge
+from pidone.language.binding import Key, shown
+from pidone.metrics.exposition import Family
 from pidone.plan.report import Report
 from pidone.protocol import MAX_REPORT_BYTES, SERVICE
 from pidone_controller.deregistration import Backstop
@@ -30,49 +24,42 @@ from pidone_controller.kubernetes import config
 from pidone_controller.kubernetes.client import Client, connect
 from pidone_controller.kubernetes.election import Election
 from pidone_controller.kubernetes.recorder import Recorder
-from pidone_controller.kubernetes.reflector import Key as Name
-from pidone_controller.kubernetes.reflector import Reflector
-from pidone_controller.kubernetes.resources import (
-    CLUSTER_TASK_BINDINGS,
-    CLUSTER_TASK_SETS,
-    CONTROLLER_REVISIONS,
-    PODS,
-    TASK_BINDINGS,
-    TASK_SETS,
-)
+from pidone_controller.kubernetes.reflector import Reflector, silence
+from pidone_controller.kubernetes.reflector import families as reflector_families
+from pidone_controller.kubernetes.resources import CONTROLLER_REVISIONS, PODS
 from pidone_controller.kubernetes.reviews import may, whose
 from pidone_controller.log import Log, log
 from pidone_controller.objects.revisions import SELECTOR
 from pidone_controller.objects.written import Written
 from pidone_controller.peers import PATH, Account, Peers, identity_of
-from pidone_controller.pods.model import Pod, Pool
+from pidone_controller.pods.model import NamespacedName, Pod, Pool
 from pidone_controller.pods.projection import project
-from pidone_controller.repo import ca
-from pidone_controller.repo import server as repo_server
+from pidone_controller.repo import ca, server
 from pidone_controller.repo.certificates import Pair
 from pidone_controller.repo.listeners import Listeners, Tls, host_port, listen, serve
 from pidone_controller.repo.plans import Plans
-from pidone_controller.repo.selection import Selection
+from pidone_controller.repo.selection import SelectedPod, Selection
 from pidone_controller.repo.server import Repo
+from pidone_controller.rollout.catalog import Affected, Catalog
 from pidone_controller.rollout.leader import Leader
-from pidone_controller.rollout.step import Objects
-from pidone_controller.status import compose as status
-from pidone_controller.status.compose import StatusWriter, Target
-from pidone_controller.status.events import Tidings
+from pidone_controller.status.changes import Changes
+from pidone_controller.status.compose import Composer
+from pidone_controller.status.events import EventQueue
+from pidone_controller.status.writer import StatusWriter
 
 LEASE = "pidone-controller"
 
-# What nobody serves are pods that are done; the API server leaves them out. Those on their node's network are served
-# by token, and say which addresses are nodes'.
-SERVED = "status.phase!=Succeeded,status.phase!=Failed"
+# Finished pods are served by nobody, so the API server leaves them out. Pods on their node's network are served by
+# token, and tell which addresses belong to nodes.
+POD_SELECTOR = "status.phase!=Succeeded,status.phase!=Failed"
 
-# People apply several objects at once, and a plan is made of all of them: rules are made when nothing more has come
-# for a while, at the latest after a longer one.
-QUIET, LATEST = 0.1, 1.0
+# People apply several objects at once and a plan depends on all of them: rules are updated when no object has changed
+# for QUIET_SECONDS, at the latest after MAX_DELAY_SECONDS.
+QUIET_SECONDS = 0.1
+MAX_DELAY_SECONDS = 1.0
 
-SILENT = 300.0  # seconds without a sign of life of a reflector after which this process is better begun anew
-DRAIN = 5.0  # seconds over which the held requests are ended: their pods ask the other replicas
-HEARING = 15.0  # seconds in which a new leader hears what the others were told
+DRAIN_SECONDS = 5.0  # over which the held requests are ended: their pods ask other replicas
+HEARING_SECONDS = 15.0  # in which a new leader receives the reports of the other replicas
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,27 +68,27 @@ class Settings:
 
     listen: tuple[str, int]
     listen_tls: tuple[str, int]
-    people: tuple[IPv4Network | IPv6Network, ...] = ()  # where people's questions come from, see ``serving``
-    namespace: str = ""  # its own; empty: the service account's, or the context's
+    people: tuple[IPv4Network | IPv6Network, ...] = ()  # see ``repo.server.Settings``
+    namespace: str = ""  # of the controller; empty: the service account's, or the context's
     name: str = ""  # of this replica
     address: str = "127.0.0.1"  # at which the other replicas reach this one
     kubeconfig: Path | None = None
 
     @property
     def url(self) -> str:
-        """Of this replica, for the others."""
+        """The URL of this replica for the others."""
         return f"http://{host_port((self.address, self.listen[1]))}"
 
 
 async def run(settings: Settings, log: Log = log) -> None:
-    """Run until SIGTERM or SIGINT. An API server that is away is waited for.
+    """Run until SIGTERM or SIGINT; wait while the API server is away.
 
     Raises ``ConfigError`` and ``StartError``.
     """
-    found = config.kubeconfig([settings.kubeconfig]) if settings.kubeconfig else config.load()
+    configuration = config.kubeconfig([settings.kubeconfig]) if settings.kubeconfig else config.load()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         plain, secure = await listen(*settings.listen), await listen(*settings.listen_tls)
-        async with connect(found) as client, trio.open_nursery() as nursery:
+        async with connect(configuration) as client, trio.open_nursery() as nursery:
             controller = Controller(settings, client, log)
             nursery.start_soon(controller.run, plain, secure)
             async for number in signals:
@@ -111,26 +98,36 @@ async def run(settings: Settings, log: Log = log) -> None:
                 break
 
 
-class _Pods:
-    """The reflector's sink: pods go to the repo, and whoever looks at them is told of both, the old and the new."""
+class _PodSink:
+    """The sink of the pod reflector: updates the plans, and passes on the changed pods, before and after."""
 
     def __init__(self, plans: Plans, changed: Callable[[Sequence[Pod]], None]) -> None:
-        self._plans, self._changed = plans, changed
+        self._plans, self._on_change = plans, changed
 
-    def replaced(self, items: Mapping[Name, Pod]) -> None:
+    def replaced(self, items: Mapping[NamespacedName, Pod]) -> None:
         before = list(self._plans.inventory)
         self._plans.replace(items.values())
-        self._changed([*before, *items.values()])
+        self._on_change([*before, *items.values()])
 
-    def changed(self, key: Name, item: Pod) -> None:
-        before = self._plans.inventory.find(*key)
+    def changed(self, name: NamespacedName, item: Pod) -> None:
+        before = self._plans.inventory.find(*name)
         self._plans.put(item)
-        self._changed([before, item] if before else [item])
+        self._on_change([before, item] if before else [item])
 
-    def removed(self, key: Name) -> None:
-        before = self._plans.inventory.find(*key)
-        self._plans.drop(key)
-        self._changed([before] if before else [])
+    def removed(self, name: NamespacedName) -> None:
+        before = self._plans.inventory.find(*name)
+        self._plans.drop(name)
+        self._on_change([before] if before else [])
+
+
+@dataclass(frozen=True, slots=True)
+class _Term:
+    """The parts that run while this replica leads."""
+
+    began: float  # clock time
+    leader: Leader
+    statuses: StatusWriter
+    events: EventQueue
 
 
 class Controller:
@@ -139,6 +136,7 @@ class Controller:
     def __init__(self, settings: Settings, client: Client, log: Log) -> None:
         self._settings, self._client, self._log = settings, client, log
         self._namespace = settings.namespace or client.config.namespace
+        self._began = trio.current_time()
         self._election = Election(
             client,
             namespace=self._namespace,
@@ -146,50 +144,51 @@ class Controller:
             identity=identity_of(settings.name, settings.url),
             log=log,
         )
-        account = Account(client)
-        self._plans = Plans(log, on_report=self._told, on_gone=self._gone)
+
+        self._plans = Plans(log, on_report=self._reported, on_gone=self._gone)
+        self._peers = Peers(self._plans, self._election, Account(client), log)
         self._repo = Repo(
             self._plans,
             log,
-            settings=repo_server.Settings(people=settings.people),
+            settings=server.Settings(people=settings.people),
             review=partial(whose, client),
             may_read=partial(_may_read, client),
             alive=self._trouble,
             families=self._families,
-            routes={PATH: ("POST", self._from_peer)},
+            routes={PATH: ("POST", self._peers.handle)},
         )
-        self._peers = Peers(self._plans, self._election, account, log)
-        self._backstop = Backstop(log)
+        self._deregistration = Backstop(log)
         self._selection = Selection(self._plans)
-        self._objects = Objects(self._namespace, self._edited)
+        self._catalog = Catalog(self._namespace, self._objects_changed)
+        self._changes = Changes(self._catalog, self._plans, self._selection)
+        self._composer = Composer(self._catalog, self._plans, self._selection, hearing=self._is_hearing)
+
         pool = Pool()
-        self._reflectors: list[Reflector[Any]] = [
+        self._pod_reflector: Reflector[Pod] = Reflector(
+            client,
+            PODS,
+            lambda value: project(value, pool),
+            _PodSink(self._plans, self._pods_changed),
+            field_selector=POD_SELECTOR,
+            log=log,
+        )
+        self._object_reflectors: list[Reflector[Any]] = [
             Reflector(
                 client,
-                PODS,
-                lambda value: project(value, pool),
-                _Pods(self._plans, self._pods_changed),
-                field_selector=SERVED,
+                resource,
+                sink.project,
+                sink,
+                label_selector=SELECTOR if resource is CONTROLLER_REVISIONS else "",
                 log=log,
-            ),
-            *(
-                Reflector(
-                    client,
-                    resource,
-                    sink.project,
-                    sink,
-                    label_selector=SELECTOR if resource is CONTROLLER_REVISIONS else "",
-                    log=log,
-                )
-                for resource, sink in self._objects.sinks.items()
-            ),
+            )
+            for resource, sink in self._catalog.sinks.items()
         ]
-        self._edits = trio.Event()
-        self._leader: Leader | None = None
-        self._statuses: StatusWriter | None = None
-        self._tidings: Tidings | None = None
-        self._led_since = 0.0
-        self._began = trio.current_time()
+        self._edited = trio.Event()
+        self._term: _Term | None = None
+
+    @property
+    def _reflectors(self) -> list[Reflector[Any]]:
+        return [self._pod_reflector, *self._object_reflectors]
 
     async def run(self, plain: Listeners, secure: Listeners) -> None:
         """Serve, and lead when it is this replica's turn, until cancelled."""
@@ -197,241 +196,161 @@ class Controller:
             for reflector in self._reflectors:
                 nursery.start_soon(reflector.run)
             nursery.start_soon(self._plans.run)
-            nursery.start_soon(self._rule)
+            nursery.start_soon(self._update_rules)
             await nursery.start(
                 partial(serve, self._repo.begin, plain, max_body=MAX_REPORT_BYTES, fatal=self._repo.died)
             )
-            nursery.start_soon(self._secure, secure)
+            nursery.start_soon(self._serve_https, secure)
             nursery.start_soon(self._peers.run)
             for listener in (*plain, *secure):
-                self._log("listening", address=host_port(listener.socket.getsockname()), version=__version__)
+                address = host_port(listener.socket.getsockname())
+                self._log("listening", address=address, version=__version__)
+
             for reflector in self._reflectors:
                 await reflector.synced.wait()
             await self._election.run(self._lead)
 
     async def drain(self) -> None:
-        """Be unready, and send the pods to the other replicas."""
-        await self._repo.drain(DRAIN)
+        """Become unready and end the held requests, so that their pods ask other replicas."""
+        await self._repo.drain(DRAIN_SECONDS)
 
-    async def _from_peer(self, request: Request) -> Response:
-        return await self._peers.handle(request)
-
-    async def _secure(self, listeners: Listeners) -> None:
-        """Serve https as soon as there is a certificate for it."""
-        first = trio.Event()
+    async def _serve_https(self, listeners: Listeners) -> None:
+        """Serve https as soon as there is a certificate."""
+        certified = trio.Event()
         tls: Tls | None = None
 
         def use(pair: Pair) -> None:
             nonlocal tls
             if tls is None:
                 tls = Tls(pair)
-                first.set()
+                certified.set()
             else:
                 tls.use(pair)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ca.keep, self._client, self._namespace, self._names(), use, self._log)
-            await first.wait()
+            await certified.wait()
             await serve(
                 self._repo.begin, (), listeners, tls, max_body=MAX_REPORT_BYTES, fatal=self._repo.died
             )
 
     def _names(self) -> list[str]:
-        """What pods may call this replica: the Service by all its names, and its own address."""
-        of = f"{SERVICE}.{self._namespace}"
-        return [SERVICE, of, f"{of}.svc", f"{of}.svc.cluster.local", self._settings.address]
+        """The names by which pods may call this replica: those of the Service, and its own address."""
+        name = f"{SERVICE}.{self._namespace}"
+        return [SERVICE, name, f"{name}.svc", f"{name}.svc.cluster.local", self._settings.address]
 
-    async def _rule(self) -> None:
-        """Make rules of what people wrote, once all of it is there and then whenever it has stood still."""
-        for reflector in self._reflectors[1:]:
+    # Changes of objects and pods
+
+    async def _update_rules(self) -> None:
+        """Update the rules once all objects are read, and then after each change when no further one follows."""
+        for reflector in self._object_reflectors:
             await reflector.synced.wait()
+        self._changes.apply_all()
+        self._mark_all()
+
         while True:
-            self._edits = trio.Event()
-            rules = self._objects.rules()
-            if not self._plans.ready or rules is not self._plans.rules:
-                self._plans.rule(rules)
-                self._selection.changed()
-            self._mark_all()
-            await self._edits.wait()
-            latest = trio.current_time() + LATEST
-            while trio.current_time() < latest:
-                self._edits = trio.Event()
-                with trio.move_on_after(QUIET) as quiet:
-                    await self._edits.wait()
+            await self._edited.wait()
+            deadline = trio.current_time() + MAX_DELAY_SECONDS
+            while trio.current_time() < deadline:
+                self._edited = trio.Event()
+                with trio.move_on_after(QUIET_SECONDS) as quiet:
+                    await self._edited.wait()
                 if quiet.cancelled_caught:
                     break
+            self._edited = trio.Event()
+            self._mark(self._changes.apply())
 
-    def _edited(self) -> None:
-        self._edits.set()
+    def _objects_changed(self, affected: Affected) -> None:
+        self._changes.objects_changed(affected)
+        self._edited.set()
 
     def _pods_changed(self, pods: Sequence[Pod]) -> None:
-        self._selection.changed()
-        self._mark_of(pods)
+        if self._term is None:
+            self._selection.clear()
+        else:
+            self._mark_bindings(self._changes.of_pods(pods))
 
-    def _told(self, pod: Pod, report: Report) -> None:
+    def _reported(self, pod: Pod, report: Report) -> None:
         bundle = self._plans.entry(pod).bundle
-        self._backstop.heard(
+        self._deregistration.heard(
             pod, report, bundle.digest if bundle else "", lambda: bundle.tasks if bundle else ()
         )
         self._peers.heard(pod)
-        self._mark_of([pod])
-        last = self._plans.last_report(pod)
-        if self._tidings and bundle and last:
-            bindings = [shown_binding(binding) for binding in self._plans.rules.matching(pod)]
-            self._tidings.refused(pod, report, last[1], bundle.etag.strip('"'), bindings)
-
-    def _gone(self, pod: Pod, report: Report | None) -> None:  # noqa: ARG002 - the backstop has heard it
-        there = self._plans.inventory.find(pod.namespace, pod.name)
-        self._backstop.gone(pod.key, namesake=there is not None and there.key != pod.key)
-        if self._tidings:
-            self._tidings.gone(pod)
-
-    def _mark_of(self, pods: Sequence[Pod]) -> None:
-        """The bindings that choose any of these pods."""
-        if self._leader is None:
+        if self._term is None:
             return
-        looks = {(pod.namespace, pod.labels): pod for pod in pods}
-        keys = {binding.key for pod in looks.values() for binding in self._plans.rules.matching(pod)}
-        self._mark([written for written in self._objects.bindings if written.key in keys])
+        self._mark_bindings(self._changes.of_reports([pod]))
+        last = self._plans.last_report(pod)
+        if bundle and last:
+            titles = [shown(binding) for binding in self._plans.rules.matching(pod)]
+            self._term.events.reported(pod, report, last[1], bundle.etag.strip('"'), titles)
 
-    # What the leader does
+    def _gone(self, pod: Pod, report: Report | None) -> None:  # noqa: ARG002 - deregistration has received it
+        successor = self._plans.inventory.find(pod.namespace, pod.name)
+        namesake = successor is not None and successor.key != pod.key
+        self._deregistration.gone(pod.key, namesake=namesake)
+        if self._term is not None:
+            self._term.events.gone(pod)
+
+    # The leader
 
     async def _lead(self) -> None:
         """One term; cancelled at its end."""
-        self._led_since = trio.current_time()
-        self._leader = Leader(self._client, self._objects, self._seen, self._log, hearing=HEARING)
         recorder = Recorder(self._client, instance=self._settings.name, log=self._log)
-        self._tidings = tidings = Tidings(recorder)
-        self._statuses = StatusWriter(self._client, self._compose, self._log, wrote=tidings.wrote)
+        events = EventQueue(recorder)
+        self._term = term = _Term(
+            trio.current_time(),
+            Leader(self._client, self._catalog, self._selected, self._log, hearing=HEARING_SECONDS),
+            StatusWriter(self._client, self._composer.compose, self._log, on_write=events.status_written),
+            events,
+        )
         self._mark_all()
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._statuses.run)
-                nursery.start_soon(self._leader.run)
-                nursery.start_soon(self._backstop.run)
-                nursery.start_soon(tidings.run)
-                await trio.sleep(HEARING)
+                nursery.start_soon(term.statuses.run)
+                nursery.start_soon(term.leader.run)
+                nursery.start_soon(self._deregistration.run)
+                nursery.start_soon(events.run)
+                await trio.sleep(HEARING_SECONDS)
                 self._mark_all()
         finally:
-            self._leader = self._statuses = self._tidings = None
+            self._term = None
+
+    def _is_hearing(self) -> bool:
+        return self._term is not None and trio.current_time() < self._term.began + HEARING_SECONDS
 
     def _mark_all(self) -> None:
-        # bindings first: who waits for the set to be Ready and then for its binding is not to meet the old answer
-        self._mark(self._objects.bindings)
-        self._mark(self._objects.sets)
+        self._mark(self._catalog.everything())
 
-    def _mark(self, objects: Sequence[Written]) -> None:
-        if self._leader is None or self._statuses is None:
-            return
-        self._leader.look()
-        for written in objects:
-            self._statuses.mark(_target(written))
+    def _mark(self, affected: Affected) -> None:
+        """The statuses and rollouts of these objects may change."""
+        if self._term is not None:
+            self._term.leader.look(affected)
+            for ref in self._composer.refs(affected):
+                self._term.statuses.mark(ref)
 
-    def _seen(self, written: Written) -> Any:
-        return self._selection.pods(written.key)
+    def _mark_bindings(self, bindings: set[Key]) -> None:
+        """The pods or reports of these bindings have changed."""
+        if self._term is not None:
+            self._term.leader.look()
+            for ref in self._composer.refs(Affected(bindings=bindings)):
+                self._term.statuses.mark(ref)
 
-    def _compose(self, target: Target, previous: Mapping[str, Any]) -> status.Status | None:
-        written = self._written(target)
-        if written is None:
-            return None
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        rules = self._plans.rules
-        if target.resource in {TASK_SETS, CLUSTER_TASK_SETS}:
-            found = written.task_set
-            trouble, tasks = status.extends_trouble(found, rules) if found else ("", 0)
-            users = sum(_names(binding, written.key) for binding in self._objects.bindings)
-            return status.set_status(
-                written.generation,
-                previous=previous,
-                now=now,
-                findings=written.findings,
-                trouble=trouble,
-                tasks=tasks,
-                bindings=users,
-                kept=self._objects.history().revision(written.key, written.digest) is not None,
-            )
-        moving, halted = self._objects.progress(written)
-        binding = written.binding
-        return status.binding_status(
-            str(written),
-            written.generation,
-            self._selection.pods(written.key),
-            previous=previous,
-            now=now,
-            refused=written.findings,
-            trouble=status.sets_trouble(binding, rules, https=True) if binding else None,
-            moving=moving,
-            halted=halted,
-            hearing=trio.current_time() < self._led_since + HEARING,
-        )
+    def _selected(self, written: Written) -> Sequence[SelectedPod]:
+        return self._selection.pods(written.binding) if written.binding is not None else ()
 
-    def _written(self, target: Target) -> Written | None:
-        objects = (
-            self._objects.sets
-            if target.resource in {TASK_SETS, CLUSTER_TASK_SETS}
-            else self._objects.bindings
-        )
-        return next((written for written in objects if _target(written) == target), None)
+    # Metrics and health
 
     def _families(self) -> Iterator[Family]:
-        """Metrics, by controller-runtime's names where it has them."""
-        master = gauge("leader_election_master_status", "Whether this replica leads.")
-        yield master.add(float(self._election.leader), name=LEASE)
-        requests = counter("rest_client_requests_total", "Requests to the API server.")
-        for (method, code), number in sorted(self._client.requests.items()):
-            requests.add(number, code=str(code) if code else "<error>", method=method)
-        yield requests
-        lists = counter(
-            "pidone_controller_lists_total", "Whole lists that were taken; all but the first are relists."
-        )
-        watches = counter("pidone_controller_watches_total", "Watches that were begun.")
-        for reflector in self._reflectors:
-            lists.add(reflector.lists, resource=str(reflector.resource))
-            watches.add(reflector.watches, resource=str(reflector.resource))
-        yield from (lists, watches)
-        backstop = counter(
-            "pidone_controller_backstop_total", "Instances of dead pods, by what became of them."
-        )
-        for result, number in sorted(self._backstop.counts.items()):
-            backstop.add(number, result=result)
-        yield backstop
-        yield gauge(
-            "pidone_controller_backstop_pending",
-            "Instances of dead pods, to be taken out.",
-            self._backstop.pending,
-        )
-        yield gauge("pidone_controller_peers_pending", "Reports the leader has not got.", self._peers.pending)
+        yield from self._election.families()
+        yield from self._client.families()
+        yield from reflector_families(self._reflectors)
+        yield from self._deregistration.families()
+        yield from self._peers.families()
 
     def _trouble(self) -> str:
-        """What is wrong with this process, for /livez: an API server that is away is not."""
-        now = trio.current_time()
-        for reflector in self._reflectors:
-            if max(reflector.heard, reflector.tried, self._began) < now - SILENT:
-                return f"{reflector.resource}: neither heard of nor asked about for {SILENT:.0f} s"
-        return ""
+        return silence(self._reflectors, self._began)
 
 
 async def _may_read(client: Client, user: Mapping[str, Any], namespace: str, name: str) -> bool:
-    """Whether somebody may read a pod, or with an empty name list them. Raises ``ApiError``."""
+    """Whether a user may read a pod, or with an empty name list pods. Raises ``ApiError``."""
     return await may(client, user, "get" if name else "list", PODS, namespace=namespace, name=name)
-
-
-_RESOURCES = {
-    resource.kind: resource
-    for resource in (TASK_SETS, CLUSTER_TASK_SETS, TASK_BINDINGS, CLUSTER_TASK_BINDINGS)
-}
-
-
-def _target(written: Written) -> Target:
-    return Target(_RESOURCES[written.kind], written.namespace, written.name, written.uid)
-
-
-def _names(written: Written, key: Key) -> bool:
-    """Whether a binding names a set."""
-    binding = written.binding
-    cluster, namespace, name = key
-    return (
-        binding is not None
-        and name in binding.task_sets
-        and (cluster, namespace) == (binding.cluster, written.namespace)
-    )

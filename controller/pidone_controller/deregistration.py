@@ -24,7 +24,7 @@ URL: a NetworkPolicy on it says which registries it reaches.
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, NoReturn, Protocol
@@ -32,6 +32,7 @@ from typing import Any, NoReturn, Protocol
 import trio
 
 from pidone.errors import PidoneError, RegistryRefused
+from pidone.metrics.exposition import Family, counter_by, gauge
 from pidone.plan import model
 from pidone.plan.digest import canonical
 from pidone.plan.fields import Fields
@@ -160,6 +161,15 @@ class Backstop:
                 job = self._jobs[self._made] = _Job(known.pod, one, now, HEARSAY if namesake else 0.0)
                 if self._nursery is not None:
                     self._nursery.start_soon(self._do, self._made, job)
+
+    def families(self) -> Iterator[Family]:
+        """Metrics of deregistrations."""
+        yield counter_by(
+            "result", "pidone_controller_backstop_total", "Instances of dead pods, by result.", self.counts
+        )
+        yield gauge(
+            "pidone_controller_backstop_pending", "Instances of dead pods to deregister.", self.pending
+        )
 
     @property
     def pending(self) -> int:

@@ -31,6 +31,7 @@ import trio
 from pidone.errors import PidoneError
 from pidone.http.client import request
 from pidone.http.message import JSON, Request, Response, text_response
+from pidone.metrics.exposition import Family, gauge
 from pidone.plan.report import OMITTED, Report, encode
 from pidone.protocol import MAX_REPORT_BYTES
 from pidone_controller.kubernetes.client import Client
@@ -163,7 +164,13 @@ class Peers:
             self._pending[pod.namespace, pod.name] = None
             self._work.set()
 
-    # As one that does not lead
+    def families(self) -> Iterator[Family]:
+        """Metrics of forwarding."""
+        yield gauge(
+            "pidone_controller_peers_pending", "Reports that the leader has not received yet.", self.pending
+        )
+
+    # As a replica that does not lead
 
     async def run(self) -> NoReturn:
         """Send what there is to whoever leads, until cancelled."""

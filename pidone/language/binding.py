@@ -109,12 +109,19 @@ class Rules:
     flattened: dict[tuple[int, int], TaskSet] = field(
         default_factory=dict, compare=False
     )  # by identity of Sets and set, as they are asked for
+    by_namespace: dict[str, list[TaskBinding]] = field(
+        default_factory=dict, compare=False
+    )  # see ``matching``
 
     def matching(self, pod: Bound) -> Iterator[TaskBinding]:
         """The bindings that choose a pod, in order."""
-        for binding in self.bindings:
-            if binding.namespace in {ANY, pod.namespace} and matches(binding.pod_selector, pod.labels):
-                yield binding
+        if not self.by_namespace:
+            for binding in self.bindings:
+                self.by_namespace.setdefault(binding.namespace, []).append(binding)
+        for namespace in dict.fromkeys((ANY, pod.namespace)):
+            for binding in self.by_namespace.get(namespace, ()):
+                if matches(binding.pod_selector, pod.labels):
+                    yield binding
 
     def version(self, binding: TaskBinding, uid: str) -> Version | None:
         """Which version of a binding a pod gets. Raises ``BindingError`` where that is not known."""

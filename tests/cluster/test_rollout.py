@@ -20,8 +20,8 @@ from pidone_controller.kubernetes.resources import CONTROLLER_REVISIONS, TASK_BI
 from pidone_controller.objects import revisions
 from pidone_controller.objects.written import PIN, check
 from pidone_controller.repo.selection import SelectedPod
+from pidone_controller.rollout.catalog import Affected, Catalog
 from pidone_controller.rollout.leader import Leader
-from pidone_controller.rollout.step import Objects
 from tests.cluster.apiserver import MERGE, OURS, Cluster
 from tests.controller.factories import binding_spec, pod, set_spec
 from tests.patience import PATIENCE_SECONDS
@@ -36,26 +36,26 @@ class Running:
     def __init__(self, client: Client, home: str, nursery: trio.Nursery) -> None:
         self.client = client
         self.pods = [SelectedPod(f"shop/web-{number}", f"uid-{number}", "d", "e") for number in range(10)]
-        self.objects = Objects(home, self._changed)
+        self.catalog = Catalog(home, self._changed)
         self._nursery = nursery
         self._term: trio.CancelScope | None = None
         self._leader: Leader | None = None
         self._heard = trio.Event()
 
-    def _changed(self) -> None:
+    def _changed(self, affected: Affected) -> None:
         self._heard.set()
         self._heard = trio.Event()
-        self.look()
+        self.look(affected)
 
-    def look(self) -> None:
+    def look(self, affected: Affected | None = None) -> None:
         if self._leader is not None:
-            self._leader.look()
+            self._leader.look(affected)
 
     def lead(self) -> None:
         """Begin a term; the one before ends where it stands."""
         if self._term is not None:
             self._term.cancel()
-        self._leader = Leader(self.client, self.objects, lambda _: self.pods, lambda *_, **__: None)
+        self._leader = Leader(self.client, self.catalog, lambda _: self.pods, lambda *_, **__: None)
         self._nursery.start_soon(self._run, self._leader)
 
     async def _run(self, leader: Leader) -> None:
@@ -68,12 +68,13 @@ class Running:
                 await self._heard.wait()
 
     def rollout(self, namespace: str, name: str = "web") -> dict[str, Any]:
-        found = self.objects.sinks[TASK_BINDINGS].items.get((namespace, name))
+        found = self.catalog.find_binding((False, namespace, name))
         return dict(found.rollout) if found else {}
 
     def served(self, namespace: str) -> list[object]:
         """The periods that the pods are served, sorted; for those without a plan None, or why."""
-        rules = self.objects.rules()
+        self.catalog.update()
+        rules = self.catalog.rules
         found: list[object] = []
         for one in self.pods:
             try:
@@ -89,7 +90,7 @@ class Running:
 async def controller(cluster: Cluster, home: str) -> AsyncIterator[Running]:
     async with connect(kubeconfig([cluster.kubeconfig])) as client, trio.open_nursery() as nursery:
         running = Running(client, home, nursery)
-        for resource, store in running.objects.sinks.items():
+        for resource, store in running.catalog.sinks.items():
             selector = revisions.SELECTOR if resource is CONTROLLER_REVISIONS else ""
             reflector: Reflector[Any] = Reflector(
                 client, resource, store.project, store, label_selector=selector, log=lambda *_, **__: None
@@ -182,11 +183,11 @@ def odd(period: int) -> dict[str, Any]:
 
 
 def _digests(running: Running, namespace: str) -> list[str]:
-    return [one.digest for one in running.objects.history().kept.get((False, namespace, "check"), [])]
+    return [one.digest for one in running.catalog.history.kept((False, namespace, "check"))]
 
 
 def _last_is(running: Running, namespace: str, cause: str) -> bool:
-    kept = running.objects.history().kept.get((False, namespace, "check"), [])
+    kept = running.catalog.history.kept((False, namespace, "check"))
     return bool(kept) and kept[-1].cause == cause
 
 
@@ -195,7 +196,7 @@ def _differs(running: Running, namespace: str, before: dict[str, Any]) -> bool:
 
 
 def _numbers(running: Running, namespace: str) -> list[int]:
-    return [one.number for one in running.objects.history().kept.get((False, namespace, "check"), [])]
+    return [one.number for one in running.catalog.history.kept((False, namespace, "check"))]
 
 
 async def test_a_rollout_is_waited_for_and_its_status_is_nobody_else_s(
@@ -320,10 +321,10 @@ async def test_a_cluster_s_set_has_its_versions_where_the_controller_is(
     async with controller(cluster, namespace) as running:
         try:
             cluster.apply(value)
-            await running.until(lambda: running.objects.history().kept.get((True, "", name)))
+            await running.until(lambda: running.catalog.history.kept((True, "", name)))
             code, said = await command("history", f"clustertaskset/{name}")
             assert (code, said.splitlines()[2].split()[0]) == (0, "1")
-            (kept,) = running.objects.history().kept[True, "", name]
+            (kept,) = running.catalog.history.kept((True, "", name))
             assert kept.namespace == namespace
         finally:
             cluster.request("DELETE", f"{OURS}/clustertasksets/{name}")

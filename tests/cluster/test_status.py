@@ -15,11 +15,13 @@ from pidone.plan.report import Report
 from pidone_controller.kubernetes.client import Client, connect
 from pidone_controller.kubernetes.config import kubeconfig
 from pidone_controller.kubernetes.errors import Unauthorized
-from pidone_controller.kubernetes.resources import TASK_BINDINGS, TASK_SETS
+from pidone_controller.kubernetes.resources import TASK_BINDINGS, TASK_SETS, ObjectRef
 from pidone_controller.log import log
 from pidone_controller.peers import Account
 from pidone_controller.repo.selection import SelectedPod
-from pidone_controller.status.compose import Status, StatusWriter, Target, binding_status, set_status
+from pidone_controller.status.compose import binding_status, set_status
+from pidone_controller.status.conditions import Status
+from pidone_controller.status.writer import StatusWriter
 from tests.cluster.apiserver import Cluster
 from tests.cluster.replicas import ACCOUNT, HOME, allowed, conditions, written
 from tests.patience import PATIENCE_SECONDS
@@ -64,7 +66,7 @@ class Written:
         self.cluster, self.client, self.namespace = cluster, client, namespace
         self.pods: list[SelectedPod] = []
         self.binding, self.set = (
-            Target(resource, namespace, "web", self.get(resource.plural)["metadata"]["uid"])
+            ObjectRef(resource, namespace, "web", self.get(resource.plural)["metadata"]["uid"])
             for resource in (TASK_BINDINGS, TASK_SETS)
         )
         self.writer = StatusWriter(client, self.compose, log)
@@ -78,7 +80,7 @@ class Written:
     def kubectl(self, *words: str) -> str:
         return self.cluster.kubectl(*words, "--namespace", self.namespace)
 
-    def compose(self, target: Target, previous: Mapping[str, Any]) -> Status | None:
+    def compose(self, target: ObjectRef, previous: Mapping[str, Any]) -> Status | None:
         generation = self.get(target.resource.plural)["metadata"]["generation"]
         if target == self.set:
             return set_status(generation, previous=previous, now=NOW, tasks=1, bindings=1)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from random import Random
 from typing import Any
 
 import trio
@@ -16,7 +17,7 @@ from pidone_controller.kubernetes.resources import (
     TASK_SETS,
     Resource,
 )
-from pidone_controller.rollout.step import Objects
+from pidone_controller.rollout.catalog import Catalog
 
 HOME = "pidone-system"
 KINDS = {one.kind: one for one in (TASK_SETS, CLUSTER_TASK_SETS, TASK_BINDINGS, CLUSTER_TASK_BINDINGS)}
@@ -25,7 +26,7 @@ KINDS = {one.kind: one for one in (TASK_SETS, CLUSTER_TASK_SETS, TASK_BINDINGS, 
 class FakeClient:
     """A client of an API server whose objects are JSON in ``items``. ``catalog`` learns of changes in ``deliver``."""
 
-    def __init__(self, catalog: Objects) -> None:
+    def __init__(self, catalog: Catalog) -> None:
         self.catalog = catalog
         self.items: dict[tuple[Resource, str, str], dict[str, Any]] = {}
         self.requests: list[str] = []
@@ -60,6 +61,33 @@ class FakeClient:
             value["metadata"]["generation"] += 1
         value["spec"] = json.loads(json.dumps(spec))
         return self._put(where, value)
+
+    def has(self, kind: str, name: str, namespace: str) -> bool:
+        return (KINDS[kind], namespace, name) in self.items
+
+    def put_rollout(self, kind: str, name: str, namespace: str, rollout: dict[str, Any]) -> None:
+        """Write ``status.rollout`` as the leader does."""
+        where = KINDS[kind], namespace, name
+        self._put(where, {**self.items[where], "status": {"rollout": rollout}})
+
+    def put_revision(self, body: dict[str, Any]) -> None:
+        """Create a ControllerRevision as the leader does."""
+        where = CONTROLLER_REVISIONS, body["metadata"]["namespace"], body["metadata"]["name"]
+        self._put(where, json.loads(json.dumps(body)))
+
+    def remove(self, where: tuple[Resource, str, str]) -> None:
+        """Delete an object."""
+        del self.items[where]
+        self._undelivered.append(where)
+
+    def replica(self, catalog: Catalog, random: Random) -> "FakeClient":
+        """A client of the same API server for another replica, which has read the objects in another order."""
+        other = FakeClient(catalog)
+        other.items = self.items
+        other._undelivered = list(self.items)
+        random.shuffle(other._undelivered)
+        other.deliver()
+        return other
 
     def status(self, kind: str, name: str, namespace: str = "shop") -> dict[str, Any]:
         value = self.items[KINDS[kind], "" if kind.startswith("Cluster") else namespace, name]
@@ -131,9 +159,9 @@ class FakeClient:
 
     async def delete(self, resource: Resource, name: str, namespace: str = "") -> None:
         self.requests.append(f"delete {name}")
-        if self.items.pop((resource, namespace, name), None) is None:
+        if (resource, namespace, name) not in self.items:
             raise NotFound(name)
-        self._undelivered.append((resource, namespace, name))
+        self.remove((resource, namespace, name))
 
 
 def merged(value: Any, patch: Any) -> Any:

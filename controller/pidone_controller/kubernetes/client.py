@@ -8,7 +8,7 @@ import json
 import platform
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from copy import copy
 from dataclasses import dataclass, field
@@ -18,6 +18,7 @@ import httpx
 import trio
 
 from pidone import __version__
+from pidone.metrics.exposition import Family, counter
 from pidone.pacing import RateLimit
 from pidone_controller.kubernetes.config import Config
 from pidone_controller.kubernetes.credentials import Token, tls
@@ -108,6 +109,13 @@ class Client:
         self._http = http
         self._limit = limit
         self._token = Token(config)
+
+    def families(self) -> Iterator[Family]:
+        """Metrics, with client-go's name."""
+        requests = counter("rest_client_requests_total", "Requests to the API server.")
+        for (method, code), number in sorted(self.requests.items()):
+            requests.add(number, code=str(code) if code else "<error>", method=method)
+        yield requests
 
     def apart(self) -> "Client":
         """The same client with a limit of its own, for what must not queue behind the rest."""

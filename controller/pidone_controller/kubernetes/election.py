@@ -7,13 +7,14 @@ carries the version that was read, so of two who try, one gets ``Conflict``.
 """
 
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from random import Random
 from typing import Any, NoReturn
 
 import trio
 
+from pidone.metrics.exposition import Family, gauge
 from pidone_controller.kubernetes.client import Client, Object
 from pidone_controller.kubernetes.errors import ApiError, Conflict, NotFound
 from pidone_controller.kubernetes.resources import LEASES
@@ -68,6 +69,11 @@ class Election:
                 await self._lead(work)
         finally:
             await self._release()
+
+    def families(self) -> Iterator[Family]:
+        """Metrics, with client-go's name."""
+        leading = gauge("leader_election_master_status", "Whether this replica leads.")
+        yield leading.add(float(self.leader), name=self._name)
 
     async def holder_after(self, known: str) -> str:
         """The holder, as soon as it is another one than ``known``."""

@@ -11,13 +11,14 @@ runs until it awaits.
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from random import Random
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 import trio
 
 from pidone.errors import PidoneError
+from pidone.metrics.exposition import Family, counter
 from pidone_controller.kubernetes.client import Client, Watch
 from pidone_controller.kubernetes.errors import (
     ApiError,
@@ -41,6 +42,7 @@ BREATH = 100  # objects between two chances for other tasks: some 15 ms
 STALL = (
     30.0  # seconds between two objects of a streamed list; kine and proxies have held back the last bookmark
 )
+SILENT_SECONDS = 300.0  # without a sign of life, after which this process should be restarted
 HASTY = 1.0  # a watch that ended sooner, with nothing, has failed
 
 INITIAL_END = (
@@ -244,6 +246,30 @@ class Reflector(Generic[T]):
         if self._unbroken >= BREATH:
             self._unbroken = 0
             await trio.lowlevel.checkpoint()
+
+
+def families(reflectors: Sequence[Reflector[Any]]) -> Iterator[Family]:
+    """Metrics of lists and watches by resource."""
+    lists = counter(
+        "pidone_controller_lists_total", "Whole lists that were read; all but the first are relists."
+    )
+    watches = counter("pidone_controller_watches_total", "Watches that were begun.")
+    for reflector in reflectors:
+        lists.add(reflector.lists, resource=str(reflector.resource))
+        watches.add(reflector.watches, resource=str(reflector.resource))
+    yield from (lists, watches)
+
+
+def silence(reflectors: Sequence[Reflector[Any]], began: float) -> str:
+    """Which reflector is stuck, for ``/livez``; empty if none is. An API server that is away is no such case.
+
+    ``began`` is the clock time at which this process began.
+    """
+    now = trio.current_time()
+    for reflector in reflectors:
+        if max(reflector.heard, reflector.tried, began) < now - SILENT_SECONDS:
+            return f"{reflector.resource}: neither heard of nor asked about for {SILENT_SECONDS:.0f} s"
+    return ""
 
 
 def _key(value: Mapping[str, Any]) -> Key:

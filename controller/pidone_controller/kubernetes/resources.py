@@ -1,6 +1,7 @@
 """The kinds that the controller reads and writes, and where the API server has them."""
 
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote
 
 
@@ -52,3 +53,25 @@ ACCESS_REVIEWS = Resource(
 )
 SERVICE_ACCOUNTS = Resource("", "v1", "serviceaccounts", "ServiceAccount")
 SECRETS = Resource("", "v1", "secrets", "Secret")
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRef:
+    """A reference to one object. One that is deleted and created again has another uid."""
+
+    resource: Resource
+    namespace: str  # "" for cluster kinds
+    name: str
+    uid: str
+
+    @property
+    def value(self) -> dict[str, Any]:
+        """The fields of the object that identify it: apiVersion, kind and metadata."""
+        return {
+            "apiVersion": self.resource.api_version,
+            "kind": self.resource.kind,
+            "metadata": {"namespace": self.namespace, "name": self.name, "uid": self.uid},
+        }
+
+    def __str__(self) -> str:
+        return f"{self.resource.kind} {self.namespace}/{self.name}".replace(" /", " ")

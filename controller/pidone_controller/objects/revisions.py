@@ -1,19 +1,16 @@
-"""Every version of a set that was ever applied, kept as Kubernetes keeps those of a DaemonSet: ControllerRevisions.
+"""Versions of sets, kept as ControllerRevisions, as Kubernetes keeps those of a DaemonSet.
 
-A revision is owned by its set and is named ``<set>-<hash>``; ``revision`` counts up, and a spec that comes back gets
-the next number instead of a second revision; ``data`` is a patch with the whole spec. Those of a ClusterTaskSet live
-in the controller's own namespace, and count in no other: who may write there may change plans everywhere.
+A revision is owned by its set and is named ``<set>-<hash>``. ``revision`` counts up, and a spec that comes back gets
+the next number instead of a second revision. ``data`` is a patch with the whole spec. Revisions of ClusterTaskSets are
+in the controller's own namespace and are ignored in any other: whoever may write there may change plans everywhere.
 
-Who calls what:
-
-- ``read`` is what the store of ControllerRevisions reads with (a reflector with the label selector ``SELECTOR``).
-- ``History`` is made of the stores whenever one of them changed, in every replica: which versions there are.
-- ``changes`` says what is to be created, numbered anew or deleted. Pure; the leader does it with ``make``, one by
-  one, and looks again when the watch has brought the result.
+- ``read`` reads a ControllerRevision of a watch with the label selector ``SELECTOR``.
+- ``History`` holds the versions that exist, in every replica.
+- ``changes`` returns the revisions to create, renumber or delete. It is pure; the leader calls ``apply`` with each.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -30,61 +27,61 @@ from pidone_controller.kubernetes.resources import (
 from pidone_controller.objects.written import CAUSE, CLUSTER_KINDS, Written, check, version_digest
 
 LABEL = "pidone.dev/task-set"
-SELECTOR = LABEL  # a revision of ours has the label, whatever its value
-LIMIT = 10  # revisions of a set beside the present one; those that somebody counts on are kept beyond
+SELECTOR = LABEL  # a revision of a set has the label, with any value
+LIMIT = 10  # revisions of a set beside the present one; those in use are kept beyond it
 OWNERS = {resource.kind: resource for resource in (TASK_SETS, CLUSTER_TASK_SETS)}
 _HASH = 10  # hexadecimal digits in a name
-_MADE = (
+_CACHED = (
     "digest",
     "task_set",
-)  # of the spec, once somebody asked; the number of a version may change, its spec never
+)  # properties of the spec; a version may get another number, never another spec
 
 
 @dataclass(frozen=True)
 class Revision:
-    """One version of a set, as it is kept."""
+    """One kept version of a set."""
 
     kind: str
     set_name: str
-    namespace: str  # of the object
+    namespace: str  # of the ControllerRevision
     name: str
     owner: str  # the uid of the set
     number: int
     created: str
-    cause: str  # for people: why it was made
+    cause: str  # the change cause, for people
     spec: Mapping[str, Any]
-    resource_version: str = field(default="", compare=False)
+    resource_version: str = ""
 
     @property
     def key(self) -> Key:
-        """Of the set."""
+        """The key of the set."""
         cluster = self.kind in CLUSTER_KINDS
         return cluster, "" if cluster else self.namespace, self.set_name
 
     @cached_property
     def digest(self) -> str:
-        """Made of what is there, and not read from a label that anybody could write."""
+        """Computed from the spec, not read from a label that anybody could write."""
         return version_digest(self.kind, self.set_name, self.spec)
 
     @cached_property
     def task_set(self) -> TaskSet | None:
-        """None where the checker of today finds mistakes in it."""
+        """None if the present checker finds mistakes in it."""
         value, _, _ = check(self.kind, self.key[1], self.set_name, self.spec)
         return value if isinstance(value, TaskSet) else None
 
 
 def read(value: Mapping[str, Any], home: str, before: Revision | None = None) -> Revision | None:
-    """A ControllerRevision; None where it is none of ours. ``home`` is the controller's namespace."""
+    """Read a ControllerRevision; None if it is not one of a set. ``home`` is the controller's namespace."""
     metadata = value["metadata"]
     owners = metadata.get("ownerReferences") or []
-    owner = next((one for one in owners if one["apiVersion"].partition("/")[0] == PIDONE), None)
+    owner = next((item for item in owners if item["apiVersion"].partition("/")[0] == PIDONE), None)
     data = value.get("data")
     spec = data.get("spec") if isinstance(data, dict) else None
     if owner is None or owner["kind"] not in OWNERS or not isinstance(spec, dict):
         return None
     if owner["kind"] in CLUSTER_KINDS and metadata["namespace"] != home:
         return None
-    made = Revision(
+    revision = Revision(
         kind=owner["kind"],
         set_name=owner["name"],
         namespace=metadata["namespace"],
@@ -96,75 +93,123 @@ def read(value: Mapping[str, Any], home: str, before: Revision | None = None) ->
         spec=spec,
         resource_version=metadata.get("resourceVersion", ""),
     )
-    if before is not None and before.key == made.key and before.spec == spec:
-        made.__dict__.update({name: before.__dict__[name] for name in _MADE if name in before.__dict__})
-    return made
+    if before is not None and before.key == revision.key and before.spec == spec:
+        revision.__dict__.update({name: before.__dict__[name] for name in _CACHED if name in before.__dict__})
+    return revision
 
 
 class History:
-    """Which versions of the sets there are: the present ones, and those that are kept."""
+    """All versions of all sets: those that are present and those that are kept, by the key of the set.
 
-    def __init__(self, sets: Iterable[Written], revisions: Iterable[Revision]) -> None:
-        self.present: dict[Key, Written] = {one.key: one for one in sets}
-        self.kept: dict[Key, list[Revision]] = {}  # of sets that there are, the oldest first
-        for one in sorted(revisions, key=lambda one: (one.number, one.name)):
-            there = self.present.get(one.key)
-            if there is not None and there.uid == one.owner:
-                self.kept.setdefault(one.key, []).append(one)
+    A change costs the same at any number of sets.
+    """
+
+    def __init__(self, sets: Iterable[Written] = (), revisions: Iterable[Revision] = ()) -> None:
+        self.present: dict[Key, Written] = {}
+        # What each set brings, with its digest: the present version, or the last kept one without findings.
+        self.good: dict[Key, tuple[TaskSet, str]] = {}
+        self.broken: dict[Key, Written] = {}  # the sets without a good version
+        self._revisions: dict[Key, dict[str, Revision]] = {}  # by their name, of any owner
+        self._sets: Sets | None = None
+        for written in sets:
+            self.put_set(written)
+        for revision in revisions:
+            self.put_revision(revision)
+
+    def put_set(self, written: Written) -> None:
+        self.present[written.key] = written
+        self._update(written.key)
+
+    def drop_set(self, key: Key) -> None:
+        del self.present[key]
+        self._update(key)
+
+    def put_revision(self, revision: Revision) -> None:
+        self._revisions.setdefault(revision.key, {})[revision.name] = revision
+        self._update(revision.key)
+
+    def drop_revision(self, revision: Revision) -> None:
+        revisions = self._revisions.get(revision.key, {})
+        revisions.pop(revision.name, None)
+        if not revisions:
+            self._revisions.pop(revision.key, None)
+        self._update(revision.key)
+
+    def revisions(self, key: Key) -> list[Revision]:
+        """All revisions of sets with this key, present or deleted, the oldest first."""
+        revisions = self._revisions.get(key, {}).values()
+        return sorted(revisions, key=lambda revision: (revision.number, revision.name))
+
+    def kept(self, key: Key) -> list[Revision]:
+        """The revisions of a present set, the oldest first."""
+        written = self.present.get(key)
+        if written is None:
+            return []
+        return [revision for revision in self.revisions(key) if revision.owner == written.uid]
 
     def revision(self, key: Key, digest: str) -> Revision | None:
-        return next((one for one in self.kept.get(key, ()) if one.digest == digest), None)
+        """The revision of a present set that keeps this version."""
+        return next((revision for revision in self.kept(key) if revision.digest == digest), None)
 
     def task_set(self, key: Key, digest: str) -> TaskSet | None:
-        """A version of a set; None where it is not known, or does not pass the checker."""
-        there = self.present.get(key)
-        if there is not None and there.digest == digest and there.task_set is not None:
-            return there.task_set
-        kept = self.revision(key, digest)
-        return kept.task_set if kept is not None else None
+        """A version of a set; None if it is not known, or has findings."""
+        written = self.present.get(key)
+        if written is not None and written.digest == digest and written.task_set is not None:
+            return written.task_set
+        revision = self.revision(key, digest)
+        return revision.task_set if revision is not None else None
 
-    @cached_property
-    def good(self) -> dict[Key, tuple[TaskSet, str]]:
-        """What counts of each set, with its digest: what is there, or its last version without findings."""
-        found: dict[Key, tuple[TaskSet, str]] = {}
-        for key, there in self.present.items():
-            if there.task_set is not None:
-                found[key] = there.task_set, there.digest
-                continue
-            for kept in reversed(self.kept.get(key, ())):
-                if kept.task_set is not None:
-                    found[key] = kept.task_set, kept.digest
-                    break
-        return found
-
-    @cached_property
+    @property
     def sets(self) -> Sets:
-        """The same without digests."""
-        return sets_of(self.good)
+        """The good version of each set. The same object until one of them changes."""
+        if self._sets is None:
+            self._sets = sets_of(self.good)
+        return self._sets
 
-    @cached_property
-    def broken(self) -> dict[Key, Written]:
-        """The sets of which nothing counts."""
-        return {key: there for key, there in self.present.items() if key not in self.good}
+    def starting(self, prefix: str, namespaces: Container[tuple[bool, str]]) -> Iterator[tuple[Key, str]]:
+        """The versions whose digest begins with some hexadecimal digits.
 
-    def starting(self, prefix: str) -> Iterator[tuple[Key, str]]:
-        """The versions whose digest begins with some hexadecimal digits."""
+        ``namespaces`` are (True, "") for the cluster's sets and (False, namespace) for those of a namespace.
+        """
         whole = f"sha256-{prefix}"
-        for key, there in self.present.items():
-            digests = {one.digest for one in self.kept.get(key, ())} | {there.digest}
-            yield from ((key, digest) for digest in sorted(digests) if digest.startswith(whole))
+        for key, written in self.present.items():
+            if key[:2] in namespaces:
+                digests = {revision.digest for revision in self.kept(key)} | {written.digest}
+                yield from ((key, digest) for digest in sorted(digests) if digest.startswith(whole))
+
+    def _update(self, key: Key) -> None:
+        """A version of this set is new or gone."""
+        before, after = self.good.pop(key, None), self._good_version(key)
+        self.broken.pop(key, None)
+        if after is not None:
+            self.good[key] = after
+        elif key in self.present:
+            self.broken[key] = self.present[key]
+        if (before and before[0]) is not (after and after[0]):
+            self._sets = None
+
+    def _good_version(self, key: Key) -> tuple[TaskSet, str] | None:
+        written = self.present.get(key)
+        if written is None:
+            return None
+        if written.task_set is not None:
+            return written.task_set, written.digest
+        for revision in reversed(self.kept(key)):
+            if revision.task_set is not None:
+                return revision.task_set, revision.digest
+        return None
 
 
 def sets_of(good: Mapping[Key, tuple[TaskSet, str]]) -> Sets:
     return Sets({key: task_set for key, (task_set, _) in good.items()})
 
 
-# What the leader does
+# What the leader changes
 
 
 @dataclass(frozen=True, slots=True)
 class Create:
-    """Keep the present version of a set."""
+    """Create the revision of a set's present version."""
 
     written: Written
     number: int
@@ -200,7 +245,7 @@ class Create:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """A version that is the present one again, or whose change cause was written later."""
+    """Give a revision another number or change cause: its version is present again, or the cause was written later."""
 
     revision: Revision
     number: int
@@ -213,7 +258,7 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """A version beyond the limit, or of a set that is no more."""
+    """Delete a revision beyond the limit, or of a deleted set."""
 
     revision: Revision
 
@@ -230,54 +275,53 @@ def revision_name(name: str, digest: str) -> str:
 
 
 def changes(
-    sets: Iterable[Written],
+    written: Written,
     revisions: Iterable[Revision],
     in_use: Callable[[Key, str], bool],
     home: str,
     limit: int = LIMIT,
 ) -> list[Change]:
-    """What is to be done until every present version is kept, and no more than ``limit`` others are.
+    """The changes after which the present version of a set is kept, and at most ``limit`` others are.
 
-    ``in_use`` says which versions a binding counts on, by its status or a pin; ``home`` is the controller's
-    namespace. Nothing is to be done where nothing is wrong, so this may be asked at any time.
+    ``revisions`` are all that have the set's key, the oldest first. ``in_use`` is whether a binding needs a version, by
+    its status or a pin. ``home`` is the controller's namespace.
     """
-    of: dict[Key, list[Revision]] = {}
-    for one in sorted(revisions, key=lambda one: (one.number, one.name)):
-        of.setdefault(one.key, []).append(one)
-    found: list[Change] = []
-    for written in sets:
-        mine = [one for one in of.get(written.key, ()) if one.owner == written.uid]
-        # What is newer than the set as we know it is of a set that we have not heard of yet.
-        found += [
-            Delete(one)
-            for one in of.get(written.key, ())
-            if one.owner != written.uid and one.created <= written.created
-        ]
-        if written.task_set is None:
-            continue
-        last = max((one.number for one in mine), default=0)
-        present = next((one for one in mine if one.digest == written.digest), None)
-        cause = written.annotations.get(CAUSE, "")
-        if present is None:
-            namespace = home if written.kind in CLUSTER_KINDS else written.namespace
-            found.append(Create(written, last + 1, namespace))
-        elif present.number != last:
-            found.append(Update(present, last + 1, cause))
-        elif present.cause != cause:
-            found.append(Update(present, last, cause))
-        older = [one for one in mine if one is not present]
-        free = [one for one in older if not in_use(one.key, one.digest)]
-        found += [Delete(one) for one in free[: max(0, len(older) - limit)]]
+    revisions = list(revisions)
+    own = [revision for revision in revisions if revision.owner == written.uid]
+    # A revision that is newer than the set as last read may be one of a later set of the same name.
+    found: list[Change] = [
+        Delete(revision)
+        for revision in revisions
+        if revision.owner != written.uid and revision.created <= written.created
+    ]
+    if written.task_set is None:
+        return found
+
+    last = max((revision.number for revision in own), default=0)
+    present = next((revision for revision in own if revision.digest == written.digest), None)
+    cause = written.annotations.get(CAUSE, "")
+    if present is None:
+        namespace = home if written.kind in CLUSTER_KINDS else written.namespace
+        found.append(Create(written, last + 1, namespace))
+    elif present.number != last:
+        found.append(Update(present, last + 1, cause))
+    elif present.cause != cause:
+        found.append(Update(present, last, cause))
+
+    older = [revision for revision in own if revision is not present]
+    if len(older) > limit:
+        free = [revision for revision in older if not in_use(revision.key, revision.digest)]
+        found += [Delete(revision) for revision in free[: len(older) - limit]]
     return found
 
 
-async def make(client: Client, change: Change) -> None:
-    """Do it. Raises ``ApiError``; ``AlreadyExists``, ``NotFound`` and ``Conflict`` are news that the watch brings."""
+async def apply(client: Client, change: Change) -> None:
+    """Make a change. Raises ``ApiError``; after ``AlreadyExists``, ``NotFound`` and ``Conflict`` the watch has news."""
     match change:
         case Create():
             await client.create(CONTROLLER_REVISIONS, change.body())
         case Update(revision=revision):
-            # Replaced and not patched: data is immutable byte by byte, and a patch has it written anew, sorted.
+            # Replaced, not patched: data is immutable byte by byte, and a patch has it written again, sorted.
             value = await client.get(CONTROLLER_REVISIONS, revision.name, revision.namespace)
             metadata = value["metadata"]
             annotations = {**(metadata.get("annotations") or {}), CAUSE: change.cause}

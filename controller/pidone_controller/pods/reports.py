@@ -6,7 +6,6 @@ A false report can only hurt the pod that posts it. It must not hurt the control
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from pidone.errors import PidoneError
@@ -115,26 +114,3 @@ def _count(table: Mapping[str, Any], name: str, path: str) -> int:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
-
-
-@dataclass(slots=True)
-class Bucket:
-    """Tokens for one pod's reports: ``size`` at once, ``rate`` a second for ever."""
-
-    size: float
-    rate: float
-    left: float
-    filled: float  # clock time of ``left``
-
-    @classmethod
-    def full(cls, now: float, *, size: float = 10, rate: float = 1) -> "Bucket":
-        return cls(size, rate, size, now)
-
-    def take(self, now: float) -> float:
-        """Take one token. Returns 0, or the seconds until there is one."""
-        self.left = min(self.size, self.left + (now - self.filled) * self.rate)
-        self.filled = now
-        if self.left < 1:
-            return (1 - self.left) / self.rate
-        self.left -= 1
-        return 0

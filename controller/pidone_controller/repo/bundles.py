@@ -48,15 +48,10 @@ class Entry:
     """What one pod is served. Without a bundle no plan was ever derived, and ``error`` says why."""
 
     pod: Pod
-    rules: Rules
     bundle: Bundle | None
     error: str = ""
     faults: tuple[Fault, ...] = ()  # the bindings at fault
     rest: Bundle | None = None  # without their tasks, for a pod that has no plan yet
-
-    def is_of(self, pod: Pod, rules: Rules) -> bool:
-        """Whether it is up to date; by identity, since each change creates another object."""
-        return self.pod is pod and self.rules is rules
 
     def answer(self, *, fresh: bool) -> Bundle | None:
         """The bundle to serve; ``fresh``: the pod has no plan yet. None: the pod keeps the plan that it has."""
@@ -68,7 +63,7 @@ def entry(pod: Pod, rules: Rules, before: Entry | None, derive: Derive) -> Entry
     faults: tuple[Fault, ...] = ()
     rest = None
     try:
-        return Entry(pod, rules, _checked(pod, derive(pod, rules)))
+        return Entry(pod, _checked(pod, derive(pod, rules)))
     except BindingError as error:
         text, faults = str(error), error.faults
         if len(error.rest) <= MAX_TASKS:
@@ -85,7 +80,7 @@ def entry(pod: Pod, rules: Rules, before: Entry | None, derive: Derive) -> Entry
         bundle = encode(pod, before.bundle.tasks)
     elif pod.terminating:
         bundle = encode(pod, [])
-    return Entry(pod, rules, bundle, text, faults, rest)
+    return Entry(pod, bundle, text, faults, rest)
 
 
 def _checked(pod: Pod, tasks: list[dict[str, Any]]) -> Bundle:

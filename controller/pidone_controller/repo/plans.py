@@ -6,18 +6,22 @@ a pod which a binding selects. A pod without bindings costs its entry in the inv
 """
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import trio
 
 from pidone.language.binding import Rules, derive
+from pidone.language.extends import ANY
+from pidone.language.model import TaskBinding
+from pidone.language.selector import matches
 from pidone.metrics.exposition import Family, counter, gauge
+from pidone.pacing import RateLimit
 from pidone.plan.report import Report
 from pidone_controller.log import Log, short
 from pidone_controller.pods.inventory import Inventory
 from pidone_controller.pods.model import FrozenLabels, NamespacedName, Pod
-from pidone_controller.pods.reports import Bucket
 from pidone_controller.repo import bundles
 from pidone_controller.repo.bundles import Derive, Entry
 from pidone_controller.repo.waiting import Waiting
@@ -32,7 +36,7 @@ OnGone = Callable[[Pod, Report | None], None]
 class _PodReports:
     """The last report of one live pod, and how many more it may send."""
 
-    bucket: Bucket
+    limit: RateLimit
     report: Report | None = None
     received: float = 0.0  # seconds since 1970
 
@@ -59,12 +63,15 @@ class Plans:
         self._on_report, self._on_gone = on_report, on_gone
         self._rules: Rules | None = None
         self._listed = False  # ``replace`` was called once
-        self._bound: dict[tuple[str, FrozenLabels], bool] = {}  # whether a binding selects such pods
+        # By namespace and labels: whether a binding selects such pods
+        self._bound: dict[str, dict[FrozenLabels, bool]] = {}
+        self._bound_count = 0  # of their labels
         self._entries: dict[str, Entry] = {}  # of pods that a binding selects, by the pod's key
+        self._outdated: set[str] = set()  # of them: derived under earlier rules
         self._reports: dict[str, _PodReports] = {}  # by the pod's key
         self._withheld: dict[str, str] = {}  # by the pod's key: why it does not get its plan over plain http
         self._queue: dict[NamespacedName, None] = {}  # pods to derive in ``run``, before those of ``_scan``
-        self._scan: Iterator[Pod] = iter(())
+        self._scan: deque[Pod] = deque()
         self._work = trio.Event()
         self._derivations, self._derivation_seconds = 0, 0.0
 
@@ -114,15 +121,39 @@ class Plans:
             self._forget(before)
             self.waiting.wake(places | {before.key, *before.ips})
 
-    def rule(self, rules: Rules) -> None:
-        """Set the rules. ``run`` derives the plans that may change, those of waiting pods first."""
+    def rule(self, rules: Rules, changed: Iterable[TaskBinding] | None = None) -> list[Pod]:
+        """Set the rules. ``run`` derives the plans that may change, those of waiting pods first.
+
+        ``changed`` are the bindings through which plans may change, as they were and as they are; None: any plan may.
+        Returns the pods whose plans may change.
+        """
         self._rules = rules
-        self._bound.clear()
-        for place in self.waiting.places():
-            for pod in self.inventory.at(place):
-                self._queue[pod.namespace, pod.name] = None
-        self._scan = iter(list(self.inventory))
+        if changed is None:
+            self._forget_all_bound()
+            pods = list(self.inventory)
+            self._scan.clear()
+        else:
+            bindings = list(changed)
+            self._forget_bound(bindings)
+            by_key = {pod.key: pod for binding in bindings for pod in self.selected(binding)}
+            pods = list(by_key.values())
+
+        self._outdated.update(pod.key for pod in pods if pod.key in self._entries)
+        self._queue.update(dict.fromkeys((pod.namespace, pod.name) for pod in self._waiting(pods)))
+        self._scan.extend(pods)
         self._work.set()
+        return pods
+
+    def selected(self, binding: TaskBinding) -> Iterator[Pod]:
+        """The present pods that a binding selects, in any phase."""
+        matching: dict[FrozenLabels, bool] = {}  # pods of one workload have the same labels
+        pods = self.inventory.in_namespace(binding.namespace) if binding.namespace != ANY else self.inventory
+        for pod in pods:
+            labels = pod.labels
+            if labels not in matching:
+                matching[labels] = matches(binding.pod_selector, labels)
+            if matching[labels]:
+                yield pod
 
     async def run(self) -> None:
         """Derive plans after changes and wake their held requests, until cancelled."""
@@ -137,24 +168,29 @@ class Plans:
 
     def is_bound(self, pod: Pod) -> bool:
         """Whether any binding selects the pod."""
-        group = pod.namespace, pod.labels
-        if group not in self._bound:
-            self._bound[group] = next(self.rules.matching(pod), None) is not None
-        return self._bound[group]
+        bound = self._bound.get(pod.namespace, {}).get(pod.labels)
+        if bound is None:
+            if self._bound_count > 2 * len(self.inventory) + 1000:
+                self._forget_all_bound()  # most are of pods that are gone
+            bound = next(self.rules.matching(pod), None) is not None
+            self._bound.setdefault(pod.namespace, {})[pod.labels] = bound
+            self._bound_count += 1
+        return bound
 
     def entry(self, pod: Pod) -> Entry:
         """The entry of a present pod, derived if it is not up to date."""
-        before, rules = self._entries.get(pod.key), self.rules
-        if before and before.is_of(pod, rules):
+        before = self._entries.get(pod.key)
+        if before and before.pod is pod and pod.key not in self._outdated:
             return before
 
+        self._outdated.discard(pod.key)
         if not self.is_bound(pod):
-            entry = Entry(pod, rules, bundles.encode(pod, []))
+            entry = Entry(pod, bundles.encode(pod, []))
             if before:
                 del self._entries[pod.key]
         else:
             began = time.perf_counter()
-            entry = self._entries[pod.key] = bundles.entry(pod, rules, before, self._derive)
+            entry = self._entries[pod.key] = bundles.entry(pod, self.rules, before, self._derive)
             self._derivations += 1
             self._derivation_seconds += time.perf_counter() - began
 
@@ -191,13 +227,13 @@ class Plans:
     def report_pause(self, pod: Pod) -> float:
         """Take one of the pod's places for a report. Returns 0, or the seconds until it may report again."""
         now = trio.current_time()
-        return self._reports.setdefault(pod.key, _PodReports(Bucket.full(now))).bucket.take(now)
+        return self._reports.setdefault(pod.key, _PodReports(_report_limit())).limit.take(now)
 
     def receive(self, pod: Pod, report: Report, received: float | None = None) -> None:
         """Store a report of a live pod. ``received`` is when another replica got it; the latest report counts."""
         last = self._reports.get(pod.key)
         if last is None:
-            last = self._reports[pod.key] = _PodReports(Bucket.full(trio.current_time()))
+            last = self._reports[pod.key] = _PodReports(_report_limit())
         if received is not None and received <= last.received:
             return
         self._log_report(pod, last.report, report)
@@ -215,6 +251,17 @@ class Plans:
             f"{prefix}derivation_seconds_total", "Time for deriving plans.", self._derivation_seconds
         )
 
+    def _waiting(self, pods: Sequence[Pod]) -> Iterator[Pod]:
+        """Those of these pods that hold a request; others may be among them."""
+        places = self.waiting.places()
+        if len(places) < len(pods):
+            for place in places:
+                yield from self.inventory.at(place)
+            return
+        for pod in pods:
+            if any(self.waiting.count(place) for place in (pod.key, *pod.ips)):
+                yield pod
+
     def _pending(self) -> Iterator[Pod]:
         """The pods that ``run`` has to look at, with those that are added meanwhile."""
         while True:
@@ -223,10 +270,10 @@ class Plans:
                 del self._queue[name]
                 pod = self.inventory.find(*name)
             else:
-                listed = next(self._scan, None)
-                if listed is None:
+                if not self._scan:
                     return
-                pod = self.inventory.find(listed.namespace, listed.name)
+                scanned = self._scan.popleft()
+                pod = self.inventory.find(scanned.namespace, scanned.name)
             if pod:
                 yield pod
 
@@ -234,10 +281,24 @@ class Plans:
         """Whether a plan is derived for the pod before it asks."""
         return pod.key in self._entries or (pod.served and self.is_bound(pod))
 
+    def _forget_bound(self, bindings: Iterable[TaskBinding]) -> None:
+        """Forget ``is_bound`` of all pods that these bindings select."""
+        for binding in bindings:
+            for namespace in list(self._bound) if binding.namespace == ANY else [binding.namespace]:
+                bound = self._bound.get(namespace, {})
+                for labels in [labels for labels in bound if matches(binding.pod_selector, labels)]:
+                    del bound[labels]
+                    self._bound_count -= 1
+
+    def _forget_all_bound(self) -> None:
+        self._bound.clear()
+        self._bound_count = 0
+
     def _forget(self, pod: Pod) -> None:
         """Remove everything about a pod that was deleted or has finished, unless it had finished before."""
         if pod.finished:
             return
+        self._outdated.discard(pod.key)
         if self._entries.pop(pod.key, None):
             self._log("gone", pod=pod.path)
         last = self._reports.pop(pod.key, None)
@@ -263,6 +324,11 @@ class Plans:
             self._log("applied", pod=pod.path, digest=short(after.digest or ""))
         if after.rejected and not (before and before.rejected == after.rejected):
             self._log("rejected", pod=pod.path, digest=short(after.rejected), error=after.error)
+
+
+def _report_limit() -> RateLimit:
+    """Ten reports at once, and one a second."""
+    return RateLimit(10, 1.0)
 
 
 async def in_slices(pods: Iterable[Pod]) -> AsyncIterator[Pod]:

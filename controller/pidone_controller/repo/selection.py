@@ -1,12 +1,13 @@
 """The live pods that each binding selects, with their plans and last reports: what statuses and rollouts read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 from pidone.language.binding import Fault, Key
+from pidone.language.model import TaskBinding
 from pidone.plan.report import Report
-from pidone_controller.pods.model import FrozenLabels, Pod
+from pidone_controller.pods.model import Pod
 from pidone_controller.repo.plans import Plans
 
 
@@ -60,23 +61,30 @@ class SelectedPod:
 
 
 class Selection:
-    """The pods of each binding, found in one pass over all pods when they are asked for after a change.
+    """The pods that a binding selects, found when they are asked for and kept until they change.
 
     A terminating pod is not among them: it is served its end, and no plan is expected of it.
     """
 
     def __init__(self, plans: Plans) -> None:
         self._plans = plans
-        self._by_binding: Mapping[Key, Sequence[Pod]] | None = None
+        self._pods: dict[Key, Sequence[Pod]] = {}
 
-    def changed(self) -> None:
-        """Pods or rules have changed."""
-        self._by_binding = None
+    def changed(self, bindings: Iterable[Key]) -> None:
+        """These bindings have another selector than before, or pods that they select or selected have changed."""
+        for key in bindings:
+            self._pods.pop(key, None)
 
-    def pods(self, binding: Key) -> list[SelectedPod]:
-        if self._by_binding is None:
-            self._by_binding = self._selected()
-        return [self._selected_pod(pod) for pod in self._by_binding.get(binding, ())]
+    def clear(self) -> None:
+        """Any binding or pod may have changed."""
+        self._pods.clear()
+
+    def pods(self, binding: TaskBinding) -> list[SelectedPod]:
+        pods = self._pods.get(binding.key)
+        if pods is None:
+            selected = self._plans.selected(binding)
+            pods = self._pods[binding.key] = [pod for pod in selected if pod.served and not pod.terminating]
+        return [self._selected_pod(pod) for pod in pods]
 
     def _selected_pod(self, pod: Pod) -> SelectedPod:
         entry = self._plans.entry(pod)
@@ -92,17 +100,3 @@ class Selection:
             faults=entry.faults,
             withheld=self._plans.withheld(pod),
         )
-
-    def _selected(self) -> dict[Key, list[Pod]]:
-        rules = self._plans.rules
-        bindings: dict[tuple[str, FrozenLabels], list[Key]] = {}  # pods of one workload have the same labels
-        selected: dict[Key, list[Pod]] = {}
-        for pod in self._plans.inventory:
-            if not pod.served or pod.terminating:
-                continue
-            group = pod.namespace, pod.labels
-            if group not in bindings:
-                bindings[group] = [binding.key for binding in rules.matching(pod)]
-            for key in bindings[group]:
-                selected.setdefault(key, []).append(pod)
-        return selected

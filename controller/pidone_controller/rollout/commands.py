@@ -1,6 +1,6 @@
-"""``pidone-controller rollout``: history, undo, status and resume, for people, as kubectl has them for Deployments.
+"""``pidone-controller rollout``: history, undo, status and resume, as kubectl has them for Deployments.
 
-Everything is done with the rights of whoever asks, by the kubeconfig: the controller itself is not asked.
+The commands use the API server with the rights of the kubeconfig's user. They do not talk to the controller.
 """
 
 import sys
@@ -29,37 +29,34 @@ from pidone_controller.kubernetes.resources import (
 from pidone_controller.objects import revisions
 from pidone_controller.objects.revisions import LABEL, History, Revision
 from pidone_controller.objects.written import CAUSE, PIN, RESUME, Written, check, read
-from pidone_controller.rollout.step import (
-    Objects,
-    Phase,
-    Recorded,
-    RolloutError,
-    State,
-    resolve,
-    short,
-    written_time,
-)
+from pidone_controller.rollout.catalog import Affected, Catalog
+from pidone_controller.rollout.resolve import RolloutError, resolve
+from pidone_controller.rollout.state import Phase, RolloutState, VersionRef, micro_time, short_version
 
 SETS = (TASK_SETS, CLUSTER_TASK_SETS)
 BINDINGS = (TASK_BINDINGS, CLUSTER_TASK_BINDINGS)
-NONE = "<none>"
+NO_CAUSE = "<none>"
 UNSEEN = "no controller has looked at it yet"
 
-Say = Callable[[str], None]
+Print = Callable[[str], None]
 
 
 class CommandError(PidoneError):
-    """What was asked for cannot be done; the text says why, and what to do."""
+    """The command cannot be carried out; the text says why, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """What a command is about."""
+class Subject:
+    """The set or binding that a command is about."""
 
     resource: Resource
     name: str
     namespace: str  # "" of the cluster's
-    home: str  # the controller's namespace, where the versions of the cluster's sets are
+    home: str  # the controller's namespace, which holds the versions of ClusterTaskSets
+
+    @property
+    def key(self) -> tuple[bool, str, str]:
+        return not self.resource.namespaced, self.namespace, self.name
 
     def __str__(self) -> str:
         return f"{self.resource.kind.lower()}/{self.name}"
@@ -79,12 +76,12 @@ class Request:
     timeout: float = 0.0  # seconds
 
 
-def run(request: Request, say: Say = print) -> int:
-    """Exit codes: 0 done, or complete; 1 not, and why is on stderr."""
+def run(request: Request, say: Print = print) -> int:
+    """Exit codes: 0 done, or complete; 1 not, with the reason on stderr."""
     try:
         config = _config(request)
-        target = parse(request.target, request.namespace or config.namespace, request.home)
-        trio.run(_run, config, request, target, say, strict_exception_groups=True)
+        subject = parse(request.target, request.namespace or config.namespace, request.home)
+        trio.run(_run, config, request, subject, say, strict_exception_groups=True)
     except PidoneError as error:
         print(f"pidone-controller: {error}", file=sys.stderr)
         return 1
@@ -99,275 +96,284 @@ def _config(request: Request) -> Config:
     return load(context=request.context)
 
 
-async def _run(config: Config, request: Request, target: Target, say: Say) -> None:
+async def _run(config: Config, request: Request, subject: Subject, say: Print) -> None:
     async with connect(config) as client:
         match request.verb:
             case "history":
-                await history(client, target, request.revision, say)
+                await history(client, subject, request.revision, say)
             case "undo":
-                await undo(client, target, request.revision, say)
+                await undo(client, subject, request.revision, say)
             case "resume":
-                await resume(client, target, say)
+                await resume(client, subject, say)
             case _:
                 with trio.move_on_after(request.timeout or float("inf")):
-                    return await status(client, target, say)
-                raise CommandError(f"{target} is not complete after {request.timeout:g} seconds")
+                    return await status(client, subject, say)
+                raise CommandError(f"{subject} is not complete after {request.timeout:g} seconds")
     return None
 
 
-def parse(text: str, namespace: str, home: str) -> Target:
-    """``KIND/NAME``, the kind in any way that kubectl takes it. Raises ``CommandError``."""
+def parse(text: str, namespace: str, home: str) -> Subject:
+    """``KIND/NAME``, with the kind in any form that kubectl accepts. Raises ``CommandError``."""
     kind, slash, name = text.partition("/")
     kind = kind.lower().removesuffix(f".{TASK_SETS.group}")
     for resource in (*SETS, *BINDINGS):
         if kind in {resource.kind.lower(), resource.plural} and slash and name and "/" not in name:
-            return Target(resource, name, namespace if resource.namespaced else "", home)
+            return Subject(resource, name, namespace if resource.namespaced else "", home)
     raise CommandError(
         f'"{text}" is no set and no binding; write taskset/NAME, clustertaskset/NAME, taskbinding/NAME or '
         "clustertaskbinding/NAME"
     )
 
 
-# What was
+# history and undo
 
 
-async def history(client: Client, target: Target, number: int, say: Say) -> None:
-    """The versions of a set, or with a ``number`` the one that has it. Raises ``CommandError`` and ``ApiError``."""
-    present, kept = await _versions(client, target)
+async def history(client: Client, subject: Subject, number: int, say: Print) -> None:
+    """Print the versions of a set, or with a ``number`` that revision. Raises ``CommandError`` and ``ApiError``."""
+    present, kept = await _versions(client, subject)
     if number:
-        chosen = _numbered(kept, number, target)
-        say(f"{target} with revision #{number}")
-        say(f"digest: {chosen.digest}")
-        say(f"cause: {chosen.cause or NONE}")
-        say(_yaml({"spec": chosen.spec}))
+        revision = _numbered(kept, number, subject)
+        say(f"{subject} with revision #{number}")
+        say(f"digest: {revision.digest}")
+        say(f"cause: {revision.cause or NO_CAUSE}")
+        say(_yaml({"spec": revision.spec}))
         return
-    say(f"{target}")
+
+    say(f"{subject}")
     rows = [("REVISION", "DIGEST", "CREATED", "CHANGE-CAUSE")]
-    for one in kept:
-        mark = " (present)" if one.digest == present.digest else ""
-        rows.append((str(one.number), short(one.digest), one.created, f"{one.cause or NONE}{mark}"))
+    for revision in kept:
+        mark = " (present)" if revision.digest == present.digest else ""
+        digest, cause = short_version(revision.digest), f"{revision.cause or NO_CAUSE}{mark}"
+        rows.append((str(revision.number), digest, revision.created, cause))
     for line in _columns(rows):
         say(line)
-    if not any(one.digest == present.digest for one in kept):
-        why = (
+
+    if not any(revision.digest == present.digest for revision in kept):
+        reason = (
             f"it has mistakes: {present.findings[0]}" if present.findings else "no controller has seen it yet"
         )
-        say(f"What is there now, {short(present.digest)}, is not kept: {why}")
+        say(f"The present version, {short_version(present.digest)}, is not kept: {reason}")
 
 
-async def undo(client: Client, target: Target, number: int, say: Say) -> None:
-    """Write an older spec back to a set: that of revision ``number``, or 0 for the one before the present.
+async def undo(client: Client, subject: Subject, number: int, say: Print) -> None:
+    """Write an earlier spec back to a set: that of revision ``number``, or with 0 of the one before the present.
 
-    Raises ``CommandError``, and ``ApiError``; nobody's change in between is overwritten.
+    Raises ``CommandError`` and ``ApiError``. A concurrent change is not overwritten.
     """
-    _, kept = await _versions(client, target)
-    value = await client.get(target.resource, target.name, target.namespace)
-    present = read(target.resource.kind, value)
+    _, kept = await _versions(client, subject)
+    value = await client.get(subject.resource, subject.name, subject.namespace)
+    present = read(subject.resource.kind, value)
     if number:
-        chosen = _numbered(kept, number, target)
+        revision = _numbered(kept, number, subject)
     else:
-        others = [one for one in kept if one.digest != present.digest]
+        others = [revision for revision in kept if revision.digest != present.digest]
         if not others:
-            raise CommandError(f"{target} has no version before the present one to go back to")
-        chosen = others[-1]
-    if chosen.digest == present.digest:
-        say(f"{target} skipped: it is what revision {chosen.number} has already")
+            raise CommandError(f"{subject} has no version before the present one to go back to")
+        revision = others[-1]
+
+    if revision.digest == present.digest:
+        say(f"{subject} skipped: it is what revision {revision.number} has already")
         return
-    _, findings, _ = check(target.resource.kind, target.namespace, target.name, chosen.spec)
+    _, findings, _ = check(subject.resource.kind, subject.namespace, subject.name, revision.spec)
     if findings:
         raise CommandError(
-            f"revision {chosen.number} of {target} has mistakes today, and was left: {findings[0]}"
+            f"revision {revision.number} of {subject} has mistakes today, and was left: {findings[0]}"
         )
+
     metadata = value["metadata"]
     annotations = {key: text for key, text in (metadata.get("annotations") or {}).items() if key != CAUSE}
-    if chosen.cause:
-        annotations[CAUSE] = chosen.cause
+    if revision.cause:
+        annotations[CAUSE] = revision.cause
+    body = {**value, "metadata": {**metadata, "annotations": annotations}, "spec": revision.spec}
     try:
-        await client.replace(
-            target.resource,
-            {**value, "metadata": {**metadata, "annotations": annotations}, "spec": chosen.spec},
-        )
+        await client.replace(subject.resource, body)
     except Conflict as error:
-        raise CommandError(f"{target} was changed by somebody else meanwhile; look, and try again") from error
-    say(f"{target} rolled back to revision {chosen.number}, {short(chosen.digest)}")
-
-
-async def _versions(client: Client, target: Target) -> tuple[Written, list[Revision]]:
-    """A set, and its revisions, the oldest first."""
-    if target.resource not in SETS:
         raise CommandError(
-            f"{target} is a binding; versions are kept of sets: taskset/NAME or clustertaskset/NAME"
+            f"{subject} was changed by somebody else meanwhile; look, and try again"
+        ) from error
+    say(f"{subject} rolled back to revision {revision.number}, {short_version(revision.digest)}")
+
+
+async def _versions(client: Client, subject: Subject) -> tuple[Written, list[Revision]]:
+    """A set, and its revisions, the oldest first."""
+    if subject.resource not in SETS:
+        raise CommandError(
+            f"{subject} is a binding; versions are kept of sets: taskset/NAME or clustertaskset/NAME"
         )
-    value = await client.get(target.resource, target.name, target.namespace)
-    present = read(target.resource.kind, value)
-    found = await client.list(
+    value = await client.get(subject.resource, subject.name, subject.namespace)
+    present = read(subject.resource.kind, value)
+    values = await client.list(
         CONTROLLER_REVISIONS,
-        namespace=target.namespace or target.home,
-        label_selector=f"{LABEL}={target.name}",
+        namespace=subject.namespace or subject.home,
+        label_selector=f"{LABEL}={subject.name}",
     )
-    made = [revisions.read(one, target.home) for one in found]
-    mine = [one for one in made if one is not None and one.key == present.key and one.owner == present.uid]
-    return present, sorted(mine, key=lambda one: one.number)
+    every = (revisions.read(value, subject.home) for value in values)
+    return present, History([present], (revision for revision in every if revision)).kept(present.key)
 
 
-def _numbered(kept: Sequence[Revision], number: int, target: Target) -> Revision:
-    for one in kept:
-        if one.number == number:
-            return one
-    there = ", ".join(str(one.number) for one in kept) or "none"
-    raise CommandError(f"{target} has no revision {number}; there are: {there}")
+def _numbered(kept: Sequence[Revision], number: int, subject: Subject) -> Revision:
+    for revision in kept:
+        if revision.number == number:
+            return revision
+    numbers = ", ".join(str(revision.number) for revision in kept) or "none"
+    raise CommandError(f"{subject} has no revision {number}; there are: {numbers}")
 
 
-# What is under way
+# status and resume
 
 
-async def status(client: Client, target: Target, say: Say) -> None:
-    """Wait until a binding, or every one that reaches a set, brings what is written there.
+async def status(client: Client, subject: Subject, say: Print) -> None:
+    """Wait until a binding, or every binding that reaches a set, brings the present version to all its pods.
 
-    Raises ``CommandError`` where one is halted, or never will; and ``ApiError``.
+    Raises ``CommandError`` if a rollout is halted, or waiting is of no use; and ``ApiError``.
     """
-    await client.get(target.resource, target.name, target.namespace)  # that it is not there is told at once
-    objects = Objects(target.home, lambda: changed.set())  # noqa: PLW0108 - whichever event it is by then
+    await client.get(subject.resource, subject.name, subject.namespace)  # fails at once if it does not exist
+
     changed = trio.Event()
-    reflectors: list[Reflector[Any]] = []
-    whole = True
-    for resource in (*SETS, *BINDINGS, CONTROLLER_REVISIONS):
-        if resource is CLUSTER_TASK_BINDINGS and target.namespace:
-            continue  # they bring sets of the cluster alone
-        namespace = target.namespace if resource.namespaced else ""
-        selector = revisions.SELECTOR if resource is CONTROLLER_REVISIONS else ""
-        # A reflector waits until it may read; who may not is told so at once.
-        try:
-            await client.page(resource, namespace=namespace, label_selector=selector)
-        except Forbidden:
-            if resource is not CLUSTER_TASK_SETS or not target.namespace:
-                raise
-            whole = False  # who may read a namespace need not be allowed to read what is the cluster's
-            continue
-        store = objects.sinks[resource]
-        reflectors.append(
-            Reflector(
-                client,
-                resource,
-                store.project,
-                store,
-                namespace=namespace,
-                label_selector=selector,
-                log=_quiet,
-            )
-        )
+
+    def on_change(_: Affected) -> None:
+        changed.set()
+
+    catalog = Catalog(subject.home, on_change)
+    reflectors = await _reflectors(client, subject, catalog)
+    whole = any(reflector.resource is CLUSTER_TASK_SETS for reflector in reflectors)
     problem: CommandError | None = None
     async with trio.open_nursery() as nursery:
         for reflector in reflectors:
             nursery.start_soon(reflector.run)
         for reflector in reflectors:
             await reflector.synced.wait()
-        said = ""
+
+        printed = ""
         while True:
             changed = trio.Event()
             try:
-                waiting = "; ".join(waits_for(target, objects, whole=whole))
+                waiting = "; ".join(waits_for(subject, catalog, whole=whole))
             except CommandError as error:
-                problem = error  # raised outside: a nursery would wrap it
+                problem = error  # raised outside of the nursery, which would wrap it
                 break
             if not waiting:
                 break
-            if waiting != said:
+            if waiting != printed:
                 say(f"Waiting for {waiting}")
-                said = waiting
+                printed = waiting
             await changed.wait()
         nursery.cancel_scope.cancel()
     if problem is not None:
         raise problem
-    say(f"{target} is complete")
+    say(f"{subject} is complete")
 
 
-def _quiet(event: str, **values: object) -> None:
-    """What a reflector logs: it goes on by itself, and whoever waits here wants one answer."""
-
-
-def waits_for(target: Target, objects: Objects, *, whole: bool = True) -> list[str]:
-    """What is not complete yet, each with how far it is. Raises ``CommandError`` where waiting is of no use.
-
-    ``whole`` is whether all sets are known, and not those of a namespace alone.
-    """
-    found = objects.history()
-    if target.resource in SETS:
-        written = next((one for one in objects.sets if _is(one, target)), None)
-        if written is not None and written.findings:
-            raise CommandError(
-                f"{target} has mistakes, and nothing of it is brought to any pod: {written.findings[0]}"
+async def _reflectors(client: Client, subject: Subject, catalog: Catalog) -> list[Reflector[Any]]:
+    """A reflector for each kind that the subject depends on and that the user may read. Raises ``ApiError``."""
+    reflectors: list[Reflector[Any]] = []
+    for resource, sink in catalog.sinks.items():
+        if resource is CLUSTER_TASK_BINDINGS and subject.namespace:
+            continue  # they bring ClusterTaskSets only
+        namespace = subject.namespace if resource.namespaced else ""
+        selector = revisions.SELECTOR if resource is CONTROLLER_REVISIONS else ""
+        # A reflector retries until it may read; a person without the right is told at once.
+        try:
+            await client.page(resource, namespace=namespace, label_selector=selector)
+        except Forbidden:
+            if resource is not CLUSTER_TASK_SETS or not subject.namespace:
+                raise
+            continue  # a person who may read a namespace need not have the right to read cluster kinds
+        reflectors.append(
+            Reflector(
+                client,
+                resource,
+                sink.project,
+                sink,
+                namespace=namespace,
+                label_selector=selector,
+                log=_no_log,
             )
-    else:
-        written = next((one for one in objects.bindings if _is(one, target)), None)
+        )
+    return reflectors
+
+
+def _no_log(event: str, **values: object) -> None:
+    """Drop the log lines of a reflector: it retries by itself."""
+
+
+def waits_for(subject: Subject, catalog: Catalog, *, whole: bool = True) -> list[str]:
+    """The bindings that are not complete, each with its progress. Raises ``CommandError`` if waiting is of no use.
+
+    ``whole`` is whether ClusterTaskSets are known, and not only the sets of one namespace.
+    """
+    of_set = subject.resource in SETS
+    written = catalog.find_set(subject.key) if of_set else catalog.find_binding(subject.key)
     if written is None:
-        raise CommandError(f"{target} is not there any more")
+        raise CommandError(f"{subject} is not there any more")
+    if of_set and written.findings:
+        raise CommandError(
+            f"{subject} has mistakes, and nothing of it is brought to any pod: {written.findings[0]}"
+        )
+
     texts = []
-    for binding in objects.bindings if target.resource in SETS else [written]:
-        named = binding.binding is not None and target.name in binding.binding.task_sets
-        if not whole and State.of(binding.rollout) is None:
+    for binding in catalog.bindings if of_set else [written]:
+        named = binding.binding is not None and subject.name in binding.binding.task_sets
+        if not whole and RolloutState.of(binding.rollout) is None:
             texts += [f"{binding}: {UNSEEN}"] if named or binding is written else []
             continue
         try:
-            wanted = objects.wanted(binding, found) if whole else _wanted(binding, found)
+            wanted = catalog.wanted(binding) if whole else _wanted_of_namespace(binding, catalog.history)
         except RolloutError as error:
-            if binding is written or (named and target.resource in SETS):
+            if binding is written or (named and of_set):
                 raise CommandError(f"{binding}: {error}") from error
             continue
+
         reached = [key for key, _ in wanted.keys(binding.namespace)]
         if binding is not written and written.key not in reached:
             continue
-        moving, halted = objects.progress(binding, wanted)
+        moving, halted = catalog.progress(binding, wanted)
         if halted:
-            again = f"pidone-controller rollout resume {binding.kind.lower()}/{binding.name}"
-            raise CommandError(f"{binding} is halted: {halted}. Change it, undo it, or {again}")
-        if not moving and _recorded(binding) != wanted:
+            resume = f"pidone-controller rollout resume {binding.kind.lower()}/{binding.name}"
+            raise CommandError(f"{binding} is halted: {halted}. Change it, undo it, or {resume}")
+        if not moving and _complete_version(binding) != wanted:
             moving = UNSEEN
         texts += [f"{binding}: {moving}"] if moving else []
     return texts
 
 
-def _is(written: Written, target: Target) -> bool:
-    where = target.resource.kind, target.namespace, target.name
-    return (written.kind, written.namespace, written.name) == where
+def _wanted_of_namespace(written: Written, history: History) -> VersionRef:
+    """The wanted version of a binding if ClusterTaskSets cannot be read: they count as in the binding's status.
 
-
-def _wanted(written: Written, found: History) -> Recorded:
-    """What a binding should come to, as far as that is seen from its namespace.
-
-    The sets of the cluster are as the controller wrote them down. Raises ``RolloutError``.
+    Raises ``RolloutError``.
     """
-    state, binding = State.of(written.rollout), written.binding
+    state, binding = RolloutState.of(written.rollout), written.binding
     recorded = (state.target or state.current) if state is not None else None
     if PIN in written.annotations and recorded is not None:
         return recorded
     if binding is None or written.findings or recorded is None:
         raise RolloutError(f"it has mistakes: {'; '.join(written.findings[:1])}")
-    theirs = [one for one in recorded.sets if one[0] == CLUSTER_TASK_SETS.kind]
-    known = {(True, "", name): (TaskSet(name, cluster=True), made) for _, name, made in theirs}
-    wanted = resolve(binding, found, {**found.good, **known})
-    return replace(wanted, sets=tuple(sorted({*wanted.sets, *theirs})))
+
+    cluster_sets = [item for item in recorded.sets if item[0] == CLUSTER_TASK_SETS.kind]
+    good = {(True, "", name): (TaskSet(name, cluster=True), digest) for _, name, digest in cluster_sets}
+    wanted = resolve(binding, history, {**history.good, **good})
+    return replace(wanted, sets=tuple(sorted({*wanted.sets, *cluster_sets})))
 
 
-def _recorded(binding: Written) -> Recorded | None:
-    """What the leader has seen a binding bring to all its pods."""
-    state = State.of(binding.rollout)
+def _complete_version(binding: Written) -> VersionRef | None:
+    """The version that all pods of a binding have, by its status; None if a rollout is under way."""
+    state = RolloutState.of(binding.rollout)
     return state.current if state is not None and state.phase is Phase.COMPLETE else None
 
 
-async def resume(client: Client, target: Target, say: Say) -> None:
-    """Have a halted rollout begin anew. Raises ``CommandError`` where none is halted, and ``ApiError``."""
-    if target.resource not in BINDINGS:
+async def resume(client: Client, subject: Subject, say: Print) -> None:
+    """Let a halted rollout begin again. Raises ``CommandError`` if it is not halted, and ``ApiError``."""
+    if subject.resource not in BINDINGS:
         raise CommandError(
-            f"{target} is a set; rollouts are those of bindings: taskbinding/NAME or clustertaskbinding/NAME"
+            f"{subject} is a set; rollouts are those of bindings: taskbinding/NAME or clustertaskbinding/NAME"
         )
-    written = read(target.resource.kind, await client.get(target.resource, target.name, target.namespace))
-    state = State.of(written.rollout)
+    value = await client.get(subject.resource, subject.name, subject.namespace)
+    state = RolloutState.of(read(subject.resource.kind, value).rollout)
     if state is None or state.phase is not Phase.HALTED:
-        raise CommandError(f"{target} is not halted{f': {state.moving}' if state and state.moving else ''}")
-    patch = {"metadata": {"annotations": {RESUME: written_time(state.since)}}}
-    await client.merge(target.resource, target.name, patch, namespace=target.namespace)
-    say(f"{target} resumed")
+        raise CommandError(f"{subject} is not halted{f': {state.moving}' if state and state.moving else ''}")
+    patch = {"metadata": {"annotations": {RESUME: micro_time(state.since)}}}
+    await client.merge(subject.resource, subject.name, patch, namespace=subject.namespace)
+    say(f"{subject} resumed")
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:

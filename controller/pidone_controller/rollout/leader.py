@@ -1,9 +1,7 @@
-"""What one replica does for all: versions are kept, and rollouts moved. The rest is in ``revisions`` and ``rollout``.
+"""The leader's loop: keeps versions of sets and moves rollouts. What to do is decided in ``revisions`` and ``step``.
 
-``Leader(...).run()`` is begun when this replica becomes the leader and everything that it reads is synced, pods
-too, and cancelled when it is the leader no more; each term has a new one. ``look`` is called whenever an object, a
-pod or a report changed. ``seen`` answers with all live pods that a binding chooses. For ``hearing`` seconds a new
-leader hears what pods told the other replicas; so long no rollout under way goes further.
+Each term has a new ``Leader``. ``run`` is started when this replica becomes the leader and the catalog and the pods are
+read, and cancelled at the end of the term. ``look`` is called whenever an object, a pod or a report changes.
 """
 
 import math
@@ -16,202 +14,214 @@ import trio
 
 from pidone.language.binding import Key
 from pidone.language.model import Strategy
+from pidone.pacing import Backoff
 from pidone_controller.kubernetes.client import Client
 from pidone_controller.kubernetes.errors import AlreadyExists, ApiError, Conflict, NotFound
 from pidone_controller.kubernetes.resources import CLUSTER_TASK_BINDINGS, TASK_BINDINGS
 from pidone_controller.log import Log
 from pidone_controller.objects import revisions
-from pidone_controller.objects.revisions import History
 from pidone_controller.objects.written import PIN, RESUME, Written
 from pidone_controller.repo.selection import SelectedPod
-from pidone_controller.rollout.step import (
-    Health,
-    Objects,
-    Phase,
-    RolloutError,
-    State,
-    next_look,
-    remember,
-    short,
-    step,
-)
+from pidone_controller.rollout.catalog import Affected, Catalog
+from pidone_controller.rollout.resolve import RolloutError
+from pidone_controller.rollout.state import Phase, RolloutState, short_version
+from pidone_controller.rollout.step import Health, next_look, remember, step
 
-GAP = 0.1  # seconds after an object changed: people apply several at once
-REPORTS = 1.0  # seconds after a pod or a report changed: pods are many
-AGAIN = 1.0  # seconds after somebody was faster, or the API server did not answer
-AGAIN_MAX = 30.0
+OBJECT_PAUSE_SECONDS = 0.1  # after an object changed: people apply several at once
+REPORT_PAUSE_SECONDS = 1.0  # after a pod or a report changed: pods are many
+RETRY = Backoff(
+    initial=1.0, maximum=30.0, jitter=0.0
+)  # after a conflict, or when the API server did not answer
+MAX_SLEEP_SECONDS = 3600.0
 
-Move = tuple[Written, State]
+Move = tuple[Written, RolloutState]
 
 
 class Leader:
-    """The loop of one term."""
+    """The loop of one term.
+
+    ``selected`` returns all live pods that a binding selects. For ``hearing`` seconds a new leader receives the reports
+    of the other replicas; until then no rollout that is under way continues. ``now`` is in seconds since 1970: a pause
+    continues under the next leader.
+    """
 
     def __init__(
         self,
         client: Client,
-        objects: Objects,
-        seen: Callable[[Written], Sequence[SelectedPod]],
+        catalog: Catalog,
+        selected: Callable[[Written], Sequence[SelectedPod]],
         log: Log,
         *,
         hearing: float = 0.0,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._client = client
-        self._objects = objects
-        self._seen = seen
-        self._log = log
-        self._now = now  # seconds since 1970: a pause goes on under the next leader
-        self._dirty = trio.Event()
+        self._client, self._catalog, self._selected, self._log, self._now = (
+            client,
+            catalog,
+            selected,
+            log,
+            now,
+        )
+        self._changed = trio.Event()
+        self._affected = catalog.everything()  # what has changed since the last look, or must be tried again
+        self._moving: set[Key] = set()  # bindings whose state depends on pods, reports and time
         self._health: dict[Key, Health] = {}
-        self._wrote: dict[
+        self._written: dict[
             Key, str
-        ] = {}  # the version of a binding that was written upon: its next one is to come
-        self._failures = 0
-        self._rest: dict[str, tuple[int, float]] = {}  # what failed: how often, and until when it is let be
+        ] = {}  # the version of a binding on which a write was based: a newer one follows
+        self._failures = 0  # looks in a row in which something failed
+        self._retries: dict[
+            str, tuple[int, float]
+        ] = {}  # by an object's name: failures, and when to try again
         self._not_before = now() + hearing
-        self._done = -1  # the count of the objects' changes that everything was looked at with
-        self._moving: set[Key] = set()  # the bindings for which pods, reports and time count
 
-    def look(self) -> None:
-        self._dirty.set()
+    def look(self, affected: Affected | None = None) -> None:
+        """These objects have changed; without any: pods or reports have."""
+        if affected is not None:
+            self._affected.add(affected)
+        self._changed.set()
 
     async def run(self) -> NoReturn:
         while True:
-            self._dirty = trio.Event()
-            due = await self._once()
-            with trio.move_on_after(max(0.0, min(due - self._now(), 3600.0))):
-                await self._dirty.wait()
-            soon = self._objects.changes != self._done and not self._failures
-            await trio.sleep(GAP if soon else REPORTS)
+            self._changed = trio.Event()
+            due = await self.look_once()
+            with trio.move_on_after(max(0.0, min(due - self._now(), MAX_SLEEP_SECONDS))):
+                await self._changed.wait()
+            urgent = bool(self._affected) and not self._failures
+            await trio.sleep(OBJECT_PAUSE_SECONDS if urgent else REPORT_PAUSE_SECONDS)
 
-    async def _once(self) -> float:
-        """Do what there is to do. Returns when to look again by itself, in seconds since 1970."""
-        objects = self._objects
-        everything = objects.changes != self._done
-        self._done = objects.changes
-        changes = (
-            revisions.changes(objects.sets, objects.revisions, objects.in_use(), objects.home)
-            if everything
-            else []
-        )
-        moves, due = self._moves(everything=everything)
-        if everything:
-            named = {change.name for change in changes} | {str(written) for written, _ in moves}
-            self._rest = {name: rest for name, rest in self._rest.items() if name in named}
-        good = [
-            await self._do(change.name, partial(revisions.make, self._client, change)) for change in changes
-        ]
-        good += [
-            await self._do(str(written), partial(self._write, written, state)) for written, state in moves
-        ]
-        if all(good):
+    async def look_once(self) -> float:
+        """Write what is due. Returns when to look again without a change, in seconds since 1970."""
+        affected, self._affected = self._affected, Affected()
+        changes = [(key, change) for key in sorted(affected.sets) for change in self._changes(key)]
+        moves, due = self._moves(affected.bindings | self._moving)
+        names = {change.name for _, change in changes} | {str(written) for written, _ in moves}
+        self._retries = {name: retry for name, retry in self._retries.items() if name in names}
+
+        failed = Affected()
+        for key, change in changes:
+            if not await self._try(change.name, partial(revisions.apply, self._client, change)):
+                failed.sets.add(key)
+        for written, state in moves:
+            if not await self._try(str(written), partial(self._write, written, state)):
+                failed.bindings.add(written.key)
+
+        if not failed:
             self._failures = 0
             return due
+        self._affected.add(failed)
         self._failures += 1
-        self._done = -1
-        return min(due, self._now() + min(AGAIN_MAX, AGAIN * 2.0 ** min(self._failures - 1, 10)))
+        return min(due, self._now() + RETRY.limit(self._failures))
 
-    async def _do(self, name: str, doing: Callable[[], Awaitable[None]]) -> bool:
-        """Whether it was done, or needs not be. What somebody else did first comes with the watch.
+    async def _try(self, name: str, write: Callable[[], Awaitable[None]]) -> bool:
+        """True if the write succeeded or is no longer needed. Concurrent changes arrive through the watch.
 
-        What cannot be done, as in a namespace that is being deleted, is tried more and more seldom.
+        A write that always fails, as in a namespace that is being deleted, is tried less and less often.
         """
-        failures, until = self._rest.get(name, (0, 0.0))
+        failures, until = self._retries.get(name, (0, 0.0))
         if self._now() < until:
             return False
         try:
-            await doing()
+            await write()
         except (AlreadyExists, NotFound):
             pass
         except Conflict:
             return False
         except ApiError as error:
             self._log("rollout", object=name, error=error)
-            pause = min(AGAIN_MAX, AGAIN * 2.0 ** min(failures, 10))
-            self._rest[name] = failures + 1, self._now() + pause
+            self._retries[name] = failures + 1, self._now() + RETRY.limit(failures + 1)
             return False
-        self._rest.pop(name, None)
+        self._retries.pop(name, None)
         return True
 
-    def _moves(self, *, everything: bool) -> tuple[list[Move], float]:
-        """The bindings that are to have another state, all decided at one moment, and when to look again."""
-        history, now = self._objects.history(), self._now()
+    def _changes(self, key: Key) -> list[revisions.Change]:
+        written = self._catalog.find_set(key)
+        if written is None:
+            return []
+        catalog = self._catalog
+        return revisions.changes(written, catalog.history.revisions(key), catalog.in_use, catalog.home)
+
+    def _moves(self, keys: set[Key]) -> tuple[list[Move], float]:
+        """The bindings whose state must change, all decided at one moment, and when to look again."""
+        now = self._now()
         moves: list[Move] = []
         due = math.inf
-        bindings = self._objects.bindings
-        for written in bindings if everything else [one for one in bindings if one.key in self._moving]:
-            state = State.of(written.rollout)
-            following = self._following(written, state, history, now)
-            if following is not None and following.phase is Phase.PROGRESSING:
-                self._moving.add(written.key)
+        for key in sorted(keys):
+            written = self._catalog.find_binding(key)
+            state = self._next_state(written, now) if written is not None else None
+            if state is not None and state.phase is Phase.PROGRESSING:
+                self._moving.add(key)
             else:
-                self._moving.discard(written.key)
-                self._health.pop(written.key, None)
-            if following is None:
+                self._moving.discard(key)
+                self._health.pop(key, None)
+            if written is None:
+                self._written.pop(key, None)
+            if written is None or state is None:
                 continue
-            look = next_look(_strategy(written), following, self._not_before)
-            due = min(due, look if look > now else math.inf)  # what waits for reports is not a matter of time
-            if following != state and self._wrote.get(written.key) != written.resource_version:
-                moves.append((written, following))
-        there = {written.key for written in bindings}
-        self._moving &= there
-        for gone in (self._health.keys() | self._wrote.keys()) - there:
-            self._health.pop(gone, None)
-            self._wrote.pop(gone, None)
+
+            look = next_look(_strategy(written), state, self._not_before)
+            due = min(
+                due, look if look > now else math.inf
+            )  # a look that is due waits for reports, not for time
+            unchanged = state == RolloutState.of(written.rollout)
+            if not unchanged and self._written.get(key) != written.resource_version:
+                moves.append((written, state))
         return moves, due
 
-    def _following(self, written: Written, state: State | None, history: History, now: float) -> State | None:
-        """The next state of a binding; None where what it should come to is not known, or not kept yet."""
+    def _next_state(self, written: Written, now: float) -> RolloutState | None:
+        """The next state of a binding; None if its wanted version is not known, or not all of it is kept yet."""
         try:
-            wanted = self._objects.wanted(written, history)
+            wanted = self._catalog.wanted(written)
         except RolloutError:
-            return None  # told where plans are derived; what is served stays as it is
-        if any(history.revision(*named) is None for named in wanted.keys(written.namespace)):
-            return None  # a status names what is kept, and nothing else
+            return None  # reported with the plans; pods keep theirs
+        history = self._catalog.history
+        if any(history.revision(*version) is None for version in wanted.keys(written.namespace)):
+            return None  # a status names only versions that are kept
+
+        state = RolloutState.of(written.rollout)
         resumed = written.annotations.get(RESUME, "")
-        known = state is not None and wanted in (state.current, state.target) and not resumed
+        same = state is not None and wanted in (state.current, state.target) and not resumed
         idle = state is not None and state.phase is not Phase.PROGRESSING
-        pods = () if idle and known else self._seen(written)
+        pods = () if idle and same else self._selected(written)
         health = self._health.setdefault(written.key, {})
         following = step(_strategy(written), state, wanted, pods, health, now, resumed, self._not_before)
         remember(health, pods)
         return following
 
-    async def _write(self, written: Written, state: State) -> None:
+    async def _write(self, written: Written, state: RolloutState) -> None:
         resource = CLUSTER_TASK_BINDINGS if written.key[0] else TASK_BINDINGS
         patch = {
             "metadata": {"resourceVersion": written.resource_version},
-            "status": {"rollout": difference(written.rollout, state.value())},
+            "status": {"rollout": merge_patch(written.rollout, state.value())},
         }
         await self._client.merge(
             resource, written.name, patch, namespace=written.namespace, subresource="status"
         )
-        self._wrote[written.key] = written.resource_version
+        self._written[written.key] = written.resource_version
         version = state.target or state.current
         self._log(
             "rollout",
             binding=written,
             phase=state.phase.value,
             percent=state.percent if state.target else 100,
-            version=short(version.digest) if version else "",
+            version=short_version(version.digest) if version else "",
             error=state.message,
         )
 
 
 def _strategy(written: Written) -> Strategy | None:
-    """How careful to be; not at all with a pin, for whoever pins decides."""
+    """``spec.rollout``; None with a pin, which applies to all pods at once."""
     binding = written.binding
     return binding.rollout if binding is not None and PIN not in written.annotations else None
 
 
-def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON merge patch that makes ``after`` of ``before``: a field that goes is None (RFC 7396)."""
+def merge_patch(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON merge patch (RFC 7396) from ``before`` to ``after``: None removes a field."""
     patch: dict[str, Any] = {name: None for name in before if name not in after}
     for name, value in after.items():
-        there = before.get(name)
-        if isinstance(value, Mapping) and isinstance(there, Mapping):
-            patch[name] = difference(there, value)
-        elif value != there or name not in before:
+        old = before.get(name)
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            patch[name] = merge_patch(old, value)
+        elif value != old or name not in before:
             patch[name] = value
     return patch

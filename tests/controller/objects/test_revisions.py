@@ -11,8 +11,9 @@ from pidone.language.model import TaskBinding, TaskSet
 from pidone_controller.kubernetes.resources import CONTROLLER_REVISIONS
 from pidone_controller.objects import revisions
 from pidone_controller.objects.revisions import Create, Delete, Update, changes
-from pidone_controller.objects.written import CAUSE, ObjectError, Store, Written, read, version_digest
-from pidone_controller.rollout.step import Objects
+from pidone_controller.objects.store import Store
+from pidone_controller.objects.written import CAUSE, ObjectError, Written, read, version_digest
+from pidone_controller.rollout.catalog import Catalog
 from tests.controller.factories import binding_spec, set_spec
 from tests.controller.fakes import HOME, FakeClient
 
@@ -154,7 +155,7 @@ def test_the_digest_is_of_what_was_written_by_whom() -> None:
 def test_a_store_says_what_changed() -> None:
     said: list[str] = []
     store: Store[Written] = Store(
-        lambda value, before: read("TaskSet", value, before), lambda: said.append("changed")
+        lambda value, before: read("TaskSet", value, before), lambda *_: said.append("changed")
     )
     one = store.project(given_object(set_spec()))
     assert one is not None
@@ -175,18 +176,27 @@ class Kept:
     """The revisions that a leader would make of what people write."""
 
     def __init__(self) -> None:
-        self.objects = Objects(HOME)
-        self.server = FakeClient(self.objects)
+        self.catalog = Catalog(HOME)
+        self.server = FakeClient(self.catalog)
 
     def changes(self, *, in_use: tuple[str, ...] = (), limit: int = 3) -> list[revisions.Change]:
         self.server.deliver()
-        return changes(
-            self.objects.sets, self.objects.revisions, lambda _, digest: digest in in_use, HOME, limit
-        )
+        history = self.catalog.history
+        return [
+            change
+            for written in self.catalog.sets
+            for change in changes(
+                written,
+                history.revisions(written.key),
+                lambda _, digest: digest in in_use,
+                HOME,
+                limit,
+            )
+        ]
 
     async def settle(self, *, in_use: tuple[str, ...] = (), limit: int = 3) -> None:
         for change in self.changes(in_use=in_use, limit=limit):
-            await revisions.make(self.server, change)  # type: ignore[arg-type] # all that is asked of a client
+            await revisions.apply(self.server, change)  # type: ignore[arg-type] # all that is asked of a client
         self.server.deliver()
 
     async def write(
@@ -197,7 +207,7 @@ class Kept:
             await self.settle(in_use=in_use)
             await self.settle(in_use=in_use)
         assert self.changes(in_use=in_use) == []
-        return next(one.digest for one in self.objects.sets if one.kind == kind)
+        return next(one.digest for one in self.catalog.sets if one.kind == kind)
 
     def numbers(self) -> list[int]:
         return [int(one.split()[1]) for one in self.server.revisions()]
@@ -206,16 +216,16 @@ class Kept:
 async def test_every_version_is_kept_with_its_number() -> None:
     kept = Kept()
     digest = await kept.write(1, 2, annotations={CAUSE: "faster"})
-    (first, second) = sorted(kept.objects.revisions, key=lambda one: one.number)
+    (first, second) = sorted(kept.catalog.revisions, key=lambda one: one.number)
     assert (first.number, second.number) == (1, 2)
     assert second.digest == digest
     assert second.name == f"check-{digest[7:17]}"
     assert second.cause == "faster"
-    assert second.task_set == kept.objects.sets[0].value
+    assert second.task_set == next(kept.catalog.sets).value
     value = kept.server.items[CONTROLLER_REVISIONS, "shop", second.name]
     assert value["metadata"]["labels"] == {"pidone.dev/task-set": "check"}
     owner = value["metadata"]["ownerReferences"][0]
-    assert (owner["kind"], owner["name"], owner["uid"]) == ("TaskSet", "check", kept.objects.sets[0].uid)
+    assert (owner["kind"], owner["name"], owner["uid"]) == ("TaskSet", "check", next(kept.catalog.sets).uid)
 
 
 async def test_what_comes_back_gets_the_next_number() -> None:
@@ -230,7 +240,7 @@ async def test_a_change_cause_that_is_written_later() -> None:
     kept = Kept()
     await kept.write(1)
     await kept.write(1, annotations={CAUSE: "why"})
-    assert [(one.number, one.cause) for one in kept.objects.revisions] == [(1, "why")]
+    assert [(one.number, one.cause) for one in kept.catalog.revisions] == [(1, "why")]
 
 
 async def test_the_oldest_go_but_those_in_use_stay() -> None:
@@ -270,13 +280,13 @@ async def test_those_of_a_set_that_is_no_more_go() -> None:
     kept.server._put(where, value)
     await kept.settle()
     assert kept.numbers() == [1]
-    assert [one.owner for one in kept.objects.revisions] == ["another"]
+    assert [one.owner for one in kept.catalog.revisions] == ["another"]
 
 
 async def test_those_of_a_set_that_was_not_heard_of_yet_stay() -> None:
     kept = Kept()
     await kept.write(1)
-    (revision,) = kept.objects.revisions
+    (revision,) = kept.catalog.revisions
     value = kept.server.items[CONTROLLER_REVISIONS, "shop", revision.name]
     value["metadata"]["ownerReferences"][0]["uid"] = "next"
     value["metadata"]["creationTimestamp"] = "2027"
@@ -328,7 +338,7 @@ def test_whatever_is_written_the_history_is_right(periods: list[int], used: set[
         digests = {period: version_digest("TaskSet", "check", set_spec(period)) for period in range(1, 7)}
         in_use = tuple(digests[period] for period in used)
         present = await kept.write(*periods, in_use=in_use)
-        found = sorted(kept.objects.revisions, key=lambda one: one.number)
+        found = sorted(kept.catalog.revisions, key=lambda one: one.number)
         assert len({one.number for one in found}) == len(found)
         assert found[-1].digest == present
         there = {one.digest for one in found}

@@ -14,7 +14,7 @@ from pidone_controller.kubernetes.resources import (
     Resource,
 )
 from pidone_controller.rollout import commands as history
-from pidone_controller.rollout.commands import CommandError, Request, Target, parse
+from pidone_controller.rollout.commands import CommandError, Request, Subject, parse
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "language.md"
 
@@ -31,7 +31,7 @@ DOCUMENT = Path(__file__).parents[3] / "docs" / "language.md"
     ],
 )
 def test_a_kind_is_written_as_kubectl_takes_it(text: str, resource: Resource, namespace: str) -> None:
-    assert parse(text, "shop", "home") == Target(resource, "a", namespace, "home")
+    assert parse(text, "shop", "home") == Subject(resource, "a", namespace, "home")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pidone.language.binding import PLACES, BindingError, Rollout, derive, place
+from pidone.language.binding import PLACES, BindingError, Rollout, Rules, derive, place
 from pidone.language.model import Strategy
 from pidone.plan.digest import digest
 from pidone.plan.report import Report, TaskReport
@@ -20,8 +20,11 @@ from pidone_controller.kubernetes.errors import Forbidden
 from pidone_controller.kubernetes.resources import CONTROLLER_REVISIONS, TASK_SETS, Resource
 from pidone_controller.objects.written import PIN, Written
 from pidone_controller.repo.selection import SelectedPod
-from pidone_controller.rollout.leader import Leader, difference
-from pidone_controller.rollout.step import Objects, Phase, Recorded, State, pins, remember, step
+from pidone_controller.rollout.catalog import Affected, Catalog
+from pidone_controller.rollout.leader import Leader, merge_patch
+from pidone_controller.rollout.resolve import pins
+from pidone_controller.rollout.state import Phase, RolloutState, VersionRef
+from pidone_controller.rollout.step import remember, step
 from tests.controller.factories import binding_spec, pod, set_spec
 from tests.controller.fakes import HOME, FakeClient, merged
 from tests.controller.objects.test_revisions import ANYTHING
@@ -31,12 +34,12 @@ CAREFUL = {"canary": "10%", "step": "40%", "pause": "1m", "maxRejected": 1}
 STRATEGY = Strategy(canary=10, step=40, pause=60.0, max_rejected=1)
 
 
-def version(number: int) -> Recorded:
-    return Recorded(("check",), {"n": number}, (("TaskSet", "check", f"sha256-{number:064}"),))
+def version(number: int) -> VersionRef:
+    return VersionRef(("check",), {"n": number}, (("TaskSet", "check", f"sha256-{number:064}"),))
 
 
 OLD, NEW, NEWER = version(1), version(2), version(3)
-BEFORE = State(Phase.COMPLETE, OLD)
+BEFORE = RolloutState(Phase.COMPLETE, OLD)
 
 
 def pods(count: int) -> list[SelectedPod]:
@@ -45,7 +48,7 @@ def pods(count: int) -> list[SelectedPod]:
     ]
 
 
-def having(state: State, found: Sequence[SelectedPod]) -> list[SelectedPod]:
+def having(state: RolloutState, found: Sequence[SelectedPod]) -> list[SelectedPod]:
     assert state.target
     return [one for one in found if place(one.uid, state.target.digest) < state.share]
 
@@ -75,7 +78,7 @@ def test_from_the_canary_to_all_of_them() -> None:
         sizes.append(len(having(state, found)))
     assert sizes == [2, 10, 18, 20]
     assert step(STRATEGY, state, NEW, found, {}, 342.9) == state
-    assert step(STRATEGY, state, NEW, found, {}, 343.0) == State(Phase.COMPLETE, NEW, since=343.0)
+    assert step(STRATEGY, state, NEW, found, {}, 343.0) == RolloutState(Phase.COMPLETE, NEW, since=343.0)
 
 
 def test_the_canary_is_one_pod_at_least() -> None:
@@ -85,8 +88,8 @@ def test_the_canary_is_one_pod_at_least() -> None:
 
 
 def test_without_a_strategy_or_without_pods_there_is_nothing_to_wait_for() -> None:
-    assert step(None, BEFORE, NEW, pods(3), {}, 5.0) == State(Phase.COMPLETE, NEW, since=5.0)
-    assert step(STRATEGY, BEFORE, NEW, [], {}, 5.0) == State(Phase.COMPLETE, NEW, since=5.0)
+    assert step(None, BEFORE, NEW, pods(3), {}, 5.0) == RolloutState(Phase.COMPLETE, NEW, since=5.0)
+    assert step(STRATEGY, BEFORE, NEW, [], {}, 5.0) == RolloutState(Phase.COMPLETE, NEW, since=5.0)
     assert step(STRATEGY, None, NEW, pods(1), {}, 5.0).current is None
 
 
@@ -185,17 +188,17 @@ def test_a_new_leader_hears_first_what_the_others_were_told() -> None:
 @pytest.mark.parametrize("phase", [Phase.PROGRESSING, Phase.HALTED])
 def test_what_is_taken_back_is_complete_at_once(phase: Phase) -> None:
     state = replace(step(STRATEGY, BEFORE, NEW, pods(20), {}, 0.0), phase=phase)
-    assert step(STRATEGY, state, OLD, pods(20), {}, 3.0) == State(Phase.COMPLETE, OLD, since=3.0)
+    assert step(STRATEGY, state, OLD, pods(20), {}, 3.0) == RolloutState(Phase.COMPLETE, OLD, since=3.0)
 
 
 def test_a_halted_one_goes_on_with_the_next_change() -> None:
-    halted = State(Phase.HALTED, OLD, NEW, message="why")
+    halted = RolloutState(Phase.HALTED, OLD, NEW, message="why")
     state = step(STRATEGY, halted, NEWER, pods(20), {}, 3.0)
     assert (state.phase, state.current, state.target, state.message) == (Phase.PROGRESSING, OLD, NEWER, "")
 
 
 def test_a_halted_one_goes_on_when_somebody_says_so_and_halts_again_if_need_be() -> None:
-    halted = State(Phase.HALTED, OLD, NEW, since=3.0, message="why")
+    halted = RolloutState(Phase.HALTED, OLD, NEW, since=3.0, message="why")
     since = halted.value()["since"]
     assert step(STRATEGY, halted, NEW, pods(20), {}, 9.0, "1970-01-01T00:00:02.000Z") == halted
     state = step(STRATEGY, halted, NEW, pods(20), {}, 9.0, since)
@@ -206,7 +209,7 @@ def test_a_halted_one_goes_on_when_somebody_says_so_and_halts_again_if_need_be()
 
 @given(
     st.builds(
-        State,
+        RolloutState,
         st.just(Phase.PROGRESSING),
         st.sampled_from([None, OLD]),
         st.sampled_from([NEW, NEWER]),
@@ -216,8 +219,8 @@ def test_a_halted_one_goes_on_when_somebody_says_so_and_halts_again_if_need_be()
         st.text(max_size=20),
     )
 )
-def test_a_state_is_read_as_it_was_written(state: State) -> None:
-    assert State.of(state.value()) == state
+def test_a_state_is_read_as_it_was_written(state: RolloutState) -> None:
+    assert RolloutState.of(state.value()) == state
 
 
 @pytest.mark.parametrize(
@@ -228,7 +231,7 @@ def test_a_state_is_read_as_it_was_written(state: State) -> None:
      {"phase": "Complete", "current": {"taskSets": ["a"], "sets": [5]}}],
 )  # fmt: skip
 def test_a_status_that_nobody_wrote_who_knows_how_is_none(value: dict[str, Any]) -> None:
-    assert State.of(value) is None
+    assert RolloutState.of(value) is None
 
 
 @given(
@@ -238,8 +241,8 @@ def test_a_status_that_nobody_wrote_who_knows_how_is_none(value: dict[str, Any])
     )
 )
 def test_a_status_is_a_state_or_none(value: dict[str, Any]) -> None:
-    state = State.of(value)
-    assert state is None or State.of(state.value()) is not None
+    state = RolloutState.of(value)
+    assert state is None or RolloutState.of(state.value()) is not None
 
 
 JSON = st.recursive(
@@ -251,16 +254,22 @@ JSON = st.recursive(
 
 @given(st.dictionaries(st.sampled_from("abcd"), JSON), st.dictionaries(st.sampled_from("abcd"), JSON))
 def test_a_patch_makes_the_one_of_the_other(before: dict[str, Any], after: dict[str, Any]) -> None:
-    assert merged(before, difference(before, after)) == after
+    assert merged(before, merge_patch(before, after)) == after
 
 
 # What is served
 
 
-def served(objects: Objects, name: str = "web", **more: Any) -> int | str | None:
+def rules_of(catalog: Catalog) -> Rules:
+    """The rules of now."""
+    catalog.update()
+    return catalog.rules
+
+
+def served(catalog: Catalog, name: str = "web", **more: Any) -> int | str | None:
     """The period of the one task in a pod; an error's text where there is no plan."""
     try:
-        tasks = derive(pod(name, labels=CHECKED, **more), objects.rules())
+        tasks = derive(pod(name, labels=CHECKED, **more), rules_of(catalog))
     except BindingError as error:
         return str(error)
     return tasks[0]["probe"]["periodSeconds"] if tasks else None
@@ -270,19 +279,22 @@ class Cluster:
     """A server, a leader and a replica, and time as a number."""
 
     def __init__(self) -> None:
-        self.objects = Objects(HOME)
-        self.server = FakeClient(self.objects)
+        self.catalog = Catalog(HOME, self.changed)
+        self.server = FakeClient(self.catalog)
         self.now = 1000.0
         self.pods: list[SelectedPod] = []
         self.log: list[str] = []
         self.begin_term()
+
+    def changed(self, affected: Affected) -> None:
+        self.leader.look(affected)
 
     def begin_term(self) -> None:
         def log(event: str, **values: object) -> None:
             self.log.append(" ".join([event, *(f"{name}={value}" for name, value in values.items())]))
 
         self.leader = Leader(
-            cast("Client", self.server), self.objects, lambda _: self.pods, log, now=lambda: self.now
+            cast("Client", self.server), self.catalog, lambda _: self.pods, log, now=lambda: self.now
         )
 
     async def settle(self) -> None:
@@ -290,13 +302,13 @@ class Cluster:
         for _ in range(20):
             self.server.deliver()
             asked = len(self.server.requests)
-            await self.leader._once()
+            await self.leader.look_once()
             if len(self.server.requests) == asked:
                 return
         raise AssertionError(f"the leader does not come to an end: {self.server.requests[-5:]}")
 
-    def state(self, kind: str = "TaskBinding", name: str = "web") -> State:
-        found = State.of(self.server.status(kind, name))
+    def state(self, kind: str = "TaskBinding", name: str = "web") -> RolloutState:
+        found = RolloutState.of(self.server.status(kind, name))
         assert found is not None
         return found
 
@@ -306,12 +318,12 @@ async def test_without_a_rollout_a_change_is_there_at_once_and_recorded_later() 
     cluster.server.put("TaskSet", "check", set_spec(5))
     cluster.server.put("TaskBinding", "web", binding_spec())
     cluster.server.deliver()
-    assert served(cluster.objects) == 5  # nobody leads yet
+    assert served(cluster.catalog) == 5  # nobody leads yet
     await cluster.settle()
     assert cluster.state().phase is Phase.COMPLETE
     cluster.server.put("TaskSet", "check", set_spec(9))
     cluster.server.deliver()
-    assert served(cluster.objects) == 9
+    assert served(cluster.catalog) == 9
     await cluster.settle()
     assert len(cluster.server.revisions()) == 2
 
@@ -324,22 +336,22 @@ async def test_a_rollout_through_all_its_steps() -> None:
     await cluster.settle()
     cluster.server.put("TaskBinding", "web", binding_spec(rollout=CAREFUL))
     await cluster.settle()
-    assert served(cluster.objects) == 5
+    assert served(cluster.catalog) == 5
 
     cluster.server.put("TaskSet", "check", set_spec(9))
     cluster.server.deliver()
-    assert {served(cluster.objects, uid=one.uid) for one in cluster.pods} == {5}  # until the leader moves it
+    assert {served(cluster.catalog, uid=one.uid) for one in cluster.pods} == {5}  # until the leader moves it
     counts = []
     for _ in range(5):
         await cluster.settle()
-        periods = [served(cluster.objects, uid=one.uid) for one in cluster.pods]
+        periods = [served(cluster.catalog, uid=one.uid) for one in cluster.pods]
         assert set(periods) <= {5, 9}
         counts.append(periods.count(9))
         cluster.now += 61
     assert counts == [2, 10, 18, 20, 20]
     assert cluster.state().phase is Phase.COMPLETE
     assert cluster.state().target is None
-    assert served(cluster.objects, uid="a new pod") == 9
+    assert served(cluster.catalog, uid="a new pod") == 9
 
 
 async def test_what_is_under_way_is_told_from_the_change_on() -> None:
@@ -350,7 +362,7 @@ async def test_what_is_under_way_is_told_from_the_change_on() -> None:
 
     def told() -> tuple[str, str]:
         cluster.server.deliver()
-        return cluster.objects.progress(cluster.objects.bindings[0])
+        return cluster.catalog.progress(next(cluster.catalog.bindings))
 
     assert told() == ("", "")  # nothing to wait for
     await cluster.settle()
@@ -376,9 +388,9 @@ async def test_a_new_binding_is_careful_too() -> None:
     cluster.server.put("TaskSet", "check", set_spec())
     cluster.server.put("TaskBinding", "web", binding_spec(rollout=CAREFUL))
     cluster.server.deliver()
-    assert "its rollout has not begun" in str(served(cluster.objects))
+    assert "its rollout has not begun" in str(served(cluster.catalog))
     await cluster.settle()
-    assert [served(cluster.objects, uid=one.uid) for one in cluster.pods].count(5) == 1
+    assert [served(cluster.catalog, uid=one.uid) for one in cluster.pods].count(5) == 1
 
 
 async def test_params_and_the_choice_of_sets_are_rolled_out_too() -> None:
@@ -395,7 +407,7 @@ async def test_params_and_the_choice_of_sets_are_rolled_out_too() -> None:
         "TaskBinding", "web", binding_spec("check more", params={"period": 9}, rollout=CAREFUL)
     )
     await cluster.settle()
-    plans = [derive(pod(uid=one.uid, labels=CHECKED), cluster.objects.rules()) for one in cluster.pods]
+    plans = [derive(pod(uid=one.uid, labels=CHECKED), rules_of(cluster.catalog)) for one in cluster.pods]
     assert sorted((len(plan), plan[0]["probe"]["periodSeconds"]) for plan in plans) == [(1, 5)] * 9 + [(2, 9)]
 
 
@@ -412,12 +424,12 @@ async def test_halted_undone_and_on_again() -> None:
     await cluster.settle()
     assert cluster.state().phase is Phase.HALTED
     assert "too new" in cluster.state().halted
-    assert {served(cluster.objects, uid=one.uid) for one in cluster.pods} == {5}
+    assert {served(cluster.catalog, uid=one.uid) for one in cluster.pods} == {5}
     assert any("phase=Halted" in line for line in cluster.log)
 
     cluster.server.put("TaskSet", "check", set_spec(5))
     await cluster.settle()
-    assert cluster.state() == State(Phase.COMPLETE, cluster.state().current, since=cluster.now)
+    assert cluster.state() == RolloutState(Phase.COMPLETE, cluster.state().current, since=cluster.now)
     assert [one.split()[1] for one in cluster.server.revisions()] == ["2", "3"]
 
 
@@ -446,11 +458,11 @@ async def test_a_slow_watch_makes_nothing_twice() -> None:
     await cluster.settle()
     cluster.server.put("TaskSet", "check", set_spec(9))
     cluster.server.deliver()
-    await cluster.leader._once()
+    await cluster.leader.look_once()
     cluster.server.deliver()
     asked = len(cluster.server.requests)
     for _ in range(3):
-        await cluster.leader._once()
+        await cluster.leader.look_once()
     assert cluster.server.requests[asked:] == ["merge web"]
 
 
@@ -459,10 +471,10 @@ async def test_somebody_who_was_faster_is_looked_at_again() -> None:
     cluster.server.put("TaskSet", "check", set_spec())
     cluster.server.put("TaskBinding", "web", binding_spec())
     cluster.server.deliver()
-    await cluster.leader._once()
+    await cluster.leader.look_once()
     cluster.server.deliver()
     cluster.server.put("TaskBinding", "web", binding_spec(params={}))  # not heard of
-    due = await cluster.leader._once()
+    due = await cluster.leader.look_once()
     assert due == cluster.now + 1.0
     assert not cluster.server.status("TaskBinding", "web")
     await cluster.settle()
@@ -505,7 +517,7 @@ async def test_the_loop_wakes_for_a_look_and_when_the_pause_is_over(
     cluster.pods = pods(20)
     cluster.leader = Leader(
         cast("Client", cluster.server),
-        cluster.objects,
+        cluster.catalog,
         lambda _: cluster.pods,
         lambda *_, **__: None,
         now=trio.current_time,
@@ -533,7 +545,7 @@ async def versions(cluster: Cluster, *periods: int, kind: str = "TaskSet", name:
     for period in periods:
         cluster.server.put(kind, name, set_spec(period))
         await cluster.settle()
-        found.append(next(one.digest for one in cluster.objects.sets if one.name == name))
+        found.append(next(one.digest for one in cluster.catalog.sets if one.name == name))
     return found
 
 
@@ -545,16 +557,14 @@ async def test_a_pin_counts_at_once_and_whatever_comes() -> None:
     for text in (first, first.removeprefix("sha256-")[:8], f" sha256:{first[7:30].upper()} "):
         cluster.server.put("TaskBinding", "web", binding_spec(rollout=CAREFUL), annotations={PIN: text})
         cluster.server.deliver()
-        assert {served(cluster.objects, uid=one.uid) for one in cluster.pods} == {5}
+        assert {served(cluster.catalog, uid=one.uid) for one in cluster.pods} == {5}
     await versions(cluster, *range(10, 25))
-    assert served(cluster.objects) == 5  # kept beyond the limit
-    assert cluster.state().current == cluster.objects.wanted(
-        cluster.objects.bindings[0], cluster.objects.history()
-    )
+    assert served(cluster.catalog) == 5  # kept beyond the limit
+    assert cluster.state().current == cluster.catalog.wanted(next(cluster.catalog.bindings))
     # without it, the present version is rolled out from the one that was pinned
     cluster.server.put("TaskBinding", "web", binding_spec(rollout=CAREFUL))
     await cluster.settle()
-    assert sorted({served(cluster.objects, uid=one.uid) for one in cluster.pods}, key=str) == [24, 5]
+    assert sorted({served(cluster.catalog, uid=one.uid) for one in cluster.pods}, key=str) == [24, 5]
 
 
 async def test_a_pin_of_a_set_that_is_extended() -> None:
@@ -564,7 +574,7 @@ async def test_a_pin_of_a_set_that_is_extended() -> None:
     cluster.server.put("TaskBinding", "web", binding_spec("heir"), annotations={PIN: first})
     await cluster.settle()
     assert [
-        task["probe"]["periodSeconds"] for task in derive(pod(labels=CHECKED), cluster.objects.rules())
+        task["probe"]["periodSeconds"] for task in derive(pod(labels=CHECKED), rules_of(cluster.catalog))
     ] == [5, 1]
 
 
@@ -588,11 +598,11 @@ async def test_a_pin_that_means_nothing_leaves_the_pods_as_they_are(
     (other,) = await versions(cluster, 6, name="other")
     cluster.server.put("TaskSet", "foreign", set_spec(8), namespace="bank")
     await cluster.settle()
-    foreign = next(one.digest for one in cluster.objects.sets if one.name == "foreign")
+    foreign = next(one.digest for one in cluster.catalog.sets if one.name == "foreign")
     annotation = annotation.format(first=first, second=second, other=other, foreign=foreign)
     cluster.server.put("TaskBinding", "web", binding_spec(), annotations={PIN: annotation})
     await cluster.settle()
-    said = str(served(cluster.objects))
+    said = str(served(cluster.catalog))
     for text in ("TaskBinding shop/web", *named):
         assert text in said
     assert not cluster.server.status("TaskBinding", "web")
@@ -610,9 +620,9 @@ async def test_a_set_with_mistakes_is_what_it_was_before() -> None:
     broken["tasks"][0]["needs"] = ["redy"]
     cluster.server.put("TaskSet", "check", broken)
     await cluster.settle()
-    assert served(cluster.objects) == 5
+    assert served(cluster.catalog) == 5
     # the same in a replica that begins now
-    other = Objects(HOME)
+    other = Catalog(HOME)
     fresh = FakeClient(other)
     fresh.items = cluster.server.items
     fresh._undelivered = list(fresh.items)
@@ -628,7 +638,7 @@ async def test_a_set_that_was_never_good_is_named_with_its_mistake() -> None:
     cluster.server.put("TaskSet", "check", {"tasks": [{"name": "ready", "prob": {}}]})
     cluster.server.put("TaskBinding", "web", binding_spec())
     await cluster.settle()
-    said = str(served(cluster.objects))
+    said = str(served(cluster.catalog))
     for text in ("TaskBinding shop/web", '"check" has mistakes', "spec.tasks[0].prob"):
         assert text in said
 
@@ -641,9 +651,9 @@ async def test_a_binding_with_mistakes_leaves_its_pods_as_they_are(rollout: dict
     cluster.server.put("TaskBinding", "web", binding_spec(params={"a": "$(pod.name)"}, rollout=rollout))
     await cluster.settle()
     assert "TaskBinding shop/web: it has mistakes, and its pods keep what they have: spec.params.a" in str(
-        served(cluster.objects)
+        served(cluster.catalog)
     )
-    assert derive(pod(), cluster.objects.rules()) == []  # whom it does not choose
+    assert derive(pod(), rules_of(cluster.catalog)) == []  # whom it does not choose
 
 
 async def test_a_version_that_is_not_kept_any_more_is_said_so() -> None:
@@ -657,10 +667,10 @@ async def test_a_version_that_is_not_kept_any_more_is_said_so() -> None:
         cluster.now += 1000
     assert cluster.state().phase is Phase.COMPLETE
     await versions(cluster, 9)
-    victim = cluster.objects.history().kept[False, "shop", "check"][0]
+    victim = cluster.catalog.history.kept((False, "shop", "check"))[0]
     await cluster.server.delete(CONTROLLER_REVISIONS, victim.name, victim.namespace)
     cluster.server.deliver()
-    fresh = Objects(HOME)
+    fresh = Catalog(HOME)
     replica = FakeClient(fresh)
     replica.items = cluster.server.items
     replica._undelivered = list(replica.items)
@@ -673,10 +683,10 @@ async def test_a_set_that_is_gone_is_gone_for_every_replica() -> None:
     cluster = Cluster()
     cluster.server.put("TaskBinding", "web", binding_spec(rollout=CAREFUL))
     await versions(cluster, 5)
-    assert served(cluster.objects) == 5
+    assert served(cluster.catalog) == 5
     await cluster.server.delete(TASK_SETS, "check", "shop")
     cluster.server.deliver()
-    assert 'TaskSet "check" is not there any more' in str(served(cluster.objects))
+    assert 'TaskSet "check" is not there any more' in str(served(cluster.catalog))
     await cluster.settle()
     assert cluster.state().phase is Phase.COMPLETE
 
@@ -686,14 +696,14 @@ async def test_rules_stay_the_same_object_where_nothing_counts() -> None:
     cluster.pods = pods(4)
     cluster.server.put("TaskBinding", "web", binding_spec(rollout=CAREFUL))
     await versions(cluster, 5)
-    before = cluster.objects.rules()
+    before = rules_of(cluster.catalog)
     cluster.server.put("TaskBinding", "web", binding_spec(rollout=CAREFUL), annotations={"note": "x"})
     cluster.server.put("TaskSet", "check", set_spec(5), annotations={"kubernetes.io/change-cause": "why not"})
     await cluster.settle()
-    assert cluster.objects.rules() is before
+    assert rules_of(cluster.catalog) is before
     cluster.server.put("TaskSet", "check", set_spec(6))
     await cluster.settle()
-    assert cluster.objects.rules() is not before
+    assert rules_of(cluster.catalog) is not before
 
 
 # Whatever happens
@@ -750,9 +760,9 @@ class AnyOrder(RuleBasedStateMachine):
     @invariant()
     def everything_that_a_status_names_is_kept(self) -> None:
         self.cluster.server.deliver()
-        state = State.of(self.cluster.server.status("TaskBinding", "web"))
+        state = RolloutState.of(self.cluster.server.status("TaskBinding", "web"))
         assert state is not None
-        history = self.cluster.objects.history()
+        history = self.cluster.catalog.history
         for recorded in (state.current, state.target):
             for key, made in recorded.keys("shop") if recorded else ():
                 assert history.revision(key, made), f"{key} {made}"
@@ -761,7 +771,7 @@ class AnyOrder(RuleBasedStateMachine):
     @invariant()
     def every_replica_serves_the_same(self) -> None:
         self.cluster.server.deliver()
-        other = Objects(HOME)
+        other = Catalog(HOME)
         replica = FakeClient(other)
         replica.items = self.cluster.server.items
         replica._undelivered = list(replica.items)
@@ -769,12 +779,14 @@ class AnyOrder(RuleBasedStateMachine):
         replica.deliver()
         for one in self.cluster.pods:
             found = pod(uid=one.uid, labels=CHECKED)
-            assert digest(derive(found, other.rules())) == digest(derive(found, self.cluster.objects.rules()))
+            assert digest(derive(found, rules_of(other))) == digest(
+                derive(found, rules_of(self.cluster.catalog))
+            )
 
     @precondition(lambda self: hasattr(self, "cluster"))
     @invariant()
     def a_share_grows_within_one_rollout_and_halted_is_none_of_it(self) -> None:
-        state = State.of(self.cluster.server.status("TaskBinding", "web"))
+        state = RolloutState.of(self.cluster.server.status("TaskBinding", "web"))
         assert state is not None
         assert 0 <= state.share <= PLACES
         if state.phase is Phase.HALTED:
@@ -786,8 +798,8 @@ class AnyOrder(RuleBasedStateMachine):
             began = (state.target, state.current)
             assert target != began or state.share >= before or state.percent == 10
             self.share = began, state.share
-        rollout = self.cluster.objects.rules().rollouts.get((False, "shop", "web"))
-        written: Written = self.cluster.objects.bindings[0]
+        rollout = rules_of(self.cluster.catalog).rollouts.get((False, "shop", "web"))
+        written: Written = next(self.cluster.catalog.bindings)
         assert (rollout is not None) == (written.binding is not None and written.binding.rollout is not None)
         assert rollout is None or isinstance(rollout, Rollout)
 

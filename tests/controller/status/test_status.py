@@ -13,20 +13,19 @@ from pidone.language.binding import BindingError, Fault, derive
 from pidone.language.model import TaskBinding
 from pidone.plan.report import Report
 from pidone_controller.kubernetes.errors import NotFound, ServerError
-from pidone_controller.kubernetes.resources import TASK_BINDINGS, Resource
+from pidone_controller.kubernetes.resources import TASK_BINDINGS, ObjectRef, Resource
 from pidone_controller.log import log
 from pidone_controller.repo.selection import Outcome, SelectedPod
 from pidone_controller.status import compose as module
 from pidone_controller.status.compose import (
-    SHOWN,
-    Status,
-    StatusWriter,
-    Target,
+    MAX_ITEMS,
     binding_status,
     extends_trouble,
     set_status,
     sets_trouble,
 )
+from pidone_controller.status.conditions import Status
+from pidone_controller.status.writer import StatusWriter
 from tests.controller.factories import binding, pod, rules, task_set
 
 NOW, LATER = "2026-01-02T03:04:05Z", "2026-01-02T03:05:00Z"
@@ -114,7 +113,7 @@ def test_a_refusal_is_stalled_with_the_pods_own_words() -> None:
     )
     assert stands(found) == ("Stalled", "PlanRefused")
     assert found["rejected"] == 8
-    assert len(found["rejections"]) == SHOWN
+    assert len(found["rejections"]) == MAX_ITEMS
     assert found["rejections"][0] == {"pod": "shop/web-1", "digest": PLAN, "message": "no such program"}
     assert condition(found)["message"] == "pod shop/web-1 and 7 others: no such program"
 
@@ -253,7 +252,7 @@ class World:
     """Two bindings, a client that takes half a second, and what was written when."""
 
     def __init__(self) -> None:
-        self.targets = [Target(TASK_BINDINGS, "shop", name, f"uid-{name}") for name in "ab"]
+        self.targets = [ObjectRef(TASK_BINDINGS, "shop", name, f"uid-{name}") for name in "ab"]
         self.pods: dict[str, list[SelectedPod]] = {"a": [], "b": []}
         self.stored: dict[str, dict[str, Any]] = {name: {"metadata": {"uid": f"uid-{name}"}} for name in "ab"}
         self.writes: list[tuple[float, str, str]] = []
@@ -267,7 +266,7 @@ class World:
     def meter(self) -> float:
         return self.worked
 
-    def compose(self, target: Target, previous: Mapping[str, Any]) -> Status | None:
+    def compose(self, target: ObjectRef, previous: Mapping[str, Any]) -> Status | None:
         self.looks += 1
         self.worked += self.costs
         pods = self.pods.get(target.name)
@@ -369,7 +368,7 @@ async def test_one_that_nobody_marks_costs_nothing_and_the_same_is_not_written_a
     writer.mark(there.targets[1])
     await trio.sleep(60)
     assert there.looks == 4
-    assert not writer._lines
+    assert not writer._entries
 
 
 async def test_an_object_made_anew_is_not_told_what_was_true_of_the_old_one(
@@ -413,7 +412,7 @@ async def test_who_leads_again_writes_over_what_another_wrote(autojump_clock: Mo
 
 def test_every_reason_is_explained_and_no_other() -> None:
     reason = re.compile(
-        r'Verdict\(\s*"(?:Ready|Reconciling|Stalled)", "(\w+)"|reason = "(\w+)" if .* else "(\w+)"'
+        r'Verdict\(\s*"(?:Ready|Reconciling|Stalled)", "(\w+)"|_named\("(\w+)"|reason = "(\w+)" if .* else "(\w+)"'
     )
     code = {
         word for found in reason.findall(Path(module.__file__).read_text("utf-8")) for word in found if word
