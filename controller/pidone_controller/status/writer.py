@@ -112,7 +112,10 @@ class StatusWriter:
             while self._queue and self._queue[0][0] <= now:
                 due, _, ref = heappop(self._queue)
                 entry = self._entries.get(ref)
-                if entry is not None and entry.due == due and not entry.busy:
+                if entry is not None and entry.due == due:
+                    # At once, since an object may be in the queue twice with the same time.
+                    entry.busy, entry.marked, entry.due = True, False, math.inf
+                    entry.not_before = now + LOOK_SECONDS
                     return ref
             deadline = self._queue[0][0] if self._queue else math.inf
             with trio.CancelScope(deadline=deadline) as self._timer:
@@ -126,8 +129,6 @@ class StatusWriter:
 
     async def _serve(self, ref: ObjectRef, limit: trio.Semaphore) -> None:
         entry = self._entries[ref]
-        entry.busy, entry.marked, entry.due = True, False, math.inf
-        entry.not_before = trio.current_time() + LOOK_SECONDS
         try:
             await self._look(ref, entry)
         finally:

@@ -68,14 +68,6 @@ def test_long_texts_are_cut() -> None:
     assert report.logs[-1] == ("299" * 2000)[:MAX_LINE_WIDTH]
 
 
-def test_a_bucket_refills_with_time() -> None:
-    bucket = reports.Bucket.full(100, size=2, rate=0.5)
-    assert [bucket.take(100), bucket.take(100), bucket.take(100)] == [0, 0, 2]
-    assert bucket.take(101) == 1
-    assert bucket.take(102) == 0
-    assert [bucket.take(1000), bucket.take(1000), bucket.take(1000)] == [0, 0, 2]
-
-
 def test_a_log_line() -> None:
     now = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
     assert line(now, "plan", pod="shop/web", digest="sha256-ab12", tasks=3) == (
