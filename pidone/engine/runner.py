@@ -61,7 +61,7 @@ class Engine:
         self._build = build
         self._setting = setting
         self._journal = journal
-        self.left = set[str]()  # names of tasks that are gone, and what they did could not be taken back
+        self.left = dict[str, str]()  # by name of a task that is gone: why what it did was not undone
         self._core = Core(random)
         self._changed = changed
         self._actions: dict[str, Action] = {}  # by task digest: of what runs, and of what is wanted next
@@ -75,6 +75,7 @@ class Engine:
         self._timer = trio.CancelScope()
         self._state_changed = trio.Event()
         self._late = False  # the budget of the end is spent
+        self._closed = False  # the engine itself was cancelled: no run tells the core any more how it ends
         self._over = trio.Event()
 
     @property
@@ -164,14 +165,13 @@ class Engine:
         late = [state.task.name for state in self.tasks]
         self._journal.write("teardown-late", budget=f"{budget:g}s", tasks=",".join(late))
         self._late = True
-        for scope in self._graces:
+        # Runs and undoings are cancelled one by one, and not with the nursery: each reports its end to the core as
+        # at any other time, so that the core never commands what the shell no longer has.
+        for scope in (*self._graces, *self._scopes.values()):
             scope.cancel()
-        assert self._nursery is not None
-        self._nursery.cancel_scope.cancel()
         # what is cancelled may need a moment, and what does not end must not hold up those who wait
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + STUCK):
-            while self._scopes:
-                await self._state_changed.wait()
+        with trio.move_on_after(STUCK):
+            await self.wait_idle()
         self._stuck.update(self._scopes.values())
         self._over.set()
 
@@ -190,17 +190,18 @@ class Engine:
             await self._state_changed.wait()
 
     def _handle(self, event: Event | None) -> None:
+        if self._closed or self._broken is not None:
+            return
         before, now = self._core.changes, trio.current_time()
         if now - self._timer.deadline > STALLED:
             self._tell_stall(now)
         try:
-            commands = self._core.handle(event, now)
+            for command in self._core.handle(event, now):
+                self._do(command)
         except Exception as error:  # noqa: BLE001 - told by ``run``, and not by the task that happened to be here
             self._broken = error
             self._timer.cancel()
             return
-        for command in commands:
-            self._do(command)
         due = self._core.next_due()
         if due != self._timer.deadline:  # which costs more to set than to see
             self._timer.deadline = due
@@ -228,7 +229,7 @@ class Engine:
         assert self._nursery is not None
         match command:
             case Start(task):
-                scope = self._scopes[task.name] = trio.CancelScope()
+                scope = self._new_scope(task)
                 self._nursery.start_soon(self._run, task, scope, name=task.name)
             case Cancel(name):
                 state = self._core.tasks[name]
@@ -239,9 +240,16 @@ class Engine:
                 gone = RunEnded(name, "does not end, though it was cancelled")
                 self._nursery.start_soon(self._outwait, state.task, scope, gone)
             case Undo(task):
-                scope = self._scopes[task.name] = trio.CancelScope()
+                scope = self._new_scope(task)
                 self._nursery.start_soon(self._undo, task, scope, name=f"undo {task.name}")
                 self._nursery.start_soon(self._outwait, task, scope, UndoEnded(task.name))
+
+    def _new_scope(self, task: Task) -> trio.CancelScope:
+        """For a run or an undoing that is about to begin; it has no time where the budget of the end is spent."""
+        scope = self._scopes[task.name] = trio.CancelScope()
+        if self._late:
+            scope.cancel()
+        return scope
 
     async def _run(self, task: Task, scope: trio.CancelScope) -> None:
         ended, bug = RunEnded(task.name, "cancelled"), False
@@ -256,9 +264,11 @@ class Engine:
             ended = RunEnded(task.name, describe(error), lasting=isinstance(error, RegistryRefused))
             bug = not isinstance(error, PidoneError)
         except BaseException:  # the engine itself is cancelled
+            self._closed = True
             self._leave(task, scope)
             raise
-        at_work = self._scopes.get(task.name) is scope and self._core.tasks[task.name].stage is Stage.RUNNING
+        current = self._scopes.get(task.name) is scope and not self._late
+        at_work = current and self._core.tasks[task.name].stage is Stage.RUNNING
         if ended.error is not None and at_work and scope.cancelled_caught:
             # by nobody but the clock: the core cancels no run that it still counts on
             ended = RunEnded(task.name, f"not done within its timeout of {task.timeout:g} s")
@@ -275,16 +285,22 @@ class Engine:
         try:
             with scope:
                 await self._actions[task.digest].undo(_TaskContext(self, task, scope))
-            self.left.discard(task.name)
+            self.left.pop(task.name, None)
         except Exception as error:  # noqa: BLE001 - as above: what cannot be undone must not stop the rest
-            self.left.add(task.name)
+            self.left[task.name] = describe(error)
             self._journal.write("undo-failed", task=task.name, error=describe(error))
         except BaseException:  # as above
+            self._closed = True
             self._leave(task, scope)
             raise
         if scope.cancelled_caught:
-            self.left.add(task.name)
-            self._journal.write("undo-late", task=task.name, stopTimeout=f"{task.stop_timeout:g}s")
+            late = f"{task.stop_timeout:g} s"
+            self.left[task.name] = (
+                "the pod's end had no time left for it"
+                if self._late
+                else f"not done within its stopTimeout of {late}"
+            )
+            self._journal.write("undo-late", task=task.name, stopTimeout=late.replace(" ", ""))
         self._ends(task, scope, UndoEnded(task.name))
 
     async def _outwait(self, task: Task, scope: trio.CancelScope, gone: RunEnded | UndoEnded) -> None:
@@ -294,6 +310,8 @@ class Engine:
                 await self._state_changed.wait()
         if patience.cancelled_caught:
             self._journal.write("stuck", task=task.name)
+            if isinstance(gone, UndoEnded):
+                self.left[task.name] = "its undoing does not end, though it was cancelled"
             self._ends(task, scope, gone)
             self._stuck.add(scope)
 
@@ -309,8 +327,6 @@ class Engine:
         self._stuck.discard(scope)
         if self._scopes.get(task.name) is scope:
             del self._scopes[task.name]
-            if self._late:
-                self._tell_changed()
 
     def _tell_changed(self) -> None:
         self._state_changed.set()

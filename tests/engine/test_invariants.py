@@ -3,19 +3,29 @@
 Hypothesis chooses the steps, and cuts a sequence that breaks a promise down to the shortest that does. The
 rules are stated here a second time, from the outside: over the commands, and over what a reader sees.
 PIDONE_TEST_STEPS sets how many steps; the usual size is 20,000, the nightly one 1,000,000.
+
+``Promises`` is about the core alone, with a shell that does what it is told. ``Shell`` is about core and shell
+together, with actions that fail, hang, and do not end when they are cancelled.
 """
 
 import os
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
 from itertools import combinations
 from random import Random
 
+import pytest
+import trio
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+from trio.testing import MockClock, wait_all_tasks_blocked
 
+from pidone import actions
+from pidone.actions import Context, Setting
+from pidone.counters import Counters
 from pidone.engine.core import (
     START_FLOOR,
     Cancel,
@@ -33,10 +43,14 @@ from pidone.engine.core import (
     Undo,
     UndoEnded,
 )
+from pidone.engine.runner import STUCK, Engine
+from pidone.errors import TaskFailed
+from pidone.journal import Journal
 from pidone.pacing import Backoff
+from pidone.pid1.reaper import Reaper
 from pidone.plan.difference import difference
 from pidone.plan.digest import digest
-from pidone.plan.model import EVENTS, LASTING, Edge, Task
+from pidone.plan.model import EVENTS, LASTING, Edge, Plan, Pod, Task
 
 STEPS = int(os.environ.get("PIDONE_TEST_STEPS", "20000"))
 STEPS_EACH = 50  # in a sequence; life goes on for twelve in some of them
@@ -387,3 +401,162 @@ def test_a_plan_after_another_is_the_same_as_that_plan_alone() -> None:
         for name, state in direct.tasks.items():
             if state.task.digest not in kept and state.task.every is None:
                 assert after.tasks[name].stage is state.stage
+
+
+# Core and shell together
+
+BUDGET = 8.0
+DEEDS = ("end", "fail", "bug", "hang", "hang", "hang")
+PARTINGS = ("at once", "at once", "fail", "slow", "slower", "deaf")  # what a cancelled run or undoing does
+SHIELDED = {"slow": 4.0, "slower": 20.0, "deaf": 400.0}  # seconds for which it does not end
+
+
+class Unruly:
+    """An action that does what no action should, at random."""
+
+    def __init__(self, shell: "Shell", task: Task) -> None:
+        self.shell, self.task = shell, task
+        self.held = False  # whether there is something to undo
+        self.undone = 0
+
+    async def run(self, context: Context) -> None:
+        self.shell.began(self)
+        self.held = True
+        await self._act(context, self.shell.random.choice(DEEDS))
+
+    async def undo(self, context: Context) -> None:
+        assert self.held, "what never ran is not undone"
+        self.undone += 1
+        assert self.undone == 1, "what was undone is not undone again"
+        await self._act(context, self.shell.random.choice(DEEDS))
+
+    async def _act(self, context: Context, deed: str) -> None:
+        random = self.shell.random
+        try:
+            for _ in range(random.randrange(3)):
+                context.report(random.choice(["", *STATES]))
+                await trio.sleep(random.choice([0.0, 0.3, 3.0]))
+            if deed == "hang":
+                await trio.sleep_forever()
+        except trio.Cancelled:
+            await self._part(context, random.choice(PARTINGS))
+            raise
+        if deed == "fail":
+            raise TaskFailed("no")
+        if deed == "bug":
+            raise KeyError("bug")
+
+    async def _part(self, context: Context, how: str) -> None:
+        context.report("healthy")
+        if how in SHIELDED:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(SHIELDED[how])
+            context.report("failed")
+        if how != "at once" and self.shell.random.random() < 0.5:
+            raise KeyError("bug")
+
+
+class Shell:
+    """A real engine, what is done to it, and what was promised."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = Random(seed)
+        self.farewells: set[str] | None = None  # from the end on: what may start, once each
+        setting = Setting(Pod("p", "n", "u", "127.0.0.1"), None, Reaper(), Counters(), lambda: ())
+        journal = Journal(echo=lambda line: None)
+        self.engine = Engine(
+            setting,
+            journal,
+            changed=lambda: None,
+            random=Random(seed),
+            build=lambda task, _: Unruly(self, task),
+        )
+        self.starts = 0
+
+    def began(self, action: Unruly) -> None:
+        self.starts += 1
+        if self.farewells is not None:
+            assert action.task.name in self.farewells, "the end starts nothing but farewells, each once"
+            self.farewells.remove(action.task.name)
+
+    async def live(self, steps: list[tuple[str, int]]) -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.engine.run)
+            for what, number in steps:
+                await self.step(what, number, nursery)
+                self.check()
+            await self.end(nursery)
+            nursery.cancel_scope.cancel()
+
+    async def step(self, what: str, number: int, nursery: trio.Nursery) -> None:
+        match what:
+            case "plan":
+                tasks = tuple(self.varied(task) for task in PLANS[number % len(PLANS)])
+                self.engine.apply(Plan(digest([task.digest for task in tasks]), tasks))
+            case "event":
+                self.engine.happened(sorted(EVENTS)[number % len(EVENTS)])
+            case "time":
+                await trio.sleep([0.01, 0.4, 1.5, 5.0, 35.0][number % 5])
+            case "end" if number % 4 == 0:
+                self.begin_end()
+            case "drain" if number % 4 == 0:
+                self.begin_end()
+                with trio.move_on_after(number % 20):  # who asked for it goes away
+                    await self.engine.drain(BUDGET)
+
+    def varied(self, task: Task) -> Task:
+        random = Random(task.digest)  # what has the same digest is the same
+        return replace(
+            task,
+            action="probe",
+            timeout=random.choice([None, None, 2.0]),
+            stop_timeout=random.choice([0.5, 2.0, 60.0]),
+        )
+
+    def begin_end(self) -> None:
+        if self.farewells is None:
+            self.farewells = {
+                state.task.name
+                for state in self.engine.tasks
+                if not state.leaving and "pod.terminating" in map(str, state.task.run_on)
+            }
+        self.engine.end(BUDGET)
+
+    async def end(self, nursery: trio.Nursery) -> None:
+        self.begin_end()
+        with trio.fail_after(BUDGET + STUCK + 1):
+            await self.engine.wait_over()
+        await wait_all_tasks_blocked()
+        self.check()
+        for number in range(4):  # nothing brings it back
+            await self.step("plan", number, nursery)
+            await self.step("event", number, nursery)
+            await trio.sleep(250)
+            self.check()
+        assert self.engine.idle
+        assert not self.engine.stuck
+
+    def check(self) -> None:
+        done["shell checks"] += 1
+        engine = self.engine
+        assert engine._broken is None
+        busy = {state.task.name for state in engine.tasks if state.stage in {*BUSY, Stage.UNDOING}}
+        assert busy == set(engine._scopes), "core and shell agree on what is at work"
+
+
+def test_core_and_shell_agree_whatever_tasks_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(actions, "check_states", lambda tasks: None)  # no action has all the states of PLANS
+    done.clear()
+    kinds = ["plan", "plan", "time", "time", "time", "time", "event", "end", "drain"]
+    for seed in range(max(50, STEPS // 100)):
+        random = Random(seed)
+        steps = [(random.choice(kinds), random.randrange(1 << 16)) for _ in range(random.randrange(5, 40))]
+        shell = Shell(seed)
+        try:
+            trio.run(shell.live, steps, clock=MockClock(autojump_threshold=0))
+        except BaseException as error:
+            error.add_note(f"seed {seed}: {steps}")
+            raise
+        done["starts"] += shell.starts
+    print(dict(done))
+    assert done["starts"] > STEPS / 50, "the sequences do something"

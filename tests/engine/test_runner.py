@@ -177,7 +177,7 @@ async def test_teardown_is_in_reverse_and_an_undo_that_hangs_is_cut_off(
     assert bench.log[3:] == ["cancelled c", "undo c", "cancelled b", "undo b", "cancelled a", "undo a"]
     assert any("the registry is away" in line for line in bench.journal.lines)
     assert any("undo-late" in line for line in bench.journal.lines)
-    assert bench.engine.left == {"b", "c"}
+    assert bench.engine.left == {"b": "not done within its stopTimeout of 3 s", "c": "the registry is away"}
     nursery.cancel_scope.cancel()
 
 
@@ -195,6 +195,7 @@ async def test_the_end_has_one_budget_for_all(bench: Bench, autojump_clock: Mock
         began = trio.current_time()
         await bench.engine.drain(8)
         assert trio.current_time() - began == pytest.approx(8)
+        nursery.cancel_scope.cancel()
     assert any("teardown-late" in line and "tasks=a,b" in line for line in bench.journal.lines)
 
 
@@ -456,6 +457,45 @@ async def test_a_teardown_is_over_in_time_whatever_does_not_end(
     assert bench.engine.stuck
     assert "undo b" in bench.log
     nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("shielded", [9, 20, 36])
+async def test_an_undoing_that_outlasts_the_budget_ends_nothing_but_itself(
+    bench: Bench, nursery: trio.Nursery, shielded: float, autojump_clock: MockClock
+) -> None:
+    async def late(context: Context) -> None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(shielded)
+
+    bench.undos = {"web": late}
+    await nursery.start(bench.engine.run)
+    bench.engine.apply(plan({"name": "ready"}, {"name": "web", "needs": ["ready.healthy"]}))
+    await wait_all_tasks_blocked()
+    await bench.engine.drain(8)
+    await trio.sleep(100)
+    bench.engine.apply(plan({"name": "ready"}))  # the engine is there, and accepts no plan any more
+    assert bench.engine.ending
+    assert bench.engine.idle
+    assert bench.log[2:] == ["cancelled web", "undo web", "cancelled ready", "undo ready"]
+    nursery.cancel_scope.cancel()
+
+
+async def test_an_engine_that_is_cancelled_amid_an_undoing_does_not_fail(
+    bench: Bench, autojump_clock: MockClock
+) -> None:
+    async def late(context: Context) -> None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(20)
+
+    bench.undos = {"web": late}
+    async with trio.open_nursery() as nursery:
+        await nursery.start(bench.engine.run)
+        bench.engine.apply(plan({"name": "ready"}, {"name": "web", "needs": ["ready.healthy"]}))
+        await wait_all_tasks_blocked()
+        bench.engine.end(8)
+        await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    assert bench.log[2:] == ["cancelled web", "undo web", "cancelled ready"]
 
 
 async def test_a_bug_that_shows_itself_while_its_task_leaves_is_told_as_well(
