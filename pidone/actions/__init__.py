@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from pidone.counters import Counters, TaskView
 from pidone.errors import Refused
@@ -85,6 +85,20 @@ class Action(Protocol):
 
     async def undo(self, context: Context) -> None:
         """Take back what was done outside of this process. Called once, after the last run; is cancelled when late."""
+
+
+@runtime_checkable
+class Successor(Protocol):
+    """An action that can go on with what an earlier one holds outside of this process, such as a registration.
+
+    Optional. Where the plan changes, nothing is undone then and nothing is done twice. Both methods do no I/O.
+    """
+
+    def succeeds(self, previous: Action) -> bool:
+        """Whether what ``previous`` holds is what this action would hold. Asked while ``previous`` may still run."""
+
+    def take_over(self, previous: Action) -> None:
+        """Hold what ``previous`` held. Its run has ended, it is not undone, and it is not used any more."""
 
 
 def names() -> list[str]:

@@ -14,6 +14,9 @@ A task that leaves is stopped only when every leaving task that depends on it is
 the graph in reverse, one level at a time and each level at once. New tasks are made when all that leave
 are gone: a port or a registration is given up before its successor asks for it. Tasks that stay do not notice.
 
+A leaving task may have an heir, a task of the new plan that will hold outside what it holds: the heir takes its
+place as soon as its run has ended, nothing is undone, and the heir is undone in its turn even if it never ran.
+
 A paused task answers for nothing: whatever its action reported last, none of its states holds until it
 runs again. What cannot run yet, because a run is on, because ``needs`` or ``while`` do not hold or within the
 floor, is remembered once: an event is neither lost nor queued.
@@ -22,8 +25,8 @@ Work is proportional to what an event changes and not to the plan: ``_dirty`` ar
 are looked at in the order of the graph, so that nothing is started on a state that the same event takes away.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from heapq import heapify, heappop, heappush
 from math import floor, inf
@@ -72,6 +75,7 @@ class TaskState:
     floor: float = 0.0  # no start before
     started: float = 0.0
     runs: int = 0
+    inherited: bool = False  # it took over what the task before it holds outside
     failures: int = 0
     streak: int = 0  # failures since the last good run
     ends: int = 0  # runs that ended and were begun again since the last good one: what backoff grows with
@@ -84,12 +88,21 @@ class TaskState:
         """One word for people: paused where it is, else what its action says, else where it stands."""
         return "paused" if self.stage in _PAUSE else self.state or self.stage.value
 
+    @property
+    def holds(self) -> bool:
+        """Whether there may be something outside of the pod that is to be undone."""
+        return self.runs > 0 or self.inherited
+
 
 @dataclass(frozen=True, slots=True)
 class PlanChanged:
-    """Event: these are the tasks from now on. No tasks: nothing is wanted at present."""
+    """Event: these are the tasks from now on. No tasks: nothing is wanted at present.
+
+    ``heirs``: by the name of a task that leaves, the name of the one in ``tasks`` that takes over what it holds.
+    """
 
     tasks: tuple[Task, ...]
+    heirs: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +170,15 @@ class Undo:
     task: Task
 
 
-Command = Start | Cancel | Undo
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """Command: ``task``, whose run has ended, leaves to ``heir`` what it holds outside. Done when this is read."""
+
+    task: Task
+    heir: Task
+
+
+Command = Start | Cancel | Undo | HandOver
 
 
 class Core:
@@ -176,7 +197,9 @@ class Core:
         )  # pods of one node, whose clock is the same, do not beat together
         self._wanted: tuple[Task, ...] = ()
         self._coming = False  # whether some of them are not there yet
+        self._replaced = False  # whether heirs have come that the index does not have yet
         self._leaving: set[str] = set()
+        self._heirs: dict[str, Task] = {}  # by name of a task that leaves
         self._farewells: set[str] = set()  # what runs on the end, and has not yet
         self._undo_at = inf
         self._floors: dict[str, float] = {}  # of tasks that have left, for those that come under their names
@@ -208,8 +231,8 @@ class Core:
     def handle(self, event: Event | None, now: float) -> list[Command]:
         """Take in what happened, or just the time, and say what to do. An event of a task that is gone is nothing."""
         match event:
-            case PlanChanged(tasks):
-                self._take_plan(tasks)
+            case PlanChanged(tasks, heirs):
+                self._take_plan(tasks, heirs)
             case Ending(undo_at):
                 self._end(undo_at)
             case Happened(name):
@@ -231,10 +254,12 @@ class Core:
 
     # The plan
 
-    def _take_plan(self, tasks: tuple[Task, ...]) -> None:
+    def _take_plan(self, tasks: tuple[Task, ...], heirs: Mapping[str, str]) -> None:
         if self.ending:
             return
         self._wanted, self._coming = tasks, True
+        wanted = {task.name: task for task in tasks}
+        self._heirs = {name: wanted[heir] for name, heir in heirs.items()}
         running = {name: s.task.digest for name, s in self.tasks.items() if not s.leaving}
         for name in difference(running, tasks).leaving:
             self._leave(name)
@@ -261,6 +286,27 @@ class Core:
                 self.changes += 1
                 self.news += 1
         self._floors = {name: until for name, until in self._floors.items() if until > now}
+        self._index()
+        for name in self.tasks:
+            self._touch(name)
+
+    def _replace(self, name: str, heir: Task, now: float) -> None:
+        """Put the heir in the place of a leaving task whose run has ended."""
+        state = self.tasks[name]
+        self._remove(name)
+        floor_then = max(self._floors[name], self._floors.get(heir.name, 0.0))
+        self.tasks[heir.name] = new = TaskState(heir, since=now, floor=floor_then, inherited=True)
+        new.pending = any(str(edge) in self._lasting for edge in heir.run_on)
+        self._commands.append(HandOver(state.task, heir))
+        # ``needs`` asks whether something may begin; what the heir goes on with has begun
+        if state.stage is not Stage.WAITING and set(heir.needs) <= set(state.task.needs):
+            self._open(new, now)
+        self._touch(heir.name)
+        self._replaced = True
+
+    def _index(self) -> None:
+        """Who depends on whom, who listens to what, and the order in which to look at them."""
+        self._replaced = False
         self._dependents, self._listeners = {}, {}
         for name, state in self.tasks.items():
             for edge in state.task.gates:
@@ -268,8 +314,8 @@ class Core:
             for edge in state.task.run_on:
                 self._listeners.setdefault(str(edge), []).append(name)
         self._rank = self._ranked()
-        for name in self.tasks:
-            self._touch(name)
+        self._dirty = [(self._rank.get(name, 0), name) for _, name in self._dirty]
+        heapify(self._dirty)
 
     def _ranked(self) -> dict[str, int]:
         """Every task after all that its gates name; else as they stand in the plan."""
@@ -288,7 +334,7 @@ class Core:
         if self.ending:
             return
         self._fire(TERMINATING)
-        self.ending, self._undo_at, self._wanted, self._coming = True, undo_at, (), False
+        self.ending, self._undo_at, self._wanted, self._coming, self._heirs = True, undo_at, (), False, {}
         listeners = self._listeners.get(TERMINATING, ())
         self._farewells = {name for name in listeners if name in self.tasks and self.tasks[name].pending}
 
@@ -299,6 +345,8 @@ class Core:
             self._tear_down(now)
         if self._coming and not self._leaving:
             self._create(now)
+        elif self._replaced:
+            self._index()
         while self._timers and self._timers[0][0] <= now:
             self._touch(heappop(self._timers)[1])
         while self._dirty:
@@ -335,12 +383,16 @@ class Core:
                 elif state.stage is Stage.PAUSING:
                     self._enter(state, Stage.STOPPING, now)
                 elif state.stage not in {Stage.STOPPING, Stage.UNDOING}:
-                    if state.runs:
+                    heir = self._heirs.get(name) if state.holds else None
+                    if heir is not None and (heir.name == name or heir.name not in self.tasks):
+                        self._replace(name, heir, now)
+                    elif state.holds:
                         self._enter(state, Stage.UNDOING, now)
                         self._commands.append(Undo(state.task))
+                        continue
                     else:
                         self._remove(name)
-                        settled = False  # what it depended on may go now
+                    settled = False  # what it depended on may go now
 
     def _advance(self, state: TaskState, now: float) -> None:
         task = state.task

@@ -12,12 +12,14 @@ from random import Random
 import trio
 
 from pidone import actions
-from pidone.actions import Action, Setting
+from pidone.actions import Action, Setting, Successor
 from pidone.engine.core import (
     Cancel,
+    Command,
     Core,
     Ending,
     Event,
+    HandOver,
     Happened,
     PlanChanged,
     RunEnded,
@@ -130,11 +132,41 @@ class Engine:
             task.digest: build(task, setting) for task in plan.tasks if task.digest not in self._actions
         }
         self._setting = setting
-        self._handle(PlanChanged(plan.tasks))
+        self._handle(PlanChanged(plan.tasks, self._heirs(plan)))
         in_use = {task.digest for task in plan.tasks} | {state.task.digest for state in self.tasks}
         self._actions = {digest: action for digest, action in self._actions.items() if digest in in_use}
         names = {task.name for task in plan.tasks}
         self._rates = {name: rate for name, rate in self._rates.items() if name in names}
+
+    def _heirs(self, plan: Plan) -> dict[str, str]:
+        """By the name of a task that leaves with this plan, the task that takes over what it holds outside.
+
+        That is the changed form of the same task, or else a new task of another name.
+        """
+        wanted = {task.name: task.digest for task in plan.tasks}
+        leaving = [
+            state
+            for state in self.tasks
+            if state.holds and (state.leaving or state.task.digest != wanted.get(state.task.name))
+        ]
+        if not leaving:
+            return {}
+        leaving_names = {state.task.name for state in leaving}
+        present = {state.task.name for state in self.tasks} - leaving_names
+        coming = {
+            task.name: action
+            for task in plan.tasks
+            if task.name not in present and isinstance(action := self._actions[task.digest], Successor)
+        }
+        heirs: dict[str, str] = {}
+        for state in leaving:
+            name, previous = state.task.name, self._actions[state.task.digest]
+            for heir in [name, *(other for other in coming if other not in leaving_names)]:
+                if heir in coming and coming[heir].succeeds(previous):
+                    heirs[name] = heir
+                    del coming[heir]
+                    break
+        return heirs
 
     def happened(self, event: str) -> bool:
         """Tell of something that tasks may run on, one of ``pidone.plan.model.EVENTS``; whether any does."""
@@ -225,7 +257,7 @@ class Engine:
             self._journal.write("state", task=name, state=state, untold=rate.refused or None)
             rate.refused = 0
 
-    def _do(self, command: Start | Cancel | Undo) -> None:
+    def _do(self, command: Command) -> None:
         assert self._nursery is not None
         match command:
             case Start(task):
@@ -243,6 +275,16 @@ class Engine:
                 scope = self._new_scope(task)
                 self._nursery.start_soon(self._undo, task, scope, name=f"undo {task.name}")
                 self._nursery.start_soon(self._outwait, task, scope, UndoEnded(task.name))
+
+            case HandOver(task, heir):
+                previous, successor = self._actions[task.digest], self._actions[heir.digest]
+                assert isinstance(successor, Successor)
+                if successor is not previous:  # it is where a plan is changed back before the change was done
+                    try:
+                        successor.take_over(previous)
+                    except Exception as error:  # noqa: BLE001 - as below
+                        self.left[task.name] = describe(error)
+                        self._journal.write("undo-failed", task=task.name, error=describe(error))
 
     def _new_scope(self, task: Task) -> trio.CancelScope:
         """For a run or an undoing that is about to begin; it has no time where the budget of the end is spent."""

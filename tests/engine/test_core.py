@@ -10,6 +10,7 @@ from pidone.engine.core import (
     Command,
     Core,
     Ending,
+    HandOver,
     Happened,
     PlanChanged,
     RunEnded,
@@ -59,6 +60,8 @@ def names(commands: list[Command]) -> list[str]:
                 words.append(f"cancel {name}")
             case Undo(item):
                 words.append(f"undo {item.name}")
+            case HandOver(item, heir):
+                words.append(f"hand {item.name} over to {heir.name}")
     return words
 
 
@@ -241,6 +244,71 @@ def test_ten_plans_in_a_second_end_in_the_last(core: Core) -> None:
     core.handle(RunEnded("a", "cancelled"), 1)
     assert names(core.handle(UndoEnded("a"), 1)) == ["start a"]
     assert core.tasks["a"].task == task("a", version=10)
+
+
+def held_by_an_earlier_form(core: Core) -> tuple[Task, Task]:
+    """The probe ``a``, and ``b``, which needs it, ran, and has a changed form; the probe is unhealthy by now."""
+    a, b = task("a"), task("b", "a.healthy")
+    core.handle(PlanChanged((a, b)), 0)
+    core.handle(StateReported("a", "healthy"), 0)
+    core.handle(StateReported("a", "unhealthy"), 4)
+    return a, task("b", "a.healthy", version=2)
+
+
+def test_what_is_taken_over_is_not_undone_and_goes_on_at_once(core: Core) -> None:
+    a, b = held_by_an_earlier_form(core)
+    assert names(core.handle(PlanChanged((a, b), {"b": "b"}), 5)) == ["cancel b"]
+    commands = core.handle(RunEnded("b", "cancelled"), 5)
+    assert names(commands) == ["hand b over to b", "start b"], "what it needed, it had when it began"
+    assert core.tasks["b"].task is b
+    assert names(core.handle(PlanChanged((a,)), 6)) == ["cancel b"]
+    assert names(core.handle(RunEnded("b", "cancelled"), 6)) == ["undo b"]
+
+
+def test_what_is_taken_over_does_not_wait_for_what_else_leaves(core: Core) -> None:
+    a, b = held_by_an_earlier_form(core)
+    core.handle(PlanChanged((a, b, task("slow"))), 5)
+    core.handle(RunEnded("b", "cancelled"), 5)
+    core.handle(UndoEnded("b"), 5)
+    core.handle(StateReported("a", "healthy"), 5)
+    third = task("b", "a.healthy", version=3)
+    assert names(core.handle(PlanChanged((a, third, task("new")), {"b": "b"}), 7)) == [
+        "cancel b",
+        "cancel slow",
+    ]
+    assert names(core.handle(RunEnded("b", "cancelled"), 7)) == ["hand b over to b", "start b"]
+    assert names(core.handle(RunEnded("slow", "cancelled"), 8)) == ["undo slow"]
+    assert names(core.handle(UndoEnded("slow"), 9)) == ["start new"]
+
+
+@pytest.mark.parametrize("end", [True, False])
+def test_an_heir_that_never_ran_is_undone(core: Core, end: bool) -> None:
+    a, b = held_by_an_earlier_form(core)
+    waits = task("b", "a.healthy", "a.failed", version=3)  # it needs something new before it begins
+    core.handle(PlanChanged((a, waits), {"b": "b"}), 5)
+    assert names(core.handle(RunEnded("b", "cancelled"), 5)) == ["hand b over to b"]
+    assert (core.tasks["b"].stage, core.tasks["b"].runs) == (Stage.WAITING, 0)
+    last = core.handle(Ending(6) if end else PlanChanged((a,)), 6)
+    assert names(last) == ["undo b"]
+    assert b.name not in [name for name, state in core.tasks.items() if not state.leaving]
+
+
+def test_without_an_heir_after_all_it_is_undone(core: Core) -> None:
+    a, b = held_by_an_earlier_form(core)
+    core.handle(PlanChanged((a, b), {"b": "b"}), 5)
+    core.handle(PlanChanged((a, task("b", "a.healthy", version=3))), 5)
+    assert names(core.handle(RunEnded("b", "cancelled"), 6)) == ["undo b"]
+    core.handle(PlanChanged((a, b), {"b": "b"}), 7)  # too late
+    assert names(core.handle(UndoEnded("b"), 8)) == []
+    assert core.tasks["b"].stage is Stage.WAITING
+
+
+def test_an_heir_may_have_another_name_unless_that_is_in_use(core: Core) -> None:
+    core.handle(PlanChanged((task("old"), task("a"))), 0)
+    core.handle(PlanChanged((task("new"), task("a")), {"old": "new"}), 5)
+    assert names(core.handle(RunEnded("old", "cancelled"), 5)) == ["hand old over to new", "start new"]
+    core.handle(PlanChanged((task("a", version=2),), {"new": "a"}), 7)
+    assert names(core.handle(RunEnded("new", "cancelled"), 7)) == ["undo new"]
 
 
 def test_events_of_a_task_that_is_gone_are_nothing(core: Core) -> None:

@@ -24,7 +24,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_a
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from pidone import actions
-from pidone.actions import Context, Setting
+from pidone.actions import Action, Context, Setting
 from pidone.counters import Counters
 from pidone.engine.core import (
     START_FLOOR,
@@ -33,6 +33,7 @@ from pidone.engine.core import (
     Core,
     Ending,
     Event,
+    HandOver,
     Happened,
     PlanChanged,
     RunEnded,
@@ -111,6 +112,7 @@ class Promises(RuleBasedStateMachine):
         self.running: dict[str, Task] = {}
         self.cancelled: set[str] = set()
         self.undoing: set[str] = set()
+        self.holding: set[str] = set()  # what has run, or took over from what had, and is not undone
         self.opened: dict[str, TaskState] = {}  # whose needs held once
         self.started: dict[str, float] = {}
         self.starts: Counter[str] = Counter()
@@ -145,9 +147,25 @@ class Promises(RuleBasedStateMachine):
             plan = make_plan((seed + turn) % PLANS)
             if self.farewells is None:
                 self.plan = plan
-            self.handle(PlanChanged(plan))
+            self.handle(PlanChanged(plan, self.heirs(plan, seed)))
         if patient and self.farewells is None:
             self.settle()
+
+    def heirs(self, plan: tuple[Task, ...], seed: int) -> dict[str, str]:
+        """Some of those that leave are followed by their changed form, some by a task of another name."""
+        random = Random(seed)
+        wanted = {task.name: task.digest for task in plan}
+        leaving = [
+            name
+            for name, state in self.core.tasks.items()
+            if state.leaving or wanted.get(name) != state.task.digest
+        ]
+        heirs = {name: name for name in leaving if name in wanted and random.random() < 0.5}
+        free = [name for name in wanted if name not in self.core.tasks]
+        for name in leaving:
+            if name not in heirs and free and random.random() < 0.3:
+                heirs[name] = free.pop()
+        return heirs
 
     @rule()
     def the_same_plan_comes_again(self) -> None:
@@ -155,8 +173,12 @@ class Promises(RuleBasedStateMachine):
         assert not difference({task.name: task.digest for task in self.plan}, self.plan).leaving
         assert not difference({task.name: task.digest for task in self.plan}, self.plan).coming
         before = self.core.changes
-        assert self.handle(PlanChanged(self.plan)) == []
+        assert self.handle(PlanChanged(self.plan, self.core_heirs())) == []
         assert self.core.changes == before
+
+    def core_heirs(self) -> dict[str, str]:
+        """As the shell has it, which finds the same heirs again."""
+        return {name: heir.name for name, heir in self.core._heirs.items() if name in self.core.tasks}
 
     @rule(index=st.integers(0, 63), outcome=st.sampled_from([None, None, "no"]), lasting=st.booleans())
     def a_run_ends(self, index: int, outcome: str | None, *, lasting: bool) -> None:
@@ -237,6 +259,7 @@ class Promises(RuleBasedStateMachine):
         self.farewells, self.plan = set(), ()
         self.settle()
         assert self.core.idle
+        assert not self.holding, "what was held was undone"
         assert self.core.next_due() == float("inf")
         assert self.starts == self.ends, "each start has exactly one end"
         done["sequences"] += 1
@@ -269,11 +292,19 @@ class Promises(RuleBasedStateMachine):
         before = dict(self.core.tasks)
         commands = self.core.handle(event, self.now)
         gone = [name for name, state in before.items() if self.core.tasks.get(name) is not state]
-        assert all(event == UndoEnded(name) or not before[name].runs for name in gone), "what ran is undone"
+        handed = {command.task.name: command.heir for command in commands if isinstance(command, HandOver)}
+        assert all(
+            event == UndoEnded(name) or name not in self.holding for name in gone if name not in handed
+        ), "what ran is undone"
         coming = {name for name, state in self.core.tasks.items() if before.get(name) is not state}
-        for name in coming:
-            self.opened.pop(name, None)
-        if coming:
+        opened = {name: self.opened.pop(name, None) for name in {*coming, *handed}}
+        for name, heir in handed.items():
+            assert name in gone
+            assert self.core.tasks[heir.name].task is heir
+            assert heir in self.plan
+            if opened[name] is before[name] and set(heir.needs) <= set(before[name].task.needs):
+                self.opened[heir.name] = self.core.tasks[heir.name]  # it has begun
+        if coming - {heir.name for heir in handed.values()}:
             assert not any(state.leaving for name, state in before.items() if name not in gone), (
                 "old before new"
             )
@@ -290,7 +321,15 @@ class Promises(RuleBasedStateMachine):
                     assert task.name not in self.running
                     assert task.name not in self.undoing
                     self.undoing.add(task.name)
+                    self.holding.remove(task.name)
                     self.check_order(task.name)
+                case HandOver(task, heir):
+                    done["handed over"] += 1
+                    assert task.name not in self.running
+                    assert task.name not in self.undoing
+                    self.holding.remove(task.name)
+                    assert heir.name not in self.holding, "nothing is lost for another"
+                    self.holding.add(heir.name)
         self.check_everything()
         self.sound = True
         return commands
@@ -309,6 +348,7 @@ class Promises(RuleBasedStateMachine):
             assert task.name in self.farewells, "the end starts nothing but farewells, each once"
             self.farewells.remove(task.name)
         self.running[task.name] = task
+        self.holding.add(task.name)
         self.started[task.name] = self.now
         self.starts[task.name] += 1
 
@@ -416,18 +456,30 @@ class Unruly:
 
     def __init__(self, shell: "Shell", task: Task) -> None:
         self.shell, self.task = shell, task
-        self.held = False  # whether there is something to undo
-        self.undone = 0
+
+    def succeeds(self, previous: Action) -> bool:
+        """As registrations of one instance: some changes of a task leave it what it is, some names share one."""
+        assert isinstance(previous, Unruly)
+        return self.identity == previous.identity
+
+    @property
+    def identity(self) -> int:
+        return Random(f"{self.task.name in 'abc'}{self.task.digest[-1] in '01234567'}").randrange(1 << 30)
+
+    def take_over(self, previous: Action) -> None:
+        assert isinstance(previous, Unruly)
+        done["taken over"] += 1
+        self.shell.holding.remove(previous)
+        self.shell.holding.add(self)
 
     async def run(self, context: Context) -> None:
         self.shell.began(self)
-        self.held = True
+        self.shell.holding.add(self)
         await self._act(context, self.shell.random.choice(DEEDS))
 
     async def undo(self, context: Context) -> None:
-        assert self.held, "what never ran is not undone"
-        self.undone += 1
-        assert self.undone == 1, "what was undone is not undone again"
+        assert self in self.shell.holding, "what holds nothing is not undone"
+        self.shell.holding.remove(self)
         await self._act(context, self.shell.random.choice(DEEDS))
 
     async def _act(self, context: Context, deed: str) -> None:
@@ -472,6 +524,7 @@ class Shell:
             build=lambda task, _: Unruly(self, task),
         )
         self.starts = 0
+        self.holding: set[Unruly] = set()
 
     def began(self, action: Unruly) -> None:
         self.starts += 1
@@ -535,6 +588,7 @@ class Shell:
             self.check()
         assert self.engine.idle
         assert not self.engine.stuck
+        assert not self.holding, "all was undone, by the task that took it over last"
 
     def check(self) -> None:
         done["shell checks"] += 1

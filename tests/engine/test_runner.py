@@ -459,6 +459,96 @@ async def test_a_teardown_is_over_in_time_whatever_does_not_end(
     nursery.cancel_scope.cancel()
 
 
+class Holder(Fake):
+    """Holds what its configuration names, from its first run until it is undone."""
+
+    def __init__(self, name: str, held: str, bench: Bench) -> None:
+        super().__init__(name, bench.bodies.get(name, sleep), bench.log, bench.undos.get(name))
+        self.held = held
+
+    def succeeds(self, previous: actions.Action) -> bool:
+        return isinstance(previous, Holder) and previous.held == self.held
+
+    def take_over(self, previous: actions.Action) -> None:
+        if self.held == "trouble":
+            raise ZeroDivisionError("a bug")
+        assert isinstance(previous, Holder)
+        self.log.append(f"{self.name} takes over from {previous.name}")
+
+
+@pytest.fixture
+async def holding(bench: Bench, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    def build(task: Task, setting: Setting) -> actions.Action:
+        return Holder(task.name, task.config.get("held", task.name), bench)
+
+    monkeypatch.setattr(actions, "build", build)
+    await nursery.start(bench.engine.run)
+    return bench
+
+
+async def test_what_a_task_holds_passes_to_its_changed_form(
+    holding: Bench, autojump_clock: MockClock
+) -> None:
+    bench = holding
+    bench.engine.apply(plan({"name": "a"}, {"name": "b"}))
+    await trio.sleep(2)
+    bench.engine.apply(plan({"name": "a", "stopTimeout": 7}, {"name": "b", "probe": {"held": "other"}}))
+    await trio.sleep(0.1)
+    assert bench.log[:2] == ["run a", "run b"]
+    assert [line for line in bench.log[2:] if line.endswith("a")] == [
+        "cancelled a",
+        "a takes over from a",
+        "run a",
+    ]
+    assert [line for line in bench.log[2:] if line.endswith("b")] == ["cancelled b", "undo b", "run b"]
+
+
+async def test_what_a_task_holds_passes_to_a_task_of_another_name(
+    holding: Bench, autojump_clock: MockClock
+) -> None:
+    bench = holding
+    bench.engine.apply(plan({"name": "a", "probe": {"held": "x"}}, {"name": "b", "probe": {"held": "x"}}))
+    await trio.sleep(2)
+    bench.engine.apply(plan({"name": "c", "probe": {"held": "x"}}))
+    await trio.sleep(0.1)
+    log = sorted(bench.log[2:])
+    assert log == ["c takes over from a", "cancelled a", "cancelled b", "run c", "undo b"]
+
+
+async def test_a_plan_that_is_changed_back_meanwhile_undoes_nothing(
+    holding: Bench, autojump_clock: MockClock
+) -> None:
+    bench = holding
+
+    async def slow(context: Context) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(5)
+
+    bench.bodies = {"a": slow}
+    bench.engine.apply(plan({"name": "a"}))
+    await trio.sleep(2)
+    bench.engine.apply(plan({"name": "a", "stopTimeout": 7}))
+    await trio.sleep(1)
+    bench.engine.apply(plan({"name": "a"}))
+    await trio.sleep(6)
+    assert bench.log == ["run a", "cancelled a", "run a"]
+
+
+async def test_a_hand_over_that_fails_is_reported_and_stops_nothing(
+    holding: Bench, autojump_clock: MockClock
+) -> None:
+    bench = holding
+    bench.engine.apply(plan({"name": "a", "probe": {"held": "trouble"}}))
+    await trio.sleep(2)
+    bench.engine.apply(plan({"name": "a", "probe": {"held": "trouble"}, "stopTimeout": 7}))
+    await trio.sleep(2)
+    assert bench.log == ["run a", "cancelled a", "run a"]
+    assert bench.engine.left == {"a": "ZeroDivisionError: a bug"}
+
+
 @pytest.mark.parametrize("shielded", [9, 20, 36])
 async def test_an_undoing_that_outlasts_the_budget_ends_nothing_but_itself(
     bench: Bench, nursery: trio.Nursery, shielded: float, autojump_clock: MockClock
