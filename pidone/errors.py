@@ -23,7 +23,11 @@ class Refused(PidoneError):
 
 
 class TransferError(PidoneError):
-    """An HTTP exchange without an answer."""
+    """An HTTP exchange without an answer. ``sent``: the server may have got the request, and acted on it."""
+
+    def __init__(self, message: str, *, sent: bool = False) -> None:
+        super().__init__(message)
+        self.sent = sent
 
 
 class ConnectError(TransferError):

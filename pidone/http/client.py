@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
+from math import inf
 from urllib.parse import SplitResult, urlsplit
 
 import h11
@@ -27,6 +28,7 @@ async def request(
     url: str,
     *,
     timeout: float,
+    answer_timeout: float = inf,
     headers: Mapping[str, str] | None = None,
     body: bytes = b"",
     source: str | None = None,
@@ -37,7 +39,8 @@ async def request(
 ) -> Response:
     """Send one request and read the whole answer; redirects are answers like any other.
 
-    ``timeout`` is seconds for everything together, of which connecting may take ``CONNECT_TIMEOUT``.
+    ``timeout`` is seconds for everything together, of which connecting may take ``CONNECT_TIMEOUT`` and, once
+    connected, request and answer ``answer_timeout``.
     ``source`` is the local address to connect from. An answer's body of more than ``limit`` bytes is a
     ``ProtocolError``. With ``head_only`` the body is not waited for; with ``insecure`` any certificate will
     do. With ``fatal`` the reason goes into the connection if this process dies of a fatal signal while it waits
@@ -56,20 +59,24 @@ async def request(
         raise ConnectError(f"{redacted(url)} is not an http:// or https:// URL with a host")
     shown = f"{method} {redacted(url)}"
     connection = h11.Connection(h11.CLIENT)
+    sent = False
     try:
         with trio.fail_after(timeout):
             async with AsyncExitStack() as closing:
                 stream = await closing.enter_async_context(await _connect(where, source, insecure=insecure))
                 if fatal and isinstance(stream, trio.SocketStream):
                     closing.enter_context(_fatal_errors_to(stream))
-                await _send(stream, method, where, dict(headers or {}), body, connection)
-                return await _receive(stream, connection, 0 if head_only else limit)
+                with trio.fail_after(answer_timeout):
+                    sent = True
+                    await _send(stream, method, where, dict(headers or {}), body, connection)
+                    return await _receive(stream, connection, 0 if head_only else limit)
     except trio.TooSlowError:
-        raise TransferTimeout(f"{shown}: no answer within {timeout:g} s") from None
+        seconds = min(timeout, answer_timeout)
+        raise TransferTimeout(f"{shown}: no answer within {seconds:g} s", sent=sent) from None
     except (h11.RemoteProtocolError, h11.LocalProtocolError) as error:
-        raise ProtocolError(f"{shown}: {error}") from error
+        raise ProtocolError(f"{shown}: {error}", sent=sent) from error
     except (OSError, trio.BrokenResourceError) as error:
-        raise ConnectError(f"{shown}: {reason(error)}") from error
+        raise ConnectError(f"{shown}: {reason(error)}", sent=sent) from error
     except UnicodeError as error:  # a name that is none in DNS, a path or header that is not ASCII
         raise ProtocolError(f"{shown}: {error}") from error
 

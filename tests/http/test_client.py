@@ -119,6 +119,26 @@ async def test_gzip_bombs_and_gzip_that_is_none_are_refused(
     nursery.cancel_scope.cancel()
 
 
+async def test_an_answer_may_have_less_time_than_all_of_it(
+    nursery: trio.Nursery, free_port: Callable[[], int]
+) -> None:
+    async def nothing(stream: trio.SocketStream) -> None:
+        await trio.sleep_forever()
+
+    async def end(stream: trio.SocketStream) -> None:
+        """The server got the request, and does not answer."""
+
+    url = f"http://127.0.0.1:{await raw_server(nursery, nothing)}/x"
+    with pytest.raises(TransferTimeout, match=r"no answer within 0\.05 s") as raised:
+        await request("PUT", url, timeout=60, answer_timeout=0.05)
+    assert raised.value.sent
+    for port, sent in ((await raw_server(nursery, end), True), (free_port(), False)):
+        with pytest.raises(ConnectError) as refused:
+            await request("PUT", f"http://127.0.0.1:{port}/x", timeout=60)
+        assert refused.value.sent is sent
+    nursery.cancel_scope.cancel()
+
+
 async def test_an_answer_that_does_not_come_is_a_timeout(
     nursery: trio.Nursery, mock_clock: MockClock
 ) -> None:

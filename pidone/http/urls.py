@@ -1,0 +1,63 @@
+"""Parts of URLs: path segments made of values, and which URLs mean the same server."""
+
+import socket
+from urllib.parse import quote, unquote, urlsplit
+
+_PORTS = {"http": 80, "https": 443}
+
+
+def segment(value: str) -> str:
+    """The value as one segment of a path, percent-encoded.
+
+    Raises ``ValueError`` for what some server or proxy would take for another path: a dot segment, which no
+    encoding disarms (to the URL standard ``%2e%2e`` is one), a separator, which many decode before they route, or a
+    control character.
+    """
+    text = unquote(value)
+    if _dots(text) or not text.strip() or any(mark in text for mark in "/\\"):
+        raise ValueError(f'"{value}" cannot be a segment of a path')
+    if any(character < " " or character == "\x7f" for character in text):
+        raise ValueError(f"{value!r} has a control character")
+    return quote(value, safe="")
+
+
+def has_dot_segments(path: str) -> bool:
+    """Whether ``.`` or ``..`` stands in the path, in whatever way it is written."""
+    return any(map(_dots, unquote(path).replace("\\", "/").split("/")))
+
+
+def origin(url: str) -> tuple[str, str, int]:
+    """Scheme, host and port (RFC 6454), each in one spelling. Raises ``ValueError`` for a URL that has none."""
+    parts = urlsplit(url)
+    if not parts.hostname:
+        raise ValueError("a URL without a host")
+    return parts.scheme, _host(parts.hostname), parts.port or _PORTS.get(parts.scheme, 0)
+
+
+def canonical(url: str) -> str:
+    """One spelling for all URLs that mean the same prefix of the same server, without user, query and fragment.
+
+    Names are not looked up: a short name and its full name stay two. Raises ``ValueError`` as ``origin`` does.
+    """
+    scheme, host, port = origin(url)
+    parts = [quote(unquote(part), safe="") for part in urlsplit(url).path.split("/") if part]
+    return f"{scheme}://{authority(host, port)}/" + "".join(f"{part}/" for part in parts)
+
+
+def authority(host: str, port: int) -> str:
+    """``host:port``, with the brackets that an IPv6 address needs."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _dots(text: str) -> bool:
+    # to some servers what follows ";" is no part of the segment
+    return text.partition(";")[0].strip() in {".", ".."}
+
+
+def _host(name: str) -> str:
+    if ":" in name:
+        try:
+            return socket.inet_ntop(socket.AF_INET6, socket.inet_pton(socket.AF_INET6, name))
+        except OSError:
+            return name.lower()
+    return name.lower().rstrip(".")
