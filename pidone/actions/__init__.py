@@ -19,6 +19,8 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
+import trio
+
 from pidone.counters import Counters, TaskView
 from pidone.errors import Refused
 from pidone.metrics.exposition import Family
@@ -69,6 +71,16 @@ class Context(Protocol):
 
         What takes longer is cut off without an exception, as where the pod's end has no time left.
         """
+
+    def unbroken(self) -> AbstractContextManager[trio.CancelScope]:
+        """For what has an effect outside and should not be broken off: shielded from a cancellation for a while.
+
+        For ``stopTimeout`` at the pod's end, else for 15 seconds at least. Cut off as with ``grace``;
+        ``cancelled_caught`` of the scope says whether it was.
+        """
+
+    def pause(self, failures: int, at_most: float) -> float:
+        """Seconds until the next try after so many failures in a row, by the task's ``backoff``."""
 
     async def changed(self) -> None:
         """Wait until the state of any task changes."""

@@ -28,9 +28,9 @@ from pidone.errors import RegistryError, RegistryRefused, TaskFailed, TransferTi
 from pidone.language import duration, schemas
 from pidone.pid1.reaper import Child, Reaper
 from pidone.plan.model import Task
-from pidone.registries import Status
+from pidone.registries import Entry, Registry, Status
+from pidone.registries._servers import ANSWER_SECONDS
 
-CALL_TIMEOUT_SECONDS = 5.0  # for a registry that does not answer, as in ``pidone.registries``
 WORDS = {  # the possible answers by what is simulated; the first is the answer until a case gives another
     "question": ("fails", "succeeds", "answers <status>", "times out"),
     "registry": ("accepts", "refuses", "fails", "times out", "forgets"),
@@ -83,7 +83,7 @@ class World:
             case "question":
                 action.ask = _ProbeRequest(self, task)
             case "registry":
-                action.registry = _Registry(self, task)
+                action.registry = _Registry(self, task, action.registry)
             case "":
                 return _Other(self, task)
         simulated: Action = action
@@ -124,8 +124,40 @@ class _ProbeRequest:
 class _Registry:
     world: World
     task: Task
-    where: str = ""  # only the controller reads it
-    instance: str = ""
+    real: Registry  # which is not called
+
+    @property
+    def where(self) -> str:
+        return self.real.where
+
+    @property
+    def places(self) -> frozenset[str]:
+        return self.real.places
+
+    @property
+    def instance(self) -> str:
+        return self.real.instance
+
+    @property
+    def address(self) -> str:
+        return self.real.address
+
+    @property
+    def interval(self) -> float:
+        return self.real.interval
+
+    @property
+    def lease(self) -> float:
+        return self.real.lease
+
+    async def read(self) -> Entry | None:
+        return None
+
+    def succeeds(self, previous: Registry) -> bool:
+        return isinstance(previous, _Registry) and self.real.succeeds(previous.real)
+
+    def take_over(self, previous: Registry) -> None:
+        """There is nothing to go on from."""
 
     async def register(self, status: Status) -> str:
         await self._call(f"register {status}")
@@ -143,9 +175,9 @@ class _Registry:
     async def _call(self, what: str) -> Answer:
         self.world.called(self.task, what)
         answer = self.world.answer(self.task)
-        if answer.word == "times out" or answer.after >= CALL_TIMEOUT_SECONDS:
-            await trio.sleep(CALL_TIMEOUT_SECONDS)
-            raise TransferTimeout(f"{what}: no answer within {CALL_TIMEOUT_SECONDS:g} s")
+        if answer.word == "times out" or answer.after >= ANSWER_SECONDS:
+            await trio.sleep(ANSWER_SECONDS)
+            raise TransferTimeout(f"{what}: no answer within {ANSWER_SECONDS:g} s")
         await trio.sleep(answer.after)
         if answer.word == "refuses":
             raise RegistryRefused(f"{what}: answered 401")

@@ -26,7 +26,7 @@ are looked at in the order of the graph, so that nothing is started on a state t
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from heapq import heapify, heappop, heappush
 from math import floor, inf
@@ -251,6 +251,16 @@ class Core:
         self._settle(now)
         commands, self._commands = self._commands, []
         return commands
+
+    def pause(self, task: Task, failures: int, *, at_most: float = inf, lasting: bool = False) -> float:
+        """Seconds until the next try: a random part of a growing limit.
+
+        What failed together does not come back together. A lasting error waits for half of the maximum at least.
+        """
+        backoff = replace(task.backoff, maximum=min(task.backoff.maximum, at_most))
+        if lasting:
+            return backoff.maximum * (1 - backoff.jitter / 2 * self._random.random())
+        return backoff.delay(failures, self._random)
 
     # The plan
 
@@ -507,7 +517,8 @@ class Core:
         elif not repeated and not again:
             self._enter(state, Stage.FINISHED, now)
         else:
-            retry = now + self._delay(task, state.ends, lasting=lasting) if again else inf
+            wait = self.pause(task, state.ends, lasting=lasting)
+            retry = now + wait if again else inf
             if repeated and error is None:
                 retry = inf
             self._schedule(state, min(self._next_slot(state, now), retry), now)
@@ -527,10 +538,6 @@ class Core:
     def _grained(self, time: float) -> float:
         """The last time up to this one that is shared by all periods."""
         return floor((time - self._phase) / GRAIN + 1e-6) * GRAIN + self._phase  # 0.15 / 0.05 is less than 3
-
-    def _delay(self, task: Task, ends: int, *, lasting: bool) -> float:
-        """Return the seconds until the next try after ``ends`` ends in a row."""
-        return task.backoff.maximum if lasting else task.backoff.delay(ends, self._random)
 
     # Edges and events
 

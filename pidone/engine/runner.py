@@ -46,6 +46,9 @@ STALLED = 1.0
 # Seconds beyond ``stopTimeout`` after which a run that was cancelled is not waited for any more. What must not be
 # cut off, as a registration that is on its way, has limits of its own: 25 with a Eureka that answers nothing.
 STUCK = 30.0
+UNBROKEN = (
+    15.0  # seconds that a call has which should not be broken off, where its task leaves before the pod's end
+)
 
 
 class Engine:
@@ -71,7 +74,7 @@ class Engine:
         self._stuck: set[trio.CancelScope] = set()  # of those that were given up, and have not ended yet
         self._rates: dict[str, RateLimit] = {}  # by task name: of its changes of state in the journal
         self._stalls = RateLimit(STALLS_BURST, STALLS_SECONDS)
-        self._graces: set[trio.CancelScope] = set()
+        self._graces: dict[trio.CancelScope, trio.CancelScope] = {}  # shields, and the run that each is of
         self._nursery: trio.Nursery | None = None
         self._broken: Exception | None = None
         self._timer = trio.CancelScope()
@@ -269,6 +272,10 @@ class Engine:
                     self._journal.write("paused", task=name, waits=waits_for(state, self.tasks))
                 scope = self._scopes[name]
                 scope.cancel()
+                until = trio.current_time() + self._patience(state.task)
+                for shield, run in self._graces.items():
+                    if run is scope:
+                        shield.deadline = min(shield.deadline, until)
                 gone = RunEnded(name, "does not end, though it was cancelled")
                 self._nursery.start_soon(self._outwait, state.task, scope, gone)
             case Undo(task):
@@ -285,6 +292,10 @@ class Engine:
                     except Exception as error:  # noqa: BLE001 - as below
                         self.left[task.name] = describe(error)
                         self._journal.write("undo-failed", task=task.name, error=describe(error))
+
+    def _patience(self, task: Task) -> float:
+        """Seconds for what should not be broken off, from the cancellation on; the end has to undo it after that."""
+        return task.stop_timeout if self._core.ending else max(task.stop_timeout, UNBROKEN)
 
     def _new_scope(self, task: Task) -> trio.CancelScope:
         """For a run or an undoing that is about to begin; it has no time where the budget of the end is spent."""
@@ -407,13 +418,28 @@ class _TaskContext:
 
     @contextmanager
     def grace(self) -> Iterator[None]:
-        seconds = -inf if self._engine._late else self._stop_timeout
+        with self._shield(self._stop_timeout):
+            yield
+
+    @contextmanager
+    def unbroken(self) -> Iterator[trio.CancelScope]:
+        task = self._engine._core.tasks[self.task].task
+        with self._shield(self._engine._patience(task) if self._scope.cancel_called else inf) as scope:
+            yield scope
+
+    @contextmanager
+    def _shield(self, seconds: float) -> Iterator[trio.CancelScope]:
+        seconds = -inf if self._engine._late else seconds
         with trio.CancelScope(shield=True, deadline=trio.current_time() + seconds) as scope:
-            self._engine._graces.add(scope)
+            self._engine._graces[scope] = self._scope
             try:
-                yield
+                yield scope
             finally:
-                self._engine._graces.discard(scope)
+                del self._engine._graces[scope]
+
+    def pause(self, failures: int, at_most: float) -> float:
+        state = self._engine._core.tasks[self.task]
+        return self._engine._core.pause(state.task, failures, at_most=at_most)
 
     def action_of(self, task: str) -> Action | None:
         state = self._engine._core.tasks.get(task)

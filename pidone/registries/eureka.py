@@ -8,6 +8,10 @@ Rules that are not obvious, all observed on the server (com.netflix.eureka.regis
 - The status in a heartbeat is ignored. UP and DOWN are told by POST. OUT_OF_SERVICE belongs to operators
   (PUT .../status) and is never POSTed; an override survives our documents, and is only reported.
 - 404 to a heartbeat: the registry does not have our latest document; it is sent again at once.
+- What stands in between answers 404 too, and 401, 403, 405, 200. Each call has one or two answers that are
+  Eureka's own; with any other the next server is asked, as the Java client does (its ``ServerStatusEvaluator``).
+  Beyond it, a 404 to a DELETE is believed only from what proves to be an Eureka.
+- A stock server that is not UP answers 307 without a location (com.netflix.eureka.StatusFilter).
 """
 
 import json
@@ -15,20 +19,38 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import time
 from typing import Any
-from urllib.parse import quote, unquote, urljoin, urlsplit
+from urllib.parse import urlsplit
 
-import trio
-
-from pidone.errors import Refused, RegistryError, RegistryRefused, TransferError
-from pidone.http.client import redacted, request
+from pidone.errors import PidoneError, Refused, RegistryError, TransferError
+from pidone.http.client import CONNECT_TIMEOUT, redacted
 from pidone.http.message import JSON, Response
+from pidone.http.urls import authority, has_dot_segments, origin, segment
 from pidone.plan.fields import Fields
 from pidone.plan.model import Pod
-from pidone.registries import Status
+from pidone.registries import Entry, Registry, Status
+from pidone.registries._servers import (
+    ANSWER_SECONDS,
+    WORDS_WIDTH,
+    Judge,
+    Servers,
+    Trouble,
+    is_page,
+    printable,
+    shown,
+)
 
-CALL_TIMEOUT = 5.0  # seconds for one operation, all servers that it tries taken together
-MAX_SERVERS = 3  # tried for one operation, as the Java client does
-MAX_REDIRECTS = 3
+LOOK_UP_SECONDS = (
+    30.0  # for a server that was too slow to say whether it did what it was asked; the lease at most
+)
+NONSENSE = 10 * 365 * 86_400_000  # ms by which no clock is ahead: such a version is removed, and not outdone
+NOBODY = "pidone-is-this-eureka"  # a name that no application is looked up by
+# How a refusal of com.netflix.eureka.resources.ApplicationResource begins, and one of its JSON parser
+REFUSALS = (
+    "Missing ",
+    "Mismatched appName",
+    "dataCenterInfo of type",
+    '{"error": "cannot parse request body"',
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +62,9 @@ class Instance:
     host: str
     ip: str
     port: int
-    secure_port: int | None
+    port_enabled: bool
+    secure_port: int
+    secure_port_enabled: bool
     vip: str
     renewal: int
     lease: int
@@ -51,15 +75,14 @@ class Instance:
 
     @property
     def resource(self) -> str:
-        return f"apps/{quote(self.app, safe='')}/{quote(self.id, safe='')}"
+        return f"apps/{segment(self.app)}/{segment(self.id)}"
 
     def document(self, status: Status, dirty: int) -> dict[str, Any]:
         """The body of a registration; what the Java client reads back completely. ``dirty``: ms since the epoch."""
-        base = (
-            f"https://{self.host}:{self.secure_port}"
-            if self.secure_port
-            else f"http://{self.host}:{self.port}"
-        )
+        secure = f"https://{authority(self.host, self.secure_port)}"
+        base = f"http://{authority(self.host, self.port)}" if self.port_enabled else secure
+        health = self.health.removeprefix("/")
+        secure_health = {"secureHealthCheckUrl": f"{secure}/{health}"} if self.secure_port_enabled else {}
         return {
             "instance": {
                 "instanceId": self.id,
@@ -70,11 +93,8 @@ class Instance:
                 "secureVipAddress": self.vip,
                 "status": status.value,
                 "overriddenstatus": "UNKNOWN",
-                "port": {"$": self.port, "@enabled": "false" if self.secure_port else "true"},
-                "securePort": {
-                    "$": self.secure_port or 443,
-                    "@enabled": "true" if self.secure_port else "false",
-                },
+                "port": {"$": self.port, "@enabled": str(self.port_enabled).lower()},
+                "securePort": {"$": self.secure_port, "@enabled": str(self.secure_port_enabled).lower()},
                 "countryId": 1,
                 "dataCenterInfo": {
                     "@class": "com.netflix.appinfo.InstanceInfo$DefaultDataCenterInfo",
@@ -84,7 +104,8 @@ class Instance:
                 "metadata": dict(self.metadata),
                 "homePageUrl": f"{base}/{self.home.removeprefix('/')}",
                 "statusPageUrl": f"{base}/{self.status_page.removeprefix('/')}",
-                "healthCheckUrl": f"{base}/{self.health.removeprefix('/')}",
+                "healthCheckUrl": f"{base}/{health}",
+                **secure_health,
                 "lastUpdatedTimestamp": str(dirty),
                 "lastDirtyTimestamp": str(dirty),
             }
@@ -97,150 +118,277 @@ class Eureka:
     def __init__(
         self, servers: list[str], instance: Instance, *, source: str | None, clock: Callable[[], float] = time
     ) -> None:
-        self._servers = servers
+        # A stock Netflix server answers 406 to whoever cannot take gzip.
+        self._servers = Servers(servers, source, {"accept": JSON, "accept-encoding": "gzip"})
         self._instance = instance
-        self._source = source
         self._clock = clock
-        self._current = 0
-        self._dirty = 0
-        self._status: Status | None = None
+        self._dirty = 0  # the version of our document,
+        self._status: Status | None = None  # and its status
+        self._accepted: tuple[Status, int] | None = None  # the last one that the registry took
+        self._renewed = 0  # the server's time of the last renewal that we know of
 
     @property
     def where(self) -> str:
-        return ",".join(map(redacted, self._servers))
+        return self._servers.shown
+
+    @property
+    def places(self) -> frozenset[str]:
+        return self._servers.places
 
     @property
     def instance(self) -> str:
         return self._instance.resource
 
+    @property
+    def address(self) -> str:
+        return self._instance.ip
+
+    @property
+    def interval(self) -> float:
+        return float(self._instance.renewal)
+
+    @property
+    def lease(self) -> float:
+        return float(self._instance.lease)
+
     async def register(self, status: Status) -> str:
         """POST the document; returns the status that the registry then shows."""
         if status is not self._status:
-            self._status, self._dirty = status, max(self._dirty + 1, int(self._clock() * 1000))
-        await self._post(status)
-        newer, shown = await self._read_back()
-        if newer > self._dirty:
-            self._dirty = newer + 1
-            await self._post(status)
-            _, shown = await self._read_back()
-        return shown or status.value
+            self._status, self._dirty = status, max(self._dirty + 1, self._now())
+        copy = await self._post(status)
+        if copy is not None and copy.dirty > self._dirty:
+            # The registry keeps the newer document, whose version a clock ahead of ours has made
+            if copy.dirty - self._now() > NONSENSE:
+                await self.deregister()
+                self._status = status
+            else:
+                self._dirty = copy.dirty + 1
+            copy = await self._post(status)
+        return copy.status if copy is not None and copy.status else status.value
 
     async def heartbeat(self) -> bool:
-        status = self._status.value if self._status else Status.UP.value
-        query = f"?status={status}&lastDirtyTimestamp={self._dirty}"
-        answer = await self._call("PUT", self._instance.resource, query=query)
-        if answer.status == 404:
-            return False
-        _expect(answer, 200, "heartbeat")
-        return True
+        # a newer document than it has would be a 404: what it could not be given yet is not its fault
+        status, dirty = self._accepted or (Status.UP, 0)
+        query = f"?status={status}&lastDirtyTimestamp={dirty}"
+        try:
+            answer = await self._ask("PUT", self._instance.resource, self._judge_heartbeat, query=query)
+        except PidoneError:
+            before = self._renewed
+            copy = await self._look_up()
+            if copy is None or copy.renewed == before:
+                raise
+            return True
+        return answer.status == 200
+
+    async def read(self) -> Entry | None:
+        async def judge(server: str, answer: Response) -> Trouble | None:
+            if answer.status == 404:
+                return await self._why_not_absent(server)
+            return None if _copy(answer) is not None else self._foreign(server, answer)
+
+        copy = _copy(await self._ask("GET", self._instance.resource, judge))
+        return None if copy is None else Entry(copy.status, copy.ip)
 
     async def deregister(self) -> None:
-        answer = await self._call("DELETE", self._instance.resource)
-        if answer.status != 404:
-            _expect(answer, 200, "deregistration")
+        try:
+            await self._ask("DELETE", self._instance.resource, self._judge_deregistration)
+        except PidoneError:
+            for server in self._servers.unanswered:
+                if await self._why_not_absent(server, self._look_up_seconds) is None:
+                    break
+            else:
+                raise
         self._status = None
 
-    async def _post(self, status: Status) -> None:
-        body = json.dumps(self._instance.document(status, self._dirty)).encode()
-        answer = await self._call("POST", self._instance.resource.rpartition("/")[0], body=body)
-        _expect(answer, 204, "registration")
+    def succeeds(self, previous: Registry) -> bool:
+        return (
+            isinstance(previous, Eureka)
+            and previous.instance == self.instance
+            and not self.places.isdisjoint(previous.places)
+        )
 
-    async def _read_back(self) -> tuple[int, str]:
-        """Version and status of the registry's copy; 0 and nothing where it would not tell.
+    def take_over(self, previous: Registry) -> None:
+        assert isinstance(previous, Eureka)
+        self._servers.go_on_as(previous._servers)
+        self._dirty, self._renewed, self._accepted = previous._dirty, previous._renewed, previous._accepted
+
+    async def _post(self, status: Status) -> "_Copy | None":
+        """Register, and read back what the registry has then; None where it would not tell."""
+        body = json.dumps(self._instance.document(status, self._dirty)).encode()
+        path = self._instance.resource.rpartition("/")[0]
+        try:
+            await self._ask("POST", path, self._judge_registration, body=body)
+        except PidoneError:
+            copy = await self._look_up()
+            if copy is None or copy.dirty != self._dirty:
+                raise
+        else:
+            copy = await self._read_back(self._servers.current, CONNECT_TIMEOUT + ANSWER_SECONDS)
+        self._accepted = (status, self._dirty)
+        return copy
+
+    @property
+    def _look_up_seconds(self) -> float:
+        return min(LOOK_UP_SECONDS, self.lease)
+
+    async def _look_up(self) -> "_Copy | None":
+        """What those servers have that did not say whether they did what was asked; they have more time for it."""
+        for server in self._servers.unanswered:
+            copy = await self._read_back(server, self._look_up_seconds)
+            if copy is not None:
+                return copy
+        return None
+
+    async def _read_back(self, server: str, within: float) -> "_Copy | None":
+        """The registry's copy of our document; None where it has none, or would not tell.
 
         A server that waits for its peers answers 403, one that limits fetches 503, and writes go on.
         """
         try:
-            answer = await self._call("GET", self._instance.resource)
-            instance = json.loads(answer.body)["instance"]
-            return int(instance["lastDirtyTimestamp"]), str(instance["status"])
-        except (TransferError, RegistryError, ValueError, LookupError, TypeError):
-            return 0, ""
-
-    async def _call(self, method: str, path: str, *, query: str = "", body: bytes = b"") -> Response:
-        """Ask the current server, and on trouble the next ones; the first that answers stays the current one."""
-        tries = min(len(self._servers), MAX_SERVERS)
-        until = trio.current_time() + CALL_TIMEOUT
-        trouble: Exception = RegistryError("no server")
-        for left in range(tries, 0, -1):
-            timeout = max(0.1, (until - trio.current_time()) / left)
-            try:
-                answer = await self._ask(self._servers[self._current] + path, method, query, body, timeout)
-            except TransferError as error:
-                trouble = error
-            else:
-                if answer.status < 500 and answer.status != 429:
-                    return answer
-                trouble = RegistryError(
-                    f"{method} {redacted(self._servers[self._current])}{path}: {_shown(answer)}"
-                )
-            self._current = (self._current + 1) % len(self._servers)
-        raise trouble
-
-    async def _ask(self, url: str, method: str, query: str, body: bytes, timeout: float) -> Response:
-        """One request; redirects are followed by hand, since old servers pin their clients with a 302 to a PUT."""
-        # A stock Netflix server answers 406 to whoever cannot take gzip.
-        headers = {"accept": JSON, "accept-encoding": "gzip"} | ({"content-type": JSON} if body else {})
-        resource = unquote(url.partition("/apps/")[2])
-        for _ in range(MAX_REDIRECTS):
-            answer = await request(
-                method, url + query, headers=headers, body=body, timeout=timeout, source=self._source
+            answer = await self._servers.ask_one(
+                server, "GET", self._instance.resource, within=within, patience=within
             )
-            location = answer.headers.get("location", "")
-            if answer.status not in {301, 302, 303, 307, 308} or not location:
-                return answer
-            location = urljoin(url, location)
-            if unquote(urlsplit(location).path.partition("/apps/")[2]) != resource:
-                raise RegistryRefused(
-                    f"{method} {redacted(url)}: redirected to {redacted(location)}; "
-                    "is the URL right, and does it need a user (http://user:password@host)?"
-                )
-            url = location.partition("?")[0]
-        raise RegistryError(f"{method} {redacted(url)}: more than {MAX_REDIRECTS} redirects")
+        except (TransferError, RegistryError):
+            return None
+        copy = _copy(answer)
+        if copy is not None:
+            self._renewed = copy.renewed
+        return copy
 
+    async def _ask(
+        self, method: str, path: str, judge: Judge, *, query: str = "", body: bytes = b""
+    ) -> Response:
+        return await self._servers.ask(method, path, judge, query=query, body=body, within=self.lease)
 
-def _expect(answer: Response, status: int, what: str) -> None:
-    """Nothing where the answer is the one that Eureka gives for yes; else the error that says whether to retry."""
-    if answer.status == status:
-        return
-    match answer.status:
-        case 401 | 403:
-            remedy = (
-                "it wants a user (http://user:password@host), or its CSRF protection covers the Eureka paths"
+    # Which answers are Eureka's own
+
+    async def _judge_registration(self, server: str, answer: Response) -> Trouble | None:
+        return None if answer.status == 204 else self._foreign(server, answer)
+
+    async def _judge_heartbeat(self, server: str, answer: Response) -> Trouble | None:
+        # 404 may be anybody's. The registration that follows tells: nobody but Eureka answers 204 to it.
+        return None if answer.status == 404 or _is_done(answer) else self._foreign(server, answer)
+
+    async def _judge_deregistration(self, server: str, answer: Response) -> Trouble | None:
+        if answer.status == 404:
+            return await self._why_not_absent(server)
+        return None if _is_done(answer) else self._foreign(server, answer)
+
+    async def _why_not_absent(self, server: str, patience: float = ANSWER_SECONDS) -> Trouble | None:
+        """None if a 404 can be believed: what answers is an Eureka, and does not have the instance.
+
+        An ingress without a route answers 404 to everything. Eureka answers any ``vips/NAME`` with a list, of no
+        instances for a name that nobody has (com.netflix.eureka.resources.AbstractVIPResource).
+        """
+        within = CONNECT_TIMEOUT + patience
+        vip = f"vips/{NOBODY}"
+        answer = await self._servers.ask_one(server, "GET", vip, within=within, patience=patience)
+        if "applications" not in _object(answer):
+            return Trouble(f"this is not the registry's word: {shown(answer)} to GET {vip}")
+        path = self._instance.resource
+        answer = await self._servers.ask_one(server, "GET", path, within=within, patience=patience)
+        if answer.status == 404:
+            return None
+        return Trouble("the instance is still there" if _copy(answer) is not None else shown(answer))
+
+    def _foreign(self, server: str, answer: Response) -> Trouble:
+        """What to do about an answer that is not Eureka's yes."""
+        status = answer.status
+        if status == 400 and answer.text.startswith(REFUSALS):
+            return Trouble("the registry does not accept the document", refused=True)
+        if status == 429 or status >= 500:
+            return Trouble("the server is in trouble")
+        if status == 307:
+            return Trouble("a server that is starting or out of service answers so")
+        if self._accepted:
+            return Trouble(
+                "this is not the registry's answer, which has registered us before; what is in between?"
             )
-        case 404:
-            remedy = "is the URL right? It ends before apps, as http://host:8761/eureka/"
-        case 200:
-            remedy = "this is not an answer of Eureka; is the URL right?"
-        case 400:
-            remedy = "the registry does not accept the document"
-        case _:
-            raise RegistryError(f"{what}: {_shown(answer)}")
-    raise RegistryRefused(f"{what}: {_shown(answer)}: {remedy}")
+        if status in {401, 403}:
+            return Trouble(
+                "it wants a user (http://user:password@host), or its CSRF protection covers the Eureka paths",
+                refused=True,
+            )
+        shown_server = redacted(server).rstrip("/")
+        if shown_server.endswith("/apps"):
+            return Trouble(
+                f'the URL ends in "apps", which is added to it; write {shown_server.removesuffix("/apps")}'
+            )
+        return Trouble(
+            "this is not an answer of Eureka; is the URL right? It ends before apps, as http://host:8761/eureka/"
+        )
+
+    def _now(self) -> int:
+        return int(self._clock() * 1000)
 
 
-def _shown(answer: Response) -> str:
-    words = " ".join(answer.text.split())[:120]
-    return f"answered {answer.status}" + (f' "{words}"' if words and not words.startswith("<") else "")
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """What we want to know of the registry's copy of our document. Times are in ms since the epoch."""
+
+    dirty: int
+    status: str
+    ip: str
+    renewed: int
+
+
+def _is_done(answer: Response) -> bool:
+    """Eureka's 200 has no body, or the instance in JSON or XML; a page or a proxy's "OK" is somebody else's."""
+    start = answer.body.lstrip()[:1]
+    return answer.status == 200 and (not start or start == b"{" or (start == b"<" and not is_page(answer)))
+
+
+def _copy(answer: Response) -> _Copy | None:
+    """The registry's document, if this is one. Nothing in it is trusted to be what it should be."""
+    instance = _object(answer).get("instance") if answer.status == 200 else None
+    if not isinstance(instance, dict):
+        return None
+    lease = instance.get("leaseInfo")
+    renewed = lease.get("lastRenewalTimestamp") if isinstance(lease, dict) else 0
+    return _Copy(
+        dirty=_number(instance.get("lastDirtyTimestamp")),
+        status=printable(str(instance.get("status", "")))[:WORDS_WIDTH],
+        ip=printable(str(instance.get("ipAddr", "")))[:WORDS_WIDTH],
+        renewed=_number(renewed),
+    )
+
+
+def _object(answer: Response) -> dict[str, Any]:
+    """The JSON object of an answer; empty where it is none."""
+    try:
+        value = json.loads(answer.body)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _number(value: object) -> int:
+    """A Java long, which JSON has as a number or a string; 0 where it is none."""
+    text = (
+        str(value)[:20] if isinstance(value, str) or (type(value) is int and value.bit_length() < 64) else ""
+    )
+    return int(text) if text.isascii() and text.isdecimal() and int(text) < 1 << 63 else 0
 
 
 def build(fields: Fields, pod: Pod, source: str | None) -> Eureka:
     """Read ``register: eureka``. Raises ``Refused``."""
-    servers = [part.strip().rstrip("/") + "/" for part in fields.text("url").split(",") if part.strip()]
-    if not servers or not all(server.startswith(("http://", "https://")) for server in servers):
+    servers = [part.strip() for part in fields.text("url").split(",") if part.strip()]
+    for server in servers:
+        _check_url(server, f"{fields.path}.url")
+    if not servers:
         raise Refused(f"{fields.path}.url: expected http:// or https:// URLs that end before apps")
-    if any(mark in server for server in servers for mark in "?#"):
-        # the controller calls it too, after the pod: nothing may come between the path and ours
-        raise Refused(f"{fields.path}.url: a URL that goes on with a path has no ? and no # (%3F, %23)")
     app = fields.text("app").upper()
     port = fields.integer("port", least=1, most=65535)
+    secure_port: int | None = fields.integer("securePort", None, least=1, most=65535)
     instance = Instance(
         app=app,
         id=fields.text("instanceId", f"{pod.name}:{app.lower()}:{port}"),
         host=fields.text("hostName", pod.ip),
         ip=fields.text("ipAddr", pod.ip),
         port=port,
-        secure_port=fields.integer("securePort", None, least=1, most=65535),
+        port_enabled=fields.flag("portEnabled", secure_port is None),
+        secure_port=secure_port or 443,
+        secure_port_enabled=fields.flag("securePortEnabled", secure_port is not None),
         vip=fields.text("vipAddress", app.lower()),
         renewal=round(fields.seconds("renewalInterval", 30.0, least=1, most=3600)),
         lease=round(fields.seconds("leaseDuration", 90.0, least=1, most=86400)),
@@ -249,8 +397,30 @@ def build(fields: Fields, pod: Pod, source: str | None) -> Eureka:
         status_page=fields.text("statusPagePath", "/info"),
         health=fields.text("healthCheckPath", "/health"),
     )
-    if "/" in instance.id:
-        # Tomcat refuses %2F in a path: such an instance can be registered, and never renewed or taken out
-        raise Refused(f'{fields.path}.instanceId: "{instance.id}" has a slash, which Eureka cannot address')
+    for name, value in (("app", instance.app), ("instanceId", instance.id)):
+        try:
+            segment(value)
+        except ValueError as error:
+            # Tomcat refuses %2F in a path: such an instance can be registered, and never renewed or taken out
+            raise Refused(f"{fields.path}.{name}: {error}, so that Eureka cannot address it") from error
+    if not instance.port_enabled and not instance.secure_port_enabled:
+        raise Refused(f"{fields.path}: portEnabled or securePortEnabled; without a port nobody can call it")
     fields.done()
     return Eureka(servers, instance, source=source)
+
+
+def _check_url(url: str, path: str) -> None:
+    """Raises ``Refused`` where our path behind it would not be what is asked for."""
+    if not url.startswith(("http://", "https://")):
+        raise Refused(f"{path}: expected http:// or https:// URLs that end before apps")
+    if any(mark in url for mark in "?#"):
+        # the controller calls it too, after the pod: nothing may come between the path and ours
+        raise Refused(f"{path}: a URL that goes on with a path has no ? and no # (%3F, %23)")
+    try:
+        origin(url)
+        dots = has_dot_segments(urlsplit(url).path)
+    except ValueError:
+        # not shown: what stands in the place of the port may be the end of a password
+        raise Refused(f"{path}: not a URL; are / ? # @ in its password written as %2F %3F %23 %40?") from None
+    if dots:
+        raise Refused(f'{path}: a path without "." and ".."')

@@ -1,6 +1,8 @@
 """Registration and heartbeat on the real engine, with a registry that is what the test says and a mock clock."""
 
-from collections.abc import Callable
+import json
+from collections import Counter
+from collections.abc import Awaitable, Callable
 from itertools import pairwise
 from random import Random
 from typing import Any
@@ -17,16 +19,20 @@ from pidone.errors import PidoneError, RegistryError, RegistryRefused, TransferE
 from pidone.http.message import Response
 from pidone.journal import Journal
 from pidone.pid1.reaper import Reaper
+from pidone.plan import model
 from pidone.plan.fields import Fields
 from pidone.plan.format import decode_plan
-from pidone.plan.model import Pod, Task
-from pidone.registries import Registry, Status
+from pidone.plan.model import Task
+from pidone.registries import Entry, Registry, Status
+from tests.eureka.between import FOREIGN, Network, Node
 
 
 class FakeRegistry:
     """Remembers what was called and when. ``takes`` seconds a call; ``trouble`` is raised by those it names."""
 
-    where, instance = "http://registry/", "web"
+    where, instance, address = "http://registry/", "web", "10.0.0.5"
+    places = frozenset({"http://registry/"})
+    interval, lease = 10.0, 30.0
 
     def __init__(self, called: Callable[[], None]) -> None:
         self.calls: list[str] = []
@@ -52,14 +58,25 @@ class FakeRegistry:
         await self._call("deregister")
         self.known = False
 
+    async def read(self) -> Entry | None:
+        return Entry("UP", self.address) if self.known else None
+
+    def succeeds(self, previous: Registry) -> bool:
+        return previous is self
+
+    def take_over(self, previous: Registry) -> None:
+        pass
+
     async def _call(self, name: str, word: str = "") -> None:
         self.calls.append(word or name)
         self.times.append(trio.current_time())
         self.overlapped |= self._busy
         self._busy = True
         self._called()
-        await trio.sleep(self.takes)
-        self._busy = False
+        try:
+            await trio.sleep(self.takes)
+        finally:
+            self._busy = False
         if name in self.trouble:
             raise self.trouble[name]
 
@@ -95,21 +112,21 @@ class Bench:
         self.ready = ScriptedProbe()
         self.real_probe = False
         self.journal = Journal(echo=lambda line: None)
-        setting = Setting(Pod("p", "n", "u", "127.0.0.1"), None, Reaper(), Counters(), lambda: ())
+        setting = Setting(model.Pod("p", "n", "u", "127.0.0.1"), None, Reaper(), Counters(), lambda: ())
         self.engine = Engine(setting, self.journal, changed=self._move, random=Random(1))
         build = actions.build
 
         def build_action(task: Task, setting: Setting) -> Action:
             return self.ready if task.action == "probe" and not self.real_probe else build(task, setting)
 
-        def build_registry(fields: Fields, pod: Pod, source: str | None) -> Registry:
+        def build_registry(fields: Fields, pod: model.Pod, source: str | None) -> Registry:
             fields.object("fake")
             return self.registry
 
         monkeypatch.setattr(actions, "build", build_action)
         monkeypatch.setattr(register, "build_registry", build_registry)
 
-    def apply(self, *, period: int = 10, backoff: int = 10, **ready: Any) -> None:
+    def apply(self, *, period: int = 10, backoff: int = 10, stop: float = 2, **ready: Any) -> None:
         tasks = [
             {"name": "ready", "probe": {"tcpSocket": {"port": 1}} | ready},
             {
@@ -117,6 +134,7 @@ class Bench:
                 "register": {"fake": {}, "follow": "ready"},
                 "needs": ["ready.healthy"],
                 "backoff": {"initial": 1, "max": backoff},
+                "stopTimeout": stop,
             },
             {"name": "beat", "heartbeat": {"of": "web"}, "every": period, "needs": ["web.registered"]},
         ]
@@ -217,11 +235,11 @@ async def test_calls_never_overlap_whatever_comes_together(bench: Bench, autojum
 
 
 @pytest.mark.parametrize("call", ["UP", "DOWN", "heartbeat"])
-async def test_teardown_waits_for_the_call_in_flight_begins_no_other_and_deregisters_once(
+async def test_teardown_waits_for_a_registration_in_flight_begins_no_other_and_deregisters_once(
     bench: Bench, call: str, autojump_clock: MockClock
 ) -> None:
     bench.registry.takes = 4
-    bench.apply(period=5)
+    bench.apply(period=5, stop=5)
     if call == "DOWN":
         await bench.when(lambda: bench.state("web") == "registered")
         bench.ready.say("unhealthy")
@@ -233,10 +251,48 @@ async def test_teardown_waits_for_the_call_in_flight_begins_no_other_and_deregis
     bench.registry.takes = 1
     await bench.engine.drain(8)
     assert bench.registry.calls == ["deregister"]
-    assert began + 3 < bench.registry.times[0] <= began + 4  # what was in flight has ended
+    if call == "heartbeat":  # which has no effect after the deregistration, so nobody waits for it
+        assert bench.registry.times[0] == began
+    else:
+        assert began + 3 < bench.registry.times[0] <= began + 4
     assert not bench.registry.overlapped
+    assert bench.engine.left == {}
     await trio.sleep(100)
     assert bench.registry.calls == ["deregister"]  # nobody comes back
+
+
+async def test_a_registration_that_the_end_has_no_time_for_is_cut_off_and_reported(
+    bench: Bench, autojump_clock: MockClock
+) -> None:
+    bench.registry.takes = 4
+    bench.apply()
+    await bench.when(lambda: "UP" in bench.registry.calls)
+    bench.registry.takes = 1
+    began = trio.current_time()
+    await bench.engine.drain(8)
+    assert bench.registry.times[1:] == [began + 2]
+    assert "may arrive later" in bench.engine.left["web"], "it is the controller's to look again"
+
+
+@pytest.mark.parametrize("takes", [1, 3, 7.9, 60])
+async def test_an_end_once_begun_is_an_end_however_late_the_registry(
+    bench: Bench, takes: float, autojump_clock: MockClock
+) -> None:
+    bench.apply()
+    await bench.when(lambda: bench.state("web") == "registered")
+    bench.registry.takes = takes
+    bench.ready.say("unhealthy")
+    await bench.when(lambda: "DOWN" in bench.registry.calls)
+    bench.forget_calls()
+    with trio.fail_after(8.1):
+        await bench.engine.drain(8)
+    assert bench.registry.calls == ["deregister"]
+    assert set(bench.engine.left) == (set() if takes < 2 else {"web"})
+    bench.registry.takes = 0
+    bench.ready.say("healthy")
+    bench.apply(period=20)
+    await trio.sleep(200)
+    assert bench.registry.calls == ["deregister"]
 
 
 async def test_a_probe_that_hangs_does_not_cost_the_lease(
@@ -343,11 +399,15 @@ async def test_a_registry_that_is_away_is_asked_again_with_growing_pauses_up_to_
     assert bench.state("web") == "registered"
 
 
-async def test_a_refusal_is_tried_again_at_the_cap_only(bench: Bench, autojump_clock: MockClock) -> None:
+async def test_a_refusal_is_tried_again_after_half_of_the_cap_at_least(
+    bench: Bench, autojump_clock: MockClock
+) -> None:
     bench.registry.trouble["register"] = RegistryRefused("answered 401: it wants a user")
     bench.apply(backoff=100)
     await trio.sleep(350)
-    assert bench.registry.times == pytest.approx([0, 100, 200, 300])
+    gaps = [b - a for a, b in pairwise(bench.registry.times)]
+    assert min(gaps) >= 50, "what failed together does not come back together"
+    assert max(gaps) <= 100
     assert bench.said("it wants a user")
 
 
@@ -397,6 +457,286 @@ async def test_another_probe_leaves_the_registration_untouched_until_it_says_oth
     bench.ready.say("unhealthy")
     await trio.sleep(1)
     assert bench.registry.calls == ["DOWN"]
+
+
+# The driver of Eureka and the engine together, over a network on the mock clock
+
+
+INSTANCE = "/eureka/apps/WEB/p%3Aweb%3A80"
+LEASE_SECONDS = 90.0
+
+
+class Pod:
+    """One pod of an Eureka that has several servers."""
+
+    def __init__(self, network: Network, *, seed: int = 1, name: str = "p") -> None:
+        self.network = network
+        self.name = name
+        self.ready = ScriptedProbe()
+        self.journal = Journal(echo=lambda line: None)
+        facts = model.Pod(name, "n", "u", "10.0.0.5")
+        setting = Setting(facts, None, Reaper(), Counters(), lambda: ())
+        self.engine = Engine(
+            setting, self.journal, changed=lambda: None, random=Random(seed), build=self._build
+        )
+
+    def _build(self, task: Task, setting: Setting) -> Action:
+        return self.ready if task.action == "probe" else actions.build(task, setting)
+
+    def apply(self, *, name: str = "web", stop: float = 5, metadata: Any = None, **eureka: Any) -> None:
+        """The ready-made set for Eureka, but for these."""
+        urls = ",".join(f"http://{host}/eureka" for host in self.network.nodes)
+        fields = {"url": urls, "app": "web", "port": 80, "metadata": metadata or {}, **eureka}
+        tasks = [
+            {"name": "ready", "probe": {"tcpSocket": {"port": 1}}},
+            {
+                "name": name,
+                "register": {"eureka": fields, "follow": "ready"},
+                "needs": ["ready.healthy"],
+                "backoff": {"initial": 1, "max": 300},
+                "stopTimeout": stop,
+            },
+            {
+                "name": "beat",
+                "heartbeat": {"of": name},
+                "every": 30,
+                "needs": [f"{name}.registered"],
+                "while": [f"{name}.registered"],
+            },
+        ]
+        self.engine.apply(decode_plan(tasks, actions.names()))
+
+    def state(self, name: str) -> str:
+        return next(state.shown for state in self.engine.tasks if state.task.name == name)
+
+    def entry(self, host: str = "a") -> dict[str, Any] | None:
+        now = self.network.epoch + trio.current_time()
+        target = INSTANCE.replace("p%3A", f"{self.name}%3A")
+        status, _, body = self.network.nodes[host].registry.handle("GET", target, b"", now)
+        found: dict[str, Any] | None = json.loads(body)["instance"] if status == 200 else None
+        return found
+
+    def status(self, host: str = "a") -> str | None:
+        entry = self.entry(host)
+        return entry["status"] if entry else None
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery) -> Callable[..., Awaitable[Pod]]:
+    """A registered pod of these servers."""
+
+    async def start_pod(**nodes: Node) -> Pod:
+        network = Network(**nodes or {"a": Node()})
+        monkeypatch.setattr("pidone.registries._servers.request", network.request)
+        pod = Pod(network)
+        await nursery.start(pod.engine.run)
+        pod.apply()
+        await trio.sleep(31)
+        assert (pod.status(), pod.state("web"), pod.state("beat")) == ("UP", "registered", "started")
+        network.calls.clear()
+        return pod
+
+    return start_pod
+
+
+@pytest.mark.parametrize("seconds", [5, 20, 70])
+@pytest.mark.parametrize("answer", FOREIGN)
+async def test_what_somebody_in_between_answers_for_a_while_does_not_cost_the_lease(
+    answer: str, seconds: float, start: Callable[..., Awaitable[Pod]], autojump_clock: MockClock
+) -> None:
+    pod = await start()
+    node = pod.network.nodes["a"]
+    node.foreign = FOREIGN[answer]
+    began = trio.current_time()
+    while trio.current_time() < began + seconds:
+        await trio.sleep(1)
+        assert pod.status() == "UP"
+    node.foreign = None
+    await trio.sleep(31)
+    assert (pod.status(), pod.state("web"), pod.state("beat")) == ("UP", "registered", "started")
+    assert "DELETE" not in pod.network.methods()
+    # one 404 alone is 404 to a heartbeat and to the registration
+    times = [began, *(at for at, _, _ in pod.network.calls)]
+    gaps = [later - earlier for earlier, later in pairwise(times)]
+    assert max(gaps) <= 31
+
+
+@pytest.mark.parametrize("answer", FOREIGN)
+async def test_the_second_server_keeps_the_instance_when_the_first_is_hidden_for_long(
+    answer: str, start: Callable[..., Awaitable[Pod]], autojump_clock: MockClock
+) -> None:
+    pod = await start(a=Node(), b=Node())
+    pod.network.nodes["a"].foreign = FOREIGN[answer]
+    await trio.sleep(31)
+    for _ in range(40):
+        await trio.sleep(10)
+        assert pod.status("b") == "UP"
+    assert pod.network.methods("a").count("POST") <= 1
+    assert pod.state("web") == "registered"
+
+
+async def test_one_404_for_all_pods_brings_them_back_one_after_the_other(
+    monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    network = Network(a=Node())
+    monkeypatch.setattr("pidone.registries._servers.request", network.request)
+    pods = [Pod(network, seed=number, name=f"p{number}") for number in range(100)]
+    for pod in pods:
+        await nursery.start(pod.engine.run)
+        pod.apply()
+    await trio.sleep(60)
+    network.nodes["a"].foreign = Response(404)
+    await trio.sleep(80)
+    network.nodes["a"].foreign = None
+    network.calls.clear()
+    back = trio.current_time()
+    await trio.sleep(30)
+    assert [pod.status() for pod in pods] == ["UP"] * 100, "within the lease"
+    seconds = Counter(int(at - back) for at, _, method in network.calls if method == "POST")
+    assert sum(seconds.values()) == 100
+    assert max(seconds.values()) <= 15
+    for pod in pods:
+        pod.engine._nursery.cancel_scope.cancel()  # type: ignore[union-attr]
+
+
+async def test_a_status_that_changes_in_an_outage_is_told_by_the_next_call_that_is_answered(
+    start: Callable[..., Awaitable[Pod]], autojump_clock: MockClock
+) -> None:
+    pod = await start()
+    node = pod.network.nodes["a"]
+    node.up = False
+    await trio.sleep(10)
+    pod.ready.say("unhealthy")
+    await trio.sleep(50)
+    assert pod.status() == "UP"
+    node.up = True
+    pod.network.calls.clear()
+    began = trio.current_time()
+    while pod.status() == "UP":
+        await trio.sleep(0.1)
+    assert trio.current_time() - began <= 30
+    assert pod.network.methods()[0] in {"PUT", "POST"}
+    assert len(pod.network.calls) <= 3, "the first that was answered, or right after it"
+    assert pod.status() == "DOWN"
+    assert not any("not registered at present" in line for line in pod.journal.lines)
+    await trio.sleep(31)
+    assert pod.state("beat") == "started"
+
+
+async def test_registration_and_heartbeat_share_one_backoff(
+    start: Callable[..., Awaitable[Pod]], autojump_clock: MockClock
+) -> None:
+    pod = await start()
+    pod.network.nodes["a"].up = False
+    pod.ready.say("unhealthy")
+    await trio.sleep(3600)
+    calls = [at for at, _, _ in pod.network.calls]
+    gaps = [later - earlier for earlier, later in pairwise(calls)]
+    assert max(gaps) <= 31
+    assert len(calls) < 3600 / 30 * 3, "15 s on average, and not twice that"
+    told = [line for line in pod.journal.lines if "event=registry-failed" in line]
+    assert 3 <= len(told) < 20
+
+
+async def test_a_registry_that_takes_no_document_still_gets_heartbeats(
+    start: Callable[..., Awaitable[Pod]], autojump_clock: MockClock
+) -> None:
+    pod = await start()
+    node = pod.network.nodes["a"]
+    node.foreign, node.methods = Response(413), ("POST",)
+    pod.ready.say("unhealthy")
+    for _ in range(100):
+        await trio.sleep(10)
+        assert pod.status() == "UP", "not evicted"
+    assert pod.state("beat") == "started"
+    node.foreign = None
+    await trio.sleep(31)
+    assert pod.status() == "DOWN"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"metadata": {"version": "2"}},
+        {"stop": 7},
+        {"leaseDuration": 60},
+        {"url": "http://b/eureka,http://a/eureka"},
+        {"url": "http://A.:80/eureka/"},
+        {"name": "registration"},
+        {"name": "registration", "metadata": {"version": "2"}},
+    ],
+)
+async def test_a_changed_registration_is_one_post(
+    change: Any, start: Callable[..., Awaitable[Pod]], autojump_clock: MockClock
+) -> None:
+    pod = await start(a=Node(), b=Node())
+    now = pod.network.epoch + trio.current_time()
+    pod.network.nodes["a"].registry.handle("PUT", f"{INSTANCE}/status?value=OUT_OF_SERVICE", b"", now)
+    pod.network.nodes["a."] = pod.network.nodes["a"]
+    pod.network.calls.clear()
+    pod.apply(**({"url": "http://a/eureka,http://b/eureka"} | change))
+    await trio.sleep(5)
+    assert pod.network.methods() == ["POST", "GET"]
+    assert pod.status() == "OUT_OF_SERVICE", "an operator's word is not forgotten"
+    for _ in range(30):
+        await trio.sleep(10)
+        assert pod.status() == "OUT_OF_SERVICE"
+    assert pod.network.methods().count("POST") == 1
+    assert pod.state("beat") == "started"
+    await pod.engine.drain(8)
+    assert pod.status() is None
+    assert pod.network.methods().count("DELETE") == 1
+
+
+@pytest.mark.parametrize("change", [{"app": "other"}, {"port": 81}, {"url": "http://c/eureka"}])
+async def test_another_instance_is_another(
+    change: Any, start: Callable[..., Awaitable[Pod]], autojump_clock: MockClock
+) -> None:
+    pod = await start(a=Node(), b=Node())
+    pod.network.nodes["c"] = Node()
+    pod.apply(**({"url": "http://a/eureka,http://b/eureka"} | change))
+    await trio.sleep(5)
+    assert pod.network.methods()[:2] == ["DELETE", "POST"]
+    assert pod.status() is None
+
+
+async def test_a_changed_registration_follows_what_the_probe_says_by_now(
+    start: Callable[..., Awaitable[Pod]], autojump_clock: MockClock
+) -> None:
+    pod = await start()
+    pod.ready.say("unhealthy")
+    await trio.sleep(1)
+    pod.network.calls.clear()
+    pod.apply(metadata={"version": "2"})
+    await trio.sleep(5)
+    assert pod.network.methods() == ["POST", "GET"], "though it needs the probe to be healthy to begin"
+    entry = pod.entry()
+    assert entry is not None
+    assert (entry["status"], entry["metadata"]) == ("DOWN", {"version": "2"})
+
+
+async def test_a_changed_registration_that_the_end_overtakes_is_taken_out(
+    start: Callable[..., Awaitable[Pod]], autojump_clock: MockClock
+) -> None:
+    pod = await start()
+    pod.network.nodes["a"].takes = 2
+    pod.apply(metadata={"version": "2"})
+    await trio.sleep(1)
+    await pod.engine.drain(8)
+    assert pod.status() is None
+    assert pod.network.methods()[-1] == "DELETE"
+    assert pod.engine.left == {}
+
+
+async def test_a_deregistration_that_somebody_else_answers_is_reported_as_failed(
+    start: Callable[..., Awaitable[Pod]], autojump_clock: MockClock
+) -> None:
+    pod = await start()
+    pod.network.nodes["a"].foreign = Response(404)
+    await pod.engine.drain(8)
+    assert "not the registry's word" in pod.engine.left["web"]
+    assert not any("event=deregistered" in line for line in pod.journal.lines)
+    assert pod.status() == "UP"
 
 
 async def test_an_override_is_said_in_the_journal(bench: Bench, autojump_clock: MockClock) -> None:

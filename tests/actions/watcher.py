@@ -49,5 +49,13 @@ class Watcher:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + self.stop_timeout):
             yield
 
+    @contextmanager
+    def unbroken(self) -> Iterator[trio.CancelScope]:
+        with trio.CancelScope(shield=True) as scope:
+            yield scope
+
+    def pause(self, failures: int, at_most: float) -> float:
+        return min(float(failures), at_most)
+
     def action_of(self, task: str) -> None:
         return None

@@ -544,7 +544,7 @@ class Shell:
     async def step(self, what: str, number: int, nursery: trio.Nursery) -> None:
         match what:
             case "plan":
-                tasks = tuple(self.varied(task) for task in PLANS[number % len(PLANS)])
+                tasks = tuple(self.varied(task) for task in make_plan(number % PLANS))
                 self.engine.apply(Plan(digest([task.digest for task in tasks]), tasks))
             case "event":
                 self.engine.happened(sorted(EVENTS)[number % len(EVENTS)])

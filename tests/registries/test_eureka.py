@@ -9,15 +9,17 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock
 
-from pidone.errors import ConnectError, PidoneError, Refused, RegistryError, RegistryRefused
+from pidone.errors import PidoneError, Refused, RegistryError, RegistryRefused, TransferTimeout
 from pidone.http.client import request
 from pidone.http.message import Request, Response
 from pidone.http.server import Handler
 from pidone.plan.fields import Fields
 from pidone.plan.model import Pod
-from pidone.registries import Status, build
+from pidone.registries import Entry, Status, build
 from pidone.registries.eureka import Eureka
+from tests.eureka.between import FOREIGN, Ingress, Network, Node, always
 from tests.eureka.real import RealEureka
 from tests.eureka.standin import EurekaStandIn
 from tests.http.serving import http_server
@@ -109,13 +111,6 @@ async def test_what_is_registered_is_read_back_whole(bench: Bench) -> None:
     assert got["metadata"] == {"zone": "a", "version": "1.2"}
     assert (got["leaseInfo"]["renewalIntervalInSecs"], got["leaseInfo"]["durationInSecs"]) == (30, 45)
     assert abs(int(got["lastDirtyTimestamp"]) - time.time() * 1000) < 60_000
-
-
-async def test_a_secure_port_is_the_one_that_is_offered(bench: Bench) -> None:
-    await bench.driver(securePort=9443).register(Status.UP)
-    got = await bench.read()
-    assert (got["port"]["@enabled"], got["securePort"]) == ("false", {"$": 9443, "@enabled": "true"})
-    assert got["homePageUrl"] == "https://10.42.0.18:9443/"
 
 
 async def test_a_heartbeat_renews_the_lease(bench: Bench) -> None:
@@ -237,7 +232,7 @@ async def test_a_dead_server_is_passed_over_and_the_one_that_answers_is_kept(
     third = Scripted(Response(500))
     registry = make(f"http://127.0.0.1:{free_port()}/eureka, {second},{await third.start(nursery)}")
     await registry.register(Status.UP)
-    assert registry._current == 1
+    assert registry._servers.current == f"{second}/"
     assert await registry.heartbeat()
     await registry.deregister()
     assert [entry.method for entry in held.log] == ["POST", "GET", "PUT", "DELETE"]
@@ -270,19 +265,6 @@ async def test_when_all_are_in_trouble_it_is_said_and_may_be_tried_again(
     assert not isinstance(raised.value, RegistryRefused)
     assert len(ill.asked) == 3  # as the Java client: three servers for one call
     nursery.cancel_scope.cancel()
-
-
-async def test_one_call_is_bounded_in_time_over_all_servers(
-    monkeypatch: pytest.MonkeyPatch, autojump_clock: object
-) -> None:
-    async def silent(method: str, url: str, *, timeout: float, **options: object) -> Response:
-        await trio.sleep(timeout)
-        raise ConnectError(f"{url}: silent")
-
-    monkeypatch.setattr("pidone.registries.eureka.request", silent)
-    with pytest.raises(ConnectError):
-        await make("http://a/eureka,http://b/eureka,http://c/eureka").heartbeat()
-    assert trio.current_time() == pytest.approx(5)
 
 
 @pytest.mark.parametrize(
@@ -338,13 +320,14 @@ async def test_redirects_in_a_circle_end(nursery: trio.Nursery) -> None:
     [
         (Response(401), r"answered 401: it wants a user \(http://user:password@host\)"),
         (Response(403), "its CSRF protection covers the Eureka paths"),
-        (Response(404, {}, b"<html>no page</html>"), "answered 404: is the URL right"),
         (
             Response(400, {}, b"Missing hostname"),
             'answered 400 "Missing hostname": the registry does not accept',
         ),
-        (Response(200, {}, b"<html>welcome</html>"), "answered 200: this is not an answer of Eureka"),
-        (Response(302, {"location": "/login"}), "redirected to http://.*/login; .* does it need a user"),
+        (
+            Response(400, {}, b'{"error": "cannot parse request body"}'),
+            "answered 400 .*: the registry does not accept",
+        ),
     ],
 )
 async def test_what_a_person_must_mend_is_refused_with_the_remedy(
@@ -353,8 +336,379 @@ async def test_what_a_person_must_mend_is_refused_with_the_remedy(
     server = Scripted(answer)
     with pytest.raises(RegistryRefused, match=remedy):
         await make(await server.start(nursery)).register(Status.UP)
-    assert len(server.asked) == 1  # another server would say the same
+    assert server.asked == [f"POST {APPS}"]
     nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("answer", "remedy"),
+    [
+        (Response(404, {}, b"<html>no page</html>"), "answered 404: .* is the URL right"),
+        (Response(405), "answered 405: .* is the URL right"),
+        (Response(400, {}, b"<html>nginx</html>"), "answered 400: .* is the URL right"),
+        (Response(200, {}, b"<html>welcome</html>"), "answered 200: this is not an answer of Eureka"),
+        (Response(302, {"location": "/login"}), "redirected to /login; .* does it need a user"),
+        (Response(302, {"location": "http://[::1"}), r"redirected to http://\[::1; is the URL right"),
+        (Response(302, {"location": "http://h:99999/"}), "redirected to http://h:99999/; is the URL right"),
+        (
+            Response(301, {"location": "https://127.0.0.1/eureka/apps/RATINGS"}),
+            "redirected to https://127.0.0.1/eureka/apps/RATINGS; .* if that is the registry, write its URL",
+        ),
+        (Response(307), "answered 307: a server that is starting or out of service"),
+        (Response(500, {}, b"\x1b]52;c;eA==\x07 no\nlines"), r'answered 500 "\]52;c;eA== no lines"'),
+    ],
+)
+async def test_what_somebody_in_between_may_have_said_is_tried_again(
+    answer: Response, remedy: str, nursery: trio.Nursery
+) -> None:
+    server = Scripted(answer)
+    with pytest.raises(RegistryError, match=remedy) as raised:
+        await make(await server.start(nursery)).register(Status.UP)
+    assert not isinstance(raised.value, RegistryRefused)
+    assert str(raised.value).isprintable()
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_url_that_ends_in_apps_is_told_how_to_be_written(bench: Bench) -> None:
+    registry = make(bench.url + "apps/", bench.app)
+    with pytest.raises(RegistryError, match=rf'the URL ends in "apps".*; write {bench.url.rstrip("/")}$'):
+        await registry.register(Status.UP)
+
+
+# In between
+
+
+@pytest.fixture
+async def ingress(bench: Bench, nursery: trio.Nursery) -> Ingress:
+    return await Ingress(bench.url).start(nursery)
+
+
+@pytest.mark.parametrize("answer", FOREIGN)
+async def test_an_answer_that_is_not_the_registrys_is_asked_elsewhere(
+    answer: str, bench: Bench, ingress: Ingress
+) -> None:
+    ingress.fault = always(FOREIGN[answer])
+    registry = make(f"{ingress.url},{bench.url}", bench.app)
+    assert await registry.register(Status.UP) == "UP"
+    assert await registry.heartbeat()
+    assert ingress.asked == ["POST"], "the one that answers is kept"
+    assert await bench.status() == "UP"
+
+
+@pytest.mark.parametrize("answer", FOREIGN)
+async def test_a_registered_instance_stays_when_one_of_two_servers_is_hidden(
+    answer: str, bench: Bench, ingress: Ingress
+) -> None:
+    registry = make(f"{ingress.url},{bench.url}", bench.app)
+    await registry.register(Status.UP)
+    before = (await bench.read())["leaseInfo"]["lastRenewalTimestamp"]
+    ingress.fault = always(FOREIGN[answer])
+    if not await registry.heartbeat():  # a 404 may be Eureka's
+        await registry.register(Status.UP)
+    assert await registry.heartbeat()
+    assert (await bench.read())["leaseInfo"]["lastRenewalTimestamp"] >= before
+    ingress.fault = always(Response(500))
+    await registry.deregister()
+    assert (await bench.call("GET")).status == 404
+
+
+@pytest.mark.parametrize("answer", set(FOREIGN) - {"200 with text"})  # which a proxy may say in Eureka's name
+async def test_an_answer_of_somebody_else_is_no_deregistration(
+    answer: str, bench: Bench, ingress: Ingress
+) -> None:
+    registry = make(ingress.url, bench.app)
+    await registry.register(Status.UP)
+    for methods in (("DELETE",), ()):
+        ingress.fault = always(FOREIGN[answer], *methods)
+        with pytest.raises(RegistryError) as raised:
+            await registry.deregister()
+        assert not isinstance(raised.value, RegistryRefused), "it has accepted us before"
+    assert await bench.status() == "UP"
+    ingress.fault = lambda _: None
+    await registry.deregister()
+    assert (await bench.call("GET")).status == 404
+
+
+async def test_a_404_to_a_delete_is_believed_from_an_eureka_alone(bench: Bench, ingress: Ingress) -> None:
+    registry = make(ingress.url, bench.app)
+    await registry.register(Status.UP)
+    await bench.call("DELETE")
+    ingress.asked.clear()
+    await registry.deregister()
+    assert ingress.asked == ["DELETE", "GET", "GET"]
+    assert await registry.read() is None
+    # an ingress that loses its route in the middle of it
+    answers = iter([None, Response(404)])
+    ingress.fault = lambda _: next(answers, Response(404))
+    with pytest.raises(RegistryError, match="not the registry's word"):
+        await registry.read()
+
+
+async def test_of_two_servers_the_hidden_one_is_not_asked_for_the_last_word(
+    bench: Bench, ingress: Ingress
+) -> None:
+    registry = make(f"{ingress.url},{bench.url}", bench.app)
+    await registry.register(Status.UP)
+    ingress.fault = always(Response(404))
+    await registry.deregister()
+    assert (await bench.call("GET")).status == 404
+
+
+async def test_what_the_registry_has_is_read(bench: Bench, ingress: Ingress) -> None:
+    registry = make(ingress.url, bench.app)
+    assert await registry.read() is None
+    await registry.register(Status.UP)
+    await bench.override("OUT_OF_SERVICE")
+    assert await registry.read() == Entry("OUT_OF_SERVICE", "10.42.0.18")
+    assert registry.address == "10.42.0.18"
+    for answer in FOREIGN.values():
+        ingress.fault = always(answer)
+        with pytest.raises(RegistryError):
+            await registry.read()
+
+
+@pytest.mark.parametrize("lead", ["", "/x/..", "/eureka/%2e%2e"])
+async def test_a_redirect_is_followed_within_its_origin_alone(
+    lead: str, bench: Bench, ingress: Ingress, nursery: trio.Nursery
+) -> None:
+    other = Scripted(Response(204))
+    elsewhere = (await other.start(nursery)).removesuffix("/eureka/")
+    if lead:
+        elsewhere = bench.url.removesuffix("/eureka/") + lead
+
+    def fault(asked: Request) -> Response:
+        return Response(307, {"location": elsewhere + asked.target})
+
+    ingress.fault = fault
+    with pytest.raises(RegistryError, match="redirected to"):
+        await make(ingress.url, bench.app).register(Status.UP)
+    assert other.asked == []
+    assert (await bench.call("GET")).status == 404
+
+
+async def test_a_password_goes_with_a_redirect_of_the_same_origin(nursery: trio.Nursery) -> None:
+    seen: list[str] = []
+
+    async def handler(request: Request) -> Response:
+        seen.append(request.headers.get("authorization", ""))
+        if request.target.startswith("/old/"):
+            target = request.target.replace("/old/", "/eureka/")
+            return Response(302, {"location": f"http://{request.headers['host'].upper()}{target}"})
+        return Response(204)
+
+    port = await http_server(nursery, handler, body=1 << 16)
+    await make(f"http://me:s3cret@127.0.0.1:{port}/old/").register(Status.UP)
+    assert set(seen[:2]) == {"Basic bWU6czNjcmV0"}
+    nursery.cancel_scope.cancel()
+
+
+# Slow servers, on a mock clock
+
+
+@pytest.fixture
+def network(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Network]:
+    def build_network(**nodes: Node) -> Network:
+        network = Network(**nodes)
+        monkeypatch.setattr("pidone.registries._servers.request", network.request)
+        return network
+
+    return build_network
+
+
+URL_A, URL_B = "http://a/eureka", "http://b/eureka"
+
+
+@pytest.mark.parametrize("takes", [4.0, 7.5, 9.0, 12.0, 25.0])
+@pytest.mark.parametrize("late", [True, False])
+async def test_a_server_that_acts_and_answers_late_has_registered_renewed_and_deregistered(
+    takes: float, late: bool, network: Callable[..., Network], autojump_clock: MockClock
+) -> None:
+    slow = Node(takes=takes, acts=takes if late else 0.0)
+    net, registry = network(a=slow), make(URL_A)
+    assert await registry.register(Status.UP) == "UP"
+    assert net.methods().count("POST") == 1
+    assert await registry.heartbeat()
+    await trio.sleep(60)
+    assert await registry.heartbeat(), "renewed anew"
+    await registry.deregister()
+    slow.takes = slow.acts = 0
+    assert await registry.read() is None
+
+
+async def test_a_server_that_acts_only_later_is_not_believed_to_have_acted(
+    network: Callable[..., Network],
+    autojump_clock: MockClock,
+) -> None:
+    slow = Node(takes=60, acts=60)
+    network(a=slow)
+    with pytest.raises(TransferTimeout):
+        await make(URL_A).register(Status.UP)
+    assert trio.current_time() == pytest.approx(8 + 30), "one more look, with more patience"
+
+
+@pytest.mark.parametrize("call", ["register", "heartbeat"])
+async def test_a_server_that_hangs_does_not_take_the_time_of_the_next_one(
+    call: str, network: Callable[..., Network], autojump_clock: MockClock
+) -> None:
+    hanging = Node(takes=1000, acts=1000)
+    net, registry = network(a=Node(), b=Node()), make(f"{URL_A},{URL_B}")
+    await registry.register(Status.UP)
+    await make(URL_B).register(Status.UP)  # as replicated
+    net.nodes["a"] = hanging
+    began = trio.current_time()
+    assert await (registry.register(Status.DOWN) if call == "register" else registry.heartbeat())
+    assert trio.current_time() - began == pytest.approx(8)
+    net.calls.clear()
+    assert await registry.heartbeat()
+    assert net.calls == [(trio.current_time(), "b", "PUT")]
+
+
+async def test_all_servers_together_have_no_more_than_the_lease(
+    network: Callable[..., Network], autojump_clock: MockClock
+) -> None:
+    network(a=Node(takes=1000), b=Node(takes=1000), c=Node(takes=1000))
+    registry = make("http://a/eureka,http://b/eureka,http://c/eureka", leaseDuration=6)
+    with pytest.raises(TransferTimeout):
+        await registry._servers.ask("PUT", "apps/A/b", registry._judge_heartbeat, within=registry.lease)
+    assert trio.current_time() == pytest.approx(6)
+
+
+async def test_a_deregistration_shares_the_time_there_is_among_the_servers(
+    network: Callable[..., Network],
+    autojump_clock: MockClock,
+) -> None:
+    net, registry = network(a=Node(), b=Node()), make(f"{URL_A},{URL_B}")
+    await registry.register(Status.UP)
+    await make(URL_B).register(Status.UP)
+    net.nodes["a"] = Node(takes=1000, acts=1000)
+    with trio.move_on_after(3) as scope:
+        await registry.deregister()
+    assert not scope.cancelled_caught
+    assert net.calls[-1][0] == pytest.approx(1.5)
+    assert net.calls[-1][1:] == ("b", "DELETE")
+
+
+# Another document of the same instance
+
+
+async def test_what_takes_over_sends_one_document_and_keeps_an_operators_word(
+    bench: Bench, ingress: Ingress
+) -> None:
+    old = make(ingress.url, bench.app)
+    await old.register(Status.UP)
+    await bench.override("OUT_OF_SERVICE")
+    ingress.asked.clear()
+    new = make(ingress.url, bench.app, metadata={"version": "2"})
+    assert new.succeeds(old)
+    new.take_over(old)
+    new._clock = lambda: time.time() - 3600  # whatever the clock does, it is newer
+    assert await new.register(Status.UP) == "OUT_OF_SERVICE"
+    assert ingress.asked == ["POST", "GET"]
+    got = await bench.read()
+    assert (got["metadata"], got["overriddenStatus"]) == ({"version": "2"}, "OUT_OF_SERVICE")
+    assert await new.heartbeat()
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"metadata": {"a": "b"}}, True),
+        ({"ipAddr": "10.1.1.1"}, True),
+        ({"url": "http://Eureka.:80//eureka"}, True),
+        ({"url": "http://new/eureka,http://eureka/eureka"}, True),
+        ({"url": "http://me:s3cret@eureka/eureka"}, True),
+        ({"url": "http://other/eureka"}, False),
+        ({"url": "http://eureka:8761/eureka"}, False),
+        ({"url": "http://eureka/"}, False),
+        ({"instanceId": "other"}, False),
+        ({"port": 9081}, False),
+        ({"app": "other"}, False),
+    ],
+)
+def test_which_instance_is_the_same(changes: dict[str, Any], same: bool) -> None:
+    fields: dict[str, Any] = {"url": "http://eureka/eureka/", "app": "ratings", "port": 9080}
+    old = build(Fields({"eureka": fields}, "r"), POD, None)
+    assert build(Fields({"eureka": fields | changes}, "r"), POD, None).succeeds(old) is same
+
+
+# Nonsense
+
+
+@pytest.mark.parametrize(
+    "dirty", ["9" * 4300, str((1 << 63) - 1), str(1 << 62), "-5", "x", 1e300, None, [], {}]
+)
+async def test_a_version_that_no_clock_made_harms_nothing(dirty: Any, nursery: trio.Nursery) -> None:
+    registry, sent = EurekaStandIn(), list[dict[str, Any]]()
+    answer = stand_in(registry)
+
+    async def handler(asked: Request) -> Response:
+        if asked.method == "POST":
+            sent.append(json.loads(asked.body)["instance"])
+        found = await answer(asked)
+        if asked.method == "GET" and len(sent) == 1 and "instance" in (document := json.loads(found.body)):
+            document["instance"]["lastDirtyTimestamp"] = dirty
+            return Response(200, {}, json.dumps(document).encode())
+        return found
+
+    port = await http_server(nursery, handler, body=1 << 16)
+    driver = make(f"http://127.0.0.1:{port}/eureka")
+    assert await driver.register(Status.UP) == "UP"
+    assert await driver.register(Status.DOWN) == "DOWN"
+    assert await driver.heartbeat()
+    assert all(abs(int(document["lastDirtyTimestamp"]) - time.time() * 1000) < 60_000 for document in sent)
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_predecessor_whose_version_is_out_of_reach_is_replaced(bench: Bench) -> None:
+    before = bench.driver(ipAddr="10.42.0.9")
+    before._clock = lambda: ((1 << 63) - 1) / 1000 - 1e6
+    await before.register(Status.UP)
+    registry = bench.driver()
+    assert await registry.register(Status.DOWN) == "DOWN"
+    assert await registry.register(Status.UP) == "UP"
+    assert (await bench.read())["ipAddr"] == "10.42.0.18"
+    assert abs(await bench.dirty() - time.time() * 1000) < 60_000
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 100_000,
+        b'{"instance": ' * 50_000,
+        b'{"instance": []}',
+        b'{"instance": {"leaseInfo": 7}}',
+        b"null",
+        b"\xff",
+    ],
+)
+async def test_a_body_that_is_no_document_harms_nothing(body: bytes, nursery: trio.Nursery) -> None:
+    server = Scripted(Response(204), Response(200, {}, body))
+    assert await make(await server.start(nursery)).register(Status.UP) == "UP"
+    nursery.cancel_scope.cancel()
+
+
+# Ports
+
+
+@pytest.mark.parametrize(
+    ("fields", "ports", "home"),
+    [
+        ({}, ((9080, "true"), (443, "false")), "http://10.42.0.18:9080/"),
+        ({"securePort": 9443}, ((9080, "false"), (9443, "true")), "https://10.42.0.18:9443/"),
+        ({"securePort": 9443, "portEnabled": True}, ((9080, "true"), (9443, "true")), "http://10.42.0.18:9080/"),
+        ({"securePort": 9443, "portEnabled": True, "securePortEnabled": False}, ((9080, "true"), (9443, "false")), "http://10.42.0.18:9080/"),
+        ({"hostName": "fd00::27"}, ((9080, "true"), (443, "false")), "http://[fd00::27]:9080/"),
+    ],
+)  # fmt: skip
+async def test_either_port_or_both_are_offered(
+    fields: dict[str, Any], ports: tuple[tuple[int, str], ...], home: str, bench: Bench
+) -> None:
+    await bench.driver(**fields).register(Status.UP)
+    got = await bench.read()
+    assert tuple((got[name]["$"], got[name]["@enabled"]) for name in ("port", "securePort")) == ports
+    assert got["homePageUrl"] == home
+    secure = f"https://10.42.0.18:{ports[1][0]}/health" if ports[1][1] == "true" else None
+    assert got.get("secureHealthCheckUrl") == secure
 
 
 async def test_the_password_is_sent_and_is_in_no_error(
@@ -407,8 +761,20 @@ async def test_a_server_that_insists_on_gzip_is_understood(nursery: trio.Nursery
     [
         (
             {"instanceId": "web/1"},
-            r'register\.eureka\.instanceId: "web/1" has a slash, which Eureka cannot address',
+            r'register\.eureka\.instanceId: "web/1" cannot be a segment of a path, so that Eureka cannot address it',
         ),
+        *(
+            ({name: value}, rf"register\.eureka\.{name}: .*so that Eureka cannot address it")
+            for name in ("app", "instanceId")
+            for value in ("..", ".", " .. ", "%2e%2E", "..;x", "a/b", "a\\b", "%2f", "", " ", "a\nb")
+        ),
+        *(
+            ({"url": f"http://a/{path}/eureka"}, r'register\.eureka\.url: a path without "." and ".."')
+            for path in ("..", ".", "%2e%2e", "a%2f..", "..;b")
+        ),
+        ({"url": "http://a:99999/"}, r"register\.eureka\.url: not a URL"),
+        ({"url": "http://:80/"}, r"register\.eureka\.url: not a URL"),
+        ({"portEnabled": False}, "without a port nobody can call it"),
         ({"url": ""}, r"register\.eureka\.url: expected http:// or https:// URLs"),
         ({"url": "http://a/,b/"}, r"register\.eureka\.url: expected http:// or https:// URLs"),
         ({"port": "9080"}, r"register\.eureka\.port: expected an integer"),
