@@ -103,7 +103,8 @@ class Action(Protocol):
 class Successor(Protocol):
     """An action that can go on with what an earlier one holds outside of this process, such as a registration.
 
-    Optional. Where the plan changes, nothing is undone then and nothing is done twice. Both methods do no I/O.
+    Optional, for the actions of a module with ``HOLDS_OUTSIDE``. Where the plan changes, nothing is undone then and
+    nothing is done twice. Both methods do no I/O.
     """
 
     def succeeds(self, previous: Action) -> bool:

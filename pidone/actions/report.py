@@ -10,15 +10,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from random import Random
 from time import time
 from typing import Any, Protocol
-from urllib.parse import quote
 
 import trio
 
-from pidone.actions import Context, Setting, task_families
+from pidone.actions import Action, Context, Setting, task_families
 from pidone.counters import TaskView
 from pidone.errors import PidoneError, Refused, TaskFailed
 from pidone.http.client import redacted, request
 from pidone.http.message import JSON
+from pidone.http.urls import segment
 from pidone.pacing import Backoff
 from pidone.plan.fields import Fields
 
@@ -35,7 +35,13 @@ RETRY_MIN_SECONDS = 1.0
 
 
 class Target(Protocol):
-    """Where results go."""
+    """Where results go. ``url`` tells one from another."""
+
+    @property
+    def url(self) -> str: ...
+
+    def take_over(self, previous: "Target") -> None:
+        """Go on with what an earlier one of the same kind and URL has not sent."""
 
     def add(self, views: Iterable[TaskView], gone: Iterable[TaskView] = ()) -> None:
         """Take in the states of these tasks, and that some are no more."""
@@ -108,6 +114,21 @@ class Report:
         except PidoneError as error:
             context.log("report-failed", error=error)
 
+    def succeeds(self, previous: Action) -> bool:
+        return (
+            isinstance(previous, Report)
+            and type(previous._target) is type(self._target)
+            and previous._target.url == self._target.url
+        )
+
+    def take_over(self, previous: Action) -> None:
+        assert isinstance(previous, Report)
+        self._target.take_over(previous._target)
+        if isinstance(self._target, Webhook):  # a page is sent anew, since it may be of other tasks
+            self._told = {
+                name: told for name, told in previous._told.items() if not self._of or name in self._of
+            }
+
     def _views(self, context: Context) -> list[TaskView]:
         """Its own states are not told: telling would change them."""
         return [
@@ -132,7 +153,7 @@ class Webhook:
     """POST of JSON: ``{"pod": {...}, "time", "dropped", "results": [{"number", "task", "state", ...}]}``."""
 
     def __init__(self, fields: Fields, setting: Setting) -> None:
-        self._url = _url(fields)
+        self.url = _url(fields)
         self._headers = {"content-type": JSON} | {
             name.lower(): value for name, value in fields.table("headers").items()
         }
@@ -141,6 +162,10 @@ class Webhook:
         self._queue: deque[dict[str, Any]] = deque()
         self._number = 0
         self._dropped = 0  # since the last message that was taken
+
+    def take_over(self, previous: Target) -> None:
+        assert isinstance(previous, Webhook)
+        self._queue, self._number, self._dropped = previous._queue, previous._number, previous._dropped
 
     def add(self, views: Iterable[TaskView], gone: Iterable[TaskView] = ()) -> None:
         now = trio.current_time()
@@ -183,7 +208,7 @@ class Webhook:
             "results": batch,
         }
         body = json.dumps(message, separators=(",", ":")).encode()
-        status = await _call("POST", self._url, self._headers, body, self._setting.source)
+        status = await _call("POST", self.url, self._headers, body, self._setting.source)
         refused = 400 <= status < 500 and status not in {408, 425, 429}
         if status < 300:
             self._dropped -= dropped
@@ -194,7 +219,7 @@ class Webhook:
             while self._queue and self._queue[0]["number"] <= last:
                 self._queue.popleft()
         if status >= 300:
-            raise TaskFailed(f"POST {redacted(self._url)}: answered {status}")
+            raise TaskFailed(f"POST {redacted(self.url)}: answered {status}")
         return bool(self._queue)
 
     async def close(self) -> None:
@@ -214,11 +239,12 @@ class Pushgateway:
         if not labels["job"]:
             raise Refused(f"{fields.path}.job: a Pushgateway takes no group without a job")
         base = _url(fields).rstrip("/").removesuffix("/metrics")
-        self._url = f"{base}/metrics" + "".join(
-            _label(name, value) for name, value in labels.items() if value
-        )
+        self.url = f"{base}/metrics" + "".join(_label(name, value) for name, value in labels.items() if value)
         fields.done()
         self._setting = setting
+
+    def take_over(self, previous: Target) -> None:
+        """The next page replaces what is there."""
 
     def add(self, views: Iterable[TaskView], gone: Iterable[TaskView] = ()) -> None:
         """A page is how all tasks are, and not what has changed."""
@@ -234,9 +260,9 @@ class Pushgateway:
 
     async def _push(self, method: str, page: bytes) -> None:
         headers = {"content-type": "text/plain; version=0.0.4; charset=utf-8"} if page else {}
-        status = await _call(method, self._url, headers, page, self._setting.source)
+        status = await _call(method, self.url, headers, page, self._setting.source)
         if status >= 300:
-            raise TaskFailed(f"{method} {redacted(self._url)}: answered {status}")
+            raise TaskFailed(f"{method} {redacted(self.url)}: answered {status}")
 
 
 def build(fields: Fields, setting: Setting) -> Report:
@@ -264,9 +290,10 @@ def _url(fields: Fields) -> str:
 
 
 def _label(name: str, value: str) -> str:
-    """A part of the path; one with a "/" in it has a form of its own (the Pushgateway's README, "URL")."""
-    if "/" not in value:
-        return f"/{name}/{quote(value, safe='')}"
-    from base64 import urlsafe_b64encode
+    """A part of the path; what is no segment of one has a form of its own (the Pushgateway's README, "URL")."""
+    try:
+        return f"/{name}/{segment(value)}"
+    except ValueError:
+        from base64 import urlsafe_b64encode
 
-    return f"/{name}@base64/{urlsafe_b64encode(value.encode()).decode()}"
+        return f"/{name}@base64/{urlsafe_b64encode(value.encode()).decode()}"

@@ -78,7 +78,10 @@ def states(found: Samples) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize(("job", "instance"), [("pidone", "web-1"), ("pods/web", "a b/\N{SNOWMAN}")])
+@pytest.mark.parametrize(
+    ("job", "instance"),
+    [("pidone", "web-1"), ("pods/web", "a b/\N{SNOWMAN}"), (".", ".."), ("a\\b", "%2e%2e")],
+)
 async def test_a_real_pushgateway_takes_our_page_and_gives_it_up_at_the_end(
     nursery: trio.Nursery, bench: Bench, free_port: Any, job: str, instance: str
 ) -> None:

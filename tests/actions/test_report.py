@@ -221,6 +221,42 @@ async def test_a_pushgateway_has_the_page_of_this_pod_until_it_ends(
     nursery.cancel_scope.cancel()
 
 
+async def test_a_changed_report_keeps_its_group_in_the_pushgateway(
+    nursery: trio.Nursery, receiver: Receiver, bench: Bench, free_port: Any
+) -> None:
+    url, port = await serve(nursery, receiver), free_port()
+    target = {"pushgateway": {"url": url}}
+    bench.apply(target, metrics(port))
+    await receiver.until(lambda: receiver.requests)
+    for change in ({"timeout": 3600}, {"stopTimeout": 3}):
+        pages = len(receiver.requests)
+        bench.apply(target, metrics(port), **change)
+        await receiver.until(lambda pages=pages: len(receiver.requests) > pages)
+    assert {asked.method for asked in receiver.requests} == {"PUT"}
+    bench.apply({"pushgateway": {"url": url, "instance": "other"}}, metrics(port))
+    await receiver.until(lambda: receiver.requests[-1].path.endswith("/instance/other/namespace/shop"))
+    deleted = [asked.path for asked in receiver.requests if asked.method == "DELETE"]
+    assert deleted == ["/metrics/job/pidone/instance/web-1/namespace/shop"]
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_changed_report_goes_on_with_what_a_webhook_did_not_take(
+    nursery: trio.Nursery, receiver: Receiver, bench: Bench, free_port: Any
+) -> None:
+    url, port = await serve(nursery, receiver), free_port()
+    receiver.answers = [503] * 3
+    bench.apply({"webhook": {"url": url}}, metrics(port))
+    await receiver.until(lambda: receiver.requests)
+    bench.apply({"webhook": {"url": url, "headers": {"X-Team": "shop"}}}, metrics(port))
+    await receiver.until(lambda: len(receiver.requests) > 3)
+    assert receiver.requests[-1].headers["x-team"] == "shop"
+    first, last = receiver.messages[0]["results"], receiver.messages[-1]["results"]
+    assert first[0] in last, "with its number, so that a receiver can tell that it is the same"
+    numbers = [one["number"] for one in last]
+    assert numbers == sorted(set(numbers))
+    nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
