@@ -78,7 +78,7 @@ class Cluster:
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=180,
         )
 
     def request(self, method: str, path: str, body: Any = None, *, kind: str = "application/json") -> Object:
@@ -262,7 +262,7 @@ class Cluster:
 
     def install_crds(self) -> None:
         self.kubectl("apply", "--server-side", "-f", CRDS)
-        self.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", CRDS)
+        self.kubectl("wait", "--for=condition=Established", "--timeout=120s", "-f", CRDS)
 
 
 @dataclass(kw_only=True)

@@ -221,7 +221,7 @@ def node(folder: Path) -> Iterator[NodeCluster]:
         for part in found.parts.values():
             part.wait_ready()
         until(lambda: NAME in found.kubectl("get", "nodes", "--output=name"))
-        found.kubectl("wait", "--for=condition=Ready", "--timeout=60s", "node", NAME)
+        found.kubectl("wait", "--for=condition=Ready", "--timeout=120s", "node", NAME)
         found.install_crds()
         yield found
 

@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 
 from tests.cluster.apiserver import Cluster
 from tests.cluster.process import Process, until
+from tests.patience import PATIENCE_SECONDS
 from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -167,4 +168,6 @@ async def told(
     def seen() -> bool:
         return stand.items() <= conditions(cluster, kind, name, namespace).items()
 
-    await trio.to_thread.run_sync(until, seen, 30, lambda: conditions(cluster, kind, name, namespace))
+    await trio.to_thread.run_sync(
+        until, seen, PATIENCE_SECONDS, lambda: conditions(cluster, kind, name, namespace)
+    )

@@ -45,7 +45,7 @@ def installed(cluster: NodeCluster) -> Iterator[None]:
     cluster.containerd.load(ARCHIVES["controller-image"])
     with dns.names(cluster, node.ADDRESS):
         cluster.kubectl("apply", "--server-side", "-k", ROOT / "k3d")
-        cluster.kubectl("rollout", "status", CONTROLLER, "-n", SYSTEM, "--timeout=110s")
+        cluster.kubectl("rollout", "status", CONTROLLER, "-n", SYSTEM, "--timeout=120s")
         yield
         cluster.kubectl("delete", CONTROLLER, "-n", SYSTEM)
 
@@ -104,7 +104,7 @@ class Demo:
         (row,) = (dict(zip(titles, row["cells"], strict=True)) for row in table["rows"])
         return [str(row[title]) for title in ("MATCHED", "APPLIED", "REJECTED", "READY")]
 
-    def settles(self, pods: int = 3, timeout: float = 40, **states: str) -> None:
+    def settles(self, pods: int = 3, timeout: float = PATIENCE_SECONDS, **states: str) -> None:
         """Eureka has the labelled pods, so many, and no others, and the binding tells of as many.
 
         They are UP but for applications whose name is in ``states`` (``static_server="DOWN"``).

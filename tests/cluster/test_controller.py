@@ -42,7 +42,7 @@ async def test_what_is_applied_and_labelled_runs(
             "taskbinding/web",
             "--namespace",
             namespace,
-            "--timeout=20s",
+            "--timeout=120s",
         )
         await trio.to_thread.run_sync(lambda: cluster.kubectl(*ready))
         cluster.delete_pod(namespace, "web-0")

@@ -133,7 +133,7 @@ def test_a_label_registers_a_pod_and_its_removal_takes_it_out(
 
     installed.label(shop, "ratings", {"registry": "true"})
     until(lambda: eureka.instances("RATINGS") == [address])
-    installed.kubectl("wait", "--for=condition=Ready", "taskbinding/registered", "-n", shop, "--timeout=20s")
+    installed.kubectl("wait", "--for=condition=Ready", "taskbinding/registered", "-n", shop, "--timeout=120s")
     told = binding(installed, shop)
     assert (told["MATCHED"], told["APPLIED"], told["REJECTED"], told["READY"]) == ("1", "1", "0", "True")
     assert sandbox.program() != "/doze"
@@ -164,7 +164,7 @@ def test_a_deleted_pod_is_out_of_eureka(
     installed.kubectl("annotate", "pod", "details", "-n", shop, "pidone.dev/probe-path=/index.html")
     until(lambda: digests(installed, shop) != before and binding(installed, shop)["APPLIED"] == "1")
     installed.delete_pod(shop, "details", seconds=grace)
-    until(lambda: eureka.instances("DETAILS") == [], 10)
+    until(lambda: eureka.instances("DETAILS") == [])
     until(lambda: not sandbox.same())
 
 
@@ -180,7 +180,7 @@ def test_both_replicas_are_killed_and_pods_keep_what_they_have(
     assert eureka.instances("CATALOG") == [address]
     assert sandbox.program() != "/doze"
     installed.kubectl("scale", CONTROLLER, "-n", SYSTEM, "--replicas=2")
-    installed.kubectl("rollout", "status", CONTROLLER, "-n", SYSTEM, "--timeout=90s")
+    installed.kubectl("rollout", "status", CONTROLLER, "-n", SYSTEM, "--timeout=120s")
     installed.label(shop, "catalog", {"registry": None})
     until(lambda: eureka.instances("CATALOG") == [])
     assert sandbox.same()

@@ -56,10 +56,10 @@ def test_a_pod_runs_in_a_sandbox_of_ours_and_is_deleted(real_node: NodeCluster, 
     sandbox = real_node.sandbox(shop, "web-0")
     assert sandbox.program() == "/doze"
     assert real_node.kubectl("logs", "web-0", "-n", shop) == "hello\n"
-    said = real_node.kubectl("exec", "web-0", "-n", shop, "--", BUSYBOX, "hostname")
-    assert said == "web-0\n"
+    ask = ("exec", "web-0", "-n", shop, "--", BUSYBOX, "hostname")
+    until(lambda: real_node.try_kubectl(*ask).stdout == "web-0\n")
 
-    real_node.kubectl("delete", "pod", "web-0", "-n", shop, "--timeout=30s")
+    real_node.kubectl("delete", "pod", "web-0", "-n", shop, "--timeout=120s")
     until(lambda: not sandbox.same())
 
 
@@ -86,7 +86,7 @@ def test_a_service_reaches_the_pods_of_a_deployment(real_node: NodeCluster, shop
     }
     items = json.dumps({"apiVersion": "v1", "kind": "List", "items": [deployment, service]})
     real_node.kubectl("apply", "-n", shop, "-f", "-", stdin=items)
-    real_node.kubectl("rollout", "status", "deployment/web", "-n", shop, "--timeout=60s")
+    real_node.kubectl("rollout", "status", "deployment/web", "-n", shop, "--timeout=120s")
     sleeper(real_node, shop, "client")
     real_node.wait_running(shop, "client")
 
@@ -97,8 +97,9 @@ def test_a_service_reaches_the_pods_of_a_deployment(real_node: NodeCluster, shop
     answered: set[str] = set()
 
     def all_answered() -> bool:
-        done = real_node.kubectl("exec", "client", "-n", shop, "--", BUSYBOX, "sh", "-c", fetch)
-        answered.add(f"pod/{done.splitlines()[-1]}")
+        done = real_node.try_kubectl("exec", "client", "-n", shop, "--", BUSYBOX, "sh", "-c", fetch)
+        if done.returncode == 0 and done.stdout:  # else kube-proxy has not set the Service up yet
+            answered.add(f"pod/{done.stdout.splitlines()[-1]}")
         return names <= answered
 
     until(all_answered)

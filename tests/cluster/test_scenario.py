@@ -26,6 +26,7 @@ from tests.cri import images
 from tests.cri.conftest import IMAGE
 from tests.cri.images import Image
 from tests.cri.node import Sandbox
+from tests.patience import PATIENCE_SECONDS
 from tests.ports import free_port
 
 PAUSE = "pidone.test/pause:now"
@@ -49,7 +50,7 @@ def demo(made: tuple[Demo, str]) -> Iterator[Demo]:
     found, _ = made
     before = sandboxes(found.cluster)
     yield found
-    found.settles(timeout=90)
+    found.settles()
     after = sandboxes(found.cluster)
     both = before.keys() & after.keys()
     assert len(both) >= 3
@@ -117,13 +118,13 @@ def one_controller_down(demo: Demo) -> Iterator[None]:
         application(demo.cluster, SYSTEM, pod).kill()
         if pod == scenario.controllers(demo.cluster)[0]:
             yield
-        demo.cluster.kubectl("wait", "--for=condition=Ready", f"pod/{pod}", "-n", SYSTEM, "--timeout=60s")
+        demo.cluster.kubectl("wait", "--for=condition=Ready", f"pod/{pod}", "-n", SYSTEM, "--timeout=120s")
 
 
 @contextmanager
 def no_controller(demo: Demo) -> Iterator[None]:
     demo.cluster.kubectl("scale", CONTROLLER, "-n", SYSTEM, "--replicas=0")
-    until(lambda: not scenario.controllers(demo.cluster), 60)
+    until(lambda: not scenario.controllers(demo.cluster))
     yield
     demo.cluster.kubectl("scale", CONTROLLER, "-n", SYSTEM, "--replicas=2")
 
@@ -158,9 +159,9 @@ def test_a_change_while_something_is_broken_counts_and_nothing_else_changes(
     pod = demo.one("bookinfo-ratings")
     with broken(demo):
         demo.label(pod, None)
-    demo.settles(pods=2, timeout=90)
+    demo.settles(pods=2)
     demo.label(pod, scenario.VALUE)
-    demo.settles(timeout=90)
+    demo.settles()
 
 
 # Images of other ages. The setting has one name; what was imported under it last, the next sandboxes are made of.
@@ -176,8 +177,8 @@ def other_images(demo: Demo) -> Iterator[Demo]:
 
 def anew(demo: Demo) -> Sandbox:
     """The static server's pod made anew, and registered or in its turn; its new sandbox."""
-    demo.cluster.kubectl("delete", "pod", demo.one("static-server"), "-n", NAMESPACE, "--timeout=60s")
-    demo.cluster.kubectl("rollout", "status", "deployment/static-server", "-n", NAMESPACE, "--timeout=60s")
+    demo.cluster.kubectl("delete", "pod", demo.one("static-server"), "-n", NAMESPACE, "--timeout=120s")
+    demo.cluster.kubectl("rollout", "status", "deployment/static-server", "-n", NAMESPACE, "--timeout=120s")
     return demo.cluster.sandbox(NAMESPACE, demo.one("static-server"))
 
 
@@ -256,10 +257,10 @@ def test_a_pod_of_the_new_image_takes_the_plan_of_an_old_controller(
             sandbox = cluster.sandbox(namespace, "of-old")
             instance = f"OF-OLD {address}"
             inventory.write_text(cluster.kubectl("get", "pods", "-n", namespace, "-o", "json"))
-            until(lambda: demo.eureka().get(instance) == "UP", 40, controller.told)
+            until(lambda: demo.eureka().get(instance) == "UP", PATIENCE_SECONDS, controller.told)
             cluster.label(namespace, "of-old", {"app": "of-nobody"})
             inventory.write_text(cluster.kubectl("get", "pods", "-n", namespace, "-o", "json"))
-            until(lambda: instance not in demo.eureka(), 40, controller.told)
+            until(lambda: instance not in demo.eureka(), PATIENCE_SECONDS, controller.told)
             assert sandbox.same()
     finally:
         controller.kill()

@@ -34,7 +34,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             f"crd/{one}s.pidone.dev"
             for one in ("taskset", "clustertaskset", "taskbinding", "clustertaskbinding")
         ]
-        plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", *crds)
+        plane.kubectl("wait", "--for=condition=Established", "--timeout=120s", *crds)
         # the API server looks for new policies now and then
         until(lambda: [_refuses(plane, *one) for one in REFUSED] == [True, True])
         yield plane
