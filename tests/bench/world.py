@@ -18,7 +18,7 @@ from pidone.http.server import serve
 from pidone.plan.digest import canonical, digest
 from pidone.plan.format import MEDIA_TYPE, encode_bundle
 from pidone.plan.model import Phase, Pod
-from tests.eureka.standin import EurekaStandIn
+from tests.eureka.fake import FakeEureka
 
 PROBE_PERIOD, RENEWAL = (
     5,
@@ -37,7 +37,7 @@ class World:
         self.requests: Counter[tuple[str, str]] = Counter()  # by pod and kind
         self.reported: dict[str, dict[str, Any]] = {}
         self.on_probe: dict[str, Callable[[], None]] = {}  # called once, at the next probe of that pod
-        self._eureka = EurekaStandIn()
+        self._eureka = FakeEureka()
         self._changed: defaultdict[str, trio.Event] = defaultdict(trio.Event)
         self._up = threading.Event()
         self._thread = threading.Thread(target=trio.run, args=[self._run], daemon=True)

@@ -18,11 +18,11 @@ from tests import pidns
 from tests.cluster.apiserver import Cluster
 from tests.cluster.pods import Asking, asking
 from tests.cluster.replicas import Replica, Replicas, address, replicas, written
+from tests.eureka.fake import FakeEureka
 from tests.eureka.real import RealEureka
-from tests.eureka.standin import EurekaStandIn
 from tests.http.serving import http_server
 from tests.patience import PATIENCE_SECONDS
-from tests.registries.test_eureka import stand_in
+from tests.registries.test_eureka import fake_eureka
 
 pytestmark = pytest.mark.pidns
 
@@ -52,9 +52,9 @@ spec:
 """
 
 
-@pytest.fixture(params=["stand-in", pytest.param("spring", marks=pytest.mark.eureka)])
+@pytest.fixture(params=["fake", pytest.param("spring", marks=pytest.mark.eureka)])
 def real(request: pytest.FixtureRequest) -> RealEureka | None:
-    if request.param == "stand-in":
+    if request.param == "fake":
         return None
     server: RealEureka = request.getfixturevalue("spring")
     return server
@@ -65,7 +65,7 @@ async def eureka(real: RealEureka | None, nursery: trio.Nursery) -> str:
     """The URL of a registry."""
     if real is not None:
         return real.url
-    port = await http_server(nursery, stand_in(EurekaStandIn()), body=1 << 16)
+    port = await http_server(nursery, fake_eureka(FakeEureka()), body=1 << 16)
     return f"http://127.0.0.1:{port}/eureka/"
 
 

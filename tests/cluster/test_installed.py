@@ -1,6 +1,6 @@
 """The installation as people have it: kubectl apply -k k3d/ on a real node, and what pods there do then.
 
-Controller, pods, sandboxes, addresses and Services are real ones; Eureka is the stand-in that is held to the real one.
+Controller, pods, sandboxes, addresses and Services are real ones; Eureka is a fake that is held to the real one.
 """
 
 import sys
@@ -42,7 +42,7 @@ spec:
 
 
 class Eureka:
-    """The stand-in, at an address that pods reach."""
+    """A fake Eureka, at an address that pods reach."""
 
     def __init__(self, folder: Path) -> None:
         port = free_port()

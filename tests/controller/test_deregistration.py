@@ -19,10 +19,10 @@ from pidone_controller.deregistration import AT_ONE, HANDOVER, HEARSAY, PATIENCE
 from pidone_controller.deregistration import Pod as PodLike
 from pidone_controller.pods.model import Pod
 from tests.controller.factories import pod
+from tests.eureka.fake import FakeEureka
 from tests.eureka.real import RealEureka
-from tests.eureka.standin import EurekaStandIn
 from tests.http.serving import http_server
-from tests.registries.test_eureka import stand_in
+from tests.registries.test_eureka import fake_eureka
 
 Tasks = list[dict[str, Any]]
 
@@ -342,9 +342,9 @@ async def test_two_tasks_of_one_pod_and_a_plan_that_cannot_be_read(
 _apps = (f"BACKSTOP{number}" for number in itertools.count(1))
 
 
-@pytest.fixture(params=["stand-in", pytest.param("spring", marks=pytest.mark.eureka)])
+@pytest.fixture(params=["fake", pytest.param("spring", marks=pytest.mark.eureka)])
 def real(request: pytest.FixtureRequest) -> RealEureka | None:
-    if request.param == "stand-in":
+    if request.param == "fake":
         return None
     server: RealEureka = request.getfixturevalue("spring")
     return server
@@ -355,7 +355,7 @@ async def eureka(real: RealEureka | None, nursery: trio.Nursery) -> str:
     """The URL of a registry."""
     if real is not None:
         return real.url
-    port = await http_server(nursery, stand_in(EurekaStandIn()), body=1 << 16)
+    port = await http_server(nursery, fake_eureka(FakeEureka()), body=1 << 16)
     return f"http://127.0.0.1:{port}/eureka/"
 
 

@@ -16,7 +16,7 @@ from tests.cri.conftest import BUSYBOX
 from tests.cri.images import Image
 from tests.cri.messages import Mode, SandboxState
 from tests.cri.node import Node, Sandbox, until
-from tests.eureka.standin import EurekaStandIn
+from tests.eureka.fake import FakeEureka
 from tests.http.serving import http_server
 from tests.patience import PATIENCE_SECONDS
 from tests.pod.test_pod import ADDRESS, Repo, listening, metrics, serve_repo
@@ -104,7 +104,7 @@ async def test_a_plan_wakes_it_and_a_withdrawal_lets_it_doze_in_the_same_sandbox
     mode: Mode,
     user: int | None,
 ) -> None:
-    registry = EurekaStandIn()
+    registry = FakeEureka()
 
     async def eureka(asked: Request) -> Response:
         return Response(*registry.handle(asked.method, asked.target, asked.body, time.time()))

@@ -64,9 +64,7 @@ def bring_up(world: World, show: Show) -> None:
     words, _ = pidns.way()
     show.line("start", f"each pod is process 1 of its own: {words}")
     kind = (
-        "Spring Cloud Eureka"
-        if world.real_eureka
-        else "an embedded stand-in (make eureka builds the real one)"
+        "Spring Cloud Eureka" if world.real_eureka else "an embedded fake (make eureka builds the real one)"
     )
     show.line("", f"registry: {kind}")
     world.repo.start()

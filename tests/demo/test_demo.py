@@ -18,7 +18,7 @@ from tests.patience import PATIENCE_SECONDS
 
 spring = pytest.mark.skipif(real.missing() is not None, reason=str(real.missing()))
 REGISTRIES = [
-    pytest.param("stand-in"),
+    pytest.param("fake"),
     pytest.param("spring", marks=[pytest.mark.eureka, spring]),
 ]
 # How long a killed server stays away: long enough for every client to notice and back off. The demo's own
@@ -29,7 +29,7 @@ AWAY = float(os.environ.get("PIDONE_TEST_AWAY", "4"))
 @contextmanager
 def demo(folder: Path, registry: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     env = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    if registry == "stand-in":
+    if registry == "fake":
         env["PIDONE_EUREKA_JAR"] = str(folder / "none.jar")
     command = [sys.executable, "-m", "tests.demo", "--folder", str(folder), *arguments]
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -57,7 +57,7 @@ def test_the_demo_passes_every_step(tmp_path: Path, registry: str) -> None:
 
 
 def test_what_is_killed_around_the_pods_comes_back_and_process_1_stays(tmp_path: Path) -> None:
-    registry = "stand-in" if real.missing() else "spring"
+    registry = "fake" if real.missing() else "spring"
     with demo(tmp_path, registry, "--keep", "--restart-after", str(AWAY)) as process:
         pids = _read_until(process, r"pids: .*\n")
         pods = [psutil.Process(int(pid)) for pid in re.findall(r"shop/\w+ (\d+)", pids)]

@@ -108,8 +108,8 @@ class World:
         log = self.folder / "eureka.log"
         if self.real_eureka:
             return Service("Eureka", real.command(), real.environment(port), log)
-        stand_in = [sys.executable, "-m", "tests.eureka", "--listen", f"127.0.0.1:{port}"]
-        return Service("Eureka", stand_in, {"PYTHONPATH": str(ROOT)}, log)
+        fake_eureka = [sys.executable, "-m", "tests.eureka", "--listen", f"127.0.0.1:{port}"]
+        return Service("Eureka", fake_eureka, {"PYTHONPATH": str(ROOT)}, log)
 
     def start_pod(self, name: str) -> None:
         log = self._closing.enter_context((self.folder / f"pod-{name}.log").open("wb"))

@@ -22,7 +22,7 @@ from pidone import actions
 from pidone.http.client import request
 from pidone.http.message import Request, Response
 from tests import pidns
-from tests.eureka.standin import EurekaStandIn
+from tests.eureka.fake import FakeEureka
 from tests.http.serving import http_server
 from tests.patience import PATIENCE_SECONDS
 from tests.pod.test_pod import ADDRESS, Repo
@@ -40,7 +40,7 @@ class World:
     """The application, the registry and the monitoring systems; ``hits`` counts by path."""
 
     def __init__(self) -> None:
-        self.eureka = EurekaStandIn()
+        self.eureka = FakeEureka()
         self.hits: Counter[str] = Counter()
 
     async def handle(self, asked: Request) -> Response:

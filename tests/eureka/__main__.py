@@ -1,4 +1,4 @@
-"""The stand-in as a server of its own, until SIGTERM or SIGINT."""
+"""A fake Eureka as a server of its own, until SIGTERM or SIGINT."""
 
 import argparse
 import signal
@@ -10,7 +10,7 @@ import trio
 
 from pidone.http.message import Request, Response
 from pidone.http.server import serve
-from tests.eureka.standin import PREFIX, EurekaStandIn
+from tests.eureka.fake import PREFIX, FakeEureka
 
 
 async def listen(host: str, port: int) -> None:
@@ -19,7 +19,7 @@ async def listen(host: str, port: int) -> None:
     Raises:
         OSError: the address cannot be listened on.
     """
-    registry = EurekaStandIn()
+    registry = FakeEureka()
 
     async def handler(request: Request) -> Response:
         return Response(*registry.handle(request.method, request.target, request.body, time.time()))
@@ -29,7 +29,7 @@ async def listen(host: str, port: int) -> None:
         async with trio.open_nursery() as nursery:
             await nursery.start(partial(serve, handler, listeners, max_connections=1000))
             port = listeners[0].socket.getsockname()[1]
-            print(f"Eureka stand-in on http://{host}:{port}{PREFIX}", flush=True)
+            print(f"Fake Eureka on http://{host}:{port}{PREFIX}", flush=True)
             async for _ in signals:
                 nursery.cancel_scope.cancel()
                 return

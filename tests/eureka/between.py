@@ -12,7 +12,7 @@ import trio
 from pidone.errors import ConnectError, TransferTimeout
 from pidone.http.client import request
 from pidone.http.message import Request, Response
-from tests.eureka.standin import EurekaStandIn
+from tests.eureka.fake import FakeEureka
 from tests.http.serving import http_server
 
 Fault = Callable[[Request], Response | None]
@@ -76,7 +76,7 @@ def always(answer: Response, *methods: str) -> Fault:
 class Node:
     """One server on a mock clock: ``takes`` seconds from request to answer, of which ``acts`` until it has acted."""
 
-    registry: EurekaStandIn = field(default_factory=EurekaStandIn)
+    registry: FakeEureka = field(default_factory=FakeEureka)
     takes: float = 0.0
     acts: float = 0.0
     up: bool = True

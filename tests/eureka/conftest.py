@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import httpx
 import pytest
 
+from tests.eureka.fake import PREFIX, FakeEureka
 from tests.eureka.real import RealEureka
-from tests.eureka.standin import PREFIX, EurekaStandIn
 
 Document = dict[str, Any]
 
@@ -30,8 +30,8 @@ class Server(Protocol):
 
 
 @dataclass
-class StandInServer:
-    registry: EurekaStandIn = field(default_factory=EurekaStandIn)
+class FakeServer:
+    registry: FakeEureka = field(default_factory=FakeEureka)
     now: float = 1_700_000_000.0
 
     def call(self, method: str, path: str, body: bytes = b"") -> Answer:
@@ -134,10 +134,10 @@ class App:
         return str(self.read()["overriddenStatus"])
 
 
-@pytest.fixture(params=["stand-in", pytest.param("spring", marks=pytest.mark.eureka)])
+@pytest.fixture(params=["fake", pytest.param("spring", marks=pytest.mark.eureka)])
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    if request.param == "stand-in":
-        yield StandInServer()
+    if request.param == "fake":
+        yield FakeServer()
         return
     real: RealEureka = request.getfixturevalue("spring")
     with httpx.Client(base_url=real.url, headers={"accept": "application/json"}) as client:

@@ -1,10 +1,10 @@
-"""What pidone relies on in an Eureka server, asked of the real one and of the stand-in."""
+"""What pidone relies on in an Eureka server, asked of the real one and of the fake."""
 
 import json
 
 import pytest
 
-from tests.eureka.conftest import App, Server, StandInServer
+from tests.eureka.conftest import App, FakeServer, Server
 
 DEFAULT_DATA_CENTER = "com.netflix.appinfo.InstanceInfo$DefaultDataCenterInfo"
 
@@ -333,9 +333,9 @@ class TestLease:
         assert app.heartbeat() == 404
 
 
-class TestStandInOnly:
+class TestFakeOnly:
     def test_the_log_has_every_request_with_its_answer(self) -> None:
-        server = StandInServer()
+        server = FakeServer()
         app = App(server, "RATINGS")
         app.heartbeat()
         server.pass_time(1)
@@ -348,7 +348,7 @@ class TestStandInOnly:
         assert b'"instance"' in server.registry.log[1].body
 
     def test_clear_forgets_instances_and_overrides_but_not_the_log(self) -> None:
-        server = StandInServer()
+        server = FakeServer()
         app = App(server, "RATINGS")
         app.register()
         app.override("OUT_OF_SERVICE")
@@ -359,7 +359,7 @@ class TestStandInOnly:
         assert len(server.registry.log) == 5
 
     def test_lease_ends_are_exact(self) -> None:
-        server = StandInServer()
+        server = FakeServer()
         app = App(server, "RATINGS")
         app.register()
         server.pass_time(90)

@@ -1,4 +1,4 @@
-"""A repo (standalone) and a Eureka (the stand-in) on all addresses of this machine, for pods of the image."""
+"""A repo (standalone) and a Eureka (the fake) on all addresses of this machine, for pods of the image."""
 
 import json
 import socket

@@ -177,7 +177,7 @@ def test_the_demo_says_who_is_not_there(tools: Tools) -> None:
 
 
 def test_up_has_the_image_on_the_nodes_before_a_pod_starts(tools: Tools, tmp_path: Path) -> None:
-    """With stand-ins for Docker and k3d: the order, and that each file that is named is one that make makes."""
+    """With fakes for Docker and k3d: the order, and that each file that is named is one that make makes."""
     tools.add("docker", 'case "$1 $2" in "version "*) echo amd64;; "exec "*) echo 3;; esac')
     tools.add("k3d", '[ "$1 $2" != "node list" ] || echo "k3d-pidone-server-0 server pidone 1/1 true"')
     tools.add("make")

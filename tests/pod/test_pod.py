@@ -28,7 +28,7 @@ from pidone.pod.program import PodProgram, fitting
 from pidone.pod.settings import Settings
 from pidone_controller.pods import reports
 from tests import pidns
-from tests.eureka.standin import EurekaStandIn
+from tests.eureka.fake import FakeEureka
 from tests.http.serving import http_server
 from tests.patience import PATIENCE_SECONDS
 
@@ -400,7 +400,7 @@ def test_failed_tasks_do_not_take_the_room_of_those_that_hold_something_outside_
 async def test_a_beat_is_not_worth_a_report(
     repo: Repo, nursery: trio.Nursery, tmp_path: Path, free_port: Callable[[], int]
 ) -> None:
-    registry, beats = EurekaStandIn(), 0
+    registry, beats = FakeEureka(), 0
 
     async def eureka(asked: Request) -> Response:
         nonlocal beats

@@ -1,4 +1,4 @@
-"""The Eureka driver: its rules against a real registry and the stand-in, its errors against scripted servers."""
+"""The Eureka driver: its rules against a real registry and the fake, its errors against scripted servers."""
 
 import itertools
 import json
@@ -20,8 +20,8 @@ from pidone.plan.model import Pod
 from pidone.registries import Entry, Status, build
 from pidone.registries.eureka import Eureka
 from tests.eureka.between import FOREIGN, Ingress, Network, Node, always
+from tests.eureka.fake import FakeEureka
 from tests.eureka.real import RealEureka
-from tests.eureka.standin import EurekaStandIn
 from tests.http.serving import http_server
 
 POD = Pod("web-7d9c", "shop", "uid-1", "10.42.0.18", "node-1")
@@ -34,7 +34,7 @@ def make(url: str, app: str = "ratings", *, pod: Pod = POD, **more: Any) -> Eure
     return registry
 
 
-def stand_in(registry: EurekaStandIn) -> Handler:
+def fake_eureka(registry: FakeEureka) -> Handler:
     async def handler(request: Request) -> Response:
         return Response(*registry.handle(request.method, request.target, request.body, time.time()))
 
@@ -75,9 +75,9 @@ class Bench:
 _names = (f"reviews{number}" for number in itertools.count(1))
 
 
-@pytest.fixture(params=["stand-in", pytest.param("spring", marks=pytest.mark.eureka)])
+@pytest.fixture(params=["fake", pytest.param("spring", marks=pytest.mark.eureka)])
 def real(request: pytest.FixtureRequest) -> RealEureka | None:
-    if request.param == "stand-in":
+    if request.param == "fake":
         return None
     server: RealEureka = request.getfixturevalue("spring")
     return server
@@ -87,7 +87,7 @@ def real(request: pytest.FixtureRequest) -> RealEureka | None:
 async def bench(real: RealEureka | None, nursery: trio.Nursery) -> Bench:
     if real is not None:
         return Bench(real.url, next(_names))
-    port = await http_server(nursery, stand_in(EurekaStandIn()), body=1 << 16)
+    port = await http_server(nursery, fake_eureka(FakeEureka()), body=1 << 16)
     return Bench(f"http://127.0.0.1:{port}/eureka/", next(_names))
 
 
@@ -219,9 +219,9 @@ APPS, INSTANCE = "/eureka/apps/RATINGS", "/eureka/apps/RATINGS/web-7d9c%3Arating
 REGISTERING = [f"POST {APPS}", f"GET {INSTANCE}"]
 
 
-async def start_registry(nursery: trio.Nursery) -> tuple[str, EurekaStandIn]:
-    registry = EurekaStandIn()
-    port = await http_server(nursery, stand_in(registry), body=1 << 16)
+async def start_registry(nursery: trio.Nursery) -> tuple[str, FakeEureka]:
+    registry = FakeEureka()
+    port = await http_server(nursery, fake_eureka(registry), body=1 << 16)
     return f"http://127.0.0.1:{port}/eureka", registry
 
 
@@ -284,8 +284,8 @@ async def test_a_registry_that_does_not_read_back_yet_has_registered_all_the_sam
 async def test_a_redirect_to_the_same_resource_is_followed_with_method_and_body(
     absolute: bool, nursery: trio.Nursery
 ) -> None:
-    registry = EurekaStandIn()
-    answer = stand_in(registry)
+    registry = FakeEureka()
+    answer = fake_eureka(registry)
 
     async def handler(request: Request) -> Response:
         if request.target.startswith("/old/"):
@@ -638,8 +638,8 @@ def test_which_instance_is_the_same(changes: dict[str, Any], same: bool) -> None
     "dirty", ["9" * 4300, str((1 << 63) - 1), str(1 << 62), "-5", "x", 1e300, None, [], {}]
 )
 async def test_a_version_that_no_clock_made_harms_nothing(dirty: Any, nursery: trio.Nursery) -> None:
-    registry, sent = EurekaStandIn(), list[dict[str, Any]]()
-    answer = stand_in(registry)
+    registry, sent = FakeEureka(), list[dict[str, Any]]()
+    answer = fake_eureka(registry)
 
     async def handler(asked: Request) -> Response:
         if asked.method == "POST":

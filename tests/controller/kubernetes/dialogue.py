@@ -1,7 +1,7 @@
 """One conversation with an API server, word for word the same with the real one and with the one that stands in.
 
 ``python -m tests.cluster.record`` writes down what the real one says; ``test_recordings.py`` has the same conversation
-with the stand-in and compares; ``tests/cluster/test_recordings.py`` has it with the real one again.
+with the fake and compares; ``tests/cluster/test_recordings.py`` has it with the real one again.
 """
 
 import json

@@ -33,7 +33,7 @@ from pidone_controller.kubernetes.resources import (
     TASK_BINDINGS,
     TASK_SETS,
 )
-from tests.controller.kubernetes.standin import refused, standing_in, stream
+from tests.controller.kubernetes.fake import refused, standing_in, stream
 from tests.controller.kubernetes.wires import Answer
 
 
@@ -233,7 +233,7 @@ async def test_an_answer_that_never_comes_is_waited_for_65_seconds(autojump_cloc
 async def test_a_token_file_is_read_again_each_minute(tmp_path: Path, autojump_clock: MockClock) -> None:
     file = tmp_path / "token"
     file.write_text("first\n")
-    async with standing_in(Config("http://standin", token_file=str(file))) as (server, client, _):
+    async with standing_in(Config("http://fake", token_file=str(file))) as (server, client, _):
         server.put(PODS, "a", "shop")
         for wait in (0, 30, 29, 2):
             await trio.sleep(wait)
@@ -248,7 +248,7 @@ async def test_a_401_reads_the_token_at_once_and_asks_again(
 ) -> None:
     file = tmp_path / "token"
     file.write_text("old")
-    async with standing_in(Config("http://standin", token_file=str(file))) as (server, client, _):
+    async with standing_in(Config("http://fake", token_file=str(file))) as (server, client, _):
         server.put(PODS, "a", "shop")
         server.token = "old"
         await client.get(PODS, "a", "shop")
@@ -264,7 +264,7 @@ async def test_a_401_with_the_same_token_is_no_reason_to_ask_again(
 ) -> None:
     file = tmp_path / "token"
     file.write_text("bad")
-    async with standing_in(Config("http://standin", token_file=str(file))) as (server, client, _):
+    async with standing_in(Config("http://fake", token_file=str(file))) as (server, client, _):
         server.token = "good"
         with pytest.raises(Unauthorized):
             await client.get(PODS, "a", "shop")
@@ -274,7 +274,7 @@ async def test_a_401_with_the_same_token_is_no_reason_to_ask_again(
 async def test_a_401_of_a_watch_reads_the_token_as_well(tmp_path: Path, autojump_clock: MockClock) -> None:
     file = tmp_path / "token"
     file.write_text("old")
-    async with standing_in(Config("http://standin", token_file=str(file))) as (server, client, _):
+    async with standing_in(Config("http://fake", token_file=str(file))) as (server, client, _):
         await trio.sleep(1)
         client._token.current(trio.current_time())
         server.token = "new"
@@ -286,7 +286,7 @@ async def test_a_401_of_a_watch_reads_the_token_as_well(tmp_path: Path, autojump
 def test_a_token_file_that_is_gone_for_a_moment_leaves_the_last_one(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("one")
-    token = Token(Config("http://standin", token_file=str(file)))
+    token = Token(Config("http://fake", token_file=str(file)))
     assert token.current(0) == "one"
     file.unlink()
     assert token.current(100) == "one"
@@ -298,11 +298,11 @@ def test_a_token_file_that_is_gone_for_a_moment_leaves_the_last_one(tmp_path: Pa
 
 def test_a_token_file_that_never_was_is_told(tmp_path: Path) -> None:
     with pytest.raises(Unauthorized, match="no token can be read"):
-        Token(Config("http://standin", token_file=str(tmp_path / "none"))).current(0)
+        Token(Config("http://fake", token_file=str(tmp_path / "none"))).current(0)
 
 
 def test_a_token_stands_in_until_its_file_can_be_read(tmp_path: Path) -> None:
-    token = Token(Config("http://standin", token="written", token_file=str(tmp_path / "none")))
+    token = Token(Config("http://fake", token="written", token_file=str(tmp_path / "none")))
     assert token.current(0) == "written"
     (tmp_path / "none").write_text("read")
     assert token.current(61) == "read"

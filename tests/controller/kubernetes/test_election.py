@@ -13,7 +13,7 @@ from pidone_controller.kubernetes.client import connect
 from pidone_controller.kubernetes.config import Config
 from pidone_controller.kubernetes.election import Election
 from pidone_controller.kubernetes.resources import LEASES
-from tests.controller.kubernetes.standin import StandIn, refused
+from tests.controller.kubernetes.fake import FakeAPIServer, refused
 from tests.controller.kubernetes.wires import Answer, Wires
 
 
@@ -30,7 +30,7 @@ class Replica:
 
     async def run(self) -> None:
         with self.scope:
-            async with connect(Config("http://standin"), transport=self.wires.transport()) as client:
+            async with connect(Config("http://fake"), transport=self.wires.transport()) as client:
                 self.election = Election(
                     client,
                     namespace="pidone",
@@ -60,7 +60,7 @@ class Replica:
 class Cluster:
     def __init__(self, nursery: trio.Nursery) -> None:
         self.nursery = nursery
-        self.server = StandIn()
+        self.server = FakeAPIServer()
         self.replicas: list[Replica] = []
 
     def start(self, name: str) -> Replica:
@@ -127,7 +127,7 @@ async def test_the_lease_is_given_back_after_the_work_has_ended(autojump_clock: 
     async with (
         a_cluster() as cluster,
         connect(
-            Config("http://standin"), transport=Wires(cluster.nursery, cluster.server.handle).transport()
+            Config("http://fake"), transport=Wires(cluster.nursery, cluster.server.handle).transport()
         ) as client,
     ):
         election = Election(
@@ -313,7 +313,7 @@ async def test_renewals_do_not_wait_behind_other_requests(autojump_clock: MockCl
     async with (
         a_cluster() as cluster,
         connect(
-            Config("http://standin"), transport=Wires(cluster.nursery, cluster.server.handle).transport()
+            Config("http://fake"), transport=Wires(cluster.nursery, cluster.server.handle).transport()
         ) as client,
     ):
         election = Election(
@@ -363,7 +363,7 @@ async def test_work_that_fails_gives_the_lease_back_and_is_told(autojump_clock: 
     async with (
         a_cluster() as cluster,
         connect(
-            Config("http://standin"), transport=Wires(cluster.nursery, cluster.server.handle).transport()
+            Config("http://fake"), transport=Wires(cluster.nursery, cluster.server.handle).transport()
         ) as client,
     ):
         election = Election(

@@ -10,13 +10,13 @@ from trio.testing import MockClock
 
 from pidone_controller.kubernetes.recorder import Recorder
 from pidone_controller.kubernetes.resources import EVENTS
-from tests.controller.kubernetes.standin import StandIn, refused, standing_in
+from tests.controller.kubernetes.fake import FakeAPIServer, refused, standing_in
 
 POD = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web-0", "namespace": "shop", "uid": "u1"}}
 
 
 @asynccontextmanager
-async def recording() -> AsyncIterator[tuple[Recorder, StandIn, list[Any]]]:
+async def recording() -> AsyncIterator[tuple[Recorder, FakeAPIServer, list[Any]]]:
     told: list[Any] = []
     async with standing_in() as (server, client, _):
         yield (
@@ -26,7 +26,7 @@ async def recording() -> AsyncIterator[tuple[Recorder, StandIn, list[Any]]]:
         )
 
 
-def events(server: StandIn) -> list[dict[str, Any]]:
+def events(server: FakeAPIServer) -> list[dict[str, Any]]:
     return [value for (resource, _, _), value in server.objects.items() if resource is EVENTS]
 
 

@@ -1,4 +1,4 @@
-"""The stand-in says what the real API server was heard to say: the same dialogue with it, compared."""
+"""The fake says what the real API server was heard to say: the same dialogue with it, compared."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ from tests.controller.kubernetes.dialogue import (
     differences,
     read_all,
 )
-from tests.controller.kubernetes.standin import StandIn
+from tests.controller.kubernetes.fake import FakeAPIServer
 from tests.controller.kubernetes.wires import Request
 
 USER = {
@@ -29,11 +29,11 @@ USER = {
 }
 
 
-class Standing:
-    """The stand-in, as the dialogue talks with it."""
+class Fake:
+    """The fake, as the dialogue talks with it."""
 
     def __init__(self) -> None:
-        self.server = StandIn()
+        self.server = FakeAPIServer()
         for name in "abc":
             pod = {"spec": {"containers": [{"name": "app"}]}, "status": {"phase": "Running"}}
             self.server.put(PODS, name, SPACE, metadata={"labels": {"app": name}}, **pod)
@@ -62,7 +62,7 @@ class Standing:
 
 async def test_it_says_what_the_real_one_was_heard_to_say(autojump_clock: MockClock) -> None:
     recorded = read_all()
-    said = await converse(Standing())
+    said = await converse(Fake())
     assert said.keys() == recorded.keys(), "python -m tests.cluster.record"
     told = [
         line

@@ -1,4 +1,4 @@
-"""The rules of a correct informer, each by its name, on the virtual clock and against the stand-in."""
+"""The rules of a correct informer, each by its name, on the virtual clock and against the fake."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -13,9 +13,9 @@ from pidone.errors import PidoneError
 from pidone_controller.kubernetes.client import Client
 from pidone_controller.kubernetes.reflector import INITIAL_END, Reflector
 from pidone_controller.kubernetes.resources import PODS, TASK_SETS
+from tests.controller.kubernetes.fake import FakeAPIServer, Fault, Refusal, refused, standing_in, stream
 from tests.controller.kubernetes.held import Held, names
 from tests.controller.kubernetes.objects import event
-from tests.controller.kubernetes.standin import Fault, Refusal, StandIn, refused, standing_in, stream
 from tests.controller.kubernetes.wires import Answer, Wires
 
 
@@ -27,9 +27,9 @@ class LongestRetries(Random):
 
 
 class Reflected:
-    """A stand-in, a reflector of its pods, and what came of it."""
+    """A fake, a reflector of its pods, and what came of it."""
 
-    def __init__(self, server: StandIn, client: Client, wires: Wires, **options: Any) -> None:
+    def __init__(self, server: FakeAPIServer, client: Client, wires: Wires, **options: Any) -> None:
         self.server, self.client, self.wires = server, client, wires
         self.sink = Held()
         self.log: list[dict[str, Any]] = []
@@ -462,7 +462,7 @@ async def test_rule_4_a_line_cut_in_the_middle_is_never_half_an_event(autojump_c
         nursery.cancel_scope.cancel()
 
 
-def _page(server: StandIn, version: int) -> Answer:
+def _page(server: FakeAPIServer, version: int) -> Answer:
     import json
 
     items = [value for (_, _, name), value in server.objects.items() if name == "a"]

@@ -7,7 +7,7 @@ from trio.testing import MockClock
 
 from pidone_controller.kubernetes.errors import ServerError
 from pidone_controller.kubernetes.reviews import whose
-from tests.controller.kubernetes.standin import refused, standing_in
+from tests.controller.kubernetes.fake import refused, standing_in
 
 POD: dict[str, Any] = {
     "audiences": ["pidone-repo"],

@@ -1,4 +1,4 @@
-"""The CA that all replicas share, and what each of them serves with, against a stand-in for the API server."""
+"""The CA that all replicas share, and what each of them serves with, against a fake API server."""
 
 import base64
 from collections.abc import AsyncIterator
@@ -15,7 +15,7 @@ from pidone_controller.kubernetes.client import Client
 from pidone_controller.kubernetes.resources import SECRETS
 from pidone_controller.repo import ca, certificates
 from pidone_controller.repo.certificates import Pair
-from tests.controller.kubernetes.standin import StandIn, standing_in
+from tests.controller.kubernetes.fake import FakeAPIServer, standing_in
 
 HOME = "pidone-system"
 NAMES = ["pidone-repo", "10.0.0.1"]
@@ -58,7 +58,7 @@ async def secret(client: Client) -> dict[str, bytes]:
     return {name: base64.b64decode(value) for name, value in data.items()}
 
 
-def put(server: StandIn, certificate: bytes, key: bytes) -> None:
+def put(server: FakeAPIServer, certificate: bytes, key: bytes) -> None:
     data = {
         name: base64.b64encode(value).decode()
         for name, value in {"tls.crt": certificate, "tls.key": key}.items()

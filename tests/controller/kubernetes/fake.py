@@ -62,7 +62,7 @@ class Refusal(Exception):
 
 
 @dataclass
-class StandIn:
+class FakeAPIServer:
     """The state of one cluster. ``asked`` is every request in its order."""
 
     objects: dict[tuple[Resource, str, str], Object] = field(default_factory=dict)
@@ -408,11 +408,11 @@ def stream(*pieces: bytes, cut: bool = False, silent: bool = False, lasts: float
 
 
 @asynccontextmanager
-async def standing_in(config: Config | None = None) -> AsyncIterator[tuple[StandIn, Client, Wires]]:
-    """A stand-in, a client of it, and the wires between them."""
-    server = StandIn()
+async def standing_in(config: Config | None = None) -> AsyncIterator[tuple[FakeAPIServer, Client, Wires]]:
+    """A fake, a client of it, and the wires between them."""
+    server = FakeAPIServer()
     async with trio.open_nursery() as nursery:
         wires = Wires(nursery, server.handle)
-        async with connect(config or Config("http://standin"), transport=wires.transport()) as client:
+        async with connect(config or Config("http://fake"), transport=wires.transport()) as client:
             yield server, client, wires
         nursery.cancel_scope.cancel()

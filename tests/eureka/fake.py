@@ -95,7 +95,7 @@ class _Lease:
         return self.document | {"leaseInfo": timing}
 
 
-class EurekaStandIn:
+class FakeEureka:
     """A registry that starts empty. One object is one server; it never looks at the clock.
 
     Source: the answers of a Spring Cloud Eureka server, and ``AbstractInstanceRegistry``, ``Lease`` and the
@@ -255,18 +255,18 @@ class EurekaStandIn:
         self._overrides.pop(key[1], None)
 
 
-ROUTES: dict[tuple[str, str], Callable[[EurekaStandIn, _Call], Reply]] = {
-    ("GET", "apps"): EurekaStandIn._read_apps,
-    ("GET", "apps/*"): EurekaStandIn._read_app,
-    ("POST", "apps/*"): EurekaStandIn._register,
-    ("GET", "apps/*/*"): EurekaStandIn._read_instance,
-    ("PUT", "apps/*/*"): EurekaStandIn._heartbeat,
-    ("DELETE", "apps/*/*"): EurekaStandIn._leave,
-    ("PUT", "apps/*/*/status"): EurekaStandIn._override,
-    ("DELETE", "apps/*/*/status"): EurekaStandIn._lift_override,
-    ("PUT", "apps/*/*/metadata"): EurekaStandIn._add_metadata,
-    ("GET", "instances/*"): EurekaStandIn._read_instance_of_any_app,
-    ("GET", "vips/*"): EurekaStandIn._read_vip,
+ROUTES: dict[tuple[str, str], Callable[[FakeEureka, _Call], Reply]] = {
+    ("GET", "apps"): FakeEureka._read_apps,
+    ("GET", "apps/*"): FakeEureka._read_app,
+    ("POST", "apps/*"): FakeEureka._register,
+    ("GET", "apps/*/*"): FakeEureka._read_instance,
+    ("PUT", "apps/*/*"): FakeEureka._heartbeat,
+    ("DELETE", "apps/*/*"): FakeEureka._leave,
+    ("PUT", "apps/*/*/status"): FakeEureka._override,
+    ("DELETE", "apps/*/*/status"): FakeEureka._lift_override,
+    ("PUT", "apps/*/*/metadata"): FakeEureka._add_metadata,
+    ("GET", "instances/*"): FakeEureka._read_instance_of_any_app,
+    ("GET", "vips/*"): FakeEureka._read_vip,
 }
 
 
