@@ -52,9 +52,10 @@ test: $(READY) quick-doze
 
 # Takes about a quarter of an hour: new random examples in each run, and sixty times as many faults.
 nightly: $(READY) quick-doze
-	PIDONE_TEST_RANDOM=1 PIDONE_TEST_STEPS=1000000 PIDONE_TEST_FAULTS=60 PIDONE_TEST_AWAY=20 \
+	PIDONE_TEST_RANDOM=1 PIDONE_TEST_STEPS=1000000 PIDONE_TEST_ENDURANCE=60 PIDONE_TEST_AWAY=20 \
 	  $(BIN)/python -m pytest -q -s tests/engine/test_invariants.py tests/engine/test_faults.py \
 	  tests/pod/test_faults.py tests/demo
+	PIDONE_TEST_ENDURANCE=10 $(BIN)/python -m pytest -q tests/pid1
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -18,6 +18,13 @@ GROUPS = {
     r".*\[.*\bspring\b.*\]$": "eureka",
 }
 
+# Long ones begin first, so that no worker is left with one at the end.
+LONG = ("tests/pid1/", "tests/pod/", "tests/demo/", "tests/engine/", "tests/generate/", "tests/repo/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+
 
 class Groups(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types
     """Gives whole groups to a worker, and all other tests one by one.

@@ -1,10 +1,9 @@
 """A real process 1 whose tasks do all that a task must not, while plans, orphans and the clock give it no rest.
 
-PIDONE_TEST_FAULTS sets how many times as many faults it goes on for. The faults of the program itself are
+The faults of the program itself are
 those of ``tests/pod/test_faults.py``.
 """
 
-import os
 import random
 import re
 import signal
@@ -24,13 +23,12 @@ from pidone.http.message import Request, Response
 from tests import pidns
 from tests.eureka.fake import FakeEureka
 from tests.http.serving import http_server
-from tests.patience import PATIENCE_SECONDS
+from tests.patience import ENDURANCE, PATIENCE_SECONDS
 from tests.pod.test_pod import ADDRESS, Repo
 
-TIMES = int(os.environ.get("PIDONE_TEST_FAULTS", "1"))
-FAULTS = 40 * TIMES
-JUMPS = 4 * TIMES  # of the clock
-STEADY = 5 * TIMES  # probes
+FAULTS = 40 * ENDURANCE
+JUMPS = 4 * ENDURANCE  # of the clock
+STEADY = 5 * ENDURANCE  # probes
 PLANS_EACH = 0.05  # seconds
 ORPHANS = 50  # in each of these
 NAMES = re.compile("fault[0-9a-f]{10}")
@@ -94,7 +92,7 @@ def enough(record: Path, world: World) -> bool:
         len(kinds) >= FAULTS
         and record.read_text().count(" jump") >= JUMPS
         and world.hits["steady"] >= STEADY
-        and (TIMES < 4 or parts == {*actions.names(), "build"})
+        and (ENDURANCE < 4 or parts == {*actions.names(), "build"})
     )
 
 

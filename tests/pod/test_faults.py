@@ -1,7 +1,6 @@
 """Process 1 under a fault injector: the same process at the end, and every fault reported."""
 
 import json
-import os
 import random
 import sys
 from collections import Counter
@@ -14,11 +13,11 @@ from pidone.http.message import Request, Response
 from pidone.plan.format import MEDIA_TYPE
 from tests import pidns
 from tests.http.serving import http_server
-from tests.patience import PATIENCE_SECONDS
+from tests.patience import ENDURANCE, PATIENCE_SECONDS
 from tests.pod.test_pod import ADDRESS, DOZE, Repo, metrics
 
 # For so many faults it goes on; on a machine that is busy they take longer.
-FAULTS = 4 * int(os.environ.get("PIDONE_TEST_FAULTS", "1"))
+FAULTS = 4 * ENDURANCE
 GARBAGE = [
     Response(500),
     Response(200, {"content-type": MEDIA_TYPE, "etag": '"g1"'}, b"\xff\xfe garbage"),
