@@ -37,7 +37,7 @@ def fetch() -> None:
     builder = import_module("build")  # a program, in no package
 
     for version, release in RELEASES.items():
-        builder.unpacked(ARCH, ["containerd"], suite=release, kept=f"containerd-{version}")
+        builder.unpack_packages(ARCH, ["containerd"], suite=release, cache=f"containerd-{version}")
 
 
 if __name__ == "__main__":
