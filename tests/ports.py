@@ -28,6 +28,14 @@ def free_address() -> str:
             return address
 
 
+def free_subnet() -> str:
+    """The first three numbers of a subnet for a bridge, reserved until this process ends."""
+    while True:
+        subnet = f"10.{random.randrange(80, 100)}.{random.randrange(256)}"
+        if _reserve(f"subnet-{subnet}"):
+            return subnet
+
+
 def _reserve(name: str) -> bool:
     """Whether no process of this network namespace had it; each holds an abstract socket of that name."""
     lock = socket.socket(socket.AF_UNIX)

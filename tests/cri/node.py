@@ -116,9 +116,10 @@ class Sandbox:
         return SandboxState(status["state"]), status["metadata"]["attempt"]
 
     def same(self) -> bool:
-        """Whether its process is still the one that was started."""
+        """Whether its process is still the one that was started, and runs: a zombie may stay one for ever."""
         try:
-            return psutil.Process(self.pid).create_time() == self.started
+            process = psutil.Process(self.pid)
+            return process.create_time() == self.started and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
 
@@ -377,6 +378,7 @@ def node(folder: Path, *, cgroup: str = "", programs: Path | None = None) -> Ite
     snapshotter = "native" if below == "overlayfs" else "overlayfs"  # an overlay's upper layer cannot be one
     config = CONFIG.format(folder=folder, image=SANDBOX_IMAGE, snapshotter=snapshotter)
     (folder / "config.toml").write_text(config)
+    _forget_cgroups()
     found = Node(folder, cgroup or f"{CGROUP}-{os.getpid()}-{folder.name}", programs)
     try:
         found.start()
@@ -402,9 +404,30 @@ def _end_shims(folder: Path) -> None:
 
 
 def _remove_cgroups(name: str) -> None:
-    for top in [*CGROUPS.glob(name), *CGROUPS.glob(f"*/{name}")]:
-        for path, _, _ in os.walk(top, topdown=False):
-            os.rmdir(path)
+    """What was killed may be in one for a moment longer."""
+
+    def removed() -> bool:
+        try:
+            for path, _, _ in os.walk(top, topdown=False):
+                os.rmdir(path)
+        except OSError:
+            return False
+        return True
+
+    for top in _cgroups(name):
+        until(removed, told=top)
+
+
+def _forget_cgroups() -> None:
+    """Those of tests that were killed."""
+    for top in _cgroups(f"{CGROUP}-*-*"):
+        if not psutil.pid_exists(int(top.name.split("-")[2])):
+            _remove_cgroups(top.name)
+
+
+def _cgroups(pattern: str) -> list[Path]:
+    """In version 2's tree, or in each of version 1's controllers."""
+    return [*CGROUPS.glob(pattern), *CGROUPS.glob(f"*/{pattern}")]
 
 
 def _shim(process: psutil.Process, folder: Path) -> bool:

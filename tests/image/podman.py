@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import psutil
 
 from tests.patience import PATIENCE_SECONDS
+from tests.ports import free_subnet
 
 ROOT = Path(__file__).parents[2]
 ARCHIVE = ROOT / "build" / "image.oci.tar"
@@ -94,7 +95,7 @@ class Podman:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         # Linux allows an interface 15 characters, and podman names the bridge after a free number.
-        self.subnet = f"10.89.{20 + os.getpid() % 200}"
+        self.subnet = free_subnet()
         self.gateway = f"{self.subnet}.1"
         self.network = f"pidone-{os.getpid()}"
         self._env = {**os.environ, "CONTAINERS_CONF": str(folder / "containers.conf")}
