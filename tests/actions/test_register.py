@@ -754,5 +754,5 @@ async def test_a_heartbeat_of_nothing_says_so(bench: Bench, autojump_clock: Mock
     ]
     bench.engine.apply(decode_plan(tasks, actions.names()))
     await trio.sleep(20)
-    assert bench.said('there is no registration \\"ready\\" to keep alive')
+    assert bench.said('there is no registration \\"ready\\" to renew')
     assert bench.state("beat") == "failing"
