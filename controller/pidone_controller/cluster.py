@@ -19,7 +19,7 @@ from pidone.language.binding import Key, shown
 from pidone.metrics.exposition import Family
 from pidone.plan.report import Report
 from pidone.protocol import MAX_REPORT_BYTES, SERVICE
-from pidone_controller.deregistration import Backstop
+from pidone_controller.deregistration import Deregistration
 from pidone_controller.kubernetes import config
 from pidone_controller.kubernetes.client import Client, connect
 from pidone_controller.kubernetes.election import Election
@@ -157,7 +157,7 @@ class Controller:
             families=self._families,
             routes={PATH: ("POST", self._peers.handle)},
         )
-        self._deregistration = Backstop(log)
+        self._deregistration = Deregistration(log)
         self._selection = Selection(self._plans)
         self._catalog = Catalog(self._namespace, self._objects_changed)
         self._changes = Changes(self._catalog, self._plans, self._selection)
@@ -272,7 +272,7 @@ class Controller:
 
     def _reported(self, pod: Pod, report: Report) -> None:
         bundle = self._plans.entry(pod).bundle
-        self._deregistration.heard(
+        self._deregistration.reported(
             pod, report, bundle.digest if bundle else "", lambda: bundle.tasks if bundle else ()
         )
         self._peers.heard(pod)

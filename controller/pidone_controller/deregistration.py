@@ -1,98 +1,72 @@
-"""The backstop: what a pod had registered and did not take back is taken out of its registry when the pod is gone.
+"""Deregisters the instances of pods that are gone and did not deregister themselves.
 
-containerd ends a sandbox with SIGKILL, so a pod that went too fast could not do it itself, and callers would be sent to
-an address with nobody behind it until the lease ends. The controller knows what was there: the pod's plan says
-which instance in which registry, its last report which tasks it still has. The same drivers as in the pod do it.
-Whether such a task has begun is not asked: reports come at most once a second, and a pod registers within
-milliseconds and may be killed before it tells. To take out what never was there is one call without an effect.
+containerd ends a sandbox with SIGKILL, so a pod that ended too fast could not deregister, and clients would be sent to
+an address without a server until the lease ends. The controller knows what was registered: the pod's plan names the
+instance and its registry, its last report the tasks that it still has. It uses the same drivers as the pod. It does
+not ask whether such a task had begun: a pod registers within milliseconds, may be killed before it reports, and
+reports at most once a second. To deregister an instance that was never there is one call without an effect.
 
-``Backstop`` has two sides. In every replica, called as it happens, without an ``await``:
-
-- ``heard(pod, report, digest, plan)`` for each report of a live pod, its own or forwarded by a peer; ``digest`` is
-  of the plan that the pod is served, ``plan()`` its tasks. Called for reports that came before the plan changed, too.
-- ``gone(key, namesake=...)`` when a pod is gone: deleted, or finished; ``namesake``: a live pod has its name already.
-
-And led: ``run()`` does what there is to do while this replica leads. What is due in one that does not lead waits for a
-while: should the leader die with the pod, the next one takes it on. Twice does no harm.
-
-What is asked for is named by a plan: by whoever may write TaskSets, and, where params of theirs come from labels and
-annotations, by whoever may write pods; never by what a pod reports. It can be no more than a DELETE of one instance
-below a URL. The controller calls from its own place in the network, without a credential but what stands in that
-URL: a NetworkPolicy on it says which registries it reaches.
+The plan alone decides what is deregistered: people who may write TaskSets, and, where params come from labels and
+annotations, people who may write pods; never a pod's report. It can be no more than a DELETE of one instance below a
+URL. The controller calls from its own place in the network, without a credential except what is in that URL: a
+NetworkPolicy for the controller limits the registries that it reaches.
 """
 
 import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import trio
 
+from pidone.actions.register import instance_of, is_left
 from pidone.errors import PidoneError, RegistryRefused
 from pidone.metrics.exposition import Family, counter_by, gauge
+from pidone.pacing import Backoff
 from pidone.plan import model
 from pidone.plan.digest import canonical
-from pidone.plan.fields import Fields
 from pidone.plan.report import Report
 from pidone.registries import Registry
-from pidone.registries import build as build_registry
 from pidone_controller.log import Log
+from pidone_controller.pods.model import Pod
 
-AT_ONCE = 64  # calls in flight,
-AT_ONE = 8  # of them to one registry: one that does not answer must not hold up the others
-PATIENCE = 300.0  # seconds from the pod's end until a registry is left to its own lease
-RETRY_MAX = 30.0  # seconds between two tries, at most; the first are a second or two apart
-HANDOVER = 60.0  # seconds that a job waits for a leader: a lease that ran out, and some
-HEARSAY = 3.0  # seconds for a namesake's first report to arrive, before its place is taken for the old pod's
-TERM = 10.0  # seconds until a new leader has heard who holds what: its peers look at the Lease each 4 s
+MAX_CALLS = 64  # at once
+MAX_CALLS_PER_REGISTRY = 8  # of them: a registry that does not answer must not delay the others
+GIVE_UP_SECONDS = 300.0  # after the end of the pod: then the registry's lease ends the instance
+RETRY = Backoff(initial=2.0, maximum=30.0, jitter=0.5)
+HANDOVER_SECONDS = 60.0  # that a job waits for a leader: as long as a lease lasts, and some
+# If a pod of the same name exists, wait this long for its first report before deregistering the old instance.
+NEW_POD_REPORT_SECONDS = 3.0
+# A new leader waits this long for the reports of the other replicas, which look at the Lease every 4 s.
+NEW_LEADER_SECONDS = 10.0
 
-NOBODY = "none"  # onPodGone
-
-Plan = Callable[[], Sequence[Mapping[str, Any]]]
-
-
-class Pod(Protocol):
-    """What is read of ``inventory.Pod``."""
-
-    @property
-    def key(self) -> str: ...
-    @property
-    def path(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def namespace(self) -> str: ...
-    @property
-    def uid(self) -> str: ...
-    @property
-    def ips(self) -> tuple[str, ...]: ...
-
-
+Tasks = Callable[[], Sequence[Mapping[str, Any]]]
 Build = Callable[[Mapping[str, Any], Pod], Registry]
 
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """One register task of one pod: which instance of which registry.
+    """One register task of one pod: an instance in a registry.
 
-    Small, since there is one for each registered pod; the driver is made again where it is needed.
+    Small, since there is one for each registered pod; the driver is built again when it is needed.
     """
 
     task: str
     config: bytes  # ``register`` of the plan
-    where: str
+    registry: str  # its servers
     instance: str
 
     @property
     def place(self) -> tuple[str, str]:
-        return self.where, self.instance
+        """Two registrations with the same place overwrite each other."""
+        return self.registry, self.instance
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
+class _PodRegistrations:
     """What one live pod has registered, or is about to."""
 
     pod: Pod
@@ -102,172 +76,195 @@ class _Known:
 
 @dataclass(slots=True)
 class _Job:
-    """One instance to be taken out. ``since`` is when its pod was gone."""
+    """One instance to deregister."""
 
     pod: Pod
     registration: Registration
-    since: float
-    pause: float = 0.0  # before the first try
-    tries: int = 0
+    since: float  # clock time at which the pod was gone
+    pause: float = 0.0  # seconds before the first try
+    failures: int = 0
 
 
 def build(config: Mapping[str, Any], pod: Pod) -> Registry:
     """The driver for ``register`` of a plan. Raises ``Refused``."""
     facts = model.Pod(pod.name, pod.namespace, pod.uid, pod.ips[0] if pod.ips else "")
-    left = {name: value for name, value in config.items() if name not in {"follow", "onPodGone"}}
-    return build_registry(Fields(left, "register"), facts, None)
+    return instance_of(config, facts)
 
 
-@dataclass(slots=True)
-class Backstop:
-    """Knows what pods have registered, and takes it out when they are gone."""
+class Deregistration:
+    """Remembers the registrations of live pods, and deregisters them when their pods are gone.
 
-    log: Log
-    build: Build = build
-    random: Random = field(default_factory=Random)
-    counts: Counter[str] = field(default_factory=Counter)  # deregistered, taken_over, given_up
-    _known: dict[str, _Known] = field(default_factory=dict)  # by the pod's key
-    _holders: dict[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)  # keys of pods, by place
-    _jobs: dict[int, _Job] = field(default_factory=dict)
-    _made: int = 0
-    _nursery: trio.Nursery | None = None
-    _all: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(AT_ONCE))
-    _lanes: dict[str, trio.CapacityLimiter] = field(default_factory=dict)
+    ``reported`` and ``gone`` are called in every replica, without an ``await``; ``run`` while this replica leads. A job
+    that is due in a replica which does not lead waits for a while: if the leader dies together with a pod, the next
+    leader takes the job over. To deregister twice does no harm.
+    """
 
-    def heard(self, pod: Pod, report: Report, digest: str, plan: Plan) -> None:
-        """A live pod has reported. A task that its report does not have is taken back, or was never there."""
-        known = self._known.get(pod.key)
-        there = {one.task: one for one in known.registrations} if known is not None else {}
-        # Of a plan that is not the one served now, only what is known already. Who has just begun to listen knows
-        # nothing, and what is served now is the best guess.
-        if known is None or (known.digest != report.digest == digest):
-            there |= self._read(pod, plan())
-        mine = tuple(one for one in there.values() if one.task in report.tasks or one.task in report.left)
-        # a pod that registers nothing is remembered too, so that its plan is not read at each report
-        self._keep(pod.key, _Known(pod, report.digest, mine))
+    def __init__(self, log: Log, build: Build = build, random: Random | None = None) -> None:
+        self.results: Counter[str] = Counter()  # deregistered, taken_over, given_up
+        self._log, self._build, self._random = log, build, random or Random()
+        self._pods: dict[str, _PodRegistrations] = {}  # by the pod's key
+        self._holders: dict[
+            tuple[str, str], tuple[str, ...]
+        ] = {}  # keys of live pods by the place they register
+        self._jobs: dict[int, _Job] = {}
+        self._last_job = 0
+        self._nursery: trio.Nursery | None = None  # while this replica leads
+        self._limit = trio.CapacityLimiter(MAX_CALLS)
+        self._limits: dict[str, trio.CapacityLimiter] = {}  # by registry
+
+    def reported(self, pod: Pod, report: Report, digest: str, tasks: Tasks) -> None:
+        """A live pod has reported, to this replica or to another one; also if its plan has changed since.
+
+        ``digest`` is that of the plan that the pod is served, ``tasks`` returns its tasks.
+        """
+        before = self._pods.get(pod.key)
+        registrations = {one.task: one for one in before.registrations} if before is not None else {}
+        # A report of an earlier plan adds nothing. A replica that has just begun knows no plan of the pod, and takes
+        # the one that is served now as the best guess.
+        if before is None or (before.digest != report.digest == digest):
+            registrations |= self._read(pod, tasks())
+
+        present = {*report.tasks, *report.left}
+        if report.omitted:
+            # Nothing is known about a task that the report has no room for, unless the plan does not have it either.
+            planned = {task["name"] for task in tasks()} if report.digest == digest else registrations.keys()
+            present |= planned
+        kept = tuple(one for one in registrations.values() if one.task in present)
+        # Also without any registration, so that the plan is not read again at each report.
+        self._remember(pod.key, _PodRegistrations(pod, report.digest, kept))
 
     def gone(self, key: str, *, namesake: bool = False) -> None:
-        """A pod is no more. Nothing is to be done where it took back all that it did."""
-        known = self._known.get(key)
-        self._keep(key, None)
+        """A pod was deleted or has finished. ``namesake``: a live pod has its name already."""
+        pod = self._pods.get(key)
+        self._remember(key, None)
         now = trio.current_time()
         if self._nursery is None:
-            self._jobs = {number: job for number, job in self._jobs.items() if now - job.since <= HANDOVER}
-        if known is None:
-            return
-        for one in known.registrations:
-            if json.loads(one.config).get("onPodGone") != NOBODY:
-                self._made += 1
-                job = self._jobs[self._made] = _Job(known.pod, one, now, HEARSAY if namesake else 0.0)
-                if self._nursery is not None:
-                    self._nursery.start_soon(self._do, self._made, job)
-
-    def families(self) -> Iterator[Family]:
-        """Metrics of deregistrations."""
-        yield counter_by(
-            "result", "pidone_controller_backstop_total", "Instances of dead pods, by result.", self.counts
-        )
-        yield gauge(
-            "pidone_controller_backstop_pending", "Instances of dead pods to deregister.", self.pending
-        )
+            self._jobs = {
+                number: job for number, job in self._jobs.items() if now - job.since <= HANDOVER_SECONDS
+            }
+        for registration in pod.registrations if pod is not None else ():
+            assert pod is not None
+            if is_left(json.loads(registration.config)):
+                continue
+            pause = NEW_POD_REPORT_SECONDS if namesake else 0.0
+            self._last_job += 1
+            job = self._jobs[self._last_job] = _Job(pod.pod, registration, now, pause)
+            if self._nursery is not None:
+                self._nursery.start_soon(self._work, self._last_job, job)
 
     @property
     def pending(self) -> int:
-        """Instances that are to be taken out, and are not yet."""
+        """Instances that are to be deregistered."""
         return len(self._jobs)
 
+    def families(self) -> Iterator[Family]:
+        """Metrics of deregistrations."""
+        prefix = "pidone_controller_backstop"
+        yield counter_by("result", f"{prefix}_total", "Instances of dead pods, by result.", self.results)
+        yield gauge(f"{prefix}_pending", "Instances of dead pods to deregister.", self.pending)
+
     async def run(self) -> NoReturn:
-        """Take out what is left, until cancelled; a call that is under way then is given up, as by a time limit."""
+        """Work on all jobs until cancelled. A call that is cancelled is repeated by the next leader."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             try:
                 now = trio.current_time()
                 for number, job in list(self._jobs.items()):
-                    if now - job.since > HANDOVER:
+                    if now - job.since > HANDOVER_SECONDS:
                         del self._jobs[number]
-                    else:  # the leader before may have done it, and the place be another pod's by now
-                        job.pause = TERM
-                        nursery.start_soon(self._do, number, job)
+                    else:
+                        # The leader before may have done it, and another pod may have the place by now.
+                        job.pause = NEW_LEADER_SECONDS
+                        nursery.start_soon(self._work, number, job)
                 await trio.sleep_forever()
             finally:
                 self._nursery = None
-        raise AssertionError("a nursery with a task that sleeps for ever has no end")
+        raise AssertionError("a nursery with a task that sleeps forever does not end")
 
-    async def _do(self, number: int, job: _Job) -> None:
+    async def _work(self, number: int, job: _Job) -> None:
         pause: float | None = job.pause
         while pause is not None:
             await trio.sleep(pause)
             try:
                 pause = await self._try(job)
-            except Exception as error:  # noqa: BLE001 - a bug that one instance brings out must not stop the others
-                self._tell("given_up", job, error=f"{type(error).__name__}: {error}")
+            except Exception as error:  # noqa: BLE001 - a bug that one instance triggers must not stop the others
+                self._finish("given_up", job, error=f"{type(error).__name__}: {error}")
                 pause = None
         self._jobs.pop(number, None)
         if not self._jobs:
-            self._lanes.clear()
+            self._limits.clear()
 
     async def _try(self, job: _Job) -> float | None:
-        """Seconds until the next try; None where there is none."""
-        one = job.registration
+        """Deregister once. Returns the seconds until the next try; None if the job is finished."""
+        registration = job.registration
+        limit = self._limits.setdefault(registration.registry, trio.CapacityLimiter(MAX_CALLS_PER_REGISTRY))
         try:
-            async with self._lanes.setdefault(one.where, trio.CapacityLimiter(AT_ONE)), self._all:
-                # looked up at the last moment: whoever has the place by now puts its own document there
-                holder = self._holder(one)
+            async with limit, self._limit:
+                # Looked up at the last moment: a pod that has the place by now writes its own document there.
+                holder = self._holder(registration)
                 if not holder:
-                    await self.build(json.loads(one.config), job.pod).deregister()
+                    await self._build(json.loads(registration.config), job.pod).deregister()
         except PidoneError as error:
-            job.tries += 1
-            pause = min(RETRY_MAX, 2.0**job.tries) * (1 - 0.5 * self.random.random())
-            lasting = isinstance(error, RegistryRefused)
-            if not lasting and trio.current_time() + pause <= job.since + PATIENCE:
+            job.failures += 1
+            pause = RETRY.delay(job.failures, self._random)
+            refused = isinstance(error, RegistryRefused)
+            if not refused and trio.current_time() + pause <= job.since + GIVE_UP_SECONDS:
                 return pause
-            tried = "" if lasting else f"; tried {job.tries} times in {PATIENCE:g} s"
-            self._tell("given_up", job, error=f"{error}{tried}; the registry's own lease ends it")
+            tries = "" if refused else f"; tried {job.failures} times in {GIVE_UP_SECONDS:g} s"
+            self._finish("given_up", job, error=f"{error}{tries}; the registry's own lease ends it")
             return None
+
         if holder:
-            self._tell("taken_over", job, by=holder)
+            self._finish("taken_over", job, by=holder)
         else:
-            self._tell("deregistered", job)
+            self._finish("deregistered", job)
         return None
 
-    def _tell(self, what: str, job: _Job, **more: str) -> None:
-        self.counts[what] += 1
-        one = job.registration
-        event = {"given_up": "left-registered", "taken_over": "registered-anew"}.get(what, what)
-        self.log(event, pod=job.pod.path, task=one.task, registry=one.where, instance=one.instance, **more)
+    def _finish(self, result: str, job: _Job, **more: str) -> None:
+        """Count and log the result of a job."""
+        self.results[result] += 1
+        event = {"given_up": "left-registered", "taken_over": "registered-anew"}.get(result, result)
+        registration = job.registration
+        self._log(
+            event,
+            pod=job.pod.path,
+            task=registration.task,
+            registry=registration.registry,
+            instance=registration.instance,
+            **more,
+        )
 
-    def _holder(self, one: Registration) -> str:
-        """A live pod whose plan has the same instance; empty where there is none.
+    def _holder(self, registration: Registration) -> str:
+        """A live pod whose plan registers the same instance; empty if there is none.
 
-        Also one that is only about to register it: it puts its own document over what is there, and its word that
-        it has may be under way.
+        Also one that has not registered it yet: it overwrites the old document, and its report may be under way.
         """
-        keys = self._holders.get(one.place, ())
-        return min((self._known[key].pod.path for key in keys), default="")
+        keys = self._holders.get(registration.place, ())
+        return min((self._pods[key].pod.path for key in keys), default="")
 
-    def _read(self, pod: Pod, plan: Sequence[Mapping[str, Any]]) -> dict[str, Registration]:
-        """What a plan registers, and the controller may take out."""
-        found = {}
-        for task in plan:
+    def _read(self, pod: Pod, tasks: Sequence[Mapping[str, Any]]) -> dict[str, Registration]:
+        """The registrations of a plan, by task."""
+        registrations = {}
+        for task in tasks:
             config = task.get("register")
             if not isinstance(config, Mapping):
                 continue
             try:
-                registry = self.build(config, pod)
-            except PidoneError as error:  # the pod refuses it as well, and says so
-                self.log("unknown-registry", pod=pod.path, task=task["name"], error=error)
+                driver = self._build(config, pod)
+            except PidoneError as error:  # the pod refuses it too, and reports it
+                self._log("unknown-registry", pod=pod.path, task=task["name"], error=error)
                 continue
-            where = sys.intern(registry.where)
-            found[task["name"]] = Registration(task["name"], canonical(config), where, registry.instance)
-        return found
+            name, registry = task["name"], sys.intern(driver.where)
+            registrations[name] = Registration(name, canonical(config), registry, driver.instance)
+        return registrations
 
-    def _keep(self, key: str, known: _Known | None) -> None:
-        """Remember it, and who holds which place."""
-        before = self._known.pop(key, None)
-        if known is not None:
-            self._known[key] = known
-        old = {one.place for one in before.registrations} if before is not None else set()
-        new = {one.place for one in known.registrations} if known is not None else set()
+    def _remember(self, key: str, pod: _PodRegistrations | None) -> None:
+        """Replace what is known about a pod, and index the places that it holds."""
+        before = self._pods.pop(key, None)
+        if pod is not None:
+            self._pods[key] = pod
+        old = {registration.place for registration in before.registrations} if before is not None else set()
+        new = {registration.place for registration in pod.registrations} if pod is not None else set()
         for place in old - new:
             holders = self._holders[place] = tuple(one for one in self._holders[place] if one != key)
             if not holders:

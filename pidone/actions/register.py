@@ -192,16 +192,16 @@ def build(fields: Fields, setting: Setting) -> Register:
     return Register(build_registry(fields, setting.pod, setting.source), follow)
 
 
-def left_behind(config: Mapping[str, Any], pod: Pod) -> Registry | None:
-    """Return the registry with the instance of a pod that is gone; None if its lease is to end by itself.
-
-    Used by the controller. Raises ``Refused``.
-    """
-    if config.get(ON_POD_GONE) == LEAVE:
-        return None
+def instance_of(config: Mapping[str, Any], pod: Pod) -> Registry:
+    """Return the registry with the instance of a pod, for the controller. Raises ``Refused``."""
     fields = Fields(config, "register")
     fields.text("follow", None)
     return build_registry(fields, pod, None)
+
+
+def is_left(config: Mapping[str, Any]) -> bool:
+    """Whether the controller leaves the instance of a pod that is gone until its lease ends."""
+    return config.get(ON_POD_GONE) == LEAVE
 
 
 def build_registry(fields: Fields, pod: Pod, source: str | None) -> Registry:

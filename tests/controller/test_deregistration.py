@@ -15,8 +15,15 @@ from pidone.http.client import request
 from pidone.plan.digest import digest
 from pidone.plan.report import Report, TaskReport
 from pidone.registries import Status
-from pidone_controller.deregistration import AT_ONE, HANDOVER, HEARSAY, PATIENCE, TERM, Backstop, build
-from pidone_controller.deregistration import Pod as PodLike
+from pidone_controller.deregistration import (
+    GIVE_UP_SECONDS,
+    HANDOVER_SECONDS,
+    MAX_CALLS_PER_REGISTRY,
+    NEW_LEADER_SECONDS,
+    NEW_POD_REPORT_SECONDS,
+    Deregistration,
+    build,
+)
 from pidone_controller.pods.model import Pod
 from tests.controller.factories import pod
 from tests.eureka.fake import FakeEureka
@@ -40,8 +47,8 @@ def report(tasks: Tasks, state: str = "registered", runs: int = 1, **more: Any) 
     )
 
 
-class Registries:
-    """Drivers that note when they were called; what is in ``trouble`` raises."""
+class FakeRegistries:
+    """Drivers that record their calls; those in ``trouble`` raise."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[float, str]] = []
@@ -49,10 +56,10 @@ class Registries:
         self.takes = 0.0
         self.now = self.most = 0
 
-    def build(self, config: Mapping[str, Any], pod: PodLike) -> Any:
+    def build(self, config: Mapping[str, Any], pod: Pod) -> Any:
         registry, outer = build(config, pod), self
 
-        class Driver:
+        class FakeDriver:
             where, instance = registry.where, registry.instance
 
             async def deregister(self) -> None:
@@ -64,23 +71,23 @@ class Registries:
                 if self.where in outer.trouble:
                     raise outer.trouble[self.where]
 
-        return Driver()
+        return FakeDriver()
 
 
 class World:
-    """A backstop and the pods that it has heard of."""
+    """A deregistration with the pods that have reported."""
 
     def __init__(self) -> None:
-        self.registries = Registries()
+        self.registries = FakeRegistries()
         self.log: list[tuple[str, dict[str, Any]]] = []
-        self.backstop = Backstop(self._say, self.registries.build, Random(1))
+        self.deregistration = Deregistration(self._say, self.registries.build, Random(1))
 
     def _say(self, event: str, **values: Any) -> None:
         self.log.append((event, values))
 
     def hears(self, of: Pod, tasks: Tasks | None = None, said: Report | None = None) -> None:
         tasks = plan() if tasks is None else tasks
-        self.backstop.heard(of, said or report(tasks), digest(tasks), lambda: tasks)
+        self.deregistration.reported(of, said or report(tasks), digest(tasks), lambda: tasks)
 
     @property
     def events(self) -> list[str]:
@@ -98,7 +105,7 @@ def world() -> World:
 
 @pytest.fixture
 async def led(world: World, nursery: trio.Nursery) -> World:
-    nursery.start_soon(world.backstop.run)
+    nursery.start_soon(world.deregistration.run)
     await wait_all_tasks_blocked()
     return world
 
@@ -109,7 +116,7 @@ WEB = pod("web-0", "10.0.0.5")
 async def test_a_pod_that_is_gone_is_taken_out_at_once(autojump_clock: MockClock, led: World) -> None:
     began = trio.current_time()
     led.hears(WEB)
-    led.backstop.gone(WEB.key)
+    led.deregistration.gone(WEB.key)
     await wait_all_tasks_blocked()
     assert led.registries.calls == [(round(began, 3), "apps/WEB/web-0%3Aweb%3A80")]
     told = {
@@ -119,7 +126,7 @@ async def test_a_pod_that_is_gone_is_taken_out_at_once(autojump_clock: MockClock
         "instance": led.taken[0],
     }
     assert led.log == [("deregistered", told)]
-    assert led.backstop.pending == 0
+    assert led.deregistration.pending == 0
 
 
 @pytest.mark.parametrize(
@@ -143,11 +150,52 @@ async def test_it_is_what_the_pods_last_word_says(
         said=report(plan(), "registered" if last.left or not last.tasks else "waiting", int(bool(last.left))),
     )
     led.hears(WEB, said=last)
-    led.backstop.gone(WEB.key)
-    led.backstop.gone(WEB.key)
-    led.backstop.gone("of nobody")
+    led.deregistration.gone(WEB.key)
+    led.deregistration.gone(WEB.key)
+    led.deregistration.gone("of nobody")
     await trio.sleep(1)
     assert len(led.taken) == taken
+
+
+def crowded(registered: bool = True) -> Tasks:
+    """A plan with more tasks than a report has room for."""
+    probes = [{"name": f"probe-{index}", "probe": {"tcpSocket": {"port": 1}}} for index in range(300)]
+    return probes + (plan() if registered else [])
+
+
+def full_report(tasks: Tasks) -> Report:
+    """The report of a pod that leaves its registration out for lack of room."""
+    reported = {f"probe-{index}": TaskReport("healthy") for index in range(250)}
+    return Report("applied", digest=digest(tasks), tasks=reported, omitted=len(tasks) - 250)
+
+
+async def test_a_registration_that_a_full_report_leaves_out_is_not_undone(
+    autojump_clock: MockClock, led: World
+) -> None:
+    led.hears(WEB, crowded(), full_report(crowded()))
+    led.hears(WEB, crowded(), full_report(crowded()))
+    led.deregistration.gone(WEB.key)
+    await trio.sleep(1)
+    assert led.taken == ["apps/WEB/web-0%3Aweb%3A80"]
+
+
+async def test_a_registration_that_the_plan_has_no_more_is_undone_though_the_report_is_full(
+    autojump_clock: MockClock, led: World
+) -> None:
+    led.hears(WEB, crowded(), full_report(crowded()))
+    led.hears(WEB, crowded(registered=False), full_report(crowded(registered=False)))
+    led.deregistration.gone(WEB.key)
+    await trio.sleep(1)
+    assert led.taken == []
+
+
+async def test_a_full_report_of_an_earlier_plan_undoes_nothing(autojump_clock: MockClock, led: World) -> None:
+    led.hears(WEB, crowded(), full_report(crowded()))
+    served = crowded(registered=False)
+    led.deregistration.reported(WEB, full_report(crowded()), digest(served), lambda: served)
+    led.deregistration.gone(WEB.key)
+    await trio.sleep(1)
+    assert led.taken == ["apps/WEB/web-0%3Aweb%3A80"]
 
 
 async def test_a_process_that_began_anew_and_was_killed_again_left_what_it_had(
@@ -155,14 +203,14 @@ async def test_a_process_that_began_anew_and_was_killed_again_left_what_it_had(
 ) -> None:
     led.hears(WEB, said=report(plan(), boot="1"))
     led.hears(WEB, said=report(plan(), "waiting", 0, boot="2"))
-    led.backstop.gone(WEB.key)
+    led.deregistration.gone(WEB.key)
     await trio.sleep(1)
     assert len(led.taken) == 1
 
 
 async def test_on_pod_gone_none_is_nobodys_business(autojump_clock: MockClock, led: World) -> None:
     led.hears(WEB, plan(onPodGone="none"))
-    led.backstop.gone(WEB.key)
+    led.deregistration.gone(WEB.key)
     await trio.sleep(1)
     assert led.taken == []
 
@@ -172,19 +220,19 @@ async def test_the_plan_that_the_pod_runs_counts_and_not_the_one_it_has_not_take
 ) -> None:
     led.hears(WEB)
     renamed = plan("shop")
-    led.backstop.heard(WEB, report(plan()), digest(renamed), lambda: renamed)
-    led.backstop.gone(WEB.key)
+    led.deregistration.reported(WEB, report(plan()), digest(renamed), lambda: renamed)
+    led.deregistration.gone(WEB.key)
     await trio.sleep(1)
     assert led.taken == ["apps/WEB/web-0%3Aweb%3A80"]
     # a controller that has just begun knows only what is served now
-    led.backstop.heard(WEB, report(plan()), digest(renamed), lambda: renamed)
-    led.backstop.gone(WEB.key)
+    led.deregistration.reported(WEB, report(plan()), digest(renamed), lambda: renamed)
+    led.deregistration.gone(WEB.key)
     await trio.sleep(1)
     assert led.taken[1:] == ["apps/SHOP/web-0%3Ashop%3A80"]
     # and a plan that was taken replaces it
     led.hears(WEB)
     led.hears(WEB, renamed)
-    led.backstop.gone(WEB.key)
+    led.deregistration.gone(WEB.key)
     await trio.sleep(1)
     assert led.taken[2:] == ["apps/SHOP/web-0%3Ashop%3A80"]
 
@@ -195,17 +243,17 @@ async def test_the_next_pod_of_a_stateful_set_keeps_its_instance(
 ) -> None:
     led.registries.trouble = {"http://eureka/": ConnectError("nobody there")}
     led.hears(WEB)
-    led.backstop.gone(WEB.key)
+    led.deregistration.gone(WEB.key)
     await trio.sleep(0.5)
     assert len(led.taken) == 1  # and the registry was away
     anew = pod("web-0", "10.0.0.5", uid="uid-2")  # name and address came back
     led.hears(anew, said=report(plan(), state, int(state == "registered")))
     led.registries.trouble = {}
-    await trio.sleep(PATIENCE)
+    await trio.sleep(GIVE_UP_SECONDS)
     assert len(led.taken) == 1
     assert led.log[-1][0] == "registered-anew"
     assert led.log[-1][1]["by"] == "shop/web-0"
-    led.backstop.gone(anew.key)
+    led.deregistration.gone(anew.key)
     await trio.sleep(1)
     assert len(led.taken) == 2
 
@@ -214,15 +262,15 @@ async def test_a_namesake_that_is_there_already_is_given_time_to_speak(
     autojump_clock: MockClock, led: World
 ) -> None:
     led.hears(WEB)
-    led.backstop.gone(WEB.key, namesake=True)
-    await trio.sleep(HEARSAY / 2)
+    led.deregistration.gone(WEB.key, namesake=True)
+    await trio.sleep(NEW_POD_REPORT_SECONDS / 2)
     led.hears(pod("web-0", "10.0.0.5", uid="uid-2"))
-    await trio.sleep(HEARSAY)
+    await trio.sleep(NEW_POD_REPORT_SECONDS)
     assert led.taken == []
     assert led.events == ["registered-anew"]
     led.hears(WEB, plan("other"))
-    led.backstop.gone(WEB.key, namesake=True)
-    await trio.sleep(HEARSAY + 0.1)
+    led.deregistration.gone(WEB.key, namesake=True)
+    await trio.sleep(NEW_POD_REPORT_SECONDS + 0.1)
     assert led.taken == ["apps/OTHER/web-0%3Aother%3A80"]
 
 
@@ -232,25 +280,25 @@ async def test_a_registry_that_is_away_is_asked_for_minutes_and_then_left(
     led.registries.trouble = {"http://eureka/": ConnectError("nobody there")}
     led.hears(WEB)
     began = trio.current_time()
-    led.backstop.gone(WEB.key)
-    await trio.sleep(2 * PATIENCE)
+    led.deregistration.gone(WEB.key)
+    await trio.sleep(2 * GIVE_UP_SECONDS)
     times = [at - began for at, _ in led.registries.calls]
     assert times[0] == 0
     assert 0.9 < times[1] < 2.1
     assert max(b - a for a, b in itertools.pairwise(times)) < 31
-    assert PATIENCE - 31 < times[-1] <= PATIENCE
+    assert GIVE_UP_SECONDS - 31 < times[-1] <= GIVE_UP_SECONDS
     (event, said), *more = led.log
     assert (event, more) == ("left-registered", [])
     assert said["error"].startswith("nobody there; tried ")
-    assert led.backstop.counts == {"given_up": 1}
-    assert led.backstop.pending == 0
+    assert led.deregistration.results == {"given_up": 1}
+    assert led.deregistration.pending == 0
 
 
 async def test_a_registry_that_says_no_is_not_asked_again(autojump_clock: MockClock, led: World) -> None:
     led.registries.trouble = {"http://eureka/": RegistryRefused("401: it wants a user")}
     led.hears(WEB)
-    led.backstop.gone(WEB.key)
-    await trio.sleep(PATIENCE)
+    led.deregistration.gone(WEB.key)
+    await trio.sleep(GIVE_UP_SECONDS)
     assert len(led.taken) == 1
     assert led.events == ["left-registered"]
 
@@ -262,36 +310,36 @@ async def test_a_registry_that_hangs_holds_up_itself_alone(autojump_clock: MockC
         led.hears(one)
     led.hears(WEB, plan(url="http://other/"))
     for one in (*slow, WEB):
-        led.backstop.gone(one.key)
+        led.deregistration.gone(one.key)
     await wait_all_tasks_blocked()
-    assert len(led.taken) == AT_ONE + 1
+    assert len(led.taken) == MAX_CALLS_PER_REGISTRY + 1
     assert "apps/WEB/web-0%3Aweb%3A80" in led.taken
-    await trio.sleep(5 * 40 / AT_ONE + 1)
+    await trio.sleep(5 * 40 / MAX_CALLS_PER_REGISTRY + 1)
     assert len(led.taken) == 41
-    assert led.registries.most == AT_ONE + 1
+    assert led.registries.most == MAX_CALLS_PER_REGISTRY + 1
 
 
 async def term(world: World, seconds: float) -> None:
     with trio.move_on_after(seconds):
-        await world.backstop.run()
+        await world.deregistration.run()
 
 
 async def test_what_is_due_waits_for_a_leader_and_not_for_ever(
     autojump_clock: MockClock, world: World
 ) -> None:
     world.hears(WEB)
-    world.backstop.gone(WEB.key)
-    await trio.sleep(HANDOVER - 1)
-    await term(world, TERM + 1)
+    world.deregistration.gone(WEB.key)
+    await trio.sleep(HANDOVER_SECONDS - 1)
+    await term(world, NEW_LEADER_SECONDS + 1)
     assert len(world.taken) == 1
     world.hears(WEB)
-    world.backstop.gone(WEB.key)
-    await trio.sleep(HANDOVER + 1)
+    world.deregistration.gone(WEB.key)
+    await trio.sleep(HANDOVER_SECONDS + 1)
     other = pod("db", "10.0.0.9")
     world.hears(other)
-    world.backstop.gone(other.key)
-    assert world.backstop.pending == 1
-    await term(world, TERM + 1)
+    world.deregistration.gone(other.key)
+    assert world.deregistration.pending == 1
+    await term(world, NEW_LEADER_SECONDS + 1)
     assert world.taken[1:] == ["apps/WEB/db%3Aweb%3A80"]
 
 
@@ -299,12 +347,12 @@ async def test_a_new_leader_hears_first_who_holds_a_place_by_now(
     autojump_clock: MockClock, world: World
 ) -> None:
     world.hears(WEB)
-    world.backstop.gone(WEB.key)
+    world.deregistration.gone(WEB.key)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(world.backstop.run)
-        await trio.sleep(TERM / 2)
+        nursery.start_soon(world.deregistration.run)
+        await trio.sleep(NEW_LEADER_SECONDS / 2)
         world.hears(pod("web-0", "10.0.0.5", uid="uid-2"))  # a peer tells
-        await trio.sleep(TERM)
+        await trio.sleep(NEW_LEADER_SECONDS)
         nursery.cancel_scope.cancel()
     assert (world.taken, world.events) == ([], ["registered-anew"])
 
@@ -314,10 +362,10 @@ async def test_who_loses_the_lead_in_a_call_takes_it_up_again(
 ) -> None:
     world.registries.takes = 3
     world.hears(WEB)
-    world.backstop.gone(WEB.key)
-    await term(world, TERM + 1)
+    world.deregistration.gone(WEB.key)
+    await term(world, NEW_LEADER_SECONDS + 1)
     assert world.events == []
-    await term(world, TERM + 4)
+    await term(world, NEW_LEADER_SECONDS + 4)
     assert len(world.taken) == 2
     assert world.events == ["deregistered"]
 
@@ -330,10 +378,10 @@ async def test_two_tasks_of_one_pod_and_a_plan_that_cannot_be_read(
     led.hears(WEB, twice, Report("applied", digest=digest(twice), tasks=tasks))
     led.hears(WEB, twice, Report("applied", digest=digest(twice), tasks=tasks))
     assert led.events == ["unknown-registry"]
-    led.backstop.gone(WEB.key)
+    led.deregistration.gone(WEB.key)
     await trio.sleep(1)
     assert led.taken == ["apps/WEB/web-0%3Aweb%3A80"] * 2
-    assert not led.backstop._holders
+    assert not led.deregistration._holders
 
 
 # A real one
@@ -364,22 +412,22 @@ async def test_an_instance_that_was_killed_is_out_of_eureka_long_before_its_leas
 ) -> None:
     app = next(_apps)
     tasks = plan(app, eureka)
-    backstop = Backstop(lambda *_, **__: None)
-    nursery.start_soon(backstop.run)
+    deregistration = Deregistration(lambda *_, **__: None)
+    nursery.start_soon(deregistration.run)
     pods = [pod(f"web-{number}", f"10.0.0.{number}") for number in range(5)]
     for one in pods:
         driver = build(tasks[1]["register"], one)
         await driver.register(Status.UP)
-        backstop.heard(one, report(tasks), digest(tasks), lambda: tasks)
+        deregistration.reported(one, report(tasks), digest(tasks), lambda: tasks)
     headers = {"accept": "application/json"}
     listed = await request("GET", f"{eureka}apps/{app}", timeout=30, headers=headers)
     assert len(json.loads(listed.body)["application"]["instance"]) == len(pods)
     began = trio.current_time()
     for one in pods:
-        backstop.gone(one.key)
+        deregistration.gone(one.key)
     while (await request("GET", f"{eureka}apps/{app}", timeout=30, headers=headers)).status != 404:
         assert trio.current_time() < began + 30
         await trio.sleep(0.02)
     print(f"{len(pods)} instances are out after {trio.current_time() - began:.3f} s")
-    assert backstop.counts == {"deregistered": len(pods)}
+    assert deregistration.results == {"deregistered": len(pods)}
     nursery.cancel_scope.cancel()
