@@ -14,16 +14,12 @@ from dataclasses import replace
 
 from pidone.language.binding import PLACES, place
 from pidone.language.model import Strategy
+from pidone.language.schemas import BAD, GOOD, states_of_class
 from pidone.plan.report import TaskReport
 from pidone_controller.repo.selection import SelectedPod
 from pidone_controller.rollout.state import Phase, RolloutState, VersionRef, micro_time
 
 NAMED = 3  # pods and tasks that a message names
-
-# The task states of all actions that mean success, and those that mean failure. "started" is in neither: a probe is
-# started before the application was ever healthy.
-WELL = {"healthy", "registered", "listening", "reporting", "succeeded"}
-ILL = {"unhealthy", "lost", "failing", "failed"}
 
 Health = dict[str, set[str]]  # by a pod's uid: the tasks that were seen to work
 
@@ -98,7 +94,9 @@ def remember(health: Health, pods: Iterable[SelectedPod]) -> None:
     for pod in pods:
         if pod.report is not None:
             working = health.setdefault(pod.uid, set())
-            working |= {name for name, task in pod.report.tasks.items() if task.state in WELL}
+            working |= {
+                name for name, task in pod.report.tasks.items() if task.state in states_of_class(GOOD)
+            }
             working -= {name for name, task in pod.report.tasks.items() if _is_ill(task)}
 
 
@@ -152,7 +150,7 @@ def _failures(chosen: Sequence[SelectedPod], health: Health) -> str:
 
 
 def _is_ill(task: TaskReport) -> bool:
-    return task.state in ILL or (task.state == "due" and bool(task.error))
+    return task.state in states_of_class(BAD) or (task.state == "due" and bool(task.error))
 
 
 def _some(names: Sequence[str]) -> str:
