@@ -1,4 +1,4 @@
-"""One line an event, with fixed keys, for eyes and for grep:
+"""Writes one line for each event, with fixed keys, for people and for grep:
 
 2026-01-02T03:04:05.678Z pod=shop/web event=plan digest=sha256-ab12cd34ef56 tasks=3
 """
@@ -16,7 +16,7 @@ _BARE = re.compile(r"[\w./:@\[\]+-]+", re.ASCII)
 
 
 def line(now: datetime, event: str, *, pod: str = "", **values: object) -> str:
-    """What is not plain characters becomes a JSON string: no pod can forge a line, or colour one."""
+    """Format one line. A value with other than plain characters becomes a JSON string, so no pod can forge a line."""
     fields = [("pod", pod)] if pod else []
     fields += [("event", event), *((key, str(value)) for key, value in values.items())]
     time = now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{now.microsecond // 1000:03}Z"
@@ -24,19 +24,19 @@ def line(now: datetime, event: str, *, pod: str = "", **values: object) -> str:
 
 
 def log(event: str, *, pod: str = "", **values: object) -> None:
-    """Write one line to stderr. A stderr that is gone is no reason to stop serving."""
+    """Write one line to stderr. A closed stderr is ignored: the controller goes on serving."""
     say(line(datetime.now(UTC), event, pod=pod, **values))
 
 
 def say(text: str) -> None:
-    """Write text for people, of any number of lines, in one piece."""
+    """Write text for people, of any number of lines, in one write."""
     with suppress(OSError, ValueError):
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
 
 
-def short(digest: str) -> str:
-    """Enough of a digest to tell two apart in a log."""
+def short_digest(digest: str) -> str:
+    """``sha256-`` and the first 12 hexadecimal digits of a digest or ETag: enough to tell two apart in a log."""
     return digest[: len("sha256-") + 12]
 
 

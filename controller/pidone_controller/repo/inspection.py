@@ -10,6 +10,9 @@ from pidone_controller.pods.model import Pod
 from pidone_controller.repo.callers import Readers
 from pidone_controller.repo.plans import Plans, in_slices
 
+PODS_PATH = "/v1/pods"
+TARGETS_PATH = "/v1/prometheus/targets"
+
 _NO_TASKS = digest([])
 
 
@@ -21,7 +24,7 @@ class Inspection:
 
     async def pods(self, request: Request) -> Response:
         """``GET /v1/pods``, ``/v1/pods/<namespace>``, ``/v1/pods/<namespace>/<name>``."""
-        namespace, _, name = request.path.removeprefix("/v1/pods").strip("/").partition("/")
+        namespace, _, name = request.path.removeprefix(PODS_PATH).strip("/").partition("/")
         refusal = await self._readers.refusal(request, namespace, name)
         if refusal:
             return refusal

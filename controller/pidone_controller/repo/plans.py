@@ -19,7 +19,7 @@ from pidone.language.selector import matches
 from pidone.metrics.exposition import Family, counter, gauge
 from pidone.pacing import RateLimit
 from pidone.plan.report import Report
-from pidone_controller.log import Log, short
+from pidone_controller.log import Log, short_digest
 from pidone_controller.pods.inventory import Inventory
 from pidone_controller.pods.model import FrozenLabels, NamespacedName, Pod
 from pidone_controller.repo import bundles
@@ -309,9 +309,11 @@ class Plans:
     def _log_entry(self, before: Entry | None, after: Entry) -> None:
         pod, bundle = after.pod, after.bundle
         if after.error and not (before and before.error == after.error):
-            self._log("error", pod=pod.path, error=after.error, kept=short(bundle.digest) if bundle else "")
+            self._log(
+                "error", pod=pod.path, error=after.error, kept=short_digest(bundle.digest) if bundle else ""
+            )
         if bundle and not (before and before.bundle and before.bundle.digest == bundle.digest):
-            self._log("plan", pod=pod.path, digest=short(bundle.digest), tasks=bundle.count)
+            self._log("plan", pod=pod.path, digest=short_digest(bundle.digest), tasks=bundle.count)
         elif before and before.error and not after.error:
             self._log("mended", pod=pod.path)
         if pod.terminating and not (before and before.pod.terminating):
@@ -321,9 +323,15 @@ class Plans:
         if after.state == "applied" and not (
             before and (before.state, before.digest) == (after.state, after.digest)
         ):
-            self._log("applied", pod=pod.path, digest=short(after.digest or ""))
+            self._log("applied", pod=pod.path, digest=short_digest(after.digest or ""))
         if after.rejected and not (before and before.rejected == after.rejected):
-            self._log("rejected", pod=pod.path, digest=short(after.rejected), error=after.error)
+            # A pod names a bundle by its ETag, which differs from the digest of the plan in it.
+            entry = self._entries.get(pod.key)
+            bundle = entry.bundle if entry else None
+            served = bundle is not None and bundle.etag.strip('"') == after.rejected
+            digest = {"digest": short_digest(bundle.digest)} if bundle is not None and served else {}
+            etag = short_digest(after.rejected)
+            self._log("rejected", pod=pod.path, **digest, etag=etag, error=after.error)
 
 
 def _report_limit() -> RateLimit:

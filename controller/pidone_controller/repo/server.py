@@ -26,6 +26,7 @@ from pidone_controller.log import Log
 from pidone_controller.pods import reports
 from pidone_controller.pods.identity import Claims, normalise
 from pidone_controller.pods.model import Pod
+from pidone_controller.repo import inspection
 from pidone_controller.repo.callers import Callers, Readers
 from pidone_controller.repo.held import HeldRequests
 from pidone_controller.repo.inspection import Inspection
@@ -35,8 +36,8 @@ _METHODS = {
     protocol.BUNDLE_PATH: "GET",
     protocol.DOORBELL_PATH: "GET",
     protocol.STATUS_PATH: "POST",
-    "/v1/pods": "GET",
-    "/v1/prometheus/targets": "GET",
+    inspection.PODS_PATH: "GET",
+    inspection.TARGETS_PATH: "GET",
     "/livez": "GET",
     "/readyz": "GET",
     "/metrics": "GET",
@@ -107,7 +108,7 @@ class Repo:
 
     async def begin(self, request: Request, *, secure: bool = False) -> Response | Held:
         """The answer, or the held request for a server that holds requests without a task for each."""
-        route = "/v1/pods" if request.path.startswith("/v1/pods/") else request.path
+        route = inspection.PODS_PATH if request.path.startswith(f"{inspection.PODS_PATH}/") else request.path
         if route in self._routes:
             method, handler = self._routes[route]
             return await handler(request) if request.method == method else _no_route(request.method, method)
@@ -130,9 +131,9 @@ class Repo:
                 response = self._held.doorbell(request)
             case protocol.STATUS_PATH:
                 response = await self._status(request)
-            case "/v1/pods":
+            case inspection.PODS_PATH:
                 response = await self._inspection.pods(request)
-            case "/v1/prometheus/targets":
+            case inspection.TARGETS_PATH:
                 response = await self._inspection.targets(request)
             case _:
                 response = text_response(503, "ending") if self._held.draining else text_response(200, "ok")

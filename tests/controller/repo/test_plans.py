@@ -1,6 +1,7 @@
 """When plans are derived, and what is passed on about pods."""
 
 import json
+import re
 from random import Random
 from typing import Any
 
@@ -144,3 +145,18 @@ def test_any_order_of_pods_and_rules_is_ready_at_last() -> None:
     assert not repo.plans.ready
     repo.plans.rule(RULES)
     assert repo.plans.ready
+
+
+async def test_a_refusal_is_logged_with_the_digest_of_the_plan(
+    repo: Repo, capsys: pytest.CaptureFixture[str]
+) -> None:
+    etag = (await repo.handle(get())).headers["etag"].strip('"')
+    refusal = {"state": "rejected", "digest": None, "rejected": etag, "error": "no such action"}
+    assert (await repo.handle(post(refusal))).status == 204
+    lines = capsys.readouterr().err.splitlines()
+    (plan,) = [line for line in lines if "event=plan" in line and "pod=shop/web" in line]
+    (rejected,) = [line for line in lines if "event=rejected" in line]
+    digest = re.search(r" (digest=\S+)", plan)
+    assert digest is not None
+    assert f" {digest[1]} " in rejected
+    assert f" etag={etag[:19]} " in rejected
