@@ -242,7 +242,7 @@ def test_a_pod_of_the_new_image_takes_the_plan_of_an_old_controller(
     words = ["standalone", "--listen", f"{node.ADDRESS}:{port}", "--inventory", str(inventory)]
     words += ["--tasks", str(OLD / "tasks"), "--tasks", str(tmp_path / "bindings")]
     controller = Process(
-        [sys.executable, "-m", "pidone_controller", *words],
+        [sys.executable, "-P", "-m", "pidone_controller", *words],
         tmp_path / "old.log",
         lambda: answers(f"http://{node.ADDRESS}:{port}/readyz"),
         {"PYTHONPATH": f"{OLD}:{OLD / 'controller'}"},
