@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pidone.errors import LanguageError
+from pidone.http.urls import segment
 from pidone.language.checking import check_text
 from pidone.language.rendering import render
 from pidone.language.schemas import actions
@@ -186,9 +187,18 @@ def test_7_no_reference_in_a_key_a_name_an_edge_or_what_decides_what_runs(task: 
     assert found <= {"tainted", "tainted-key", "tainted-command"}
 
 
+def _addressable(value: str) -> bool:
+    """False for what the registry refuses: dot segments, separators and blanks alone."""
+    try:
+        segment(value)
+    except ValueError:
+        return False
+    return True
+
+
 @given(
     st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), min_size=1, max_size=60).filter(
-        lambda text: "/" not in text
+        lambda text: _addressable(text) and _addressable(text.upper())
     )
 )
 def test_7_a_driver_encodes_a_value_for_where_it_goes(value: str) -> None:
