@@ -83,9 +83,14 @@ def running(
     popen = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "start_new_session": True, **popen}
     outer = subprocess.Popen([*prefix, *before, *PIDONE, *options, "--", *command], **popen)
     try:
-        if alone:
-            wait_for(lambda: psutil.Process(outer.pid).children())
-        yield Running(outer, psutil.Process(outer.pid).children()[0].pid if alone else outer.pid)
+        inner = [] if alone else [outer.pid]
+
+        def seen() -> bool:  # a short command may have ended before it is looked for
+            inner.extend(child.pid for child in psutil.Process(outer.pid).children())
+            return bool(inner) or outer.poll() is not None
+
+        wait_for(seen)
+        yield Running(outer, inner[0] if inner else outer.pid)
     finally:
         left = [] if outer.poll() is not None else psutil.Process(outer.pid).children(recursive=True)
         outer.kill()
