@@ -27,7 +27,7 @@ from pidone_controller.kubernetes.recorder import Recorder
 from pidone_controller.kubernetes.reflector import Reflector, silence
 from pidone_controller.kubernetes.reflector import families as reflector_families
 from pidone_controller.kubernetes.resources import CONTROLLER_REVISIONS, PODS
-from pidone_controller.kubernetes.reviews import may, whose
+from pidone_controller.kubernetes.reviews import is_allowed, review_token
 from pidone_controller.log import Log, log
 from pidone_controller.objects.revisions import SELECTOR
 from pidone_controller.objects.written import Written
@@ -151,7 +151,7 @@ class Controller:
             self._plans,
             log,
             settings=server.Settings(people=settings.people),
-            review=partial(whose, client),
+            review=partial(review_token, client),
             may_read=partial(_may_read, client),
             alive=self._trouble,
             families=self._families,
@@ -275,7 +275,7 @@ class Controller:
         self._deregistration.reported(
             pod, report, bundle.digest if bundle else "", lambda: bundle.tasks if bundle else ()
         )
-        self._peers.heard(pod)
+        self._peers.reported(pod)
         if self._term is None:
             return
         self._mark_bindings(self._changes.of_reports([pod]))
@@ -353,4 +353,4 @@ class Controller:
 
 async def _may_read(client: Client, user: Mapping[str, Any], namespace: str, name: str) -> bool:
     """Whether a user may read a pod, or with an empty name list pods. Raises ``ApiError``."""
-    return await may(client, user, "get" if name else "list", PODS, namespace=namespace, name=name)
+    return await is_allowed(client, user, "get" if name else "list", PODS, namespace=namespace, name=name)

@@ -1,20 +1,16 @@
-"""Replicas tell the leader what pods told them: one replica holds a pod's request, another may get its report.
+"""Forwards the reports of pods to the leader: one replica holds a pod's request, another one may get its report.
 
-Every replica serves every pod, and the leader alone writes statuses, Events and the steps of rollouts, and takes out
-of registries what dead pods left. So each of the others sends it the last report of each live pod, at once when one
-comes, several in a request while one is under way, and all of them again when another leads.
+Every replica serves every pod, and the leader alone writes statuses, Events and the steps of rollouts, and deregisters
+instances of dead pods. So each of the others sends it the last report of each live pod: at once when it arrives,
+several in one request while another one is under way, and all of them again when another replica leads.
 
     POST /v1/peers/reports   {"pods": [{"namespace", "name", "uid", "received", "report": {...}}]}
-    200                      {"unknown": ["namespace/name", ...]}: sent again, for the leader may hear of them later
+    200                      {"unknown": ["namespace/name", ...]}: sent again, since the leader may learn of them later
 
-The leader's address stands in the Lease, in the identity of its holder (``identity_of``, ``url_of``). Who calls must
-be the controller's own service account: each replica has the API server make it a token that is good for this
-alone (TokenRequest with an audience of our own), so that it may go over plain http, and the leader has the API server
-say whose it is (TokenReview).
-
-``Peers`` for each replica: ``handle`` is a route of ``Repo`` (``{PATH: ("POST", handle)}``), ``heard(pod)`` is called
-for every report that the repo has got, ``run()`` sends while another leads. Of two reports the one that came later
-to whichever replica counts, by the replicas' clocks: a pod does not report more often than once a second.
+The Lease holds the leader's address, in the identity of its holder (``identity_of``, ``url_of``). The caller must
+have the controller's own service account: the API server makes each replica a token that is good for this alone
+(TokenRequest with an audience of its own), so that it may be sent over plain http, and tells the leader whose it is
+(TokenReview).
 """
 
 import json
@@ -32,10 +28,11 @@ from pidone.errors import PidoneError
 from pidone.http.client import request
 from pidone.http.message import JSON, Request, Response, text_response
 from pidone.metrics.exposition import Family, gauge
+from pidone.pacing import Backoff
 from pidone.plan.report import OMITTED, Report, encode
 from pidone.protocol import MAX_REPORT_BYTES
 from pidone_controller.kubernetes.client import Client
-from pidone_controller.kubernetes.reviews import own_name, token_of, whose
+from pidone_controller.kubernetes.reviews import own_user, request_token, review_token
 from pidone_controller.kubernetes.tokens import Tokens, bearer_token
 from pidone_controller.log import Log
 from pidone_controller.pods import reports
@@ -43,25 +40,25 @@ from pidone_controller.pods.inventory import Inventory
 from pidone_controller.pods.model import NamespacedName, Pod
 
 PATH = "/v1/peers/reports"
-BATCH = MAX_REPORT_BYTES - 4096  # bytes of a request; the rest is for its frame
-TIMEOUT = 10.0  # seconds for one request
-UNKNOWN = 1.0  # seconds until a pod that the leader did not know is told again
-RETRY_MAX = 10.0  # seconds between two tries, at most
-ERROR = 500  # characters of a task's error: a report of many tasks is to fit
+MAX_BATCH_BYTES = MAX_REPORT_BYTES - 4096  # of one request; the rest is for its frame
+TIMEOUT_SECONDS = 10.0  # of one request
+UNKNOWN_SECONDS = 1.0  # until the report of a pod that the leader did not know is sent again
+RETRY = Backoff(initial=2.0, maximum=10.0)
+TASK_ERROR_WIDTH = 500  # characters of a task's error: a report of many tasks must fit
 
 AUDIENCE = "pidone-peers"
 SERVICE_ACCOUNT = "system:serviceaccount:"
-TOKEN_LIFE = 3600.0  # seconds; the API server makes none for less than ten minutes
+TOKEN_SECONDS = 3600.0  # the API server makes no tokens for less than ten minutes
 
 Post = Callable[[str, bytes, str], Awaitable[Response]]  # the URL, the body, the token
 
 
 class PeerError(PidoneError):
-    """What a replica said is not what replicas say."""
+    """A replica has sent something else than a replica sends."""
 
 
-class Lead(Protocol):
-    """``kubernetes.election.Election``, as far as it is needed here."""
+class Election(Protocol):
+    """The members of ``kubernetes.election.Election`` that are used here."""
 
     identity: str
 
@@ -83,25 +80,25 @@ class Reports(Protocol):
 
 
 def identity_of(name: str, url: str) -> str:
-    """What a replica writes into the Lease: its name, where its peers reach it, and what no other process has."""
+    """The identity of a replica in the Lease: its name, its URL for peers, and random digits for this process."""
     return f"{name}_{url}_{urandom(4).hex()}"
 
 
 def url_of(holder: str) -> str:
-    """Where the leader is reached; empty where its identity does not say it."""
+    """The URL in the leader's identity; empty if there is none."""
     parts = holder.split("_")
-    where = urlsplit(parts[1]) if len(parts) == 3 else None
-    return parts[1] if where is not None and where.scheme in {"http", "https"} and where.hostname else ""
+    url = urlsplit(parts[1]) if len(parts) == 3 else None
+    return parts[1] if url is not None and url.scheme in {"http", "https"} and url.hostname else ""
 
 
 async def post(url: str, body: bytes, token: str) -> Response:
-    """Over a connection of its own: the leader's address changes with the leader. Raises ``TransferError``."""
+    """Send over a connection of its own, since the leader's address changes. Raises ``TransferError``."""
     headers = {"content-type": JSON, "authorization": f"Bearer {token}"}
-    return await request("POST", url, headers=headers, body=body, timeout=TIMEOUT)
+    return await request("POST", url, headers=headers, body=body, timeout=TIMEOUT_SECONDS)
 
 
 class Account:
-    """Who we are to the API server, and what proves it to our peers."""
+    """The service account of this replica, and the token that proves it to peers."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -111,11 +108,11 @@ class Account:
 
     async def name(self) -> str:
         """``system:serviceaccount:<namespace>:<name>``. Raises ``ApiError``."""
-        self._name = self._name or await own_name(self._client)
+        self._name = self._name or await own_user(self._client)
         return self._name
 
     async def token(self) -> str:
-        """One that is good for peers alone. Raises ``ApiError``, and ``PeerError`` for who is no service account."""
+        """A token for peers alone. Raises ``ApiError``, and ``PeerError`` if this is no service account."""
         async with self._asking:
             if trio.current_time() >= self._until:
                 name = await self.name()
@@ -124,43 +121,50 @@ class Account:
                     raise PeerError(
                         f"{name} is no service account, and the API server makes no tokens for it"
                     )
-                self._token = await token_of(self._client, namespace, account, AUDIENCE, TOKEN_LIFE)
-                self._until = trio.current_time() + 0.8 * TOKEN_LIFE
+                self._token = await request_token(self._client, namespace, account, AUDIENCE, TOKEN_SECONDS)
+                self._until = trio.current_time() + 0.8 * TOKEN_SECONDS
         return self._token
 
     async def review(self, token: str) -> Mapping[str, Any]:
-        """For ``tokens.Tokens``: the status of a TokenReview, which says no to a token that is for something else."""
-        return await whose(self._client, token, [AUDIENCE])
+        """The status of a TokenReview, for ``Tokens``; a token with another audience is not authenticated."""
+        return await review_token(self._client, token, [AUDIENCE])
 
 
 class Peers:
-    """One replica among others."""
+    """One replica among others.
+
+    ``handle`` is the route ``PATH`` of the repo, ``reported`` is called with each pod whose report was stored, ``run``
+    sends while another replica leads. Of two reports of a pod the one that was received later counts, by the replicas'
+    clocks: a pod reports at most once a second.
+    """
 
     def __init__(
         self,
         reports: Reports,
-        lead: Lead,
+        election: Election,
         account: Account,
         log: Log,
         *,
         post: Post = post,
         random: Random | None = None,
     ) -> None:
-        self._reports, self._lead, self._account, self._log = reports, lead, account, log
+        self._reports, self._election, self._account, self._log = reports, election, account, log
         self._tokens = Tokens(account.review)
         self._post = post
         self._random = random or Random()
-        self._pending: dict[NamespacedName, None] = {}  # their last report is to be sent; the oldest first
+        self._pending: dict[
+            NamespacedName, None
+        ] = {}  # pods whose last report is to be sent, the oldest first
         self._work = trio.Event()
 
     @property
     def pending(self) -> int:
-        """Reports that the leader has not got yet."""
+        """Reports that the leader has not received yet."""
         return len(self._pending)
 
-    def heard(self, pod: Pod) -> None:
-        """A report of this pod is there."""
-        if self._lead.holder != self._lead.identity:
+    def reported(self, pod: Pod) -> None:
+        """Send the last report of this pod, if another replica leads."""
+        if self._election.holder != self._election.identity:
             self._pending[pod.namespace, pod.name] = None
             self._work.set()
 
@@ -173,20 +177,21 @@ class Peers:
     # As a replica that does not lead
 
     async def run(self) -> NoReturn:
-        """Send what there is to whoever leads, until cancelled."""
+        """Send reports to the leader until cancelled."""
         while True:
-            holder = self._lead.holder
+            holder = self._election.holder
             self._pending.clear()
             url = url_of(holder)
-            if holder == self._lead.identity or not url:
-                await self._lead.holder_after(holder)
+            if holder == self._election.identity or not url:
+                await self._election.holder_after(holder)
                 continue
+
             for pod in self._reports.inventory:
                 if self._reports.last_report(pod) is not None:
-                    self.heard(pod)
+                    self.reported(pod)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._send, f"{url}{PATH}", nursery)
-                await self._lead.holder_after(holder)
+                await self._election.holder_after(holder)
                 nursery.cancel_scope.cancel()
 
     async def _send(self, url: str, nursery: trio.Nursery) -> None:
@@ -195,9 +200,10 @@ class Peers:
             while not self._pending:
                 self._work = trio.Event()
                 await self._work.wait()
-            keys, body = self._batch()
-            for key in keys:
-                del self._pending[key]  # what comes while this is under way is news
+
+            names, body = self._batch()
+            for name in names:
+                del self._pending[name]  # a report that arrives meanwhile is a new one
             if not body:
                 continue
             try:
@@ -207,37 +213,38 @@ class Peers:
                 failures += 1
                 if failures == 1:
                     self._log("leader-not-told", leader=url, error=error)
-                self._pending = dict.fromkeys([*keys, *self._pending])
-                await trio.sleep(min(RETRY_MAX, 2.0 ** min(failures, 10)) * self._random.random())
+                self._pending = dict.fromkeys([*names, *self._pending])
+                await trio.sleep(RETRY.delay(failures, self._random))
                 continue
+
             if failures:
                 self._log("leader-told", leader=url)
             failures = 0
             if unknown:
-                nursery.start_soon(self._again, unknown & {*keys})
+                nursery.start_soon(self._send_again, unknown & {*names})
 
-    async def _again(self, keys: frozenset[NamespacedName]) -> None:
-        await trio.sleep(UNKNOWN)
-        for key in keys:
-            pod = self._reports.inventory.find(*key)
+    async def _send_again(self, names: frozenset[NamespacedName]) -> None:
+        await trio.sleep(UNKNOWN_SECONDS)
+        for name in names:
+            pod = self._reports.inventory.find(*name)
             if pod is not None:
-                self.heard(pod)
+                self.reported(pod)
 
     def _batch(self) -> tuple[list[NamespacedName], bytes]:
-        """As many of the pending as fit into one request; those that have no report, or are gone, are done too."""
-        keys: list[NamespacedName] = []
+        """The names of as many pending pods as fit into one request, and its body; pods that are gone have no part."""
+        names: list[NamespacedName] = []
         parts: list[bytes] = []
         size = 0
-        for key in self._pending:
-            pod = self._reports.inventory.find(*key)
+        for name in self._pending:
+            pod = self._reports.inventory.find(*name)
             last = self._reports.last_report(pod) if pod is not None else None
             part = _encoded(pod, *last) if pod is not None and last is not None else b""
-            if size + len(part) > BATCH:
+            if size + len(part) > MAX_BATCH_BYTES:
                 break
             size += len(part) + 1
-            keys.append(key)
+            names.append(name)
             parts += [part] if part else []
-        return keys, b'{"pods":[' + b",".join(parts) + b"]}" if parts else b""
+        return names, b'{"pods":[' + b",".join(parts) + b"]}" if parts else b""
 
     # As the leader
 
@@ -248,58 +255,59 @@ class Peers:
             return text_response(401, "only for replicas of this controller", www_authenticate="Bearer")
         try:
             bearer = await self._tokens.bearer(token)
-            ours = bearer is not None and bearer.user["username"] == await self._account.name()
+            is_peer = bearer is not None and bearer.user["username"] == await self._account.name()
         except PidoneError as error:
             return text_response(503, f"the token cannot be checked: {error}", retry_after="1")
-        if not ours:
+        if not is_peer:
             return text_response(403, "the token is not one of this controller's for its peers")
-        if self._lead.holder != self._lead.identity:
+        if self._election.holder != self._election.identity:
             return text_response(409, "this replica does not lead", retry_after="1")
         try:
-            told = list(_told(request.body))
+            received = list(_decoded(request.body))
         except PidoneError as error:
             return text_response(400, str(error))
+
         unknown = []
-        for (namespace, name), uid, received, report in told:
+        for (namespace, name), uid, at, report in received:
             pod = self._reports.inventory.find(namespace, name)
             if pod is None or pod.uid != uid or pod.finished:
                 unknown.append(f"{namespace}/{name}")
             else:
-                self._reports.receive(pod, report, received)
+                self._reports.receive(pod, report, at)
         return Response(200, {"content-type": JSON}, json.dumps({"unknown": unknown}).encode())
 
 
 def _encoded(pod: Pod, report: Report, received: float) -> bytes:
-    """One report for the leader: without the log lines, which nobody aggregates."""
+    """One report for the leader, without its log lines, which the leader does not use."""
     value = encode(report)
     del value["logs"]
     for task in value["tasks"].values():
-        task["error"] = task["error"][:ERROR]
-    told = {
+        task["error"] = task["error"][:TASK_ERROR_WIDTH]
+    item = {
         "namespace": pod.namespace,
         "name": pod.name,
         "uid": pod.uid,
         "received": received,
         "report": value,
     }
-    body = _json(told)
-    if len(body) > BATCH:
+    part = _json(item)
+    if len(part) > MAX_BATCH_BYTES:
         value["tasks"] = {
             name: {"state": task["state"], "runs": task["runs"]} for name, task in value["tasks"].items()
         }
-        body = _json(told)
-    if len(body) <= BATCH:
-        return body
+        part = _json(item)
+    if len(part) <= MAX_BATCH_BYTES:
+        return part
     omitted = len(report.tasks) + report.omitted
-    return _json({**told, "report": {**value, "tasks": {}, "left": [], OMITTED: omitted}})
+    return _json({**item, "report": {**value, "tasks": {}, "left": [], OMITTED: omitted}})
 
 
 def _json(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode(errors="replace")
 
 
-def _told(body: bytes) -> Iterator[tuple[NamespacedName, str, float, Report]]:
-    """What a replica sends. Raises ``ReportError`` and ``PeerError``."""
+def _decoded(body: bytes) -> Iterator[tuple[NamespacedName, str, float, Report]]:
+    """The name, uid, time and report of each pod. Raises ``ReportError`` and ``PeerError``."""
     try:
         value = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -307,25 +315,26 @@ def _told(body: bytes) -> Iterator[tuple[NamespacedName, str, float, Report]]:
     pods = value.get("pods") if isinstance(value, dict) else None
     if not isinstance(pods, list):
         raise PeerError("pods: expected a list")
-    for one in pods:
-        match one:
+
+    for item in pods:
+        match item:
             case {
-                "namespace": str(space),
+                "namespace": str(namespace),
                 "name": str(name),
                 "uid": str(uid),
                 "received": int(at) | float(at),
             }:
-                yield (space, name), uid, min(at, time.time()), reports.of(one.get("report"))
+                yield (namespace, name), uid, min(at, time.time()), reports.of(item.get("report"))
             case _:
                 raise PeerError("pods: expected namespace, name, uid and received of each")
 
 
 def _unknown(answer: Response) -> frozenset[NamespacedName]:
-    """The pods that the leader does not know. Raises ``PeerError`` for any other answer than its own."""
+    """The pods that the leader does not know. Raises ``PeerError`` for any answer that a leader does not give."""
     if answer.status != 200:
         raise PeerError(f"answered {answer.status} {' '.join(answer.text.split())[:200]}")
     try:
         names = json.loads(answer.body)["unknown"]
-        return frozenset((namespace, name) for namespace, _, name in (one.partition("/") for one in names))
+        return frozenset((namespace, name) for namespace, _, name in (text.partition("/") for text in names))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise PeerError("answered something else than a replica does") from error

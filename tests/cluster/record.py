@@ -12,7 +12,7 @@ import trio
 from trio.to_thread import run_sync
 
 from tests.cluster.apiserver import ADMIN, ControlPlane, control_plane
-from tests.controller.kubernetes.dialogue import AUDIENCE, RECORDED, SPACE, Object, Said, converse
+from tests.controller.kubernetes.dialogue import AUDIENCE, RECORDED, SPACE, Exchange, Object, converse
 
 
 class Real:
@@ -23,7 +23,7 @@ class Real:
         verify = ssl.create_default_context(cafile=plane.certificate)
         self.http = httpx.AsyncClient(base_url=plane.server, verify=verify, timeout=150, trust_env=False)
 
-    async def ask(self, said: Said, headers: Mapping[str, str], body: bytes, lines: int) -> None:
+    async def ask(self, said: Exchange, headers: Mapping[str, str], body: bytes, lines: int) -> None:
         headers = {"authorization": f"Bearer {ADMIN}", **headers}
         text = b""
         asking = self.http.stream(said.method, said.path, params=said.query, headers=headers, content=body)

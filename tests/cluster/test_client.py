@@ -40,11 +40,11 @@ from pidone_controller.kubernetes.resources import (
     TASK_SETS,
     Resource,
 )
-from pidone_controller.kubernetes.reviews import may, own_name, whose
+from pidone_controller.kubernetes.reviews import is_allowed, own_user, review_token
 from tests.cluster import program
 from tests.cluster.apiserver import ADMIN, Cluster, ControlPlane, control_plane
 from tests.cluster.wire import Wire, wire
-from tests.controller.kubernetes.held import Held
+from tests.controller.kubernetes.fake_sink import FakeSink
 from tests.patience import PATIENCE_SECONDS
 
 LOG = list[dict[str, Any]]
@@ -62,7 +62,7 @@ def through(between: Wire, **fields: Any) -> Config:
 
 class Reflected:
     def __init__(self, client: Client, namespace: str, resource: Resource = PODS, **options: Any) -> None:
-        self.sink = Held()
+        self.sink = FakeSink()
         self.log: LOG = []
         options.setdefault("project", _labels)
         self.reflector = Reflector(
@@ -72,7 +72,7 @@ class Reflected:
     def _say(self, event: str, **fields: Any) -> None:
         self.log.append({"event": event, **{key: str(value) for key, value in fields.items()}})
 
-    async def until(self, holds: Callable[[Held], bool]) -> None:
+    async def until(self, holds: Callable[[FakeSink], bool]) -> None:
         await self.sink.until(holds)
 
 
@@ -148,7 +148,7 @@ async def test_a_server_without_streamed_lists_is_asked_for_pages_and_a_certific
         async with connect(certificates.config(plane)) as client, reflected(client, "shop") as it:
             assert it.sink.told == [("replaced", "a")]
             assert [line["event"] for line in it.log] == ["reflector-in-pages"]
-            assert await own_name(client) == "jane"
+            assert await own_user(client) == "jane"
 
 
 class Certificates:
@@ -312,9 +312,9 @@ async def test_a_token_that_rotates_is_read_again_when_it_is_refused(
     file.write_text("no token of this cluster")
     async with connect(config) as client:
         with pytest.raises(Unauthorized):
-            await own_name(client)
+            await own_user(client)
         file.write_text(tokens[0])
-        assert await own_name(client) == f"system:serviceaccount:{namespace}:default"
+        assert await own_user(client) == f"system:serviceaccount:{namespace}:default"
         assert client.requests["POST", 401] == 2
 
 
@@ -406,22 +406,22 @@ async def test_whose_token_it_is_and_what_they_may(cluster: Cluster, namespace: 
     await run_sync(cluster.account, namespace, "reader", rules)
     reader = await run_sync(cluster.token, namespace, "reader")
     async with client_of(cluster) as client:
-        status = await whose(client, token, ["pidone-repo"])
+        status = await review_token(client, token, ["pidone-repo"])
         assert status["authenticated"] is True
         assert status["user"]["username"] == f"system:serviceaccount:{namespace}:default"
         assert status["user"]["extra"]["authentication.kubernetes.io/pod-uid"] == [pod["metadata"]["uid"]]
         for bad in (
-            whose(client, token, ["another"]),
-            whose(client, token),
-            whose(client, "nonsense", ["pidone-repo"]),
+            review_token(client, token, ["another"]),
+            review_token(client, token),
+            review_token(client, "nonsense", ["pidone-repo"]),
         ):
             assert not (await bad).get("authenticated")
-        assert not await may(client, status["user"], "get", PODS, namespace=namespace, name="web-0")
-        user = (await whose(client, reader))["user"]
-        assert await may(client, user, "get", PODS, namespace=namespace, name="web-0")
-        assert await may(client, user, "get", PODS)
-        assert not await may(client, user, "list", PODS, namespace=namespace)
-        assert not await may(client, user, "get", SECRETS, namespace=namespace)
+        assert not await is_allowed(client, status["user"], "get", PODS, namespace=namespace, name="web-0")
+        user = (await review_token(client, reader))["user"]
+        assert await is_allowed(client, user, "get", PODS, namespace=namespace, name="web-0")
+        assert await is_allowed(client, user, "get", PODS)
+        assert not await is_allowed(client, user, "list", PODS, namespace=namespace)
+        assert not await is_allowed(client, user, "get", SECRETS, namespace=namespace)
 
 
 async def test_an_event_is_seen_by_kubectl_describe_and_counts_up(cluster: Cluster, namespace: str) -> None:

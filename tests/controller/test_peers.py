@@ -16,7 +16,15 @@ from pidone.plan.report import Report, TaskReport
 from pidone.protocol import MAX_REPORT_BYTES
 from pidone_controller.kubernetes.errors import Forbidden
 from pidone_controller.log import log
-from pidone_controller.peers import BATCH, PATH, UNKNOWN, Account, Peers, identity_of, url_of
+from pidone_controller.peers import (
+    MAX_BATCH_BYTES,
+    PATH,
+    UNKNOWN_SECONDS,
+    Account,
+    Peers,
+    identity_of,
+    url_of,
+)
 from pidone_controller.pods.model import Pod
 from pidone_controller.repo.plans import Plans
 from pidone_controller.repo.server import Repo
@@ -78,7 +86,7 @@ class Replica:
 
     def _told(self, pod: Pod, report: Report) -> None:
         self.told.append((pod.name, report.version))
-        self.peers.heard(pod)
+        self.peers.reported(pod)
 
 
 class World:
@@ -232,13 +240,13 @@ async def test_a_pod_that_the_leader_does_not_know_yet_is_told_again_until_it_is
     world.replicas["a"].plans.put(pod("other", "10.0.0.8", uid="uid-1"))
     world.replicas["b"].plans.receive(new, said())
     world.replicas["b"].plans.receive(other, said())
-    await trio.sleep(3 * UNKNOWN)
+    await trio.sleep(3 * UNKNOWN_SECONDS)
     assert world.replicas["a"].told == []
     world.replicas["a"].plans.put(new)
-    await trio.sleep(2 * UNKNOWN)
+    await trio.sleep(2 * UNKNOWN_SECONDS)
     assert world.replicas["a"].told == [("new", "1")]
     world.replicas["b"].plans.drop(("shop", "other"))
-    await trio.sleep(2 * UNKNOWN)
+    await trio.sleep(2 * UNKNOWN_SECONDS)
     before = len(world.posts)
     await trio.sleep(20)
     assert len(world.posts) == before
@@ -343,4 +351,4 @@ def test_the_address_of_the_leader_is_in_its_identity() -> None:
     assert identity_of("a", "http://a:1") != identity_of("a", "http://a:1")
     for holder in ("", "a", "a_b", "a_b_c", "a_ftp://x_c", "a_http://_c"):
         assert url_of(holder) == ""
-    assert BATCH < MAX_REPORT_BYTES
+    assert MAX_BATCH_BYTES < MAX_REPORT_BYTES

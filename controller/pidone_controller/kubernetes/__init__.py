@@ -1,1 +1,1 @@
-"""The only part that talks to the API server, on httpx and Trio. It knows nothing of the rest of the controller."""
+"""The client of the API server, on httpx and Trio. It imports nothing of the rest of the controller."""

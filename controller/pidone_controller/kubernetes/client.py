@@ -1,7 +1,7 @@
-"""Requests to the API server: one method a verb, all errors in one tree, no retries but for a rotated token.
+"""Requests to the API server: one method for each verb, all errors in one tree, a retry for a rotated token only.
 
-Who calls decides what to do about a failure: the reflector backs off, a lease has a deadline, a status is written
-again when it is due.
+The caller decides what follows a failure: the reflector backs off, a lease has a deadline, a status is written again
+when it is due.
 """
 
 import json
@@ -24,14 +24,14 @@ from pidone_controller.kubernetes.config import Config
 from pidone_controller.kubernetes.credentials import Token, tls
 from pidone_controller.kubernetes.errors import ApiError, Unreachable, from_status, mapped
 from pidone_controller.kubernetes.resources import Resource
-from pidone_controller.kubernetes.wire import MAX_BODY, Lines, Page
+from pidone_controller.kubernetes.wire import MAX_BODY_BYTES, Lines, Page
 
-MANAGER = "pidone-controller"  # who owns the fields that we apply
+MANAGER = "pidone-controller"  # the field manager of applied fields
 REQUESTS = 30, 1 / 20  # at once, and seconds until one more
-PAGE = 500  # objects; client-go's, and the API server's own for its cache
-CONNECT = 10.0  # seconds
-ANSWER = 65.0  # seconds between two pieces of an answer; the API server gives up on a request itself after 60
-SILENCE = 75.0  # seconds without a word after which a watch is dead: bookmarks come each minute
+PAGE_SIZE = 500  # objects; client-go's, and the API server's own for its cache
+CONNECT_SECONDS = 10.0
+ANSWER_SECONDS = 65.0  # between two pieces of an answer; the API server itself gives up on a request after 60
+SILENCE_SECONDS = 75.0  # without a byte, after which a watch counts as dead: bookmarks come once a minute
 
 JSON = "application/json"
 MERGE = "application/merge-patch+json"
@@ -39,8 +39,8 @@ APPLY = (
     "application/apply-patch+yaml"  # JSON is YAML, and every API server since 1.22 reads it under this name
 )
 
-# What YAML takes for the end of a line, or refuses where it stands as it is. Escaped it is read by YAML and JSON; and
-# what stands above U+FFFF is not escaped, for YAML knows no pairs of surrogates.
+# Characters that YAML reads as a line end or refuses. Both YAML and JSON read them escaped. Characters above U+FFFF are
+# not escaped, since YAML has no surrogate pairs.
 _ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]")
 
 Object = dict[str, Any]
@@ -50,21 +50,21 @@ Object = dict[str, Any]
 async def connect(
     config: Config, *, limit: RateLimit | None = None, transport: httpx.AsyncBaseTransport | None = None
 ) -> AsyncIterator["Client"]:
-    """A client for as long as the block lasts; nothing is sent before the first request.
+    """A client for the duration of the block; nothing is sent before the first request.
 
-    Raises ``ConfigError`` for certificates that are none. ``transport`` is where tests come in.
+    Raises ``ConfigError`` for bad certificates. Tests pass a ``transport``.
     """
     if transport is None:
         transport = httpx.AsyncHTTPTransport(
             verify=tls(config) if config.server.startswith("https://") else False,
-            # each watch keeps a connection of its own; the API server closes an idle one after 90 s
+            # Each watch has its own connection; the API server closes an idle one after 90 s.
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=8, keepalive_expiry=60.0),
         )
     http = httpx.AsyncClient(
         transport=transport,
-        trust_env=False,  # the way to the API server is the cluster's, not the environment's
-        timeout=httpx.Timeout(ANSWER, connect=CONNECT, pool=CONNECT),
-        # gzip is for slow links: here it would cost both sides more than it saves
+        trust_env=False,  # proxies of the environment are not for the API server
+        timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS, pool=CONNECT_SECONDS),
+        # gzip is for slow links: here it costs both sides more than it saves.
         headers={
             "accept-encoding": "identity",
             "user-agent": f"{MANAGER}/{__version__} ({platform.machine()})",
@@ -75,31 +75,32 @@ async def connect(
 
 
 class Watch:
-    """One watch, open. Lines come as they were sent; none is half of one."""
+    """One open watch. It returns whole lines as they were sent."""
 
-    def __init__(self, asked: str, pieces: AsyncIterator[bytes]) -> None:
-        self._asked = asked
+    def __init__(self, title: str, pieces: AsyncIterator[bytes]) -> None:
+        self._title = title
         self._pieces = pieces
         self._lines = Lines()
 
     async def read(self) -> list[bytes] | None:
-        """The lines that the next piece completes, maybe none at all; None at the watch's own end.
+        """The lines that the next piece completes, possibly none; None at the regular end of the watch.
 
-        Raises ``Unreachable`` for ``SILENCE`` seconds without a word, an end in the middle of a line, a line too long.
+        Raises ``Unreachable`` after ``SILENCE_SECONDS`` without a byte, for an end in the middle of a line, and for a
+        line that is too long.
         """
-        with mapped(self._asked):
+        with mapped(self._title):
             piece = await anext(self._pieces, None)
         if piece is not None:
             return self._lines.feed(piece)
         if self._lines.cut:
-            raise Unreachable(f"{self._asked}: the watch ended in the middle of an event")
+            raise Unreachable(f"{self._title}: the watch ended in the middle of an event")
         return None
 
 
 class Client:
-    """What ``connect`` gives. Every method raises ``ApiError`` or a child of it.
+    """A client as ``connect`` returns it. Every method raises ``ApiError`` or a subclass.
 
-    On cancel the connection is closed, and whether a change was made is not known. ``requests`` counts by
+    When a method is cancelled its connection is closed, and the change may have been made. ``requests`` counts by
     method and status (0: no answer).
     """
 
@@ -118,13 +119,13 @@ class Client:
         yield requests
 
     def apart(self) -> "Client":
-        """The same client with a limit of its own, for what must not queue behind the rest."""
+        """The same client with a rate limit of its own, for requests that must not wait behind others."""
         other = copy(self)
         other._limit = RateLimit(*REQUESTS)
         return other
 
     async def get(self, resource: Resource, name: str, namespace: str = "") -> Object:
-        return await self._object(_Ask("GET", resource.path(namespace, name)))
+        return await self._object(_Request("GET", resource.path(namespace, name)))
 
     async def create(
         self,
@@ -135,27 +136,27 @@ class Client:
         name: str = "",
         subresource: str = "",
     ) -> Object:
-        """``namespace`` where the body does not say it; a ``subresource`` is of the object ``name``.
+        """Create an object, in ``namespace`` if the body names none, or a ``subresource`` of the object ``name``.
 
         Raises ``AlreadyExists``.
         """
         namespace = namespace or body["metadata"].get("namespace", "")
-        return await self._object(_Ask("POST", resource.path(namespace, name, subresource), body=body))
+        return await self._object(_Request("POST", resource.path(namespace, name, subresource), body=body))
 
     async def replace(self, resource: Resource, body: Mapping[str, Any], *, subresource: str = "") -> Object:
-        """The whole object; with its resourceVersion in it, ``Conflict`` where somebody was faster."""
-        return await self._object(_Ask("PUT", _path(resource, body, subresource), body=body))
+        """Replace an object. With a resourceVersion in the body, raises ``Conflict`` if it has changed meanwhile."""
+        return await self._object(_Request("PUT", _path(resource, body, subresource), body=body))
 
     async def apply(
         self, resource: Resource, body: Mapping[str, Any], *, subresource: str = "", force: bool = True
     ) -> Object:
-        """Server-side apply: the fields in ``body`` are ours from now on.
+        """Server-side apply: this controller owns the fields in ``body`` from now on.
 
-        Without ``force``, ``Conflict`` where one of them is another manager's.
+        Without ``force``, raises ``Conflict`` if another manager owns one of them.
         """
         body = {"apiVersion": resource.api_version, "kind": resource.kind, **body}
         query = {"fieldManager": MANAGER, "force": "true" if force else "false"}
-        return await self._object(_Ask("PATCH", _path(resource, body, subresource), query, body, APPLY))
+        return await self._object(_Request("PATCH", _path(resource, body, subresource), query, body, APPLY))
 
     async def merge(
         self,
@@ -166,19 +167,19 @@ class Client:
         namespace: str = "",
         subresource: str = "",
     ) -> Object:
-        """A JSON merge patch: None removes a field."""
+        """Apply a JSON merge patch (RFC 7396): None removes a field."""
         path = resource.path(namespace, name, subresource)
-        return await self._object(_Ask("PATCH", path, {"fieldManager": MANAGER}, patch, MERGE))
+        return await self._object(_Request("PATCH", path, {"fieldManager": MANAGER}, patch, MERGE))
 
     async def delete(self, resource: Resource, name: str, namespace: str = "") -> None:
-        """Ask for the end of an object. With finalizers, it stays until they are done."""
-        await self._object(_Ask("DELETE", resource.path(namespace, name)))
+        """Delete an object. With finalizers, it exists until they are done."""
+        await self._object(_Request("DELETE", resource.path(namespace, name)))
 
     async def list(
         self, resource: Resource, *, namespace: str = "", label_selector: str = "", field_selector: str = ""
     ) -> list[Object]:
-        """All of a small list at once. Raises ``Gone`` where a page was too late: then ask again."""
-        found, more = list[Object](), ""
+        """All objects of a small list. Raises ``Gone`` if a page was requested too late: then list again."""
+        objects, more = list[Object](), ""
         while True:
             page = await self.page(
                 resource,
@@ -187,10 +188,10 @@ class Client:
                 field_selector=field_selector,
                 more=more,
             )
-            found += page
+            objects += page
             more = page.more
             if not more:
-                return found
+                return objects
 
     async def page(
         self,
@@ -201,11 +202,11 @@ class Client:
         field_selector: str = "",
         more: str = "",
     ) -> Page:
-        """One page; the next is asked for with its ``more``, and is ``Gone`` after five minutes or so."""
-        query = {"limit": str(PAGE), **_selected(label_selector, field_selector)}
+        """One page. Pass its ``more`` for the next one, which is ``Gone`` after about five minutes."""
+        query = {"limit": str(PAGE_SIZE), **_selected(label_selector, field_selector)}
         if more:
             query["continue"] = more
-        return Page(resource, await self._body(_Ask("GET", resource.path(namespace), query)))
+        return Page(resource, await self._body(_Request("GET", resource.path(namespace), query)))
 
     @asynccontextmanager
     async def watch(
@@ -217,104 +218,106 @@ class Client:
         label_selector: str = "",
         field_selector: str = "",
     ) -> AsyncIterator[Watch]:
-        """A watch for as long as the block lasts; ``query`` says from where, and for how long.
+        """A watch for the duration of the block; ``query`` says from which version, and for how long.
 
-        It takes no place in the limit: there is one a reflector, and they wait by themselves.
+        The rate limit does not count it: there is one for each reflector, which paces itself.
         """
         selected = _selected(label_selector, field_selector)
-        ask = _Ask("GET", resource.path(namespace), {"watch": "true", **query, **selected}, read=SILENCE)
-        async with self._answer(ask) as pieces:
-            yield Watch(f"WATCH {ask.path}", pieces)
+        request = _Request(
+            "GET", resource.path(namespace), {"watch": "true", **query, **selected}, read=SILENCE_SECONDS
+        )
+        async with self._answer(request) as pieces:
+            yield Watch(f"WATCH {request.path}", pieces)
 
-    async def _object(self, ask: "_Ask") -> Object:
-        answer = await self._body(ask)
+    async def _object(self, request: "_Request") -> Object:
+        answer = await self._body(request)
         try:
             value = json.loads(answer)
         except ValueError as error:
-            raise Unreachable(f"{ask}: the answer is not JSON: {error}") from error
+            raise Unreachable(f"{request}: the answer is not JSON: {error}") from error
         if not isinstance(value, dict):
-            raise Unreachable(f"{ask}: the answer is no object: {value!r:.40}")
+            raise Unreachable(f"{request}: the answer is no object: {value!r:.40}")
         return value
 
-    async def _body(self, ask: "_Ask") -> bytes:
+    async def _body(self, request: "_Request") -> bytes:
         await trio.sleep_until(self._limit.turn(trio.current_time()))
-        async with self._answer(ask) as pieces:
-            return await _whole(ask, pieces, MAX_BODY)
+        async with self._answer(request) as pieces:
+            return await _whole(request, pieces, MAX_BODY_BYTES)
 
     @asynccontextmanager
-    async def _answer(self, ask: "_Ask") -> AsyncIterator[AsyncIterator[bytes]]:
-        """The pieces of the answer to one request, once its head is there and says 2xx; else the error is raised."""
-        response = await self._send(ask)
+    async def _answer(self, request: "_Request") -> AsyncIterator[AsyncIterator[bytes]]:
+        """The pieces of the answer to one request, if its status is 2xx; other statuses are raised as errors."""
+        response = await self._send(request)
         try:
             if response.status_code == 401 and self._token.reread(trio.current_time()):
                 await response.aclose()
-                response = await self._send(ask)
+                response = await self._send(request)
             if response.status_code >= 300:
-                raise await _refusal(ask, response)
+                raise await _refusal(request, response)
             yield response.aiter_raw()
         finally:
-            # httpcore closes under a shield of its own, and waits for nobody
+            # httpcore closes under its own shield, and waits for nothing.
             await response.aclose()
 
-    async def _send(self, ask: "_Ask") -> httpx.Response:
+    async def _send(self, request: "_Request") -> httpx.Response:
         headers = {"accept": JSON}
         if token := self._token.current(trio.current_time()):
             headers["authorization"] = f"Bearer {token}"
         content = None
-        if ask.body is not None:
-            headers["content-type"] = ask.content
-            content = _written(ask.body)
-        request = self._http.build_request(
-            ask.method,
-            self.config.server + ask.path,
-            params=ask.query,
+        if request.body is not None:
+            headers["content-type"] = request.content
+            content = _written(request.body)
+        http_request = self._http.build_request(
+            request.method,
+            self.config.server + request.path,
+            params=request.query,
             headers=headers,
             content=content,
-            timeout=httpx.Timeout(ask.read, connect=CONNECT),
+            timeout=httpx.Timeout(request.read, connect=CONNECT_SECONDS),
             extensions={"sni_hostname": self.config.server_name} if self.config.server_name else None,
         )
         status = 0
         try:
-            with mapped(str(ask)):
-                response = await self._http.send(request, stream=True)
+            with mapped(str(request)):
+                response = await self._http.send(http_request, stream=True)
             status = response.status_code
             return response
         finally:
-            self.requests[ask.method, status] += 1
+            self.requests[request.method, status] += 1
 
 
 @dataclass(frozen=True, slots=True)
-class _Ask:
-    """One request, before it has headers."""
+class _Request:
+    """One request without its headers."""
 
     method: str
     path: str
     query: Mapping[str, str] = field(default_factory=dict)
     body: Mapping[str, Any] | None = None
     content: str = JSON
-    read: float = ANSWER
+    read: float = ANSWER_SECONDS
 
     def __str__(self) -> str:
         return f"{self.method} {self.path}"
 
 
-async def _whole(ask: _Ask, pieces: AsyncIterator[bytes], most: int) -> bytes:
+async def _whole(request: _Request, pieces: AsyncIterator[bytes], most: int) -> bytes:
     body = bytearray()
-    with mapped(str(ask)):
+    with mapped(str(request)):
         async for piece in pieces:
             body += piece
             if len(body) > most:
-                raise Unreachable(f"{ask}: an answer of more than {most >> 20} MiB")
+                raise Unreachable(f"{request}: an answer of more than {most >> 20} MiB")
     return bytes(body)
 
 
-async def _refusal(ask: _Ask, response: httpx.Response) -> ApiError:
-    text = await _whole(ask, response.aiter_raw(), 1 << 20)
+async def _refusal(request: _Request, response: httpx.Response) -> ApiError:
+    text = await _whole(request, response.aiter_raw(), 1 << 20)
     try:
         body = json.loads(text)
     except ValueError:
-        body = None  # a proxy's words, which say less than the status
-    return from_status(str(ask), response.status_code, body, response.headers.get("retry-after"))
+        body = None  # a proxy's page, which says less than the status
+    return from_status(str(request), response.status_code, body, response.headers.get("retry-after"))
 
 
 def _path(resource: Resource, body: Mapping[str, Any], subresource: str) -> str:

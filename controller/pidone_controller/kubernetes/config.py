@@ -1,7 +1,7 @@
-"""Where the API server is and how it knows us: a service account in a pod, or a kubeconfig on a desk.
+"""The address of the API server and the credentials for it: from a service account in a pod, or from a kubeconfig.
 
-Sources: client-go's rest.InClusterConfig and tools/clientcmd. What a kubeconfig asks for and this client does not
-do is refused by name; to leave out ``as`` or a plugin would be to act as somebody else.
+Sources: client-go's rest.InClusterConfig and tools/clientcmd. A field of a kubeconfig that this client does not support
+is refused by name: to ignore ``as`` or a plugin would be to act as another user.
 """
 
 import os
@@ -17,31 +17,31 @@ SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 REFUSED = {
     "exec": "credential plugins are not run; write a token, a tokenFile or a client certificate",
     "auth-provider": "it was removed from Kubernetes; write a token, a tokenFile or a client certificate",
-    "as": "impersonation is not done; use a context whose user has the rights itself",
+    "as": "impersonation is not done; use a context user_file user has the rights itself",
     "username": "API servers take no passwords since 1.19; write a token or a client certificate",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """One API server and one identity. Files are read again when they change; data (PEM) is as it is."""
+    """One API server and one user. Files are read again when they change; data is PEM."""
 
-    server: str  # a URL without a path's last slash
-    namespace: str = "default"  # our own, or the context's
+    server: str  # a URL without a slash at its end
+    namespace: str = "default"  # of the service account, or of the context
     ca_file: str = ""
     ca_data: bytes = b""
     insecure: bool = False  # insecure-skip-tls-verify
-    server_name: str = ""  # what the certificate is checked for, where it is not the host's name
+    server_name: str = ""  # the name in the server's certificate, if it is not the host's
     cert_file: str = ""
     key_file: str = ""
     cert_data: bytes = field(default=b"", repr=False)
     key_data: bytes = field(default=b"", repr=False)
     token: str = field(default="", repr=False)
-    token_file: str = ""  # goes before ``token``, which stands in until the file can be read
+    token_file: str = ""  # precedes ``token``, which is used until the file can be read
 
 
 def load(environ: Mapping[str, str] = os.environ, *, context: str = "") -> Config:
-    """``$KUBECONFIG``, else the pod's service account, else ``~/.kube/config``, as controller-runtime does it.
+    """``$KUBECONFIG``, else the pod's service account, else ``~/.kube/config``, as in controller-runtime.
 
     Raises ``ConfigError``.
     """
@@ -72,46 +72,48 @@ def in_cluster(environ: Mapping[str, str] = os.environ, account: Path = SERVICE_
     try:
         namespace = (account / "namespace").read_text().strip()
     except OSError:
-        namespace = ""  # projected by hand, without the downward API's part
+        namespace = ""  # a token projected by hand, without the namespace
     host = f"[{host}]" if ":" in host else host
     return Config(f"https://{host}:{port}", namespace or "default", ca_file=str(ca), token_file=str(token))
 
 
 def kubeconfig(paths: Sequence[Path], *, context: str = "") -> Config:
-    """One or several kubeconfigs, of which the first that has a name wins, as with kubectl. Raises ``ConfigError``."""
+    """One or more kubeconfigs; the first file with an entry of a name counts, as in kubectl. Raises ``ConfigError``."""
     read = [_read(path) for path in paths if path.exists()]
     if not read:
         raise ConfigError(f"there is no {' or '.join(map(str, paths))}")
-    shown = " and ".join(str(path) for path, _ in read)
+    title = " and ".join(str(path) for path, _ in read)
     name = context or next(
         (document["current-context"] for _, document in read if document.get("current-context")), ""
     )
     if not name:
-        raise ConfigError(f"{shown}: no current-context; name one of contexts")
-    _, chosen = _entry(read, "contexts", "context", name, shown)
-    where, cluster = _entry(read, "clusters", "cluster", chosen.get("cluster") or "", shown)
-    whose, user = _entry(read, "users", "user", chosen.get("user") or "", shown, required=False)
+        raise ConfigError(f"{title}: no current-context; name one of contexts")
+    _, selected = _entry(read, "contexts", "context", name, title)
+    cluster_file, cluster = _entry(read, "clusters", "cluster", selected.get("cluster") or "", title)
+    user_file, user = _entry(read, "users", "user", selected.get("user") or "", title, required=False)
     for key, remedy in REFUSED.items():
         if user.get(key):
-            raise ConfigError(f"{whose}: user {chosen.get('user')}: {key}: {remedy}")
+            raise ConfigError(f"{user_file}: user {selected.get('user')}: {key}: {remedy}")
     if cluster.get("proxy-url"):
-        raise ConfigError(f"{where}: cluster {chosen['cluster']}: proxy-url: proxies are not supported")
+        raise ConfigError(
+            f"{cluster_file}: cluster {selected['cluster']}: proxy-url: proxies are not supported"
+        )
     server = cluster.get("server")
     if not isinstance(server, str) or not server.startswith(("https://", "http://")):
-        raise ConfigError(f"{where}: cluster {chosen['cluster']}: server: {server!r} is not a URL")
+        raise ConfigError(f"{cluster_file}: cluster {selected['cluster']}: server: {server!r} is not a URL")
     return Config(
         server.rstrip("/"),
-        chosen.get("namespace") or "default",
-        ca_file=_beside(where, cluster.get("certificate-authority")),
-        ca_data=_data(where, cluster, "certificate-authority-data"),
+        selected.get("namespace") or "default",
+        ca_file=_beside(cluster_file, cluster.get("certificate-authority")),
+        ca_data=_data(cluster_file, cluster, "certificate-authority-data"),
         insecure=cluster.get("insecure-skip-tls-verify") is True,
         server_name=cluster.get("tls-server-name") or "",
-        cert_file=_beside(whose, user.get("client-certificate")),
-        key_file=_beside(whose, user.get("client-key")),
-        cert_data=_data(whose, user, "client-certificate-data"),
-        key_data=_data(whose, user, "client-key-data"),
+        cert_file=_beside(user_file, user.get("client-certificate")),
+        key_file=_beside(user_file, user.get("client-key")),
+        cert_data=_data(user_file, user, "client-certificate-data"),
+        key_data=_data(user_file, user, "client-key-data"),
         token=str(user.get("token") or ""),
-        token_file=_beside(whose, user.get("tokenFile")),
+        token_file=_beside(user_file, user.get("tokenFile")),
     )
 
 
@@ -136,15 +138,19 @@ def _read(path: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _entry(
-    read: _Read, many: str, one: str, name: str, shown: str, *, required: bool = True
+    read: _Read, plural: str, singular: str, name: str, title: str, *, required: bool = True
 ) -> tuple[Path, dict[str, Any]]:
-    """The first entry of that name, and the file that has it: its relative paths are relative to that."""
+    """The first entry of that name, and its file, to which its paths are relative."""
     for path, document in read:
-        for entry in document.get(many) or ():
-            if isinstance(entry, dict) and entry.get("name") == name and isinstance(entry.get(one), dict):
-                return path, entry[one]
+        for entry in document.get(plural) or ():
+            if (
+                isinstance(entry, dict)
+                and entry.get("name") == name
+                and isinstance(entry.get(singular), dict)
+            ):
+                return path, entry[singular]
     if required:
-        raise ConfigError(f"{shown}: no {one} is named {name!r}; see {many}")
+        raise ConfigError(f"{title}: no {singular} is named {name!r}; see {plural}")
     return read[0][0], {}
 
 

@@ -1,4 +1,4 @@
-"""What a request carries to say who we are, read again while it rotates."""
+"""The credentials of a request: the bearer token, read again as it rotates, and the client certificate."""
 
 import math
 import ssl
@@ -8,11 +8,11 @@ from pathlib import Path
 from pidone_controller.kubernetes.config import Config
 from pidone_controller.kubernetes.errors import ConfigError, Unauthorized
 
-REREAD = 60.0  # seconds; the kubelet replaces a token when a fifth of its life is left, so there is time
+REREAD_SECONDS = 60.0  # the kubelet replaces a token when a fifth of its life is left, so there is time
 
 
 class Token:
-    """The bearer token. A file is read at most each minute, and at once when the server does not take what we have."""
+    """The bearer token. Its file is read once a minute, and at once when the server refuses the token."""
 
     __slots__ = ("_at", "_file", "value")
 
@@ -22,16 +22,16 @@ class Token:
         self._at = -math.inf
 
     def current(self, now: float) -> str:
-        """The token; "" where there is none. A file that is gone for a moment leaves the last one in place.
+        """The token; "" without one. While the file is missing the last token is used.
 
-        Raises ``Unauthorized`` where it was never there.
+        Raises ``Unauthorized`` if the file never existed.
         """
-        if self._file and now - self._at >= REREAD:
+        if self._file and now - self._at >= REREAD_SECONDS:
             self.reread(now)
         return self.value
 
     def reread(self, now: float) -> bool:
-        """Whether the file has another token than the one in use."""
+        """Read the file. Returns whether its token is another one than before."""
         if not self._file:
             return False
         self._at = now
@@ -45,7 +45,7 @@ class Token:
 
 
 def tls(config: Config) -> ssl.SSLContext:
-    """Trust in the cluster's authority and no other; the system's where a kubeconfig names none, as kubectl has it.
+    """A context that trusts the cluster's CA alone; the system's CAs if a kubeconfig names none, as kubectl does.
 
     Raises ``ConfigError``.
     """
@@ -69,7 +69,7 @@ def tls(config: Config) -> ssl.SSLContext:
 
 
 def _identify(context: ssl.SSLContext, config: Config) -> None:
-    """The client certificate, if there is one. Python's ssl reads it from files alone."""
+    """Load the client certificate, if there is one. Python's ssl reads it from files only."""
     if not config.cert_file and not config.cert_data:
         return
     with tempfile.TemporaryDirectory() as folder:

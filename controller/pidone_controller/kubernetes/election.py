@@ -1,9 +1,9 @@
-"""One of the replicas leads, by a Lease, as client-go's leaderelection does it.
+"""Elects one replica as the leader, by a Lease, as client-go's leaderelection does.
 
-Others' clocks are not believed: a leader is dead when its record has not *changed* for the record's own lease
-duration of our time, whatever timestamps stand in it. The leader itself stops when ten seconds have gone since it
-sent the renewal that was last accepted: five seconds before anybody who saw that renewal may begin. Every write
-carries the version that was read, so of two who try, one gets ``Conflict``.
+The clocks of other replicas are not trusted: a leader counts as dead when its record has not *changed* for the lease
+duration in it, by the clock of this replica; its timestamps are ignored. The leader itself stops ten seconds after it
+sent the last renewal that was accepted: five seconds before a replica that saw this renewal may begin. Every write
+carries the version that was read, so if two replicas try at once, one gets ``Conflict``.
 """
 
 import math
@@ -21,16 +21,16 @@ from pidone_controller.kubernetes.resources import LEASES
 
 Log = Callable[..., None]
 
-LEASE = 15.0  # seconds without a change after which others may lead
-DEADLINE = 10.0  # seconds without a renewal after which the leader stops
-RETRY = 2.0  # seconds between two looks, and two renewals
-RELEASE = 3.0  # seconds that giving back may take
+LEASE_SECONDS = 15.0  # without a change, after which another replica may lead
+DEADLINE_SECONDS = 10.0  # without a renewal, after which the leader stops
+RETRY_SECONDS = 2.0  # between two reads, and between two renewals
+RELEASE_SECONDS = 3.0  # that giving the lease back may take
 
 
 class Election:
-    """Who leads. ``leader``: it is us. ``holder``: the identity in the record, "" where there is none.
+    """``leader`` is whether this replica leads, ``holder`` the identity in the Lease; "" if there is none.
 
-    ``identity`` is another for each process; what it says besides (an address) is for those who read ``holder``.
+    ``identity`` differs for each process. It may hold more, as an address, for readers of ``holder``.
     """
 
     def __init__(
@@ -46,22 +46,22 @@ class Election:
         self.identity = identity
         self.leader = False
         self.holder = ""
-        # Renewals must not wait in one queue with everybody's status writes.
+        # Renewals must not wait in one queue with status writes.
         self._client = client.apart()
         self._namespace, self._name, self._log = namespace, name, log
         self._random = random or Random()
         self._changed = trio.Event()
         self._lease: Object | None = None  # as last read or written
-        self._known = False  # we wrote it last, as far as we know: it can be renewed without being read
-        self._seen = -math.inf  # when its record was first seen so
-        self._renewed = -math.inf  # when the renewal was sent that was last accepted
+        self._own = False  # this replica wrote it last, as far as known: it can be renewed without reading it
+        self._changed_at = -math.inf  # clock time when its record was read for the first time as it is
+        self._renewed_at = -math.inf  # clock time when the last accepted renewal was sent
 
     async def run(self, work: Callable[[], Awaitable[None]]) -> NoReturn:
-        """Run ``work`` whenever we lead, for ever; it is cancelled, and waited for, when we no longer do.
+        """Run ``work`` in each term of this replica, forever; at the end of a term it is cancelled and waited for.
 
-        A ``work`` that ends by itself is not begun again in the same term. When this is cancelled, ``work`` ends
-        first, and then the lease is given back, so that another replica leads within seconds. A ``work`` that
-        shields itself from being cancelled overlaps with the next leader.
+        A ``work`` that returns is not started again in the same term. When ``run`` is cancelled, ``work`` ends first
+        and then the lease is given back, so that another replica leads within seconds. A ``work`` that shields itself
+        from cancellation overlaps with the next leader.
         """
         try:
             while True:
@@ -76,7 +76,7 @@ class Election:
         yield leading.add(float(self.leader), name=self._name)
 
     async def holder_after(self, known: str) -> str:
-        """The holder, as soon as it is another one than ``known``."""
+        """Wait until the holder is not ``known``, and return it."""
         while self.holder == known:
             await self._changed.wait()
         return self.holder
@@ -85,11 +85,11 @@ class Election:
         while True:
             if await self._try():
                 return
-            # another wait for each replica, or those that met once would meet again
-            await trio.sleep(RETRY * (1 + 1.2 * self._random.random()))
+            # A random wait, or replicas that collided once would collide again.
+            await trio.sleep(RETRY_SECONDS * (1 + 1.2 * self._random.random()))
 
     async def _lead(self, work: Callable[[], Awaitable[None]]) -> None:
-        self._log("leading", lease=self._shown, identity=self.identity)
+        self._log("leading", lease=self._title, identity=self.identity)
         self.leader = True
         try:
             async with trio.open_nursery() as nursery:
@@ -99,32 +99,32 @@ class Election:
                 nursery.cancel_scope.cancel()
         finally:
             self.leader = False
-        self._log("lost-the-lead", lease=self._shown, holder=self.holder)
+        self._log("lost-the-lead", lease=self._title, holder=self.holder)
 
     async def _renew(self) -> None:
-        """Until somebody else holds it, or nobody knows: we have not renewed it in time."""
+        """Renew until another replica holds the lease, or it was not renewed in time."""
         while self.holder == self.identity:
-            with trio.move_on_at(self._renewed + DEADLINE) as late:
-                await trio.sleep(RETRY)
+            with trio.move_on_at(self._renewed_at + DEADLINE_SECONDS) as late:
+                await trio.sleep(RETRY_SECONDS)
                 await self._try()
             if late.cancelled_caught:
                 return
 
     async def _try(self) -> bool:
-        """One attempt to take or keep the lease: whether we hold it now."""
-        known, self._known = self._known, False
-        with trio.move_on_after(DEADLINE / 2):
+        """Try to take or keep the lease. Returns whether this replica holds it now."""
+        own, self._own = self._own, False
+        with trio.move_on_after(DEADLINE_SECONDS / 2):
             try:
-                self._known = await self._take(known=known)
+                self._own = await self._take(own=own)
             except Conflict:
-                pass  # somebody was faster; the next attempt sees who
+                pass  # another replica was faster; the next attempt reads which
             except ApiError as error:
-                self._log("lease-failed", lease=self._shown, error=error)
-        return self._known
+                self._log("lease-failed", lease=self._title, error=error)
+        return self._own
 
-    async def _take(self, *, known: bool) -> bool:
+    async def _take(self, *, own: bool) -> bool:
         lease = self._lease
-        if lease is None or not known:
+        if lease is None or not own:
             try:
                 lease = await self._client.get(LEASES, self._name, self._namespace)
             except NotFound:
@@ -134,13 +134,15 @@ class Election:
             return False
         sent = trio.current_time()
         write = self._client.replace if "resourceVersion" in lease["metadata"] else self._client.create
-        self._observe(await write(LEASES, {**lease, "spec": self._record(lease, self.identity, LEASE)}))
-        self._renewed = sent
+        self._observe(
+            await write(LEASES, {**lease, "spec": self._record(lease, self.identity, LEASE_SECONDS)})
+        )
+        self._renewed_at = sent
         return True
 
     def _observe(self, lease: Object) -> None:
         if self._lease is None or lease.get("spec") != self._lease.get("spec"):
-            self._seen = trio.current_time()
+            self._changed_at = trio.current_time()
         self._lease = lease
         holder = (lease.get("spec") or {}).get("holderIdentity") or ""
         if holder != self.holder:
@@ -150,14 +152,14 @@ class Election:
 
     def _expired(self) -> bool:
         assert self._lease is not None
-        lasts = self._lease["spec"].get("leaseDurationSeconds") or LEASE
-        return trio.current_time() >= self._seen + lasts
+        duration = self._lease["spec"].get("leaseDurationSeconds") or LEASE_SECONDS
+        return trio.current_time() >= self._changed_at + duration
 
-    def _record(self, lease: Object, holder: str, lasts: float) -> Mapping[str, Any]:
-        """The times are for people: no replica judges by them."""
+    def _record(self, lease: Object, holder: str, duration: float) -> Mapping[str, Any]:
+        """The spec of the Lease. Its times are for people: replicas ignore them."""
         old = lease.get("spec") or {}
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        record = {**old, "holderIdentity": holder, "leaseDurationSeconds": int(lasts), "renewTime": now}
+        record = {**old, "holderIdentity": holder, "leaseDurationSeconds": int(duration), "renewTime": now}
         if old.get("holderIdentity") != holder:
             record["acquireTime"] = now
             record["leaseTransitions"] = (old.get("leaseTransitions") or 0) + (1 if holder else 0)
@@ -166,13 +168,13 @@ class Election:
     async def _release(self) -> None:
         if self._lease is None or self.holder != self.identity:
             return
-        with trio.move_on_after(RELEASE, shield=True):
+        with trio.move_on_after(RELEASE_SECONDS, shield=True):
             try:
                 lease = {**self._lease, "spec": self._record(self._lease, "", 1)}
                 self._observe(await self._client.replace(LEASES, lease))
             except ApiError as error:
-                self._log("lease-failed", lease=self._shown, error=error)
+                self._log("lease-failed", lease=self._title, error=error)
 
     @property
-    def _shown(self) -> str:
+    def _title(self) -> str:
         return f"{self._namespace}/{self._name}"

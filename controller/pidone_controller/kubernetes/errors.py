@@ -1,19 +1,19 @@
-"""What can go wrong with an API server, in one tree; httpx's own errors are mapped to it here and nowhere else.
+"""All errors of requests to an API server, in one tree. httpx's errors are mapped to it here and nowhere else.
 
 PidoneError
-├── ConfigError        a kubeconfig or a service account that cannot be used
-└── ApiError           a request that did not get what it asked for
+├── ConfigError        a kubeconfig or a service account cannot be used
+└── ApiError           a request failed
     ├── Unreachable        no answer, half an answer, or one that is not from an API server; ``status`` is 0
-    │   └── Silent             ... and nothing for too long, over a connection that stands
-    ├── BadRequest         400, 406, 415, 422: the request is wrong, asking again will not help
-    ├── Unauthorized       401: the token or certificate is not (or no longer) good
-    ├── Forbidden          403: RBAC or admission says no
-    ├── NotFound           404: no such object, or no such resource (a CRD that is not there)
-    ├── Conflict           409: somebody else changed the object, or another manager owns the field
-    │   └── AlreadyExists      ... or has created it
+    │   └── Silent             no byte for too long, over an open connection
+    ├── BadRequest         400, 406, 415, 422: the request is wrong, a retry does not help
+    ├── Unauthorized       401: the token or certificate is not valid, or no longer
+    ├── Forbidden          403: refused by RBAC or admission
+    ├── NotFound           404: no such object, or no such resource (a CRD that is not installed)
+    ├── Conflict           409: the object was changed by another client, or another manager owns the field
+    │   └── AlreadyExists      the object was created by another client
     ├── Gone               410: that version is compacted, list again
-    ├── TooManyRequests    429: later, see ``retry_after``
-    └── ServerError        5xx: the API server or its etcd is not well
+    ├── TooManyRequests    429: see ``retry_after``
+    └── ServerError        5xx: a fault of the API server or its etcd
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,17 +23,17 @@ from typing import Any
 import httpx
 
 from pidone.errors import PidoneError
-from pidone.http.client import reason
+from pidone.http.client import reason as reason_of
 
 
 class ConfigError(PidoneError):
-    """A kubeconfig or a service account that cannot be used: the text says which field and what to write there."""
+    """A kubeconfig or a service account cannot be used; the text names the field and what to write there."""
 
 
 class ApiError(PidoneError):
-    """A request that did not get what it asked for.
+    """A request failed.
 
-    ``status`` is HTTP's, ``reason`` Kubernetes' word (``NotFound``, ``Expired``, ...), ``retry_after`` the seconds
+    ``status`` is HTTP's, ``reason`` Kubernetes' (``NotFound``, ``Expired``, ...), ``retry_after`` the seconds
     that the server asks to wait, ``causes`` the reasons in the Status' details.
     """
 
@@ -55,23 +55,23 @@ class ApiError(PidoneError):
 
 
 class Unreachable(ApiError):
-    """No answer, half an answer, or one that is no API server's. Whether the request was acted on is not known."""
+    """No answer, half an answer, or one that is not from an API server. The request may have been carried out."""
 
 
 class Silent(Unreachable):
-    """Nothing for too long, over a connection that stands: a dead peer, or one that had nothing to say."""
+    """No byte for too long, over an open connection: the peer is dead, or had nothing to send."""
 
 
 class BadRequest(ApiError):
-    """The request is wrong; asking again will not help."""
+    """The request is wrong; a retry does not help."""
 
 
 class Unauthorized(ApiError):
-    """The token or certificate is not, or no longer, good."""
+    """The token or certificate is not valid, or no longer."""
 
 
 class Forbidden(ApiError):
-    """RBAC or admission says no."""
+    """Refused by RBAC or admission."""
 
 
 class NotFound(ApiError):
@@ -79,23 +79,23 @@ class NotFound(ApiError):
 
 
 class Conflict(ApiError):
-    """Somebody else changed the object first, or another manager owns a field of it."""
+    """Another client changed the object first, or another manager owns a field of it."""
 
 
 class AlreadyExists(Conflict):
-    """Somebody else has created it."""
+    """Another client has created the object."""
 
 
 class Gone(ApiError):
-    """The version asked for is compacted: list again."""
+    """The version title for is compacted: list again."""
 
 
 class TooManyRequests(ApiError):
-    """Later: ``retry_after`` says when."""
+    """Too many requests; ``retry_after`` says how long to wait."""
 
 
 class ServerError(ApiError):
-    """The API server or its etcd is not well."""
+    """A fault of the API server or its etcd."""
 
 
 _BY_STATUS: dict[int, type[ApiError]] = {
@@ -108,44 +108,44 @@ _BY_STATUS: dict[int, type[ApiError]] = {
 }
 
 
-def from_status(asked: str, status: int, body: object, retry_after: str | None = None) -> ApiError:
-    """The error for an answer of 400 and more. ``body`` is a Status if it came from an API server.
+def from_status(title: str, status: int, body: object, retry_after: str | None = None) -> ApiError:
+    """The error for an answer of 400 or more. ``title`` is the method and the path; ``body`` a Status, or anything.
 
-    The header Retry-After goes before ``details.retryAfterSeconds``; its form as a date is not used by Kubernetes.
+    The header Retry-After precedes ``details.retryAfterSeconds``; its form as a date is not used by Kubernetes.
     """
-    said: Mapping[str, Any] = body if isinstance(body, dict) and body.get("kind") == "Status" else {}
-    word, details = said.get("reason") or "", said.get("details") or {}
+    value: Mapping[str, Any] = body if isinstance(body, dict) and body.get("kind") == "Status" else {}
+    reason, details = value.get("reason") or "", value.get("details") or {}
     kind = _BY_STATUS.get(status) or (ServerError if status >= 500 else BadRequest)
-    if word == "AlreadyExists":
+    if reason == "AlreadyExists":
         kind = AlreadyExists
     seconds = retry_after if retry_after and retry_after.isdecimal() else details.get("retryAfterSeconds")
     return kind(
-        f"{asked}: {status} {said.get('message') or word or 'without a reason'}",
+        f"{title}: {status} {value.get('message') or reason or 'without a reason'}",
         status=status,
-        reason=word,
+        reason=reason,
         retry_after=float(seconds) if seconds else None,
         causes=tuple(cause.get("reason", "") for cause in details.get("causes") or ()),
     )
 
 
 @contextmanager
-def mapped(asked: str) -> Iterator[None]:
-    """The border: what httpx raises inside leaves as Unreachable. ``asked`` is the method and the path."""
+def mapped(title: str) -> Iterator[None]:
+    """Raise httpx's errors as ``Unreachable``. ``title`` is the method and the path."""
     try:
         yield
     except httpx.TimeoutException as error:
         if isinstance(error, httpx.ReadTimeout):
-            raise Silent(f"{asked}: silent for too long") from error
-        raise Unreachable(f"{asked}: no connection in time") from error
+            raise Silent(f"{title}: silent for too long") from error
+        raise Unreachable(f"{title}: no connection in time") from error
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
-        raise Unreachable(f"{asked}: {_why(error)}") from error
+        raise Unreachable(f"{title}: {_why(error)}") from error
 
 
 def _why(error: BaseException) -> str:
-    """In words: httpx says no more than "ConnectError" where the system or OpenSSL below it had a reason."""
+    """The reason in words: httpx has no more than "ConnectError" where the system or OpenSSL gave one."""
     below: BaseException | None = error
     while below is not None:
         if isinstance(below, OSError):
-            return reason(below)
+            return reason_of(below)
         below = below.__cause__ or below.__context__  # httpcore raises "from None" half-way
     return str(error) or type(error).__name__

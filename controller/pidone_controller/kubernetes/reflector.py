@@ -1,12 +1,11 @@
-"""One kind, as the API server has it, kept up to date: list, then watch, for ever.
+"""Keeps a copy of all objects of one kind up to date: list, then watch, forever.
 
-The rules are those of client-go's reflector (tools/cache/reflector.go), each for a reason that somebody had an
-outage for: a list comes as a stream or in pages; a watch ends by itself in 5 to 10 minutes; bookmarks come each
-minute, so 75 s of silence is a dead peer; a version that is gone means a new list, which *replaces* all that is
-there, since deletions were missed; failures wait longer each time, at random, and as long as the server says.
+The rules are those of client-go's reflector (tools/cache/reflector.go), each of which somebody learned in an outage: a
+list comes as a stream or in pages; a watch ends by itself after 5 to 10 minutes; bookmarks come once a minute, so 75 s
+without a byte mean a dead peer; after a version that is gone a new list *replaces* all objects, since deletions were
+missed; the waits after failures grow, are random, and are at least what the server asks for.
 
-What the reflector tells its sink between two awaits is seen whole, and nothing here needs a lock: only one task
-runs until it awaits.
+A reflector calls its sink without an ``await`` between two objects of one change, so nothing here needs a lock.
 """
 
 import json
@@ -32,18 +31,17 @@ from pidone_controller.kubernetes.errors import (
 from pidone_controller.kubernetes.pacing import Retries
 from pidone_controller.kubernetes.resources import Resource
 
-Key = tuple[str, str]  # the namespace ("" for cluster kinds) and the name
+NamespacedName = tuple[str, str]  # namespace ("" for cluster kinds) and name
 Log = Callable[..., None]  # log(event, key=value, ...)
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
 
-WATCH_MIN = 300.0  # seconds; a watch lasts between this and twice this, so that replicas' watches end apart
-BREATH = 100  # objects between two chances for other tasks: some 15 ms
-STALL = (
-    30.0  # seconds between two objects of a streamed list; kine and proxies have held back the last bookmark
-)
+MIN_WATCH_SECONDS = 300.0  # a watch lasts between this and twice this, so that those of replicas end apart
+OBJECTS_PER_TURN = 100  # then other tasks have a turn: some 15 ms
+# Between two objects of a streamed list: kine and proxies have held back the last bookmark.
+STALL_SECONDS = 30.0
 SILENT_SECONDS = 300.0  # without a sign of life, after which this process should be restarted
-HASTY = 1.0  # a watch that ended sooner, with nothing, has failed
+HASTY_SECONDS = 1.0  # a watch that ended sooner, without an event, has failed
 
 INITIAL_END = (
     "k8s.io/initial-events-end"  # the annotation of the bookmark after the last object of a streamed list
@@ -51,24 +49,24 @@ INITIAL_END = (
 
 
 class Sink(Protocol[T_contra]):
-    """Where the objects go. Called without an await between: what it changes is seen whole."""
+    """Receives the objects."""
 
-    def replaced(self, items: Mapping[Key, T_contra]) -> None:
-        """A list, the first or again: what is not in it is gone."""
+    def replaced(self, items: Mapping[NamespacedName, T_contra]) -> None:
+        """A list, the first one or a later one: objects that are not in it are gone."""
 
-    def changed(self, key: Key, item: T_contra) -> None:
-        """One is new, or another than it was."""
+    def changed(self, key: NamespacedName, item: T_contra) -> None:
+        """An object is new or has changed."""
 
-    def removed(self, key: Key) -> None:
-        """One is gone, or no longer ours to see; also said of one that was never there."""
+    def removed(self, key: NamespacedName) -> None:
+        """An object is gone, or left out. It may never have been present."""
 
 
 class Reflector(Generic[T]):
-    """Tells ``sink`` what ``project`` makes of each object of a kind.
+    """Passes the projections of all objects of a kind to ``sink``.
 
-    ``project`` runs on each object before the next one is parsed. None leaves the object out, and so does an
-    error, which is logged with the object's name: one object that is not understood costs the others nothing.
-    ``synced`` is set once the sink has a whole list; ``heard`` is Trio's time of the last sign of life.
+    ``project`` is called with each object before the next one is parsed. If it returns None the object is left out, and
+    if it raises as well, with the object's name in the log: a bad object must not affect the others. ``synced`` is set
+    when the sink has a whole list; ``heard`` is the clock time of the last byte from the API server.
     """
 
     def __init__(
@@ -88,10 +86,10 @@ class Reflector(Generic[T]):
         self.resource = resource
         self.synced = trio.Event()
         self.heard = -math.inf
-        # Trio's time of the last failure: an API server that is away is not our silence.
+        # Clock time of the last failure: an API server that is away does not make this reflector a stuck one.
         self.tried = -math.inf
-        self.lists = 0  # whole lists taken; all but the first are relists
-        self.watches = 0  # watches begun
+        self.lists = 0  # whole lists; all but the first are relists
+        self.watches = 0  # watches that were begun
         self._client, self._project, self._sink, self._log = client, project, sink, log
         self._selection = {
             "namespace": namespace,
@@ -99,13 +97,13 @@ class Reflector(Generic[T]):
             "label_selector": label_selector,
         }
         self._random = random or Random()
-        self._stream = stream  # until the server says that it cannot
-        self._version = ""  # to watch from. Opaque: it is handed back, never compared
-        self._initial: dict[Key, T] | None = None  # a streamed list that is not whole yet
-        self._unbroken = 0  # objects since other tasks had their turn
+        self._stream = stream  # lists; False once the server has refused it
+        self._version = ""  # from which to watch. Opaque: it is sent back, never compared
+        self._initial: dict[NamespacedName, T] | None = None  # a streamed list that is not whole yet
+        self._since_turn = 0  # objects since other tasks had a turn
 
     async def run(self) -> NoReturn:
-        """Reflect for ever. Failures are logged and waited out; nothing but cancelling ends it."""
+        """Reflect until cancelled. Failures are logged and retried."""
         retries, silent = Retries(self._random), False
         while True:
             try:
@@ -114,8 +112,8 @@ class Reflector(Generic[T]):
                 await self._watch()
                 silent = False
             except Silent as error:
-                # Long enough for a pause. An API server also has no bookmarks for a kind of which nothing was heard
-                # since it started, and whoever backs off further each time is late for the first object.
+                # No further pause: an API server sends no bookmarks for a kind without any object since it started, and
+                # growing pauses would miss the first one.
                 self.tried = trio.current_time()
                 if not silent:
                     self._log("reflector-silent", resource=self.resource, error=error)
@@ -132,8 +130,8 @@ class Reflector(Generic[T]):
                 await trio.sleep(wait)
 
     async def _list(self) -> None:
-        """In pages of 500, which are all of one version; one of them is in memory at a time."""
-        items, more = dict[Key, T](), ""
+        """List in pages of 500, which all have one version; one page is in memory at a time."""
+        items, more = dict[NamespacedName, T](), ""
         while True:
             page = await self._client.page(self.resource, **self._selection, more=more)
             self.heard = trio.current_time()
@@ -142,7 +140,7 @@ class Reflector(Generic[T]):
                     key = _key(value)
                     if (item := self._projected(key, value)) is not None:
                         items[key] = item
-                    await self._breathe()
+                    await self._yield_turn()
             except (KeyError, TypeError) as error:
                 raise Unreachable(f"LIST {self.resource}: not a list: {error!r}") from error
             if not page.version:
@@ -153,8 +151,8 @@ class Reflector(Generic[T]):
                 return
 
     async def _watch(self) -> None:
-        """One watch, to its end. Without a version to begin at, the list comes first in the same stream."""
-        seconds = str(int(WATCH_MIN + WATCH_MIN * self._random.random()))
+        """One watch, to its end. Without a version to begin at, the same stream begins with the list."""
+        seconds = str(int(MIN_WATCH_SECONDS + MIN_WATCH_SECONDS * self._random.random()))
         query = {"allowWatchBookmarks": "true", "timeoutSeconds": seconds}
         if self._version:
             query["resourceVersion"] = self._version
@@ -170,19 +168,19 @@ class Reflector(Generic[T]):
                 for line in lines:
                     self._event(line)
                     events += 1
-                    await self._breathe()
+                    await self._yield_turn()
         if self._initial is not None:
             raise Unreachable(f"WATCH {self.resource}: ended before its list was whole")
-        if not events and trio.current_time() - begun < HASTY:
+        if not events and trio.current_time() - begun < HASTY_SECONDS:
             raise Unreachable(f"WATCH {self.resource}: ended at once, with nothing")
 
     async def _read(self, watch: Watch) -> list[bytes] | None:
-        """The next lines; None at the end. A streamed list that stands still is given up for one in pages."""
+        """The next lines; None at the end. A streamed list that stalls is replaced by one in pages."""
         lines: list[bytes] | None = None
-        with trio.move_on_after(math.inf if self._initial is None else STALL) as waited:
+        with trio.move_on_after(math.inf if self._initial is None else STALL_SECONDS) as waited:
             lines = await watch.read()
         if waited.cancelled_caught:
-            self._in_pages(f"nothing came for {STALL:g} s")
+            self._in_pages(f"nothing came for {STALL_SECONDS:g} s")
             raise Unreachable(f"WATCH {self.resource}: its list stood still")
         self.heard = trio.current_time()
         return lines
@@ -192,7 +190,7 @@ class Reflector(Generic[T]):
             event = json.loads(line)
             kind, value = event["type"], event["object"]
             if kind == "ERROR":
-                self._version = ""  # whatever it is, what comes next is not what we have
+                self._version = ""  # after any error the copy may be out of date
                 raise from_status(f"WATCH {self.resource}", value["code"], value)
             version = value["metadata"]["resourceVersion"]
             key = _key(value) if kind != "BOOKMARK" else ("", "")
@@ -218,33 +216,33 @@ class Reflector(Generic[T]):
         else:
             self._sink.changed(key, item)
 
-    def _swap(self, items: dict[Key, T], version: str) -> None:
+    def _swap(self, items: dict[NamespacedName, T], version: str) -> None:
         self._version = version
         self.lists += 1
         self._sink.replaced(items)
         self.synced.set()
 
-    def _projected(self, key: Key, value: Mapping[str, Any]) -> T | None:
+    def _projected(self, key: NamespacedName, value: Mapping[str, Any]) -> T | None:
         try:
             return self._project(value)
         except PidoneError as error:
             self._log(
                 "object-left-out", resource=self.resource, object="/".join(filter(None, key)), error=error
             )
-        except Exception as error:  # noqa: BLE001 - whoever may write one object could end the controller with it
+        except Exception as error:  # noqa: BLE001 - one bad object must not end the controller
             self._log(
                 "object-left-out", resource=self.resource, object="/".join(filter(None, key)), bug=repr(error)
             )
         return None
 
-    def _in_pages(self, why: object) -> None:
+    def _in_pages(self, reason: object) -> None:
         self._stream = False
-        self._log("reflector-in-pages", resource=self.resource, reason=why)
+        self._log("reflector-in-pages", resource=self.resource, reason=reason)
 
-    async def _breathe(self) -> None:
-        self._unbroken += 1
-        if self._unbroken >= BREATH:
-            self._unbroken = 0
+    async def _yield_turn(self) -> None:
+        self._since_turn += 1
+        if self._since_turn >= OBJECTS_PER_TURN:
+            self._since_turn = 0
             await trio.lowlevel.checkpoint()
 
 
@@ -272,11 +270,11 @@ def silence(reflectors: Sequence[Reflector[Any]], began: float) -> str:
     return ""
 
 
-def _key(value: Mapping[str, Any]) -> Key:
+def _key(value: Mapping[str, Any]) -> NamespacedName:
     meta = value["metadata"]
     return meta.get("namespace", ""), meta["name"]
 
 
 def _relists(error: ApiError) -> bool:
-    """Whether what we watch from is of no use: compacted, unknown, or of a future that a restored etcd never saw."""
+    """Whether the version is of no use: compacted, unknown, or newer than an etcd that was restored."""
     return isinstance(error, Gone | NotFound | BadRequest) or "ResourceVersionTooLarge" in error.causes

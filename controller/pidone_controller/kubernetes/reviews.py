@@ -1,4 +1,4 @@
-"""Whose token is this, and may they; who are we, and a token of our own. The API server knows, and makes them."""
+"""Questions about users that the API server answers, and tokens that it makes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,21 +13,21 @@ from pidone_controller.kubernetes.resources import (
 )
 
 
-async def whose(client: Client, token: str, audiences: Sequence[str] = ()) -> Object:
-    """The status of a TokenReview; its ``authenticated`` is True for a token that is good, and for us.
+async def review_token(client: Client, token: str, audiences: Sequence[str] = ()) -> Object:
+    """The status of a TokenReview. ``authenticated`` is True for a valid token that is meant for one of ``audiences``.
 
-    For us is one of ``audiences``, and without any the API server itself. A token bound to a pod is no longer good
-    when the pod is gone. Raises ``ApiError``.
+    Without audiences it must be meant for the API server. A token bound to a pod is no longer valid when the pod is
+    gone. Raises ``ApiError``.
     """
     spec = {"token": token} | ({"audiences": list(audiences)} if audiences else {})
     status = await _review(client, TOKEN_REVIEWS, spec)
-    # An authenticator that knows no audiences says yes and names none: that is no yes for us.
+    # An authenticator that does not know audiences accepts the token and names none.
     if audiences and not set(audiences) & set(status.get("audiences") or ()):
         return {"authenticated": False, "error": f"the token is not for {' or '.join(audiences)}"}
     return status
 
 
-async def may(
+async def is_allowed(
     client: Client,
     user: Mapping[str, Any],
     verb: str,
@@ -36,7 +36,7 @@ async def may(
     namespace: str = "",
     name: str = "",
 ) -> bool:
-    """Whether ``user`` (of a TokenReview's status) may; without a namespace, in all of them. Raises ``ApiError``."""
+    """Whether ``user`` (of a TokenReview's status) has this right; without a namespace, in all. Raises ``ApiError``."""
     attributes = {"verb": verb, "group": resource.group, "resource": resource.plural}
     attributes |= {"namespace": namespace, "name": name}
     spec: Object = {"user": user["username"], "resourceAttributes": attributes}
@@ -44,21 +44,21 @@ async def may(
     return (await _review(client, ACCESS_REVIEWS, spec)).get("allowed") is True
 
 
-async def own_name(client: Client) -> str:
-    """Whom the API server takes us for. Raises ``ApiError``."""
+async def own_user(client: Client) -> str:
+    """The user name of this client. Raises ``ApiError``."""
     status = await _review(client, SELF_SUBJECT_REVIEWS, {})
     return str(status["userInfo"]["username"])
 
 
-async def token_of(client: Client, namespace: str, account: str, audience: str, seconds: float) -> str:
-    """A token of a service account that is good for ``audience`` alone, as TokenRequest makes it.
+async def request_token(client: Client, namespace: str, account: str, audience: str, seconds: float) -> str:
+    """A token of a service account that is valid for ``audience`` alone, by a TokenRequest.
 
     Raises ``ApiError``: ``Forbidden`` without the right to create serviceaccounts/token.
     """
     spec = {"audiences": [audience], "expirationSeconds": int(seconds)}
     body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "metadata": {}, "spec": spec}
-    made = await client.create(SERVICE_ACCOUNTS, body, namespace, name=account, subresource="token")
-    return str(made["status"]["token"])
+    answer = await client.create(SERVICE_ACCOUNTS, body, namespace, name=account, subresource="token")
+    return str(answer["status"]["token"])
 
 
 async def _review(client: Client, resource: Resource, spec: Object) -> Object:

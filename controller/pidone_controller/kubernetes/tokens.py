@@ -1,4 +1,4 @@
-"""Bearer tokens, of sidecars and of people: the API server says whose they are, and for a minute we believe it."""
+"""Bearer tokens of sidecars and people: the API server says whose they are, and the answer is kept for a minute."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ from typing import Any
 
 import trio
 
-REMEMBERED = 60.0  # seconds; a token that is withdrawn, or whose pod is gone, counts for as long
-MOST = 20_000  # answers that are remembered
-AT_ONCE = 16  # questions to the API server
+CACHE_SECONDS = 60.0  # a token that is revoked, or whose pod is gone, is accepted for as long
+MAX_CACHED = 20_000  # answers
+MAX_REVIEWS = 16  # at once
 
-# Asks for a TokenReview and returns its status. Raises PidoneError where it cannot be asked.
+# Asks for a TokenReview and returns its status. Raises PidoneError if that fails.
 Review = Callable[[str], Awaitable[Mapping[str, Any]]]
-# Asks for a SubjectAccessReview: may ``user`` (of a TokenReview) read the pod ``name`` of ``namespace``? Without a
-# name: list all of them, of all namespaces where there is none. Raises PidoneError where it cannot be asked.
+# Asks for a SubjectAccessReview: may ``user`` (of a TokenReview) read the pod ``name`` in ``namespace``? Without a
+# name: list pods, without a namespace in all namespaces. Raises PidoneError if that fails.
 MayRead = Callable[[Mapping[str, Any], str, str], Awaitable[bool]]
 
 _ACCOUNT = "system:serviceaccount:"
@@ -23,7 +23,7 @@ _POD = "authentication.kubernetes.io/pod-"
 
 @dataclass(frozen=True, slots=True)
 class Bearer:
-    """Whose a token is. One that was not made for a pod names none."""
+    """The owner of a token. ``pod`` is empty if the token was not made for a pod."""
 
     user: Mapping[str, Any]
     namespace: str = ""  # of the pod
@@ -32,29 +32,29 @@ class Bearer:
 
 
 class Tokens:
-    """Asks about each token at most once a minute."""
+    """Reviews each token at most once a minute."""
 
     def __init__(self, review: Review) -> None:
         self._review = review
-        self._known: dict[bytes, tuple[float, Bearer | None]] = {}  # by hash: a token is not kept
-        self._asking = trio.CapacityLimiter(AT_ONCE)
+        self._cache: dict[bytes, tuple[float, Bearer | None]] = {}  # by hash: the token itself is not kept
+        self._limit = trio.CapacityLimiter(MAX_REVIEWS)
 
     async def bearer(self, token: str) -> Bearer | None:
-        """None for a token that is no good. Raises what ``review`` raises; then nothing is remembered."""
+        """The owner of a token; None for a bad one. Raises what ``review`` raises, and caches nothing then."""
         key = sha256(token.encode()).digest()
-        async with self._asking:
+        async with self._limit:
             now = trio.current_time()
-            until, found = self._known.get(key, (now, None))
+            until, bearer = self._cache.get(key, (now, None))
             if until <= now:
-                found = read(await self._review(token))
-                if len(self._known) >= MOST:
-                    self._known.clear()
-                self._known[key] = (now + REMEMBERED, found)
-        return found
+                bearer = read(await self._review(token))
+                if len(self._cache) >= MAX_CACHED:
+                    self._cache.clear()
+                self._cache[key] = (now + CACHE_SECONDS, bearer)
+        return bearer
 
 
 def read(status: Mapping[str, Any]) -> Bearer | None:
-    """The ``status`` of a TokenReview."""
+    """Read the ``status`` of a TokenReview; None for a bad token."""
     user = status.get("user") or {}
     if status.get("authenticated") is not True or not user.get("username"):
         return None
@@ -67,6 +67,6 @@ def read(status: Mapping[str, Any]) -> Bearer | None:
 
 
 def bearer_token(authorization: str | None) -> str | None:
-    """The token of an Authorization header; None where there is none."""
+    """The token in an Authorization header; None without one."""
     scheme, _, token = (authorization or "").strip().partition(" ")
     return token.strip() if scheme.lower() == "bearer" and token.strip() else None

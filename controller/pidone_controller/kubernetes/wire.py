@@ -1,7 +1,7 @@
-"""What an API server sends, read piece by piece: objects of a list, lines of a watch. No I/O.
+"""Reads the answers of an API server piece by piece: the objects of a list, the lines of a watch. No I/O.
 
-A parsed pod is 36 KB and a projected one 0.5, so a page of a list is parsed object by object, each dropped before
-the next one, and never as a whole. What is too large is refused: etcd stores no object of more than 1.5 MiB.
+A parsed pod takes 36 KB and a projected one 0.5 KB, so a page of a list is parsed object by object, and each object is
+dropped before the next one is parsed. Answers that are too large are refused: etcd stores no object above 1.5 MiB.
 """
 
 import json
@@ -12,19 +12,19 @@ from typing import Any
 from pidone_controller.kubernetes.errors import Unreachable
 from pidone_controller.kubernetes.resources import Resource
 
-MAX_LINE = 16 << 20  # bytes of one watch event
-MAX_BODY = 256 << 20  # bytes of one answer; a page of 500 pods has 3 to 10 MiB
+MAX_LINE_BYTES = 16 << 20  # of one watch event
+MAX_BODY_BYTES = 256 << 20  # of one answer; a page of 500 pods has 3 to 10 MiB
 
 _decode = json.JSONDecoder().raw_decode
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 class Lines:
-    """Whole lines out of pieces that end anywhere. What is left at the end is half an event, and never one."""
+    """Joins pieces that end anywhere to whole lines. Bytes that are left at the end are half an event."""
 
     __slots__ = ("_left", "_limit")
 
-    def __init__(self, limit: int = MAX_LINE) -> None:
+    def __init__(self, limit: int = MAX_LINE_BYTES) -> None:
         self._left = bytearray()
         self._limit = limit
 
@@ -34,7 +34,7 @@ class Lines:
         return bool(self._left)
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The lines that ``data`` completes, without their ends. Raises ``Unreachable`` for one that is too long."""
+        """The lines that ``data`` completes, without line ends. Raises ``Unreachable`` for a line that is too long."""
         self._left += data
         if len(self._left) > self._limit:
             raise Unreachable(
@@ -48,9 +48,9 @@ class Lines:
 
 
 class Page:
-    """A list as it was sent. Iterate once: each object is parsed when its turn comes; after that ``meta`` is whole.
+    """One page of a list. Iterate once: each object is parsed when it is its turn; afterwards ``meta`` is complete.
 
-    Iterating raises ``Unreachable`` where the bytes are no list in JSON.
+    Iterating raises ``Unreachable`` if the bytes are not a list in JSON.
     """
 
     __slots__ = ("_resource", "_text", "meta")
@@ -62,7 +62,7 @@ class Page:
 
     @property
     def version(self) -> str:
-        """The collection's, to watch from."""
+        """The version of the collection, from which a watch begins."""
         return str(self.meta.get("resourceVersion") or "")
 
     @property
@@ -77,7 +77,7 @@ class Page:
             raise Unreachable(f"LIST {self._resource}: not a list: {error}") from error
 
     def _parsed(self) -> Iterator[dict[str, Any]]:
-        # The order of the fields is not promised: built-in kinds have metadata first, custom ones last.
+        # The order of the fields is not fixed: built-in kinds have metadata first, custom ones last.
         text, self._text = self._text, ""
         _, at = _mark(text, 0, "{")
         mark = text[at : at + 1]
@@ -99,17 +99,17 @@ class Page:
         mark = ","
         while mark == ",":
             item, at = _decode(text, at)
-            # only a watch says it of each object
+            # The API server leaves both out of the objects of a list.
             item.setdefault("apiVersion", self._resource.api_version)
             item.setdefault("kind", self._resource.kind)
             yield item
-            del item  # before the next one is made
+            del item  # before the next one is parsed
             mark, at = _mark(text, at, ",]")
         return at
 
 
 def _mark(text: str, at: int, marks: str) -> tuple[str, int]:
-    """The mark that comes next, and where it goes on behind it. Raises ``ValueError``."""
+    """The next mark, and the position after it and the space that follows. Raises ``ValueError``."""
     at = _space(text, at)
     mark = text[at : at + 1]
     if not mark or mark not in marks:
@@ -118,5 +118,5 @@ def _mark(text: str, at: int, marks: str) -> tuple[str, int]:
 
 
 def _space(text: str, at: int) -> int:
-    found = _SPACE.match(text, at)
-    return found.end() if found else at
+    match = _SPACE.match(text, at)
+    return match.end() if match else at

@@ -1,7 +1,7 @@
-"""Files that people edit, looked at again and again: what stands still is read, what is broken is told.
+"""The files of the standalone repo: read when they have changed, with every mistake in the log.
 
-inotify would tell sooner, and not at all on network file systems, bind mounts of single files and the
-symlinks of a ConfigMap; one ``stat`` a file each fifth of a second works everywhere and costs nothing.
+Each file is checked by ``stat`` five times a second, which works everywhere and costs next to nothing. inotify would
+report sooner, and not at all for network file systems, bind mounts of single files and the symlinks of a ConfigMap.
 """
 
 import os
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pidone.errors import LanguageError
+from pidone.errors import LanguageError, PidoneError
 from pidone.language.binding import Rules, collect, shown
 from pidone.language.checking import check_bytes
 from pidone.language.model import TaskBinding, TaskSet
@@ -20,101 +20,110 @@ from pidone_controller.pods.model import Pod, Pool
 from pidone_controller.pods.projection import ProjectionError, project
 
 Signature = tuple[int, int, int]  # mtime in ns, size, inode
-Say = Callable[[str], None]
+Print = Callable[[str], None]
 
 SUFFIXES = {".yaml", ".yml", ".json"}
 
 
-@dataclass(slots=True)
-class Watched:
-    """One path. ``look`` returns its bytes once for each version, when that stood still for one look.
+class DuplicateError(PidoneError):
+    """Two pods of an inventory have the same name or uid."""
 
-    An editor or a copy in progress is a file that changes between two looks; half of it is never read.
+
+@dataclass(slots=True)
+class WatchedFile:
+    """One file. ``look`` returns each version once, when it was the same in two looks.
+
+    A file that changes between two looks is being written by an editor or a copy; it is never read half-way.
     """
 
     path: Path
-    seen: Signature | None = None  # at the last look
-    taken: Signature | None = None  # when it was last read
+    last: Signature | None = None  # at the last look
+    read: Signature | None = None  # when it was read last
 
     @property
     def pending(self) -> bool:
-        """There is a version that was not read yet."""
-        return self.seen != self.taken
+        """Whether there is a version that was not read yet."""
+        return self.last != self.read
 
     def look(self) -> bytes | None:
-        """May raise ``OSError``: gone, or not to be read."""
+        """The bytes of a new version; None if there is none yet. Raises ``OSError``."""
         now = _signature(self.path.stat())
-        stood, self.seen = now == self.seen, now
-        if not stood or now == self.taken:
+        stable, self.last = now == self.last, now
+        if not stable or now == self.read:
             return None
         with self.path.open("rb") as opened:
             data = opened.read()
             if _signature(os.fstat(opened.fileno())) != now:
                 return None
-        self.taken = now
+        self.read = now
         return data
 
 
 @dataclass(slots=True)
 class TaskFiles:
-    """The folders of TaskSets and TaskBindings: of each file its last good version counts."""
+    """The folders of TaskSets and TaskBindings. The last good version of each file counts."""
 
     folders: Sequence[Path]
     log: Log
-    say: Say
-    files: dict[Path, Watched] = field(default_factory=dict)
+    say: Print
+    files: dict[Path, WatchedFile] = field(default_factory=dict)
     good: dict[Path, tuple[TaskSet | TaskBinding, ...]] = field(default_factory=dict)
     rules: Rules = field(default_factory=Rules)
     complaints: tuple[str, ...] = ()
-    problems: dict[Path, str] = field(default_factory=dict)  # the last one told of each path
-    missing: set[Path] = field(default_factory=set)  # not there at the last look
+    problems: dict[Path, str] = field(default_factory=dict)  # the last one that was logged for each path
+    missing: set[Path] = field(default_factory=set)  # at the last look
 
     @property
     def pending(self) -> bool:
-        """There is something to read that may be readable at the next look."""
-        return any(watched.pending and path not in self.problems for path, watched in self.files.items())
+        """Whether a file may be readable at the next look that was not read yet."""
+        return any(file.pending and path not in self.problems for path, file in self.files.items())
 
     def look(self) -> None:
-        """Look once; ``rules`` is another object afterwards where anything changed that counts."""
+        """Look at all files once. ``rules`` is another object afterwards if an object has changed."""
         before = dict(self.good)
-        there: dict[Path, None] = {}
+        present: dict[Path, None] = {}
         for folder in self.folders:
             try:
-                there.update(dict.fromkeys(_listed(folder)))
+                present.update(dict.fromkeys(_listed(folder)))
                 self.problems.pop(folder, None)
             except OSError as error:
-                # A folder that is away takes nothing with it: an unmounted volume is not a withdrawal.
+                # Its files stay in force: an unmounted volume does not withdraw them.
                 self._problem(folder, f"cannot be listed: {error.strerror}; what was read from it stays")
-                there.update(dict.fromkeys(path for path in self.files if path.parent == folder))
-        # An editor may rename the old file away before it writes the new one: gone is what is gone twice.
-        missing = self.files.keys() - there.keys()
-        gone, self.missing = missing & self.missing, missing - self.missing
-        for path in gone:
+                present.update(dict.fromkeys(path for path in self.files if path.parent == folder))
+
+        # A file counts as removed after two looks: an editor may rename the old one before it writes the new one.
+        missing = self.files.keys() - present.keys()
+        removed, self.missing = missing & self.missing, missing - self.missing
+        for path in removed:
             del self.files[path]
             self.problems.pop(path, None)
             if self.good.pop(path, None):
                 self.log("withdrawn", file=path)
-        for path in there:
+
+        for path in present:
             self._look_at(path)
         if self.good != before:
-            # "first file by name wins" for what is there twice
-            self.rules, complaints = collect(
-                (str(path), self.good[path]) for path in sorted(self.good, key=lambda path: (path.name, path))
-            )
-            for complaint in complaints:
-                if complaint not in self.complaints:
-                    self.log("duplicate", error=complaint)
-            self.complaints = complaints
+            self._collect()
+
+    def _collect(self) -> None:
+        """Make rules of the good versions. Of two objects with one name the first file by name counts."""
+        paths = sorted(self.good, key=lambda path: (path.name, path))
+        self.rules, complaints = collect((str(path), self.good[path]) for path in paths)
+        for complaint in complaints:
+            if complaint not in self.complaints:
+                self.log("duplicate", error=complaint)
+        self.complaints = complaints
 
     def _look_at(self, path: Path) -> None:
-        watched = self.files.setdefault(path, Watched(path))
+        file = self.files.setdefault(path, WatchedFile(path))
         try:
-            data = watched.look()
+            data = file.look()
         except OSError as error:
             self._problem(path, f"cannot be read: {error.strerror}")
             return
         if data is None:
             return
+
         self.problems.pop(path, None)
         kept = "the version before stays in force" if path in self.good else "nothing of it is in force"
         checked = check_bytes(data, str(path))
@@ -124,7 +133,7 @@ class TaskFiles:
                 self.say(str(finding))
             return
         if self.good.get(path) and not checked.objects:
-            # What an editor that died in mid-save leaves, or everything commented out.
+            # An editor that crashed while saving leaves an empty file, and so does commenting everything out.
             self.log("broken", file=path, error=f"no TaskSet, no TaskBinding; to withdraw, remove it; {kept}")
             return
         self.good[path] = checked.objects
@@ -138,21 +147,21 @@ class TaskFiles:
 
 @dataclass(slots=True)
 class InventoryFile:
-    """The pods. The last good version counts, and there is none until there is a good one."""
+    """The file of pods. Its last good version counts; ``pods`` is None until there is one."""
 
     path: Path
     log: Log
-    watched: Watched = field(init=False)
+    file: WatchedFile = field(init=False)
     pods: Sequence[Pod] | None = None
     problem: str = ""
 
     def __post_init__(self) -> None:
-        self.watched = Watched(self.path)
+        self.file = WatchedFile(self.path)
 
     def look(self) -> None:
-        """Look once; ``pods`` is another object afterwards where anything changed."""
+        """Look once. ``pods`` is another object afterwards if the file has changed."""
         try:
-            data = self.watched.look()
+            data = self.file.look()
         except OSError as error:
             self._problem(f"cannot be read: {error.strerror}")
             return
@@ -160,7 +169,7 @@ class InventoryFile:
             return
         try:
             self.pods = listed_pods(read_pods(data.decode(errors="replace")))
-        except (LanguageError, ProjectionError) as error:
+        except (LanguageError, ProjectionError, DuplicateError) as error:
             self._problem(str(error))
             return
         self.problem = ""
@@ -174,27 +183,27 @@ class InventoryFile:
 
 
 def listed_pods(objects: Iterable[Mapping[str, Any]]) -> list[Pod]:
-    """Pods from their objects, each once. Raises ``ProjectionError``."""
+    """Pods from their objects. Raises ``ProjectionError``, and ``DuplicateError`` if one is listed twice."""
     pods: dict[str, Pod] = {}
     names: set[str] = set()
     pool = Pool()
     for item in objects:
         pod = project(item, pool)
         if pod.path in names:
-            raise ProjectionError(f"pod {pod.path} is there twice")
+            raise DuplicateError(f"pod {pod.path} is there twice")
         if pod.key in pods:
-            raise ProjectionError(f"pods {pods[pod.key].path} and {pod.path} have the same uid {pod.uid}")
+            raise DuplicateError(f"pods {pods[pod.key].path} and {pod.path} have the same uid {pod.uid}")
         names.add(pod.path)
         pods[pod.key] = pod
     return list(pods.values())
 
 
-def _signature(found: os.stat_result) -> Signature:
-    return found.st_mtime_ns, found.st_size, found.st_ino
+def _signature(stat: os.stat_result) -> Signature:
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
 def _listed(folder: Path) -> list[Path]:
-    """Names with a dot in front are editors' and ConfigMap volumes' own."""
+    """The files of a folder. Names that begin with a dot belong to editors and ConfigMap volumes."""
     with os.scandir(folder) as entries:
-        found = [Path(entry) for entry in entries if not entry.name.startswith(".")]
-    return sorted(path for path in found if path.suffix in SUFFIXES and not path.is_dir())
+        paths = [Path(entry) for entry in entries if not entry.name.startswith(".")]
+    return sorted(path for path in paths if path.suffix in SUFFIXES and not path.is_dir())

@@ -1,6 +1,6 @@
-"""The repo without Kubernetes: from a folder of TaskSets and TaskBindings and a file of pods.
+"""The repo without Kubernetes: objects come from folders of files, pods from an inventory file.
 
-For podman hosts, virtual machines, the demo and tests. All but the files is what a cluster has too.
+For podman hosts, virtual machines, the demo and tests. Everything else is as in a cluster.
 """
 
 import signal
@@ -20,8 +20,8 @@ from pidone_controller.repo.plans import Plans
 from pidone_controller.repo.server import Repo
 from pidone_controller.standalone.files import InventoryFile, TaskFiles
 
-# Seconds between two looks at the files. A change is read after two, and with its pods within a second.
-LOOK = 0.2
+# Between two looks at the files. A change is read at the second look, and reaches its pods within a second.
+LOOK_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,8 @@ async def run(settings: Settings, log: Log = log) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_serve, settings, listeners, log)
             async for number in signals:
-                # Held requests are closed, not answered: a 304 would say "ask again at once" to everybody;
-                # a connection that ends makes each pod keep its plan and wait a random while first.
+                # Held requests are closed, not answered. After a 304 all pods would ask again at once; after the end
+                # of a connection each keeps its plan and waits for a random time first.
                 log("stopping", signal=signal.Signals(number).name)
                 nursery.cancel_scope.cancel()
                 break
@@ -58,14 +58,14 @@ async def _serve(settings: Settings, listeners: list[trio.SocketListener], log: 
         tasks.look()
         inventory.look()
 
-    listed: Sequence[Pod] | None = None  # what the repo was told last
+    listed: Sequence[Pod] | None = None  # the pods that the plans were given last
 
     async def refresh() -> None:
         nonlocal listed
-        # In a thread: a large inventory takes seconds to read, and held requests are not to notice.
+        # In a thread: a large inventory takes seconds to read, which must not delay held requests.
         await trio.to_thread.run_sync(look)
         pods, rules = inventory.pods, tasks.rules
-        # Nothing is served until every file was read: who has a plan must not be told that there is none.
+        # Nothing is served until every file was read: a pod with a plan must not learn that there is none.
         if pods is None or (tasks.pending and not plans.ready):
             return
         if rules is not plans.rules:
@@ -77,17 +77,17 @@ async def _serve(settings: Settings, listeners: list[trio.SocketListener], log: 
     bugs = set[str]()
 
     async def look_again() -> None:
-        await trio.sleep(LOOK)
+        await trio.sleep(LOOK_SECONDS)
         try:
             await refresh()
-        except Exception as error:  # noqa: BLE001 - what one file brings out must not end the plans of all pods
+        except Exception as error:  # noqa: BLE001 - a bug that one file triggers must not end the server
             text = f"{type(error).__name__}: {error}"
             if text not in bugs:
                 log("bug", error=text)
                 bugs.add(text)
 
     await look_again()
-    await look_again()  # what stands still is read at the second look
+    await look_again()  # a file is read at the second look
     async with trio.open_nursery() as nursery:
         nursery.start_soon(plans.run)
         await nursery.start(partial(serve, repo.begin, listeners, max_body=MAX_REPORT_BYTES, fatal=repo.died))

@@ -47,7 +47,7 @@ Object = dict[str, Any]
 class Server(Protocol):
     """Either of them, with a namespace ``SPACE`` in which there are three pods: a, b and c."""
 
-    async def ask(self, said: "Said", headers: Mapping[str, str], body: bytes, lines: int) -> None:
+    async def ask(self, said: "Exchange", headers: Mapping[str, str], body: bytes, lines: int) -> None:
         """Send the request and write down the answer: its body, or so many lines of it (0: to its end)."""
 
     async def lose_history(self) -> None:
@@ -58,7 +58,7 @@ class Server(Protocol):
 
 
 @dataclass
-class Said:
+class Exchange:
     """One exchange. Of a watch ``body`` is the list of its events."""
 
     method: str
@@ -99,7 +99,7 @@ class Conversation:
         token: str = "",
         lines: int = 0,
     ) -> Object:
-        said = Said(method, path, dict(query or {}))
+        said = Exchange(method, path, dict(query or {}))
         headers = {"accept": JSON} | ({"content-type": content} if body is not None else {})
         headers |= {"authorization": f"Bearer {token}"} if token else {}
         await self.server.ask(said, headers, b"" if body is None else json.dumps(body).encode(), lines)

@@ -408,7 +408,7 @@ def stream(*pieces: bytes, cut: bool = False, silent: bool = False, lasts: float
 
 
 @asynccontextmanager
-async def standing_in(config: Config | None = None) -> AsyncIterator[tuple[FakeAPIServer, Client, Wires]]:
+async def fake_server(config: Config | None = None) -> AsyncIterator[tuple[FakeAPIServer, Client, Wires]]:
     """A fake, a client of it, and the wires between them."""
     server = FakeAPIServer()
     async with trio.open_nursery() as nursery:

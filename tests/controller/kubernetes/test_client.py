@@ -33,7 +33,7 @@ from pidone_controller.kubernetes.resources import (
     TASK_BINDINGS,
     TASK_SETS,
 )
-from tests.controller.kubernetes.fake import refused, standing_in, stream
+from tests.controller.kubernetes.fake import fake_server, refused, stream
 from tests.controller.kubernetes.wires import Answer
 
 
@@ -57,7 +57,7 @@ def test_paths_are_those_of_kubernetes() -> None:
 
 
 async def test_an_object_is_made_read_replaced_and_deleted(autojump_clock: MockClock) -> None:
-    async with standing_in() as (_, client, _):
+    async with fake_server() as (_, client, _):
         made = await client.create(TASK_SETS, task_set())
         assert made["metadata"]["generation"] == 1
         read = await client.get(TASK_SETS, "web", "shop")
@@ -74,7 +74,7 @@ async def test_an_object_is_made_read_replaced_and_deleted(autojump_clock: MockC
 
 
 async def test_what_exists_is_not_made_again(autojump_clock: MockClock) -> None:
-    async with standing_in() as (_, client, _):
+    async with fake_server() as (_, client, _):
         await client.create(TASK_SETS, task_set())
         with pytest.raises(AlreadyExists) as error:
             await client.create(TASK_SETS, task_set())
@@ -82,7 +82,7 @@ async def test_what_exists_is_not_made_again(autojump_clock: MockClock) -> None:
 
 
 async def test_a_status_is_applied_beside_the_spec(autojump_clock: MockClock) -> None:
-    async with standing_in() as (server, client, _):
+    async with fake_server() as (server, client, _):
         server.put(TASK_BINDINGS, "web", "shop", spec={"taskSets": ["a"]})
         body = {
             "metadata": {"name": "web", "namespace": "shop"},
@@ -103,7 +103,7 @@ async def test_a_status_is_applied_beside_the_spec(autojump_clock: MockClock) ->
 
 
 async def test_a_field_of_another_manager_is_a_conflict_without_force(autojump_clock: MockClock) -> None:
-    async with standing_in() as (server, client, _):
+    async with fake_server() as (server, client, _):
         server.put(TASK_BINDINGS, "web", "shop")
         other = {"fieldManager": "other", "force": "true"}
         body = {"metadata": {"name": "web", "namespace": "shop"}, "spec": {"priority": 1}}
@@ -120,7 +120,7 @@ async def test_a_field_of_another_manager_is_a_conflict_without_force(autojump_c
 
 
 async def test_a_merge_patch_removes_what_is_null(autojump_clock: MockClock) -> None:
-    async with standing_in() as (server, client, _):
+    async with fake_server() as (server, client, _):
         server.put(
             TASK_BINDINGS, "web", "shop", metadata={"annotations": {"pidone.dev/pin": "sha256-1", "a": "b"}}
         )
@@ -130,7 +130,7 @@ async def test_a_merge_patch_removes_what_is_null(autojump_clock: MockClock) -> 
 
 
 async def test_a_list_is_read_to_its_last_page(autojump_clock: MockClock) -> None:
-    async with standing_in() as (server, client, _):
+    async with fake_server() as (server, client, _):
         for number in range(1001):
             server.put(TASK_SETS, f"t{number:04}", "shop", metadata={"labels": {"half": str(number % 2)}})
         assert len(await client.list(TASK_SETS, namespace="shop")) == 1001
@@ -140,7 +140,7 @@ async def test_a_list_is_read_to_its_last_page(autojump_clock: MockClock) -> Non
 
 async def test_objects_of_a_list_say_what_they_are(autojump_clock: MockClock) -> None:
     """The API server leaves it out for built-in kinds."""
-    async with standing_in() as (server, client, _):
+    async with fake_server() as (server, client, _):
         server.put(PODS, "a", "shop")
         (pod,) = await client.list(PODS)
         assert (pod["apiVersion"], pod["kind"]) == ("v1", "Pod")
@@ -164,7 +164,7 @@ async def test_objects_of_a_list_say_what_they_are(autojump_clock: MockClock) ->
     ],
 )
 async def test_each_refusal_has_its_error(code: int, kind: type[ApiError], autojump_clock: MockClock) -> None:
-    async with standing_in() as (server, client, _):
+    async with fake_server() as (server, client, _):
         server.fail("/pods/a", refused(code, "Because", "the reason", retry_after=7))
         with pytest.raises(kind) as error:
             await client.get(PODS, "a", "shop")
@@ -175,7 +175,7 @@ async def test_each_refusal_has_its_error(code: int, kind: type[ApiError], autoj
 
 
 async def test_a_refusal_that_is_no_status_is_one_all_the_same(autojump_clock: MockClock) -> None:
-    async with standing_in() as (server, client, _):
+    async with fake_server() as (server, client, _):
         server.fail(
             "/pods/a",
             lambda _: Answer(502, b"<html>bad gateway"),
@@ -189,7 +189,7 @@ async def test_a_refusal_that_is_no_status_is_one_all_the_same(autojump_clock: M
 
 @pytest.mark.parametrize("body", [b"not json", b"[1]", b'{"half":', b"\xff"])
 async def test_an_answer_that_is_no_object_is_no_answer(body: bytes, autojump_clock: MockClock) -> None:
-    async with standing_in() as (server, client, _):
+    async with fake_server() as (server, client, _):
         server.fail("/pods/a", lambda _: Answer(200, body))
         with pytest.raises(Unreachable, match=r"JSON|object"):
             await client.get(PODS, "a", "shop")
@@ -197,14 +197,14 @@ async def test_an_answer_that_is_no_object_is_no_answer(body: bytes, autojump_cl
 
 @pytest.mark.parametrize("body", [b"", b"{", b'{"items":[{"a":1}', b'{"items":[{"a":1}}', b"[]", b"\xff"])
 async def test_a_list_that_is_none_is_no_answer(body: bytes, autojump_clock: MockClock) -> None:
-    async with standing_in() as (server, client, _):
+    async with fake_server() as (server, client, _):
         server.fail("/pods", lambda _: Answer(200, body))
         with pytest.raises(Unreachable, match="not a list"):
             await client.list(PODS)
 
 
 async def test_nobody_there_is_unreachable(autojump_clock: MockClock) -> None:
-    async with standing_in() as (_, client, wires):
+    async with fake_server() as (_, client, wires):
         wires.refuses = True
         with pytest.raises(Unreachable, match="connection refused") as error:
             await client.get(PODS, "a", "shop")
@@ -213,14 +213,14 @@ async def test_nobody_there_is_unreachable(autojump_clock: MockClock) -> None:
 
 
 async def test_an_answer_cut_off_is_unreachable(autojump_clock: MockClock) -> None:
-    async with standing_in() as (server, client, _):
+    async with fake_server() as (server, client, _):
         server.fail("/pods/a", stream(b'{"kind": "Pod", ', cut=True))
         with pytest.raises(Unreachable):
             await client.get(PODS, "a", "shop")
 
 
 async def test_an_answer_that_never_comes_is_waited_for_65_seconds(autojump_clock: MockClock) -> None:
-    async with standing_in() as (server, client, _):
+    async with fake_server() as (server, client, _):
         server.fail("/pods/a", stream(silent=True))
         with pytest.raises(Unreachable, match="silent"):
             await client.get(PODS, "a", "shop")
@@ -233,7 +233,7 @@ async def test_an_answer_that_never_comes_is_waited_for_65_seconds(autojump_cloc
 async def test_a_token_file_is_read_again_each_minute(tmp_path: Path, autojump_clock: MockClock) -> None:
     file = tmp_path / "token"
     file.write_text("first\n")
-    async with standing_in(Config("http://fake", token_file=str(file))) as (server, client, _):
+    async with fake_server(Config("http://fake", token_file=str(file))) as (server, client, _):
         server.put(PODS, "a", "shop")
         for wait in (0, 30, 29, 2):
             await trio.sleep(wait)
@@ -248,7 +248,7 @@ async def test_a_401_reads_the_token_at_once_and_asks_again(
 ) -> None:
     file = tmp_path / "token"
     file.write_text("old")
-    async with standing_in(Config("http://fake", token_file=str(file))) as (server, client, _):
+    async with fake_server(Config("http://fake", token_file=str(file))) as (server, client, _):
         server.put(PODS, "a", "shop")
         server.token = "old"
         await client.get(PODS, "a", "shop")
@@ -264,7 +264,7 @@ async def test_a_401_with_the_same_token_is_no_reason_to_ask_again(
 ) -> None:
     file = tmp_path / "token"
     file.write_text("bad")
-    async with standing_in(Config("http://fake", token_file=str(file))) as (server, client, _):
+    async with fake_server(Config("http://fake", token_file=str(file))) as (server, client, _):
         server.token = "good"
         with pytest.raises(Unauthorized):
             await client.get(PODS, "a", "shop")
@@ -274,7 +274,7 @@ async def test_a_401_with_the_same_token_is_no_reason_to_ask_again(
 async def test_a_401_of_a_watch_reads_the_token_as_well(tmp_path: Path, autojump_clock: MockClock) -> None:
     file = tmp_path / "token"
     file.write_text("old")
-    async with standing_in(Config("http://fake", token_file=str(file))) as (server, client, _):
+    async with fake_server(Config("http://fake", token_file=str(file))) as (server, client, _):
         await trio.sleep(1)
         client._token.current(trio.current_time())
         server.token = "new"
@@ -326,7 +326,7 @@ def test_only_the_clusters_authority_is_trusted(tmp_path: Path) -> None:
 
 
 async def test_rule_8_requests_are_20_a_second_and_30_at_once(autojump_clock: MockClock) -> None:
-    async with standing_in() as (server, client, _):
+    async with fake_server() as (server, client, _):
         server.put(PODS, "a", "shop")
         times = list[float]()
 
@@ -348,7 +348,7 @@ async def test_rule_8_requests_are_20_a_second_and_30_at_once(autojump_clock: Mo
 
 
 async def test_rule_8_a_watch_takes_no_place_and_waits_for_none(autojump_clock: MockClock) -> None:
-    async with standing_in() as (server, client, _):
+    async with fake_server() as (server, client, _):
         server.put(PODS, "a", "shop")
         async with trio.open_nursery() as nursery:
             for _ in range(200):
@@ -361,7 +361,7 @@ async def test_rule_8_a_watch_takes_no_place_and_waits_for_none(autojump_clock: 
 
 
 async def test_what_is_cancelled_closes_its_connection(autojump_clock: MockClock) -> None:
-    async with standing_in() as (server, client, wires):
+    async with fake_server() as (server, client, wires):
         server.fail("/pods/a", stream(silent=True))
         with trio.move_on_after(1):
             await client.get(PODS, "a", "shop")

@@ -10,7 +10,7 @@ from trio.testing import MockClock
 
 from pidone_controller.kubernetes.recorder import Recorder
 from pidone_controller.kubernetes.resources import EVENTS
-from tests.controller.kubernetes.fake import FakeAPIServer, refused, standing_in
+from tests.controller.kubernetes.fake import FakeAPIServer, fake_server, refused
 
 POD = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web-0", "namespace": "shop", "uid": "u1"}}
 
@@ -18,7 +18,7 @@ POD = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web-0", "namespa
 @asynccontextmanager
 async def recording() -> AsyncIterator[tuple[Recorder, FakeAPIServer, list[Any]]]:
     told: list[Any] = []
-    async with standing_in() as (server, client, _):
+    async with fake_server() as (server, client, _):
         yield (
             Recorder(client, instance="pidone-0", log=lambda *words, **fields: told.append((words, fields))),
             server,

@@ -9,8 +9,8 @@ from pidone_controller.kubernetes.resources import PODS
 from tests.controller.kubernetes.dialogue import (
     AUDIENCE,
     SPACE,
+    Exchange,
     Object,
-    Said,
     converse,
     differences,
     read_all,
@@ -38,7 +38,7 @@ class Fake:
             pod = {"spec": {"containers": [{"name": "app"}]}, "status": {"phase": "Running"}}
             self.server.put(PODS, name, SPACE, metadata={"labels": {"app": name}}, **pod)
 
-    async def ask(self, said: Said, headers: Mapping[str, str], body: bytes, lines: int) -> None:
+    async def ask(self, said: Exchange, headers: Mapping[str, str], body: bytes, lines: int) -> None:
         self.server.token = "good" if "authorization" in headers else ""  # the dialogue knows no good one
         answer = await self.server.handle(Request(said.method, said.path, said.query, headers, body))
         said.status = answer.status

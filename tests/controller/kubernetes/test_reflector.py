@@ -13,8 +13,8 @@ from pidone.errors import PidoneError
 from pidone_controller.kubernetes.client import Client
 from pidone_controller.kubernetes.reflector import INITIAL_END, Reflector
 from pidone_controller.kubernetes.resources import PODS, TASK_SETS
-from tests.controller.kubernetes.fake import FakeAPIServer, Fault, Refusal, refused, standing_in, stream
-from tests.controller.kubernetes.held import Held, names
+from tests.controller.kubernetes.fake import FakeAPIServer, Fault, Refusal, fake_server, refused, stream
+from tests.controller.kubernetes.fake_sink import FakeSink, names
 from tests.controller.kubernetes.objects import event
 from tests.controller.kubernetes.wires import Answer, Wires
 
@@ -31,7 +31,7 @@ class Reflected:
 
     def __init__(self, server: FakeAPIServer, client: Client, wires: Wires, **options: Any) -> None:
         self.server, self.client, self.wires = server, client, wires
-        self.sink = Held()
+        self.sink = FakeSink()
         self.log: list[dict[str, Any]] = []
         settings: dict[str, Any] = {"random": LongestRetries(), "stream": False, **options}
         self.reflector = Reflector(
@@ -70,7 +70,7 @@ async def reflected(
     *pods: str, faults: Mapping[str, list[Fault]] | None = None, **options: Any
 ) -> AsyncIterator[Reflected]:
     """Running until the block ends; ``pods`` are there and ``faults`` wait before it begins."""
-    async with standing_in() as (server, client, wires), trio.open_nursery() as nursery:
+    async with fake_server() as (server, client, wires), trio.open_nursery() as nursery:
         it = Reflected(server, client, wires, **options)
         it.pods(*pods)
         for end, answers in (faults or {}).items():
@@ -110,7 +110,7 @@ async def test_rule_1_a_page_that_is_gone_means_a_new_list(autojump_clock: MockC
 
 
 async def test_rule_1_a_page_that_is_truly_compacted_means_a_new_list(autojump_clock: MockClock) -> None:
-    async with standing_in() as (server, client, wires), trio.open_nursery() as nursery:
+    async with fake_server() as (server, client, wires), trio.open_nursery() as nursery:
         it = Reflected(server, client, wires)
         it.pods(*(f"p{i:04}" for i in range(600)))
         server.fail(LIST, lambda _: None, lambda _: server.compact())
@@ -122,7 +122,7 @@ async def test_rule_1_a_page_that_is_truly_compacted_means_a_new_list(autojump_c
 
 
 async def test_rule_1_a_streamed_list_is_swapped_in_at_its_bookmark(autojump_clock: MockClock) -> None:
-    async with standing_in() as (server, client, wires), trio.open_nursery() as nursery:
+    async with fake_server() as (server, client, wires), trio.open_nursery() as nursery:
         it = Reflected(server, client, wires, stream=True)
         pod = server.put(PODS, "a", "shop")
         later = trio.Event()
@@ -389,7 +389,7 @@ async def test_rule_4_retry_after_in_the_status_is_honoured(autojump_clock: Mock
 
 
 async def test_rule_4_waits_double_from_0_8_to_30_seconds(autojump_clock: MockClock) -> None:
-    async with standing_in() as (server, client, wires), trio.open_nursery() as nursery:
+    async with fake_server() as (server, client, wires), trio.open_nursery() as nursery:
         it = Reflected(server, client, wires)
         wires.refuses = True
         nursery.start_soon(it.reflector.run)
@@ -404,7 +404,7 @@ async def test_rule_4_waits_double_from_0_8_to_30_seconds(autojump_clock: MockCl
 
 
 async def test_rule_4_waits_are_any_time_up_to_that(autojump_clock: MockClock) -> None:
-    async with standing_in() as (server, client, wires), trio.open_nursery() as nursery:
+    async with fake_server() as (server, client, wires), trio.open_nursery() as nursery:
         it = Reflected(server, client, wires, random=Random(7))
         wires.refuses = True
         nursery.start_soon(it.reflector.run)
@@ -443,7 +443,7 @@ async def test_rule_4_a_short_watch_with_something_has_not(autojump_clock: MockC
 
 
 async def test_rule_4_a_line_cut_in_the_middle_is_never_half_an_event(autojump_clock: MockClock) -> None:
-    async with standing_in() as (server, client, wires), trio.open_nursery() as nursery:
+    async with fake_server() as (server, client, wires), trio.open_nursery() as nursery:
         it = Reflected(server, client, wires)
         it.pods("a")
         version = server.version
@@ -670,9 +670,9 @@ async def test_selectors_are_the_servers(autojump_clock: MockClock) -> None:
 async def test_cluster_kinds_have_no_namespace_in_their_keys(autojump_clock: MockClock) -> None:
     from pidone_controller.kubernetes.resources import CLUSTER_TASK_SETS
 
-    async with standing_in() as (server, client, _), trio.open_nursery() as nursery:
+    async with fake_server() as (server, client, _), trio.open_nursery() as nursery:
         server.put(CLUSTER_TASK_SETS, "baseline")
-        sink = Held()
+        sink = FakeSink()
         reflector = Reflector(
             client, CLUSTER_TASK_SETS, lambda value: str(value["kind"]), sink, log=lambda *_: None
         )
@@ -684,7 +684,7 @@ async def test_cluster_kinds_have_no_namespace_in_their_keys(autojump_clock: Moc
 
 async def test_rule_7_sinks_get_keys_and_the_same_twice_is_no_harm(autojump_clock: MockClock) -> None:
     """A watch from an older version tells again what is known, deletions of what never was among it."""
-    async with standing_in() as (server, client, wires), trio.open_nursery() as nursery:
+    async with fake_server() as (server, client, wires), trio.open_nursery() as nursery:
         it = Reflected(server, client, wires)
         it.pods("a")
         pod = server.objects[PODS, "shop", "a"]

@@ -6,8 +6,8 @@ import pytest
 from trio.testing import MockClock
 
 from pidone_controller.kubernetes.errors import ServerError
-from pidone_controller.kubernetes.reviews import whose
-from tests.controller.kubernetes.fake import refused, standing_in
+from pidone_controller.kubernetes.reviews import review_token
+from tests.controller.kubernetes.fake import fake_server, refused
 
 POD: dict[str, Any] = {
     "audiences": ["pidone-repo"],
@@ -21,33 +21,33 @@ POD: dict[str, Any] = {
 
 
 async def test_a_good_token_says_whose_it_is(autojump_clock: MockClock) -> None:
-    async with standing_in() as (server, client, _):
+    async with fake_server() as (server, client, _):
         server.tokens["good"] = POD
-        status = await whose(client, "good", ["pidone-repo"])
+        status = await review_token(client, "good", ["pidone-repo"])
         assert status["authenticated"] is True
         assert status["user"] == POD["user"]
 
 
 async def test_a_token_for_somebody_else_is_not_for_us(autojump_clock: MockClock) -> None:
-    async with standing_in() as (server, client, _):
+    async with fake_server() as (server, client, _):
         server.tokens["good"] = POD
-        assert not (await whose(client, "good", ["another"])).get("authenticated")
+        assert not (await review_token(client, "good", ["another"])).get("authenticated")
 
 
 async def test_an_authenticator_that_knows_no_audiences_is_not_enough(autojump_clock: MockClock) -> None:
-    async with standing_in() as (server, client, _):
+    async with fake_server() as (server, client, _):
         server._review = lambda body: {"status": {"authenticated": True, "user": POD["user"]}}  # type: ignore[method-assign]
-        assert (await whose(client, "good", ["pidone-repo"]))["authenticated"] is False
-        assert (await whose(client, "good"))["authenticated"] is True
+        assert (await review_token(client, "good", ["pidone-repo"]))["authenticated"] is False
+        assert (await review_token(client, "good"))["authenticated"] is True
 
 
 async def test_a_bad_token_is_nobodys(autojump_clock: MockClock) -> None:
-    async with standing_in() as (_, client, _):
-        assert not (await whose(client, "bad")).get("authenticated")
+    async with fake_server() as (_, client, _):
+        assert not (await review_token(client, "bad")).get("authenticated")
 
 
 async def test_a_review_that_fails_is_no_no(autojump_clock: MockClock) -> None:
-    async with standing_in() as (server, client, _):
+    async with fake_server() as (server, client, _):
         server.fail("/tokenreviews", refused(500, "InternalError"))
         with pytest.raises(ServerError):
-            await whose(client, "good")
+            await review_token(client, "good")

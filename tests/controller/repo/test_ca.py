@@ -15,7 +15,7 @@ from pidone_controller.kubernetes.client import Client
 from pidone_controller.kubernetes.resources import SECRETS
 from pidone_controller.repo import ca, certificates
 from pidone_controller.repo.certificates import Pair
-from tests.controller.kubernetes.fake import FakeAPIServer, standing_in
+from tests.controller.kubernetes.fake import FakeAPIServer, fake_server
 
 HOME = "pidone-system"
 NAMES = ["pidone-repo", "10.0.0.1"]
@@ -68,7 +68,7 @@ def put(server: FakeAPIServer, certificate: bytes, key: bytes) -> None:
 
 async def test_replicas_that_begin_together_have_one_authority(autojump_clock: MockClock) -> None:
     a, b = Replica(), Replica()
-    async with standing_in() as (_, client, _), keeping(client, Calendar(), a, b):
+    async with fake_server() as (_, client, _), keeping(client, Calendar(), a, b):
         await trio.sleep(60)
         data = await secret(client)
     shared = Pair(data["tls.crt"], data["tls.key"])
@@ -84,7 +84,7 @@ async def test_a_certificate_is_made_anew_in_time_and_by_the_same_authority(
     autojump_clock: MockClock,
 ) -> None:
     one, calendar = Replica(), Calendar()
-    async with standing_in() as (_, client, _), keeping(client, calendar, one):
+    async with fake_server() as (_, client, _), keeping(client, calendar, one):
         await trio.sleep(60)
         before = await secret(client)
         calendar.moved = certificates.LIFE * 0.7
@@ -97,7 +97,7 @@ async def test_an_authority_is_made_anew_in_time_and_the_old_one_is_still_to_be_
     autojump_clock: MockClock,
 ) -> None:
     one, calendar = Replica(), Calendar()
-    async with standing_in() as (_, client, _), keeping(client, calendar, one):
+    async with fake_server() as (_, client, _), keeping(client, calendar, one):
         await trio.sleep(60)
         old = (await secret(client))["tls.crt"]
         calendar.moved = certificates.CA_LIFE * 0.7
@@ -110,7 +110,7 @@ async def test_an_authority_is_made_anew_in_time_and_the_old_one_is_still_to_be_
 
 async def test_an_authority_of_somebody_s_own_is_used(autojump_clock: MockClock) -> None:
     one, calendar = Replica(), Calendar()
-    async with standing_in() as (server, client, _), keeping(client, calendar, one):
+    async with fake_server() as (server, client, _), keeping(client, calendar, one):
         await trio.sleep(60)
         theirs = certificates.make_ca(calendar(), "theirs")
         put(server, theirs.certificate, theirs.key)
@@ -120,7 +120,7 @@ async def test_an_authority_of_somebody_s_own_is_used(autojump_clock: MockClock)
 
 async def test_a_secret_that_is_none_is_told_and_what_is_served_stays(autojump_clock: MockClock) -> None:
     one, calendar = Replica(), Calendar()
-    async with standing_in() as (server, client, _), keeping(client, calendar, one):
+    async with fake_server() as (server, client, _), keeping(client, calendar, one):
         await trio.sleep(60)
         put(server, b"no certificate", b"no key")
         await trio.sleep(ca.CHECK_SECONDS + 1)

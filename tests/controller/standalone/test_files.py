@@ -11,7 +11,7 @@ from pidone.errors import LanguageError
 from pidone.language.binding import derive
 from pidone.language.pods import read_pods
 from pidone_controller.pods.projection import ProjectionError
-from pidone_controller.standalone.files import InventoryFile, TaskFiles, listed_pods
+from pidone_controller.standalone.files import DuplicateError, InventoryFile, TaskFiles, listed_pods
 from tests.controller.factories import binding, manifest, pod, task_set
 
 CHECKED = {"check": "yes"}
@@ -206,7 +206,7 @@ def test_no_pods_at_all_must_be_said() -> None:
     ],
 )
 def test_what_is_no_inventory_is_said_so(text: str, said: str) -> None:
-    with pytest.raises((LanguageError, ProjectionError)) as raised:
+    with pytest.raises((LanguageError, ProjectionError, DuplicateError)) as raised:
         listed_pods(read_pods(text))
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)

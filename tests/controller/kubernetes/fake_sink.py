@@ -4,27 +4,27 @@ from collections.abc import Callable, Mapping
 
 import trio
 
-from pidone_controller.kubernetes.reflector import Key
+from pidone_controller.kubernetes.reflector import NamespacedName
 from tests.patience import PATIENCE_SECONDS
 
 
-class Held:
+class FakeSink:
     """A sink that keeps what it is told, and how."""
 
     def __init__(self) -> None:
-        self.items: dict[Key, str] = {}
+        self.items: dict[NamespacedName, str] = {}
         self.told: list[tuple[str, str]] = []
         self._news = trio.Event()
 
-    def replaced(self, items: Mapping[Key, str]) -> None:
+    def replaced(self, items: Mapping[NamespacedName, str]) -> None:
         self.items = dict(items)
         self._tell("replaced", names(items))
 
-    def changed(self, key: Key, item: str) -> None:
+    def changed(self, key: NamespacedName, item: str) -> None:
         self.items[key] = item
         self._tell("changed", key[1])
 
-    def removed(self, key: Key) -> None:
+    def removed(self, key: NamespacedName) -> None:
         self.items.pop(key, None)
         self._tell("removed", key[1])
 
@@ -37,11 +37,11 @@ class Held:
     def has(self) -> str:
         return names(self.items)
 
-    async def until(self, holds: Callable[["Held"], bool], seconds: float = PATIENCE_SECONDS) -> None:
+    async def until(self, holds: Callable[["FakeSink"], bool], seconds: float = PATIENCE_SECONDS) -> None:
         with trio.fail_after(seconds):
             while not holds(self):
                 await self._news.wait()
 
 
-def names(items: Mapping[Key, object]) -> str:
+def names(items: Mapping[NamespacedName, object]) -> str:
     return " ".join(sorted(name for _, name in items))
