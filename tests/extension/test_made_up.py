@@ -284,3 +284,18 @@ async def address(controller: trio.Process) -> str:
             if found := re.search(rb"event=listening .*?address=(\S+)", log):
                 return f"http://{found[1].decode()}"
     raise AssertionError(log.decode())
+
+
+async def test_the_controller_halts_a_rollout_and_deregisters(
+    tree: Path, server: tuple[Server, str], nursery: trio.Nursery
+) -> None:
+    ledger, url = server
+    ledger.lines["/web/web"] = "UP"
+    program = [sys.executable, str(HERE / "controller_side.py"), url]
+    done = await trio.run_process(program, cwd=tree, env=environment(tree), capture_stdout=True)
+    result = json.loads(done.stdout)
+    assert result["phase"] == "Halted"
+    assert '"count" of shop/web, exploded' in result["message"]
+    assert result["results"] == {"deregistered": 1}
+    assert not ledger.lines
+    nursery.cancel_scope.cancel()
