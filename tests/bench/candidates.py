@@ -1,4 +1,4 @@
-"""What is compared: pause, its peers from Debian's packages, doze, and the program with a plan."""
+"""The programs that are compared: pause, other init programs from Debian packages, doze, and pidone with a plan."""
 
 import json
 import os
@@ -16,12 +16,12 @@ BUILD = ROOT / "build/bench"
 ARCHIVE = ROOT / "build/image.oci.tar"
 UNPACKED = ROOT / "build/image/rootfs"
 
-LAZY = ("-OO", "-X", "no_debug_ranges", "-X", "lazy_imports=all")  # where an unpacked root says nothing
+LAZY = ("-OO", "-X", "no_debug_ranges", "-X", "lazy_imports=all")  # options of Python in an unpacked root
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One program as process 1. ``active`` ones take a plan, from the address given with each start."""
+    """One program as process 1. An active one runs a plan from the repo of the bench."""
 
     name: str
     command: list[str]
@@ -30,12 +30,12 @@ class Candidate:
     env: dict[str, str] = field(default_factory=dict)
 
     def options(self) -> list[str]:
-        """For ``namespace``: the metrics of an active one read a /proc of the pod's own."""
+        """Return options for ``namespace``. An active one gets its own /proc, which its metrics read."""
         return [*(["-p"] if self.active else []), *(["-r", str(self.root)] if self.root else [])]
 
 
 def build() -> Path:
-    """Compile the C helpers; returns the folder."""
+    """Compile the C helpers, and return their folder."""
     BUILD.mkdir(parents=True, exist_ok=True)
     compiler = os.environ.get("CC", "gcc")
     for name in ("pause", "namespace"):
@@ -50,14 +50,14 @@ def build() -> Path:
 
 
 def doze() -> Path:
-    """The one that images and wheels carry, where it is built; else the system compiler's."""
-    named = ROOT / f"build/doze-{os.uname().machine}"
-    return named if named.exists() else ROOT / "build/doze"
+    """Return the doze of images and wheels if it is built, else that of the system's compiler."""
+    released = ROOT / f"build/doze-{os.uname().machine}"
+    return released if released.exists() else ROOT / "build/doze"
 
 
 def find(root: Path | None, say: Any) -> tuple[list[Candidate], int | None]:
-    """All that there are here, and the image's compressed size in bytes."""
-    found = [Candidate("pause", [str(BUILD / "pause")])]
+    """Return the candidates on this machine, and the compressed size of the image in bytes (None: no image)."""
+    candidates = [Candidate("pause", [str(BUILD / "pause")])]
     for name, words in {
         "tini": ["tini", "--", "sleep", "infinity"],
         "dumb-init": ["dumb-init", "sleep", "infinity"],
@@ -65,14 +65,16 @@ def find(root: Path | None, say: Any) -> tuple[list[Candidate], int | None]:
     }.items():
         path = shutil.which(words[0])
         if path:
-            found.append(Candidate(name, [path, *words[1:]]))
+            candidates.append(Candidate(name, [path, *words[1:]]))
         else:
-            say(f"without {words[0]}: apt-get install -y --no-install-recommends {words[0]}")
-    found.append(Candidate("doze", [str(doze())]))
+            say(f"{words[0]} is missing: apt-get install -y --no-install-recommends {words[0]}")
+    candidates.append(Candidate("doze", [str(doze())]))
+
     python = f"{sys.version_info[0]}.{sys.version_info[1]}"
     env = {"PIDONE_DOZE": str(doze()), "PYTHONPATH": str(ROOT)}
     command = [str(doze()), sys.executable, "-m", "pidone"]
-    found.append(Candidate(f"active, clone ({python})", command, active=True, env=env))
+    candidates.append(Candidate(f"active, clone ({python})", command, active=True, env=env))
+
     size = None
     if ARCHIVE.exists() and root is None:
         command, environ, size, layers = _archive()
@@ -86,14 +88,14 @@ def find(root: Path | None, say: Any) -> tuple[list[Candidate], int | None]:
             command = _guess(root, env)
     if root:
         (root / "proc").mkdir(exist_ok=True)
-        found.append(Candidate("active, image", command, root.resolve(), active=True, env=env))
+        candidates.append(Candidate("active, image", command, root.resolve(), active=True, env=env))
     else:
-        say("without the image: make image, or --root DIR")
-    return found, size
+        say("the image is missing: make image, or --root DIR")
+    return candidates, size
 
 
 def _archive() -> tuple[list[str], list[str], int, list[str]]:
-    """The command, the environment, the layers' size and their names in the OCI archive."""
+    """Return the command, the environment, the layers' size in bytes and their names in the OCI archive."""
     with tarfile.open(ARCHIVE) as archive:
 
         def read(name: str) -> Any:
@@ -127,7 +129,7 @@ def _unpack(layers: list[str], root: Path) -> None:
 
 
 def _guess(root: Path, env: dict[str, str]) -> list[str]:
-    """The command in a root that says nothing about it; doze is copied into it where it has none."""
+    """Return the command in a root without an image configuration. doze is copied into it if it is missing."""
     inside = next((path for path in ("doze", "usr/bin/doze", "bin/doze") if (root / path).is_file()), "doze")
     if not (root / inside).exists():
         shutil.copy(doze(), root / inside)

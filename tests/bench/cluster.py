@@ -1,7 +1,7 @@
-"""``python -m tests.bench.cluster``: what pods have of it on a real node, beside pause. Prints one table.
+"""``python -m tests.bench.cluster``: measures registration, deregistration, start and memory of pods on a real node.
 
-Controller, Eureka, kubelet and containerd are real ones (root; make image controller-image apps cluster). Nothing is
-asserted: what stands there is medians, the worst, and ratios of the same run.
+Controller, Eureka, kubelet and containerd are real ones (root; make image controller-image apps cluster). Prints one
+table with medians, maxima, and ratios to pause in the same run. Nothing is asserted.
 """
 
 import argparse
@@ -59,12 +59,14 @@ def make(cluster: NodeCluster, name: str, script: str, **labels: str) -> None:
 
 
 def when(condition: Callable[[], object], timeout: float = 60) -> float:
-    """The time at which it holds."""
+    """Return the time at which the condition holds."""
     until(condition, timeout)
     return time.monotonic()
 
 
 class Eureka:
+    """Reads the demo's Eureka."""
+
     def __init__(self, cluster: NodeCluster) -> None:
         words = ("get", "pods", "-n", "demo", "-l", "app=discovery-server", "-o")
         self.address = cluster.kubectl(*words, "jsonpath={.items[0].status.podIP}")
@@ -87,11 +89,11 @@ def answers(http: httpx.Client, ip: str) -> bool:
 
 
 def registering(cluster: NodeCluster, eureka: Eureka, repeats: int) -> tuple[list[float], list[float]]:
-    """Seconds from the first good answer, and from Running, until it is in Eureka."""
+    """Return the seconds from the first good answer, and from Running, until the pod is UP in Eureka."""
     from_answer, from_running = [], []
     for index in range(repeats):
         name = f"starts-{index}"
-        # every other has to be waited for, for longer than a period
+        # every second application starts late, after more than one probe period
         delay = 0.0 if index % 2 else random.uniform(3, 9)
         make(cluster, name, f"sleep {delay:.2f}; exec {SERVE}", registry="eureka")
         running = when(lambda: cluster.pod(NAMESPACE, name)["status"]["phase"] == "Running")  # noqa: B023
@@ -106,8 +108,8 @@ def registering(cluster: NodeCluster, eureka: Eureka, repeats: int) -> tuple[lis
 
 
 def leaving(cluster: NodeCluster, eureka: Eureka, script: str, repeats: int) -> list[tuple[float, float]]:
-    """Seconds from kubectl's delete until it is out of Eureka, and until the application has ended."""
-    found = []
+    """Return the seconds from kubectl delete until the pod is out of Eureka, and until its application has ended."""
+    times = []
     for index in range(repeats):
         name = f"ends-{index}"
         make(cluster, name, script, registry="eureka")
@@ -125,9 +127,9 @@ def leaving(cluster: NodeCluster, eureka: Eureka, script: str, repeats: int) -> 
             return bool(out and ended)
 
         until(both)
-        found.append((out - began, ended - began))
+        times.append((out - began, ended - began))
         until(lambda: not exists(cluster, name), 60)  # noqa: B023
-    return found
+    return times
 
 
 def exists(cluster: NodeCluster, name: str) -> bool:
@@ -135,7 +137,7 @@ def exists(cluster: NodeCluster, name: str) -> bool:
 
 
 def memory(pid: int) -> dict[str, float]:
-    """KiB charged to the pod of this process 1: all, and the part that is no file's."""
+    """Return the KiB charged to the pod of this process 1: all memory, and anonymous memory."""
     lines = dict(line.split(":", 2)[1:] for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines())
     if "memory" in lines:
         pod = Path("/sys/fs/cgroup/memory") / Path(lines["memory"]).parent.relative_to("/")
@@ -148,34 +150,34 @@ def memory(pid: int) -> dict[str, float]:
 
 
 def starting(cluster: NodeCluster) -> tuple[float, list[dict[str, float]]]:
-    """Seconds until 20 pods run that were made at once, and then the memory of each."""
+    """Return the seconds until 20 pods that were created at once run, and then the memory of each."""
     names = [f"together-{index}" for index in range(TOGETHER)]
     began = time.monotonic()
     for name in names:
         make(cluster, name, "exec sleep 1000")
 
     def all_run() -> bool:
-        found = cluster.request("GET", f"/api/v1/namespaces/{NAMESPACE}/pods")["items"]
-        return [one["status"]["phase"] for one in found] == ["Running"] * TOGETHER
+        pods = cluster.request("GET", f"/api/v1/namespaces/{NAMESPACE}/pods")["items"]
+        return [pod["status"]["phase"] for pod in pods] == ["Running"] * TOGETHER
 
     seconds = when(all_run, 120) - began
-    time.sleep(5)  # who asked for a plan has its answer, and sleeps
+    time.sleep(5)  # until each pod has the answer to its request for a plan, and dozes
     charged = [memory(cluster.sandbox(NAMESPACE, name).pid) for name in names]
     cluster.request("DELETE", f"/api/v1/namespaces/{NAMESPACE}/pods?gracePeriodSeconds=0")
     until(lambda: not cluster.request("GET", f"/api/v1/namespaces/{NAMESPACE}/pods")["items"], 60)
-    until(lambda: not [one for one in listed(cluster) if one["metadata"]["namespace"] == NAMESPACE], 60)
+    until(lambda: not any(each["metadata"]["namespace"] == NAMESPACE for each in sandboxes(cluster)), 60)
     return seconds, charged
 
 
-def listed(cluster: NodeCluster) -> list[Object]:
-    """The sandboxes that there are, those that end among them."""
-    found: list[Object] = cluster.containerd.call(messages.LIST_SANDBOXES)["items"]
-    return found
+def sandboxes(cluster: NodeCluster) -> list[Object]:
+    """Return all sandboxes, also those that are ending."""
+    items: list[Object] = cluster.containerd.call(messages.LIST_SANDBOXES)["items"]
+    return items
 
 
 @contextmanager
 def registry(cluster: NodeCluster) -> Iterator[Eureka]:
-    """The demo's Eureka, and pods with a label that are registered by the ready-made set as it is."""
+    """Install the demo's Eureka, and a binding of the ready-made set to pods with a label."""
     cluster.containerd.load(scenario.ARCHIVES["apps"])
     apps = scenario.ROOT / "k3d" / "apps"
     cluster.kubectl("apply", "-f", apps / "namespace.yaml")
@@ -201,7 +203,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="tests.bench.cluster", description=__doc__.partition("\n")[0])
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3, help="of 20 pods, with each image")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     if reason := node.missing() or scenario.missing():
         print(reason, file=sys.stderr)
         return 1
@@ -213,32 +215,32 @@ def main() -> int:
         cluster.containerd.put(busybox(BUSYBOX, "sh"), cluster.containerd.busybox)
         print(f"{platform.machine()}, {psutil.cpu_count()} processors, load {psutil.getloadavg()[0]:.1f}\n")
         print("| | goal | |\n| --- | --- | --- |", flush=True)
-        answered, running = registering(cluster, eureka, given.repeats)
-        line("first good answer → in Eureka", "<= 1 s", spread(answered))
-        line("Running → in Eureka, where it answers at once", "", spread(running))
-        slow = leaving(cluster, eureka, SLOW_END, given.repeats // 2)
+        answered, running = registering(cluster, eureka, arguments.repeats)
+        line("first good answer → UP in Eureka", "<= 1 s", spread(answered))
+        line("Running → UP in Eureka, if it answers at once", "", spread(running))
+        slow = leaving(cluster, eureka, SLOW_END, arguments.repeats // 2)
         before = sum(out < ended for out, ended in slow)
         figure = f"{spread([out for out, _ in slow])}; {before} of {len(slow)} before the end"
-        line("delete → out of Eureka, it takes 1 s to end", "before its end", figure)
-        quick = leaving(cluster, eureka, QUICK_END, given.repeats // 2)
-        line("delete → out of Eureka, it ends at once", "<= 2 s", spread([out for out, _ in quick]))
+        line("delete → out of Eureka, application ends after 1 s", "before its end", figure)
+        quick = leaving(cluster, eureka, QUICK_END, arguments.repeats // 2)
+        line("delete → out of Eureka, application ends at once", "<= 2 s", spread([out for out, _ in quick]))
 
         candidates.build()
         pause = images.of_files({"pause": (candidates.BUILD / "pause").read_bytes()}, ["/pause"])
-        took: dict[str, list[float]] = {"pidone": [], "pause": []}
+        times: dict[str, list[float]] = {"pidone": [], "pause": []}
         charged: dict[str, list[dict[str, float]]] = {"pidone": [], "pause": []}
-        for index in range(2 * given.rounds):
+        for index in range(2 * arguments.rounds):
             name = ("pidone", "pause", "pause", "pidone")[index % 4]
             cluster.containerd.put(images.read(IMAGE) if name == "pidone" else pause)
             seconds, each = starting(cluster)
             say(f"{name}: {TOGETHER} pods in {seconds:.2f} s")
-            took[name].append(seconds)
+            times[name].append(seconds)
             charged[name] += each
-        ratio = median(took["pidone"]) / median(took["pause"])
-        figure = f"{median(took['pidone']):.2f} s against {median(took['pause']):.2f} s: {ratio:.2f}x"
-        line(f"{TOGETHER} pods run, pidone against pause", "<= 1.1x", figure)
+        ratio = median(times["pidone"]) / median(times["pause"])
+        figure = f"{median(times['pidone']):.2f} s against {median(times['pause']):.2f} s: {ratio:.2f}x"
+        line(f"{TOGETHER} pods created at once → all run, pidone against pause", "<= 1.1x", figure)
         for part in ("all", "anonymous"):
-            ours, theirs = (median(one[part] for one in charged[name]) for name in ("pidone", "pause"))
+            ours, theirs = (median(pod[part] for pod in charged[name]) for name in ("pidone", "pause"))
             figure = f"{ours:.0f} KiB against {theirs:.0f} KiB: {ours / theirs:.2f}x"
             line(f"memory charged to a pod without tasks, {part}", "<= 1.0x", figure)
     return 0

@@ -1,7 +1,7 @@
-"""What the repo costs: ``python -m tests.bench.controller``. Prints figures, and ends with 1 where a goal is missed.
+"""``python -m tests.bench.controller``: measures the repo. Prints figures; exit code 1 if a goal is missed.
 
-The repo is a process of its own, with 100,000 pods; the pods that ask are sockets here, each at a loopback
-address of its own, so that the repo sees as many addresses as there are pods.
+The repo is a process of its own, with 100,000 pods. The pods that send requests are sockets of this process, each at a
+loopback address of its own, since the repo identifies pods by their addresses.
 """
 
 import json
@@ -36,8 +36,8 @@ from pidone_controller.repo.server import Repo
 from tests.controller.factories import binding, rules, task_set
 
 PODS = 100_000
-HELD = 20_000  # or as many as there may be open files
-WATCHED = 1_000  # pods of which one changes
+HELD = 20_000  # requests; or the limit of open files
+WATCHED = 1_000  # pods with a held request while pods change
 CHANGES = 500
 RESTARTED = 10_000
 CHECKED = {"check": "yes"}
@@ -48,7 +48,10 @@ def address(index: int) -> str:
 
 
 def manifest(index: int, labels: dict[str, str]) -> dict[str, Any]:
-    """As an API server sends it, with what is dropped left out; 20 pods a Deployment, 50 Deployments a namespace."""
+    """Return a pod as the API server sends it, without fields that the controller drops.
+
+    A Deployment has 20 pods, a namespace has 50 Deployments.
+    """
     deployment = index // 20
     number = sha256(str(index).encode()).hexdigest()
     return {
@@ -92,15 +95,15 @@ def manifest(index: int, labels: dict[str, str]) -> dict[str, Any]:
     }
 
 
-# The repo, in a process of its own: ``serve PODS CHOSEN PORT``
+# The repo, in a process of its own: ``serve PODS SELECTED PORT``
 
 
-async def repo(pods: int, chosen: int, port: int) -> None:
-    """Serve; each line that comes in is the index of a pod to change, and one with the time goes out."""
+async def run_repo(pods: int, selected: int, port: int) -> None:
+    """Serve. Each line of the input is the index of a pod to change, and is answered with the time of the change."""
     pool = Pool()
-    values = (manifest(index, CHECKED if index < chosen else {}) for index in range(pods))
+    values = (manifest(index, CHECKED if index < selected else {}) for index in range(pods))
     plans = Plans(no_log)
-    found = Repo(plans, no_log)
+    repo = Repo(plans, no_log)
     began = monotonic()
     plans.rule(
         rules(
@@ -114,16 +117,16 @@ async def repo(pods: int, chosen: int, port: int) -> None:
     async def handle(request: Request) -> Response | Held:
         if request.path == "/v1/bundle":
             arrivals[int(monotonic())] += 1
-        return await found.begin(request)
+        return await repo.begin(request)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(plans.run)
         listeners = await trio.open_tcp_listeners(port, host="127.0.0.1", backlog=4096)
         await nursery.start(partial(serve, handle, listeners, max_connections=HELD + 1000))
         say(port=listeners[0].socket.getsockname()[1], seconds=monotonic() - began)
-        told = trio.lowlevel.FdStream(0)
+
         rest = b""
-        async for data in told:
+        async for data in trio.lowlevel.FdStream(0):
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:
                 if line == b"?":
@@ -133,8 +136,7 @@ async def repo(pods: int, chosen: int, port: int) -> None:
                         all=sum(arrivals.values()),
                     )
                     continue
-                # the other phase is another envelope; a label that no binding asks for would be no news
-                # its labels make another plan of it
+                # the new label gives the pod another plan
                 pod = project(manifest(int(line), {**CHECKED, "period": "9"}), pool)
                 began = monotonic()
                 plans.put(pod)
@@ -143,7 +145,7 @@ async def repo(pods: int, chosen: int, port: int) -> None:
 
 
 def no_log(event: str, **values: object) -> None:
-    """A log is not what is measured."""
+    """Log nothing: the cost of the log is not measured."""
 
 
 def say(**values: float) -> None:
@@ -151,24 +153,24 @@ def say(**values: float) -> None:
     sys.stdout.flush()
 
 
-# The pods, here
+# The pods, in this process
 
 
 class Server:
     """The process of the repo."""
 
-    def __init__(self, pods: int, chosen: int, port: int = 0) -> None:
-        arguments = ["serve", str(pods), str(chosen), str(port)]
+    def __init__(self, pods: int, selected: int, port: int = 0) -> None:
+        arguments = ["serve", str(pods), str(selected), str(port)]
         self.process = Popen(
             [sys.executable, "-m", "tests.bench.controller", *arguments], stdin=PIPE, stdout=PIPE
         )
-        self.began = self.read()
-        self.port = int(self.began["port"])
+        self.start = self.read()
+        self.port = int(self.start["port"])
 
     def read(self) -> dict[str, float]:
         assert self.process.stdout is not None
-        read: dict[str, float] = json.loads(self.process.stdout.readline())
-        return read
+        values: dict[str, float] = json.loads(self.process.stdout.readline())
+        return values
 
     def ask(self, line: object) -> dict[str, float]:
         assert self.process.stdin is not None
@@ -192,83 +194,84 @@ def server(*arguments: int) -> Iterator[Server]:
         running.process.wait()
 
 
-class Asking:
-    """One pod's connection: asks for its bundle, and then holds."""
+class FakePod:
+    """One connection of a pod, which fetches its bundle or holds a request."""
 
     def __init__(self, port: int, index: int) -> None:
         self.socket = socket.socket()
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind((address(index), 0))
         self.socket.connect(("127.0.0.1", port))
-        self.known = ""
+        self.etag = ""
+
+    def fetch(self) -> None:
+        self._send("")
+        self.receive()
 
     def hold(self) -> None:
-        self._send(f"If-None-Match: {self.known}\r\nPrefer: wait=55\r\n")
+        """Send a request that the repo holds; ``receive`` waits for its answer."""
+        self._send(f"If-None-Match: {self.etag}\r\nPrefer: wait=55\r\n")
 
-    def first(self) -> None:
-        self._send("")
-        self.answer()
-
-    def answer(self) -> None:
+    def receive(self) -> None:
         data = self.socket.recv(65536)
         head = data.partition(b"\r\n\r\n")[0].decode()
         assert head.startswith("HTTP/1.1 200"), head
-        self.known = next(line.partition(": ")[2] for line in head.split("\r\n") if line.startswith("etag"))
+        self.etag = next(line.partition(": ")[2] for line in head.split("\r\n") if line.startswith("etag"))
 
-    def _send(self, more: str) -> None:
-        self.socket.sendall(f"GET /v1/bundle HTTP/1.1\r\nHost: repo\r\n{more}\r\n".encode())
+    def _send(self, headers: str) -> None:
+        self.socket.sendall(f"GET /v1/bundle HTTP/1.1\r\nHost: repo\r\n{headers}\r\n".encode())
 
 
-def holding(served: Server, number: int) -> list[Asking]:
-    """As pods do: one connection for the first question, and another for the one that is held."""
-    asking = []
+def holding_pods(repo: Server, number: int) -> list[FakePod]:
+    """Return pods with a held request. As real pods they use one connection for the first request, and a second one."""
+    pods = []
     for index in range(number):
-        first = Asking(served.port, index)
-        first.first()
+        first = FakePod(repo.port, index)
+        first.fetch()
         first.socket.close()
-        one = Asking(served.port, index)
-        one.known = first.known
-        one.hold()
-        asking.append(one)
-    return asking
+        pod = FakePod(repo.port, index)
+        pod.etag = first.etag
+        pod.hold()
+        pods.append(pod)
+    return pods
 
 
 def memory() -> list[tuple[str, float, float]]:
-    """Of pods, and of held requests."""
+    """Measure the memory of pods and of held requests."""
     with server(1, 0) as served:
         empty = served.memory
     with server(PODS, 0) as served:
         full = served.memory
-        print(f"  {PODS} pods read and put in {served.began['seconds']:.1f} s")
+        print(f"  {PODS} pods added in {served.start['seconds']:.1f} s")
         most = min(HELD, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 100)
-        asking = holding(served, most)
-        counted = served.ask("?")["held"]
+        pods = holding_pods(served, most)
+        number = served.ask("?")["held"]
         held = served.memory
-        assert counted >= 0.9 * most, f"{counted} of {most} are held; the others were answered after 55 s"
-        for one in asking:
-            one.socket.close()
+        assert number >= 0.9 * most, f"{number} of {most} are held; the others were answered after 55 s"
+        for pod in pods:
+            pod.socket.close()
     return [
         ("KB a watched pod", (full - empty) / PODS / 1024, 0.5),
-        (f"MB in all with {PODS} pods", full / 2**20, 200),
-        (f"KB a held request, {counted:.0f} held", (held - full) / counted / 1024, 6),
+        (f"MB in total with {PODS} pods", full / 2**20, 200),
+        (f"KB a held request, {number:.0f} held", (held - full) / number / 1024, 6),
     ]
 
 
 def latency() -> list[tuple[str, float, float]]:
-    """From the change of a pod in the repo to the answer in the pod's hand."""
-    took = []
+    """Measure the time from the change of a pod in the repo until the pod has the answer."""
+    times = []
     with server(WATCHED, WATCHED) as served:
-        asking = holding(served, WATCHED)
-        for index, one in enumerate(asking[:CHANGES]):
+        pods = holding_pods(served, WATCHED)
+        for index, pod in enumerate(pods[:CHANGES]):
             put = served.ask(index)["put"]
-            one.answer()
-            took.append((monotonic() - put) * 1000)
-    cuts = quantiles(took, n=100)
+            pod.receive()
+            times.append((monotonic() - put) * 1000)
+    cuts = quantiles(times, n=100)
     return [("ms from change to pod, p50", cuts[49], 5), ("ms from change to pod, p99", cuts[98], 50)]
 
 
-class Quiet:
-    """A pod that takes every bundle and does nothing with it."""
+class IdleConsumer:
+    """Accepts every bundle and runs nothing."""
 
     def apply(self, data: bytes, *, trusted: bool) -> None:
         pass
@@ -281,13 +284,13 @@ class Quiet:
 
 
 async def restart() -> list[tuple[str, float, float]]:
-    """The repo of 10,000 pods is killed, and begun anew on its port."""
+    """Kill the repo of 10,000 pods, start it again on its port, and measure how its pods come back."""
     counters = [Counters() for _ in range(RESTARTED)]
     served = await trio.to_thread.run_sync(Server, RESTARTED, RESTARTED)
     async with trio.open_nursery() as nursery:
-        for index, each in enumerate(counters):
+        for index, pod_counters in enumerate(counters):
             client = RepoClient(
-                [f"http://127.0.0.1:{served.port}"], Quiet(), Journal(echo=lambda _: None), each,
+                [f"http://127.0.0.1:{served.port}"], IdleConsumer(), Journal(echo=lambda _: None), pod_counters,
                 claims={}, source=address(index), random=Random(index),
             )  # fmt: skip
             nursery.start_soon(client.poll)
@@ -306,7 +309,7 @@ async def restart() -> list[tuple[str, float, float]]:
         nursery.cancel_scope.cancel()
     served.process.kill()
     served.process.wait()
-    print(f"  restart: there again after {ready:.1f} s, {after['all']:.0f} requests until all were held")
+    print(f"  restart: ready after {ready:.1f} s, {after['all']:.0f} requests until all were held")
     return [
         (f"s until all of {RESTARTED} pods are held again", all_back, 60),
         ("requests in the worst second", after["most"], 2000),
@@ -317,8 +320,8 @@ def main() -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if sys.argv[1:2] == ["serve"]:
-        pods, chosen, port = map(int, sys.argv[2:])
-        trio.run(repo, pods, chosen, port)
+        pods, selected, port = map(int, sys.argv[2:])
+        trio.run(run_repo, pods, selected, port)
         return 0
     figures = [*memory(), *latency(), *trio.run(restart)]
     for what, figure, goal in figures:

@@ -1,7 +1,7 @@
-"""What the engine costs: ``python -m tests.bench.engine``. Prints figures, and ends with 1 where a goal is missed.
+"""``python -m tests.bench.engine``: measures the engine. Prints figures; exit code 1 if a goal is missed.
 
-The load is tasks that do nothing, so that what is measured is the engine and not their work. Time is real for
-processor time and memory, and fake, with the very same code, for what takes hours.
+The tasks do nothing, so that the figures are those of the engine. The clock is real for processor time and memory, and
+fake for measurements over hours.
 """
 
 import gc
@@ -32,7 +32,7 @@ SECONDS = 10
 
 
 class Nothing:
-    """An action that only says that it has run."""
+    """An action that only reports a state."""
 
     async def run(self, context: Context) -> None:
         await trio.lowlevel.checkpoint()
@@ -43,7 +43,7 @@ class Nothing:
 
 
 class Beats(Nothing):
-    """Remembers when."""
+    """Records the times of its runs."""
 
     def __init__(self) -> None:
         self.at: list[float] = []
@@ -54,7 +54,7 @@ class Beats(Nothing):
 
 
 class Faulty(Nothing):
-    """Fails, hangs, raises, floods: at random."""
+    """Fails, hangs, raises or reports many states, at random."""
 
     random = Random(3)
 
@@ -78,7 +78,7 @@ def engine(make: Callable[[], Nothing]) -> Engine:
     def build(task: Task, setting: Setting) -> Nothing:
         return make()
 
-    setattr(actions, "build", build)  # noqa: B010 - the load in the place of all actions
+    setattr(actions, "build", build)  # noqa: B010 - replaces all actions
     setting = Setting(Pod("p", "n", "u", "127.0.0.1"), None, Reaper(), Counters(), lambda: ())
     return Engine(setting, Journal(echo=lambda line: None), changed=lambda: None, random=Random(1))
 
@@ -88,13 +88,13 @@ def plan(tasks: list[dict[str, Any]]) -> Plan:
 
 
 def private() -> int:
-    """KiB of this process that no other shares."""
+    """Return the private memory of this process in KiB."""
     rollup = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in rollup if line.startswith("Private_"))
 
 
 async def firing() -> tuple[float, float, float]:
-    """Processor ms a second and MiB above an empty plan, and runs a second."""
+    """Return processor ms a second and MiB above those of an empty plan, and the number of runs a second."""
     running = engine(Nothing)
     async with trio.open_nursery() as nursery:
         await nursery.start(running.run)
@@ -104,6 +104,7 @@ async def firing() -> tuple[float, float, float]:
         before, used = private(), process_time()
         await trio.sleep(2)
         empty = (process_time() - used) / 2
+
         running.apply(plan([{"name": f"t{number}", "every": 1} for number in range(TASKS)]))
         await trio.sleep(3)
         runs, used, began = sum(state.runs for state in running.tasks), process_time(), perf_counter()
@@ -117,13 +118,13 @@ async def firing() -> tuple[float, float, float]:
 
 
 def changes() -> float:
-    """Milliseconds a change, from one random plan to the next, all runs and undoings answered at once."""
+    """Return the milliseconds of a change from one random plan to the next. All runs and undoings end at once."""
     core, count = Core(Random(2)), 10_000
-    chooser, now = Random(5), 0.0
+    random, now = Random(5), 0.0
     began = process_time()
     for _ in range(count):
         now += 1.0
-        commands = core.handle(PlanChanged(make_plan(chooser.randrange(PLANS))), now)
+        commands = core.handle(PlanChanged(make_plan(random.randrange(PLANS))), now)
         while commands:
             command = commands.pop(0)
             match command:
@@ -137,9 +138,9 @@ def changes() -> float:
 
 
 async def drift() -> tuple[float, int]:
-    """Seconds that the run furthest behind began after its time, over an hour; and the number of runs.
+    """Return the largest delay of a run in an hour, in seconds, and the number of runs.
 
-    Its time is at most a period after the run before, however long that one took.
+    A run is due one period after the run before, whatever the duration of that run.
     """
     beats = Beats()
     running = engine(lambda: beats)
@@ -153,7 +154,7 @@ async def drift() -> tuple[float, int]:
 
 
 async def day() -> tuple[float, int]:
-    """MiB that private memory grows by from the first hour to the 24th, with faults at random; and the runs."""
+    """Return the MiB by which private memory grows from the first hour to the 24th with random faults, and the runs."""
     running = engine(Faulty)
     tasks: list[dict[str, Any]] = [
         {"name": f"t{number}", "every": 30, "timeout": 120, "runOn": [f"t{(number + 1) % 20}.unhealthy"]}
@@ -183,15 +184,15 @@ def main() -> int:
     took = perf_counter() - began
     goals = [
         (
-            f"{TASKS} tasks firing every second ({rate:.0f} runs/s)",
-            f"{cost:.1f} ms of processor a second",
+            f"{TASKS} tasks that run every second ({rate:.0f} runs/s)",
+            f"{cost:.1f} ms of processor time a second",
             cost <= 40,
         ),
-        ("private memory above an empty plan", f"{grown:.2f} MiB", grown <= 2),
-        ("10,000 random plans changed into each other", f"{each:.3f} ms each", each <= 5),
-        (f"an hour of beats each second ({beats})", f"{late:.3f} s behind at most", late < 1),
+        ("private memory above that of an empty plan", f"{grown:.2f} MiB", grown <= 2),
+        ("changing between 10,000 random plans", f"{each:.3f} ms each", each <= 5),
+        (f"an hour of heartbeats, one each second ({beats})", f"at most {late:.3f} s late", late < 1),
         (
-            f"24 hours with faults ({runs} runs of the last plan, in {took:.0f} s)",
+            f"24 hours with random faults ({runs} runs of the last plan, {took:.0f} s)",
             f"{flat:+.2f} MiB",
             flat < 1,
         ),

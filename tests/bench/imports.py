@@ -1,7 +1,7 @@
-"""``python [-X ...] imports.py [NAME...]``: anonymous memory and CPU after each import of the active form, in turn.
+"""``python [-X ...] imports.py [NAME...]``: prints anonymous memory and CPU after each import of the active form.
 
-Without tests' other modules, so that any interpreter can run it, also one in an image's root. With names,
-those are imported instead. Imports that are lazy are made real: what counts is in ``sys.modules``.
+The script imports no other module of the tests, so that any interpreter can run it, also one in an image's root. With
+names, it imports those instead. Lazy imports are resolved.
 """
 
 import sys
@@ -35,7 +35,7 @@ def cpu() -> float:
 
 def main() -> None:
     memory, spent = anonymous(), cpu()
-    print("| after | anonymous KiB | more | CPU ms | modules |\n| --- | --- | --- | --- | --- |")
+    print("| after | anonymous KiB | increase | CPU ms | modules |\n| --- | --- | --- | --- | --- |")
     print(f"| the interpreter | {memory} | | {spent:.0f} | {len(sys.modules)} |")
     for step in sys.argv[1:] or STEPS:
         for name in step.split():

@@ -1,7 +1,7 @@
-"""``python -m tests.bench.language``: ``pidone check`` of 1,000 TaskSets, and ``pidone --help``.
+"""``python -m tests.bench.language``: measures ``pidone check`` of 1,000 TaskSets, and ``pidone --help``.
 
-Processor time of one process, so of one core, whatever else the machine does; beside it the time that passed. Exits
-with 1 where a figure is above its bound.
+Prints processor time, which does not depend on the load of the machine, and wall-clock time. Exit code 1 if a processor
+time is above its goal.
 """
 
 import os
@@ -15,12 +15,12 @@ from random import Random
 
 ROOT = Path(__file__).parent.parent.parent
 SETS = 1000
-CHECK_BOUND, HELP_BOUND = 10.0, 0.150  # seconds
+CHECK_GOAL_SECONDS, HELP_GOAL_SECONDS = 10.0, 0.150
 HELP_RUNS = 11
 
 
 def task_sets(folder: Path) -> None:
-    """Files with the ready-made sets in turn: names, ports, times and params differ, and some have a task more."""
+    """Write files with the ready-made sets in turn. Names, ports and times differ; some sets have one task more."""
     random = Random(1)
     texts = [
         file.read_text("utf-8")
@@ -41,7 +41,7 @@ def task_sets(folder: Path) -> None:
 
 
 def measured(*arguments: str) -> tuple[int, float, float]:
-    """The exit code, processor seconds and seconds of one command."""
+    """Return the exit code, processor seconds and seconds of one command."""
     began = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, "-m", "pidone", *arguments], cwd=ROOT, stdout=subprocess.DEVNULL
@@ -56,16 +56,16 @@ def main() -> int:
         task_sets(Path(name))
         code, processor, passed = measured("check", name)
     print(
-        f"check of {SETS} TaskSets: {processor:.1f} s of processor, {passed:.1f} s, exit code {code}; "
-        f"bound {CHECK_BOUND:g} s"
+        f"check of {SETS} TaskSets: {processor:.1f} s of processor time, {passed:.1f} s, exit code {code}; "
+        f"goal {CHECK_GOAL_SECONDS:g} s"
     )
     helps = sorted(measured("--help")[1:] for _ in range(HELP_RUNS))
     median = helps[HELP_RUNS // 2]
     print(
-        f"--help, median of {HELP_RUNS}: {median[0] * 1000:.0f} ms of processor, {median[1] * 1000:.0f} ms; "
-        f"bound {HELP_BOUND * 1000:g} ms"
+        f"--help, median of {HELP_RUNS}: {median[0] * 1000:.0f} ms of processor time, {median[1] * 1000:.0f} ms; "
+        f"goal {HELP_GOAL_SECONDS * 1000:g} ms"
     )
-    return 0 if code == 0 and processor < CHECK_BOUND and median[0] < HELP_BOUND else 1
+    return 0 if code == 0 and processor < CHECK_GOAL_SECONDS and median[0] < HELP_GOAL_SECONDS else 1
 
 
 if __name__ == "__main__":

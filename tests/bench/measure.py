@@ -1,4 +1,4 @@
-"""How each figure is measured. Nothing here asserts."""
+"""Measures the figures of ``tests.bench.pid1``."""
 
 import http.client
 import os
@@ -18,14 +18,14 @@ from statistics import median
 from tests.bench.candidates import BUILD, Candidate
 from tests.bench.world import METRICS, World
 
-SETTLE = 20.0  # seconds for active ones to come up, at most
+START_SECONDS = 20.0  # in which an active candidate must run its tasks
 
 _numbers = count(1)
 
 
 @dataclass
 class Running:
-    """A process 1, by its pid outside, and the helper beside it that makes orphans."""
+    """A process 1, by its pid outside of its namespace, and the helper that makes orphans in the namespace."""
 
     candidate: Candidate
     pid: int
@@ -33,26 +33,26 @@ class Running:
     _orders: socket.socket | None = None
 
     def make_orphans(self, number: int) -> None:
-        """Returns when all were made."""
+        """Make orphans, and return when all were made."""
         assert self._orders is not None
         self._orders.sendall(f"{number}\n".encode())
         assert self._orders.recv(16) == b"made\n", f"{self.candidate.name} has ended"
 
     def pids(self) -> list[int]:
-        """Process 1 and its descendants: tini and dumb-init hold a sleep."""
-        found = [self.pid]
-        for pid in found:
-            found += _children(pid)
-        return found
+        """Return process 1 and its descendants: tini and dumb-init have a child, sleep."""
+        pids = [self.pid]
+        for pid in pids:
+            pids += _children(pid)
+        return pids
 
     def cpu(self) -> int:
-        """Nanoseconds on a processor, process 1 alone; an execve keeps them."""
+        """Return the processor time of process 1 without children, in nanoseconds; execve does not reset it."""
         return sum(
             int(stat.read_text().split()[0]) for stat in Path(f"/proc/{self.pid}/task").glob("*/schedstat")
         )
 
     def children_cpu(self) -> float:
-        """Seconds of children that process 1 has collected, in steps of 10 ms."""
+        """Return the processor time of reaped children in seconds, in steps of 10 ms."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
 
@@ -60,7 +60,7 @@ class Running:
         return sum(map(_is_zombie, _children(self.pid)))
 
     def private(self) -> int:
-        """KiB."""
+        """Return the private memory of all processes in KiB."""
         total = 0
         for pid in self.pids():
             for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
@@ -69,6 +69,7 @@ class Running:
         return total
 
     def switches(self) -> int:
+        """Return the number of voluntary context switches of all threads."""
         total = 0
         for pid in self.pids():
             for status in Path(f"/proc/{pid}/task").glob("*/status"):
@@ -100,7 +101,7 @@ def environment(candidate: Candidate, world: World, address: str) -> dict[str, s
     env = {"PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1", **candidate.env}
     if candidate.active:
         env |= {"PIDONE_REPO": world.url, "PIDONE_POD_IP": address, "PIDONE_POD_UID": f"u{address}"}
-        env |= {"PIDONE_LINGER": "1"}  # 0 would let it doze before the plan has come
+        env |= {"PIDONE_LINGER": "1"}  # with 0 it would doze before the plan comes
     return env
 
 
@@ -111,7 +112,7 @@ def new_address() -> str:
 
 @contextmanager
 def running(candidate: Candidate, world: World, *, orphans: bool = False) -> Iterator[Running]:
-    """One instance, in a PID namespace of its own; killed at the end of the block."""
+    """Start one instance in a PID namespace of its own; it is killed at the end of the block."""
     address = new_address()
     ours, theirs = socket.socketpair() if orphans else (None, None)
     number = theirs.fileno() if theirs else 0
@@ -131,7 +132,7 @@ def running(candidate: Candidate, world: World, *, orphans: bool = False) -> Ite
         assert process.stdout is not None
         yield Running(candidate, int(process.stdout.readline()), address, ours)
     finally:
-        process.kill()  # and with it what it started
+        process.kill()  # which ends the namespace
         process.wait()
         if process.stdout is not None:
             process.stdout.close()
@@ -148,15 +149,15 @@ def until(good: Callable[[], object], seconds: float) -> bool:
     return True
 
 
-def at_work(one: Running, world: World, last: str = "beat") -> bool:
-    """Wait until an active one has done each of its tasks, ``last`` at the end, and scrape it."""
-    if not one.candidate.active:
+def wait_active(instance: Running, world: World, last: str = "beat") -> bool:
+    """Wait until an active instance has run its tasks, of which ``last`` runs last, and scrape it; True if it works."""
+    if not instance.candidate.active:
         return True
-    if one.address not in world.wanted:
-        world.put(one.address, wanted=True)
-    if not until(lambda: world.count(one.address, last) > 0, SETTLE):
+    if instance.address not in world.with_plan:
+        world.put(instance.address, with_plan=True)
+    if not until(lambda: world.count(instance.address, last) > 0, START_SECONDS):
         return False
-    scrape = http.client.HTTPConnection(one.address, METRICS, timeout=5)
+    scrape = http.client.HTTPConnection(instance.address, METRICS, timeout=5)
     try:
         scrape.request("GET", "/metrics")
         return scrape.getresponse().status == 200
@@ -168,71 +169,80 @@ def at_work(one: Running, world: World, last: str = "beat") -> bool:
 
 @dataclass
 class Idle:
-    """Of all instances at once."""
+    """The figures of idle instances, while all run."""
 
-    private: float
+    private: float  # KiB, of the median instance
     wakeups: float  # in 5 s, of the median instance
     requests: float  # in the same 5 s
     instances: int
-    failed: int  # instances that did not come up
+    failed: int  # instances that did not start
 
 
 def idle(candidates: list[Candidate], world: World, instances: int, seconds: float) -> dict[str, Idle]:
-    found: dict[str, Idle] = {}
+    figures: dict[str, Idle] = {}
     with ExitStack() as stack:
-        # all of all candidates at once, in turns: the pages they share are shared as on a node
+        # all instances of all candidates run at once, so that they share pages as on a node
         started = [
             stack.enter_context(running(candidate, world))
             for _ in range(instances)
             for candidate in candidates
         ]
-        for one in started:
-            if one.candidate.active:
-                world.put(one.address, wanted=True)
-        up = {one.address: at_work(one, world) for one in started}
-        time.sleep(3)  # reports go out a second after the change that they tell of
-        private = {one.address: one.private() for one in started}
-        before = {one.address: one.switches() for one in started}
+        for instance in started:
+            if instance.candidate.active:
+                world.put(instance.address, with_plan=True)
+        up = {instance.address: wait_active(instance, world) for instance in started}
+        time.sleep(3)  # a report is sent up to a second after the change
+
+        private = {instance.address: instance.private() for instance in started}
+        switches = {instance.address: instance.switches() for instance in started}
         kinds = ("probe", "beat", "report", "bundle", "doorbell")
-        asked = {one.address: world.count(one.address, *kinds) for one in started}
+        requests = {instance.address: world.count(instance.address, *kinds) for instance in started}
         time.sleep(seconds)
+
         for candidate in candidates:
-            mine = [one for one in started if one.candidate is candidate and up[one.address]]
-            if not mine:
+            group = [
+                instance for instance in started if instance.candidate is candidate and up[instance.address]
+            ]
+            if not group:
                 continue
             share = 5 / seconds
-            found[candidate.name] = Idle(
-                private=median(private[one.address] for one in mine),
-                wakeups=share * median(one.switches() - before[one.address] for one in mine),
-                requests=share
-                * median(world.count(one.address, *kinds) - asked[one.address] for one in mine),
-                instances=len(mine),
-                failed=instances - len(mine),
+            new_switches = [each.switches() - switches[each.address] for each in group]
+            new_requests = [world.count(each.address, *kinds) - requests[each.address] for each in group]
+            figures[candidate.name] = Idle(
+                private=median(private[each.address] for each in group),
+                wakeups=share * median(new_switches),
+                requests=share * median(new_requests),
+                instances=len(group),
+                failed=instances - len(group),
             )
-    return found
+    return figures
 
 
 def yardstick() -> float:
-    """CPU milliseconds of the shape that goals for starting were measured with: other machines, other figures."""
+    """Return the CPU milliseconds of a fixed program: figures of different machines are compared by it."""
     script = "import trio, h11, time; trio.run(trio.sleep, 0); print(time.process_time() * 1000)"
     done = subprocess.run([sys.executable, "-OO", "-c", script], stdout=subprocess.PIPE, check=True)
     return float(done.stdout)
 
 
 def starts(candidate: Candidate, world: World, repeats: int) -> list[tuple[int, int]]:
-    """Microseconds from exec until TERM is blocked or handled, and of CPU in them."""
+    """Return the microseconds from exec until SIGTERM is blocked or handled, and the CPU microseconds in them."""
     output = _namespace(candidate, world, "start", str(repeats))
     return [(int(wall), int(cpu)) for wall, cpu in map(str.split, output.splitlines())]
 
 
 def terms(
-    candidate: Candidate, world: World, number: int, most: float, slots: int, limit: float
+    candidate: Candidate, world: World, number: int, latest: float, slots: int, limit: float
 ) -> tuple[int, list[int]]:
-    """TERMs sent within ``most`` s after exec, and when those that were lost (it lived ``limit`` s later), in us."""
+    """Send SIGTERM to ``number`` instances, each at a random time within ``latest`` seconds after exec.
+
+    Return how many were sent, and the times (us after exec) of those that were lost: the instance still lived ``limit``
+    seconds later. ``slots`` instances run at a time.
+    """
     address = new_address()
     if candidate.active:
-        world.wanted.add(address)
-    arguments = [str(number), str(int(most * 1e6)), str(slots), str(int(limit * 1000))]
+        world.with_plan.add(address)
+    arguments = [str(number), str(int(latest * 1e6)), str(slots), str(int(limit * 1000))]
     output = _namespace(candidate, world, "term", *arguments, address=address)
     sent = [tuple(map(int, line.split())) for line in output.splitlines()]
     return len(sent), sorted(when for when, ended in sent if ended < 0)
@@ -253,65 +263,74 @@ def _namespace(candidate: Candidate, world: World, *order: str, address: str = "
 
 @dataclass
 class Orphans:
-    cpu: float  # microseconds each, of process 1
-    most: int  # zombies at once, as sampled
-    left: int  # a second after the last
+    """The figures of reaping."""
+
+    cpu: float  # microseconds of process 1 for each orphan
+    most: int  # zombies at one time, sampled
+    left: int  # zombies a second after the last orphan
 
 
 def orphans(candidate: Candidate, world: World, number: int) -> Orphans | None:
-    """None where it did not come up."""
-    with running(candidate, world, orphans=True) as one:
-        if not at_work(one, world, "register"):
+    """Measure the reaping of ``number`` orphans; None if the candidate does not start."""
+    with running(candidate, world, orphans=True) as instance:
+        if not wait_active(instance, world, "register"):
             return None
         time.sleep(1.5 if candidate.active else 0.1)
-        made = threading.Event()
-        seen = [0]
+
+        finished = threading.Event()
+        samples = [0]
 
         def sample() -> None:
-            while not made.wait(0.003):
-                seen.append(one.zombies())
+            while not finished.wait(0.003):
+                samples.append(instance.zombies())
 
         sampler = threading.Thread(target=sample)
-        before = one.cpu()
+        before = instance.cpu()
         sampler.start()
         try:
-            one.make_orphans(number)
+            instance.make_orphans(number)
         finally:
-            made.set()
+            finished.set()
             sampler.join()
-        until(lambda: not one.zombies(), 1.0)
-        return Orphans((one.cpu() - before) / 1000 / number, max(seen), one.zombies())
+        until(lambda: not instance.zombies(), 1.0)
+        return Orphans((instance.cpu() - before) / 1000 / number, max(samples), instance.zombies())
 
 
 @dataclass
 class Wakes:
-    """Of one pod that dozed and was woken several times. Milliseconds."""
+    """The figures of a dozing pod that got a plan several times. Milliseconds."""
 
-    wall: list[float]
-    cpu: list[float]  # of process 1, from the plan being there to its first probe at the application
-    ask: float  # CPU of one ask, a child of doze; two in a cycle, one of them on the way to the engine
+    wall: list[float]  # from the plan to the first probe
+    cpu: list[float]  # of process 1 in that time
+    ask: float  # CPU of one ask, the child of doze; there are two for each plan
 
 
 def wakes(candidate: Candidate, world: World, repeats: int) -> Wakes | None:
     result = Wakes([], [], 0.0)
-    with running(candidate, world) as one:
-        where = one.address
+    with running(candidate, world) as instance:
+        address = instance.address
+
+        def dozes() -> bool:
+            return instance.exe().startswith("doze") and not _children(instance.pid)
+
         for _ in range(repeats):
-            asked = world.count(where, "doorbell")
-            if not until(lambda: one.exe().startswith("doze") and not _children(one.pid), SETTLE):
+            doorbells = world.count(address, "doorbell")
+            if not until(dozes, START_SECONDS):
                 return None
-            until(lambda: world.count(where, "doorbell") > asked, 0.2)  # noqa: B023
+            until(lambda: world.count(address, "doorbell") > doorbells, 0.2)  # noqa: B023
             time.sleep(random.uniform(0.1, 0.2))
-            seen: list[tuple[float, int]] = []
-            world.on_probe[where] = lambda: seen.append((time.perf_counter(), one.cpu()))  # noqa: B023
-            before, began = one.cpu(), time.perf_counter()
-            world.put(where, wanted=True)
-            if not until(lambda: seen, SETTLE):  # noqa: B023
+
+            probes: list[tuple[float, int]] = []
+            world.on_probe[address] = lambda: probes.append((time.perf_counter(), instance.cpu()))  # noqa: B023
+            before, began = instance.cpu(), time.perf_counter()
+            world.put(address, with_plan=True)
+            if not until(lambda: probes, START_SECONDS):  # noqa: B023
                 return None
-            result.wall.append((seen[0][0] - began) * 1000)
-            result.cpu.append((seen[0][1] - before) / 1e6)
-            until(lambda: world.count(where, "register") > len(result.wall), 5)
-            world.put(where, wanted=False)
-        until(lambda: one.exe().startswith("doze") and not _children(one.pid), SETTLE)
-        result.ask = one.children_cpu() * 1000 / max(1, world.count(where, "doorbell"))
+            result.wall.append((probes[0][0] - began) * 1000)
+            result.cpu.append((probes[0][1] - before) / 1e6)
+
+            until(lambda: world.count(address, "register") > len(result.wall), 5)
+            world.put(address, with_plan=False)
+        until(dozes, START_SECONDS)
+        result.ask = instance.children_cpu() * 1000 / max(1, world.count(address, "doorbell"))
     return result

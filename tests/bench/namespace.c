@@ -1,16 +1,16 @@
 // Starts programs as process 1 of PID namespaces, as `unshare --pid --fork --kill-child` does, and measures
-// what must be measured within microseconds.
+// times of microseconds.
 //
-//   namespace run   [-p] [-r ROOT] FD PROGRAM ARG...    print the pid outside, and serve until it ends; FD takes
-//                                                       a number and makes that many orphans beside PROGRAM
-//   namespace start COUNT [-p] [-r ROOT] PROGRAM ARG... per line: microseconds from exec to TERM blocked or
-//                                                       handled, CPU time in them; COUNT times
+//   namespace run   [-p] [-r ROOT] FD PROGRAM ARG...
+//       Print the pid outside of the namespace, and run until PROGRAM ends. For each number that is read from FD, make
+//       that many orphans in the namespace, and write "made".
+//   namespace start COUNT [-p] [-r ROOT] PROGRAM ARG...
+//       COUNT times: print the microseconds from exec until SIGTERM is blocked or handled, and the CPU time in them.
 //   namespace term  COUNT MAX SLOTS LIMIT [-p] [-r ROOT] PROGRAM ARG...
-//                                                       TERM after a random time up to MAX microseconds; per
-//                                                       line: the time, and until the end, or -1 where it
-//                                                       takes longer than LIMIT milliseconds
+//       COUNT times, SLOTS at a time: send SIGTERM after a random time up to MAX microseconds. Print this time, and the
+//       time until the end, or -1 if it takes more than LIMIT milliseconds.
 //
-// -p: a /proc of the namespace's own. -r: in that root.
+// -p: mount the namespace's /proc. -r: change the root.
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <poll.h>
@@ -29,7 +29,7 @@
 
 static int proc;
 static const char *root;
-static int limit; // milliseconds that a TERM may take
+static int limit; // milliseconds from SIGTERM to the end, at most
 
 static long now(void) { // microseconds
 	struct timespec t;
@@ -49,7 +49,7 @@ static void serve(int orders) {
 		for (int left = atoi(line); left > 0; left--) {
 			pid_t parent = fork();
 			if (parent == 0) {
-				fork(); // both end at once, and the inner one has nobody left
+				fork(); // both end at once, and the inner one is an orphan
 				_exit(0);
 			}
 			waitpid(parent, NULL, 0);
@@ -60,7 +60,7 @@ static void serve(int orders) {
 	_exit(0);
 }
 
-// PROGRAM as process 1; returns after its exec. `orders` is 0 where no orphans are wanted.
+// Starts PROGRAM as process 1, and returns after its exec. `orders`: the FD of `run`, or 0.
 static pid_t spawn(char **program, int orders) {
 	int done[2];
 	if (pipe2(done, O_CLOEXEC))
@@ -76,7 +76,7 @@ static pid_t spawn(char **program, int orders) {
 			die(root);
 		if (proc && mount("proc", "/proc", "proc", 0, NULL))
 			die("/proc");
-		dup2(2, 1); // what the programs say is no figure
+		dup2(2, 1); // standard output is for the figures
 		if (orders > 2) {
 			if (fork() == 0) {
 				close(done[1]);
@@ -89,7 +89,7 @@ static pid_t spawn(char **program, int orders) {
 	}
 	close(done[1]);
 	char byte;
-	if (read(done[0], &byte, 1)) // its end is the exec: the other side is closed then
+	if (read(done[0], &byte, 1)) // the exec closes the other end
 		die("exec");
 	close(done[0]);
 	return child;
@@ -100,7 +100,7 @@ static void finish(pid_t child) {
 	waitpid(child, NULL, 0);
 }
 
-static int safe(int status) { // whether TERM is blocked or handled
+static int term_is_safe(int status) { // 1 if SIGTERM is blocked or handled
 	char text[4096];
 	ssize_t size = pread(status, text, sizeof text - 1, 0);
 	if (size <= 0)
@@ -122,7 +122,7 @@ static void start(char **program) {
 	long began = now(), cpu = 0;
 	snprintf(path, sizeof path, "/proc/%d/status", child);
 	int status = open(path, O_RDONLY | O_CLOEXEC);
-	while (!safe(status) && now() - began < 5000000)
+	while (!term_is_safe(status) && now() - began < 5000000)
 		;
 	long ready = now() - began;
 	snprintf(path, sizeof path, "/proc/%d/schedstat", child);
@@ -160,7 +160,7 @@ static void term(char **program, long most) {
 }
 
 int main(int argc, char **argv) {
-	prctl(PR_SET_PDEATHSIG, SIGKILL); // where the benchmark is killed, all of it ends
+	prctl(PR_SET_PDEATHSIG, SIGKILL); // when the benchmark is killed, all its processes end
 	const char *order = argc > 3 ? argv[1] : "";
 	char **next = argv + 2;
 	int count = 0, slots = 1;

@@ -1,7 +1,6 @@
-"""The world around the pods that are measured: repo, application and Eureka in one server, in one thread.
+"""The servers that the measured pods use: repo, application and Eureka in one server, in one thread.
 
-A pod is known by the address it connects from. What is timed is noticed here, in the handler of the request
-that shows it.
+A pod is identified by the address from which it connects. Times are taken in the handlers of requests.
 """
 
 import threading
@@ -20,21 +19,18 @@ from pidone.plan.format import MEDIA_TYPE, encode_bundle
 from pidone.plan.model import Phase, Pod
 from tests.eureka.fake import FakeEureka
 
-PROBE_PERIOD, RENEWAL = (
-    5,
-    5,
-)  # seconds; the renewal is shorter than usual, for a run of some minutes to see it
+PROBE_PERIOD, RENEWAL = 5, 5  # seconds; the renewal is shorter than usual, because a run takes only minutes
 METRICS = 19100
-HELD = 50.0  # seconds that a question to the repo is held
+HELD_SECONDS = 50.0  # that a request to the repo is held
 
 
 class World:
-    """Serves until the end of the ``with`` block. Pods in ``wanted`` have the plan, all others an empty one."""
+    """Serves until the end of the ``with`` block. Pods in ``with_plan`` get the plan, all others an empty one."""
 
     def __init__(self) -> None:
         self.url = ""
-        self.wanted: set[str] = set()
-        self.requests: Counter[tuple[str, str]] = Counter()  # by pod and kind
+        self.with_plan: set[str] = set()
+        self.requests: Counter[tuple[str, str]] = Counter()  # by pod and kind of request
         self.reported: dict[str, dict[str, Any]] = {}
         self.on_probe: dict[str, Callable[[], None]] = {}  # called once, at the next probe of that pod
         self._eureka = FakeEureka()
@@ -51,15 +47,15 @@ class World:
         trio.from_thread.run_sync(self._scope.cancel, trio_token=self._token)
         self._thread.join(10)
 
-    def put(self, pod: str, *, wanted: bool) -> None:
-        """Give the pod the plan, or take it away."""
-        (self.wanted.add if wanted else self.wanted.discard)(pod)
-        trio.from_thread.run_sync(self._tell, pod, trio_token=self._token)
+    def put(self, pod: str, *, with_plan: bool) -> None:
+        """Give the pod the plan, or withdraw it."""
+        (self.with_plan.add if with_plan else self.with_plan.discard)(pod)
+        trio.from_thread.run_sync(self._wake, pod, trio_token=self._token)
 
     def count(self, pod: str, *kinds: str) -> int:
         return sum(self.requests[pod, kind] for kind in kinds)
 
-    def _tell(self, pod: str) -> None:
+    def _wake(self, pod: str) -> None:
         self._changed.pop(pod, trio.Event()).set()
 
     async def _run(self) -> None:
@@ -73,37 +69,37 @@ class World:
                 )
                 self._up.set()
 
-    async def _handle(self, asked: Request) -> Response:
-        pod, path = asked.peer, asked.path
+    async def _handle(self, request: Request) -> Response:
+        pod, path = request.peer, request.path
         if path == "/":
             self.requests[pod, "probe"] += 1
             self.on_probe.pop(pod, lambda: None)()
             return Response(200)
         if path.startswith("/eureka/"):
-            self.requests[pod, "beat" if asked.method == "PUT" else "register"] += 1
-            return Response(*self._eureka.handle(asked.method, asked.target, asked.body, time.time()))
+            self.requests[pod, "beat" if request.method == "PUT" else "register"] += 1
+            return Response(*self._eureka.handle(request.method, request.target, request.body, time.time()))
         if path == "/v1/doorbell":
             self.requests[pod, "doorbell"] += 1
-            return Response(303) if pod in self.wanted else Response(200, later=partial(self._ring, pod))
+            return Response(303) if pod in self.with_plan else Response(200, later=partial(self._ring, pod))
         if path == "/v1/status":
             self.requests[pod, "report"] += 1
             return Response(204)
         self.requests[pod, "bundle"] += 1
         body = self._bundle(pod)
-        with trio.move_on_after(HELD):
-            while (tag := f'"{digest(body.decode())}"') in asked.headers.get("if-none-match", ""):
+        with trio.move_on_after(HELD_SECONDS):
+            while (tag := f'"{digest(body.decode())}"') in request.headers.get("if-none-match", ""):
                 await self._changed[pod].wait()
                 body = self._bundle(pod)
             return Response(200, {"content-type": MEDIA_TYPE, "etag": tag}, body)
         return Response(304, {"preference-applied": "wait"})
 
     async def _ring(self, pod: str) -> bytes:
-        while pod not in self.wanted:
+        while pod not in self.with_plan:
             await self._changed[pod].wait()
         return b"!"
 
     def _bundle(self, address: str) -> bytes:
-        tasks = self._tasks() if address in self.wanted else []
+        tasks = self._tasks() if address in self.with_plan else []
         name = f"pod-{address.replace('.', '-')}"
         pod = Pod(name, "bench", f"uid-{name}", address)
         return canonical(encode_bundle(tasks, phase=Phase.RUNNING, pod=pod))
