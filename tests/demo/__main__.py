@@ -1,7 +1,7 @@
-"""``make demo``: three pods, a repo, a Eureka and an application on this machine; every step is checked.
+"""``make demo``: runs three pods, a repo, a Eureka and an application on this machine, and checks each step.
 
-Each step is checked against the registry, the repo or a metrics page, and prints the time it took. A step
-that fails ends the demo with what was expected and what was seen, and exit code 1.
+Each step is checked in the registry, the repo or a metrics page, and its duration is printed. A step that fails ends
+the demo with the expected and the actual state, and exit code 1.
 """
 
 import argparse
@@ -27,11 +27,11 @@ ORPHANS = 1000
 
 
 class StepFailed(Exception):
-    """What was expected, and what was seen."""
+    """A step that failed; the text is the expected and the actual state."""
 
 
 class Show:
-    """Prints steps, with the time since the start and the time that the step took."""
+    """Prints steps, with the time since the start and the duration of the step."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
@@ -41,28 +41,28 @@ class Show:
 
     @contextmanager
     def step(self, name: str) -> Iterator[Callable[[str], None]]:
-        """Yields the function that says what was seen; the time is the one since the step began."""
+        """Yield a function that prints a result of the step, with the time since the step began."""
         began = time.monotonic()
         yield lambda text: self.line(name, f"{text}  ({time.monotonic() - began:.2f} s)")
 
 
 def until(
-    look: Callable[[], T], good: Callable[[T], object], expected: str, *, seconds: float = PATIENCE_SECONDS
+    read: Callable[[], T], holds: Callable[[T], object], expected: str, *, seconds: float = PATIENCE_SECONDS
 ) -> T:
-    """Look until it is good. Raises ``StepFailed``."""
+    """Read a value until ``holds`` is true for it, and return it. Raises ``StepFailed`` after ``seconds``."""
     deadline = time.monotonic() + seconds
     while True:
-        seen = look()
-        if good(seen):
-            return seen
+        value = read()
+        if holds(value):
+            return value
         if time.monotonic() > deadline:
-            raise StepFailed(f"expected within {seconds:g} s: {expected}\nseen: {seen}")
+            raise StepFailed(f"expected within {seconds:g} s: {expected}\nseen: {value}")
         time.sleep(0.02)
 
 
 def bring_up(world: World, show: Show) -> None:
     words, _ = pidns.way()
-    show.line("start", f"each pod is process 1 of its own: {words}")
+    show.line("start", f"each pod has its own process 1: {words}")
     kind = (
         "Spring Cloud Eureka" if world.real_eureka else "an embedded fake (make eureka builds the real one)"
     )
@@ -75,30 +75,30 @@ def bring_up(world: World, show: Show) -> None:
         show.line("", f"pod shop/{name:<5} at {world.addresses[name]}, labels {world.labels[name]}")
     with show.step("plan") as say:
         for name, tasks in {WEB: 3, DB: 1}.items():
-            expected = f"shop/{name} runs a plan of {tasks} tasks"
+            expected = f"shop/{name} runs a plan with {tasks} tasks"
             pod = until(lambda name=name: world.reported(name), lambda pod: _runs(pod, tasks), expected)  # type: ignore[misc] # noqa: B023
-            say(f"shop/{name:<5} runs {str(pod['expected']['digest'])[:15]}.. with {tasks} tasks")
+            digest = str(pod["expected"]["digest"])[:15]
+            say(f"shop/{name:<5} runs plan {digest}.. with {tasks} task{'' if tasks == 1 else 's'}")
         if DOZE.exists():
             until(
-                lambda: sleeper(world),
-                lambda seen: seen.startswith("doze"),
-                f"shop/{PLAIN} has no task and dozes",
+                lambda: idle_program(world),
+                lambda program: program.startswith("doze"),
+                f"shop/{PLAIN} has no tasks and dozes",
             )
-            say(
-                f"shop/{PLAIN} has no task: process 1 is doze, {private_memory(world.pods[PLAIN].pid)} KiB of its own"
-            )
+            memory = private_memory(world.pods[PLAIN].pid)
+            say(f"shop/{PLAIN} has no tasks: process 1 is doze, with {memory} KiB of private memory")
 
 
-def sleeper(world: World) -> str:
-    """The program that process 1 of the pod without labels is, when nobody asks for it."""
+def idle_program(world: World) -> str:
+    """Return the program of process 1 in the pod without labels, or "asking" while it asks for a plan."""
     process = psutil.Process(world.pods[PLAIN].pid)
-    helper = pidns.PODLET.name  # beside it in every pod here
+    helper = pidns.PODLET.name  # runs in each pod of the demo
     asking = [child for child in process.children() if helper not in " ".join(child.cmdline())]
     return "asking" if asking else Path(process.exe()).name
 
 
 def private_memory(pid: int) -> int:
-    """KiB that no other process shares; root may look into a user namespace's, and its owner too."""
+    """Return the private memory of a process in KiB. Root and the owner of the user namespace may read it."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
 
@@ -120,25 +120,27 @@ def register(world: World, show: Show) -> None:
     world.app.start()
     with show.step("healthy") as say:
         until(lambda: task_state(world, WEB, "ready"), lambda state: state == "healthy", "ready is healthy")
-        say(f"http://{world.addresses[WEB]}:{PORT}/ answers its probe")
+        say(f"the probe of http://{world.addresses[WEB]}:{PORT}/ succeeds")
     with show.step("registered") as say:
         instance = until(
-            world.instance, lambda found: found and found["status"] == "UP", f"{INSTANCE} is UP in Eureka"
+            world.instance,
+            lambda instance: instance and instance["status"] == "UP",
+            f"{INSTANCE} is UP in Eureka",
         )
         assert instance is not None
         if (instance["ipAddr"], instance["port"]["$"]) != (world.addresses[WEB], PORT):
             raise StepFailed(f"expected {world.addresses[WEB]}:{PORT} in Eureka\nseen: {instance}")
-        say(f"Eureka has RATINGS {INSTANCE} at {instance['ipAddr']}:{instance['port']['$']}: UP")
+        say(f"Eureka lists RATINGS {INSTANCE} at {instance['ipAddr']}:{instance['port']['$']}: UP")
     with show.step("heartbeats") as say:
         renewals = {int(instance["leaseInfo"]["lastRenewalTimestamp"])}
 
         def renewed() -> int:
-            found = world.instance()
-            renewals.add(int(found["leaseInfo"]["lastRenewalTimestamp"]) if found else 0)
+            current = world.instance()
+            renewals.add(int(current["leaseInfo"]["lastRenewalTimestamp"]) if current else 0)
             return len(renewals)
 
         until(renewed, lambda count: count >= 4, "three renewals of the lease in Eureka")
-        say("Eureka saw three, every 2 s")
+        say("Eureka received three, one every 2 s")
 
 
 def orphans(world: World, show: Show) -> None:
@@ -153,18 +155,18 @@ def orphans(world: World, show: Show) -> None:
         reaped = until(
             lambda: (world.metric(DB, sample) or 0) - before,
             lambda count: count == ORPHANS,
-            f"{ORPHANS} orphans reaped, by the metrics page",
+            f"{ORPHANS} orphans reaped, on the metrics page",
         )
-        until(world.pods[DB].zombies, lambda count: count == 0, "no zombie left, by /proc")
-        say(f"{ORPHANS} made in shop/{DB}, {reaped:.0f} reaped, no zombie left")
+        until(world.pods[DB].zombies, lambda count: count == 0, "no zombies left, in /proc")
+        say(f"{ORPHANS} orphans made in shop/{DB}, {reaped:.0f} reaped, no zombies left")
 
 
 def break_and_mend(world: World, show: Show) -> None:
     for order, status in (("break", "DOWN"), ("mend", "UP")):
         with show.step(f"{order}s".replace("breaks", "broken").replace("mends", "mended")) as say:
-            world.tell_application(order)
-            until(world.status, lambda seen: seen == status, f"RATINGS is {status} in Eureka")  # noqa: B023
-            say(f"the application answers {503 if order == 'break' else 200}, Eureka says {status}")
+            world.order_application(order)
+            until(world.status, lambda value: value == status, f"RATINGS is {status} in Eureka")  # noqa: B023
+            say(f"the application answers {503 if order == 'break' else 200}, and Eureka shows {status}")
 
 
 def relabel(world: World, show: Show) -> None:
@@ -175,20 +177,20 @@ def relabel(world: World, show: Show) -> None:
         up = until(
             lambda: world.metric(WEB, 'pidone_registration_up{task="registration",registry="eureka"}'),
             lambda value: value == 1,
-            f"metrics at http://{world.addresses[WEB]}:{METRICS}/metrics, and the registration untouched",
+            f"metrics at http://{world.addresses[WEB]}:{METRICS}/metrics, and an unchanged registration",
         )
         after = world.instance()
         stamp = "registrationTimestamp"
         if not before or not after or before["leaseInfo"][stamp] != after["leaseInfo"][stamp]:
-            raise StepFailed(f"expected the registration untouched\nseen: {before} and then {after}")
+            raise StepFailed(f"expected an unchanged registration\nseen: {before} and then {after}")
         say(
-            f"shop/{WEB} has a new plan: it serves metrics too (registration up: {up:.0f}), and kept its lease"
+            f"shop/{WEB} now serves metrics too (registration up: {up:.0f}), and its registration is unchanged"
         )
 
 
 def restart_registry(world: World, show: Show) -> None:
     world.eureka.end()
-    show.line("registry", "Eureka was killed (SIGKILL), and starts empty")
+    show.line("registry", "Eureka is killed (SIGKILL) and starts again, empty")
     world.eureka.start()
     until(world.status, lambda status: status != "Eureka is away", "Eureka answers")
     with show.step("again") as say:
@@ -201,9 +203,9 @@ def end_pod(world: World, show: Show) -> None:
         world.deleted.add(WEB)
         world.write_inventory()
         until(world.status, lambda status: status == "not registered", "RATINGS is gone from Eureka")
-        say(f"shop/{WEB} is terminating: out of Eureka, while its application still runs")
+        say(f"shop/{WEB} is terminating: deregistered while its application still runs")
     if world.app.ended():
-        raise StepFailed("expected the application still running\nseen: it has ended")
+        raise StepFailed("expected that the application still runs\nseen: it has ended")
     until(world.status, lambda status: status == "not registered", "RATINGS stays out of Eureka")
 
 
@@ -213,18 +215,16 @@ def end(world: World, show: Show) -> None:
     with show.step("end") as say:
         for name, pod in world.pods.items():
             if not pod.same():
-                raise StepFailed(
-                    f"expected process 1 of shop/{name} to be the one that was started\nseen: it is gone"
-                )
+                raise StepFailed(f"expected that process 1 of shop/{name} still runs\nseen: it has ended")
             pod.signal(signal.SIGTERM)
         codes = {name: pod.wait(PATIENCE_SECONDS) for name, pod in world.pods.items()}
         if set(codes.values()) != {0}:
-            raise StepFailed(f"expected exit code 0 of every process 1 on TERM\nseen: {codes}")
-        say("every process 1 was the same from start to end, and left with 0")
+            raise StepFailed(f"expected exit code 0 of each process 1 after SIGTERM\nseen: {codes}")
+        say("each process 1 was the same from start to end, and exited with 0")
 
 
 def keep(world: World, show: Show, restart_after: float) -> None:
-    """Stay up, start again what was killed, and show what Eureka says, until interrupted."""
+    """Keep running, restart killed servers, and print each change of the status in Eureka, until interrupted."""
     services = {"repo": world.repo, "eureka": world.eureka, "application": world.app}
     pids = ", ".join(f"{name} {service.process.pid}" for name, service in services.items() if service.process)
     pids += "".join(f", shop/{name} {pod.pid}" for name, pod in world.pods.items())
@@ -232,31 +232,32 @@ def keep(world: World, show: Show, restart_after: float) -> None:
     show.line("", f"repo {world.repo_url}/v1/pods   Eureka {world.eureka_url}/apps")
     show.line(
         "",
-        f"kill any of repo, eureka, application: it is started again after {restart_after:g} s; Ctrl-C ends",
+        f"kill repo, eureka or application: it is restarted after {restart_after:g} s; Ctrl-C ends the demo",
     )
-    dead: dict[str, float] = {}
-    shown = ""
+    killed: dict[str, float] = {}
+    last_status = ""
     while True:
         status = world.status()
-        if status != shown:
-            shown = status
+        if status != last_status:
+            last_status = status
             show.line("eureka", f"RATINGS: {status}")
         for name, service in services.items():
-            _restart(name, service, dead, show, restart_after)
+            _restart(name, service, killed, show, restart_after)
         for name, pod in world.pods.items():
             if not pod.same():
-                raise StepFailed(f"expected process 1 of shop/{name} to live\nseen: it has ended")
+                raise StepFailed(f"expected that process 1 of shop/{name} still runs\nseen: it has ended")
         time.sleep(0.1)
 
 
-def _restart(name: str, service: Service, dead: dict[str, float], show: Show, after: float) -> None:
+def _restart(name: str, service: Service, killed: dict[str, float], show: Show, after: float) -> None:
+    """Start a service that was killed ``after`` seconds ago. ``killed`` has the times by name."""
     if not service.ended():
         return
-    since = dead.setdefault(name, time.monotonic())
-    if since == dead[name] and time.monotonic() - since < 0.05:
+    if name not in killed:
+        killed[name] = time.monotonic()
         show.line("killed", name)
-    if time.monotonic() - since >= after:
-        del dead[name]
+    if time.monotonic() - killed[name] >= after:
+        del killed[name]
         service.start()
         assert service.process is not None
         show.line("restarted", f"{name}, pid {service.process.pid}")
@@ -264,7 +265,7 @@ def _restart(name: str, service: Service, dead: dict[str, float], show: Show, af
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
-    parser.add_argument("--keep", action="store_true", help="stay up at the end; start again what is killed")
+    parser.add_argument("--keep", action="store_true", help="keep running; restart servers that are killed")
     parser.add_argument("--restart-after", type=float, default=20, metavar="SECONDS")
     parser.add_argument("--folder", type=Path, default=ROOT / "build/demo", help="for logs and the inventory")
     arguments = parser.parse_args()

@@ -1,17 +1,17 @@
-"""``app.py ADDRESS PORT``: the application of the demo. POST /break and /mend make it ill and well."""
+"""``app.py ADDRESS PORT``: the application of the demo. It answers 503 after POST /break, and 200 after POST /mend."""
 
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Ratings(BaseHTTPRequestHandler):
-    well = True
+    healthy = True
 
     def do_GET(self) -> None:
-        self.answer(200 if Ratings.well else 503)
+        self.answer(200 if Ratings.healthy else 503)
 
     def do_POST(self) -> None:
-        Ratings.well = self.path == "/mend"
+        Ratings.healthy = self.path == "/mend"
         self.answer(204)
 
     def answer(self, status: int) -> None:
@@ -19,7 +19,7 @@ class Ratings(BaseHTTPRequestHandler):
         self.send_header("content-length", "0")
         self.end_headers()
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class named it
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name in the base class
         pass
 
 

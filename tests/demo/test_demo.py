@@ -1,4 +1,4 @@
-"""The main job end to end, and what must survive a kill -9 of everything around process 1."""
+"""The demo end to end; and pods survive a kill -9 of each server around them."""
 
 import os
 import re
@@ -21,9 +21,9 @@ REGISTRIES = [
     pytest.param("fake"),
     pytest.param("spring", marks=[pytest.mark.eureka, spring]),
 ]
-# How long a killed server stays away: long enough for every client to notice and back off. The demo's own
-# 20 s are taken where there is time for them (CI).
-AWAY = float(os.environ.get("PIDONE_TEST_AWAY", "4"))
+# Seconds until a killed server is restarted: long enough for all clients to notice and back off. The demo itself takes
+# 20 s.
+AWAY_SECONDS = float(os.environ.get("PIDONE_TEST_AWAY", "4"))
 
 
 @contextmanager
@@ -58,32 +58,32 @@ def test_the_demo_passes_every_step(tmp_path: Path, registry: str) -> None:
 
 def test_what_is_killed_around_the_pods_comes_back_and_process_1_stays(tmp_path: Path) -> None:
     registry = "fake" if real.missing() else "spring"
-    with demo(tmp_path, registry, "--keep", "--restart-after", str(AWAY)) as process:
+    with demo(tmp_path, registry, "--keep", "--restart-after", str(AWAY_SECONDS)) as process:
         pids = _read_until(process, r"pids: .*\n")
         pods = [psutil.Process(int(pid)) for pid in re.findall(r"shop/\w+ (\d+)", pids)]
         assert len(pods) == 3
         for name in ("repo", "application", "eureka"):
-            found = re.search(rf"{name} (\d+)", pids)
-            assert found is not None
+            match = re.search(rf"{name} (\d+)", pids)
+            assert match is not None
             killed = time.monotonic()
-            os.kill(int(found[1]), signal.SIGKILL)
+            os.kill(int(match[1]), signal.SIGKILL)
             _read_until(process, rf"restarted +{name}")
-            assert time.monotonic() - killed >= AWAY
+            assert time.monotonic() - killed >= AWAY_SECONDS
         _read_until(process, r"RATINGS: UP")  # the last to come back was an empty registry
         assert all(pod.is_running() for pod in pods)
-        # And the demo itself: what would be the end of a pod is the end of it, with the reason.
+        # The end of a process 1 ends the demo, with the reason.
         pods[0].kill()
         rest, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 1
-    assert "FAILED: expected process 1 of shop/web to live\nseen: it has ended" in rest
+    assert "FAILED: expected that process 1 of shop/web still runs\nseen: it has ended" in rest
 
 
 def _read_until(process: subprocess.Popen[str], pattern: str) -> str:
-    """The output up to the line with the pattern; pytest's own limit ends a demo that never says it."""
+    """Return the output up to the line with the pattern. pytest's timeout ends a demo that does not print it."""
     assert process.stdout is not None
-    seen = ""
+    output = ""
     for line in process.stdout:
-        seen += line
+        output += line
         if re.search(pattern, line):
-            return seen
-    raise AssertionError(f"the demo ended without {pattern!r}:\n{seen}")
+            return output
+    raise AssertionError(f"the demo ended without {pattern!r}:\n{output}")

@@ -1,4 +1,4 @@
-"""What the demo is made of: a repo, a Eureka, an application, and pods, each a real process."""
+"""The parts of the demo: a repo, a Eureka, an application, and pods. Each is a real process."""
 
 import json
 import os
@@ -26,7 +26,7 @@ INSTANCE = f"{WEB}:ratings:{PORT}"
 
 
 class Service:
-    """A server that can be killed and started again, on the same port."""
+    """A server that can be killed and restarted on the same port."""
 
     def __init__(self, name: str, command: Sequence[str], env: Mapping[str, str], log: Path) -> None:
         self.name = name
@@ -50,7 +50,7 @@ class Service:
 
 
 class World:
-    """All of it. Whatever was started is ended at the end of the ``with`` block, each by its own pid."""
+    """All parts. The end of the ``with`` block ends each process by its pid."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -80,8 +80,8 @@ class World:
         self.deleted: set[str] = set()
         tasks = folder / "bindings"
         tasks.mkdir(exist_ok=True)
-        written = (HERE / "bindings.yaml").read_text().replace("$EUREKA", self.eureka_url)
-        (tasks / "bindings.yaml").write_text(written)
+        bindings = (HERE / "bindings.yaml").read_text().replace("$EUREKA", self.eureka_url)
+        (tasks / "bindings.yaml").write_text(bindings)
         self.write_inventory()
         command = ["-m", "pidone_controller", "standalone", "--inventory", str(self.inventory)]
         command += [
@@ -123,7 +123,7 @@ class World:
         self.pods[name] = self._closing.enter_context(pidns.process_one(command, env=env, output=log))
 
     def write_inventory(self) -> None:
-        """As ``kubectl get pods -o json`` prints it; written aside and moved, as kubectl and editors do."""
+        """Write the inventory in the form of ``kubectl get pods -o json``; replace the file at once, as editors do."""
         pods = []
         for name, address in self.addresses.items():
             metadata: dict[str, Any] = {"name": name, "namespace": "shop", "uid": f"uid-{name}"}
@@ -136,41 +136,41 @@ class World:
         aside.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": pods}, indent=2))
         aside.rename(self.inventory)
 
-    # What is looked at: the registry, the repo, the metrics pages; never our own log.
+    # The steps are checked in the registry, the repo and the metrics pages, and never in logs.
 
     def repo_ready(self) -> bool:
         return self._get(f"{self.repo_url}/readyz") is not None
 
     def instance(self) -> dict[str, Any] | None:
-        """What Eureka itself has; None where it has nothing, or is away."""
+        """Return the instance in Eureka; None if there is none, or Eureka is away."""
         answer = self._get(f"{self.eureka_url}/apps/RATINGS/{INSTANCE}")
         if answer is None:
             return None
-        found: dict[str, Any] = answer.json()["instance"]
-        return found
+        instance: dict[str, Any] = answer.json()["instance"]
+        return instance
 
     def status(self) -> str:
-        """The instance's status in Eureka, in one word."""
+        """Return the instance's status in Eureka, "not registered", or "Eureka is away"."""
         if self._get(f"{self.eureka_url}/apps") is None:
             return "Eureka is away"
         instance = self.instance()
         return str(instance["status"]) if instance else "not registered"
 
     def reported(self, pod: str) -> dict[str, Any]:
-        """What the repo has of a pod: the plan it is to have, and what it told of it."""
+        """Return the repo's document about a pod: its expected plan and its last report."""
         answer = self._get(f"{self.repo_url}/v1/pods/shop/{pod}")
-        found: dict[str, Any] = answer.json() if answer else {}
-        return found
+        document: dict[str, Any] = answer.json() if answer else {}
+        return document
 
     def metric(self, pod: str, sample: str) -> float | None:
-        """One value of the pod's metrics page, by its name and labels as they stand there."""
+        """Return a value of the pod's metrics page; ``sample`` is its name and labels as on the page."""
         answer = self._get(f"http://{self.addresses[pod]}:{METRICS}/metrics")
         for line in answer.text.splitlines() if answer else []:
             if line.startswith(f"{sample} "):
                 return float(line.rpartition(" ")[2])
         return None
 
-    def tell_application(self, order: str) -> None:
+    def order_application(self, order: str) -> None:
         self._http.post(f"http://{self.addresses[WEB]}:{PORT}/{order}").raise_for_status()
 
     def _get(self, url: str) -> httpx.Response | None:
