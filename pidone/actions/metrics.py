@@ -1,4 +1,4 @@
-"""``metrics``: serves the pod's metrics in the Prometheus text format, on the pod's own port."""
+"""``metrics``: serves the pod's metrics in the Prometheus text format, on a port of the pod."""
 
 from collections.abc import Callable, Iterable, Iterator
 from time import perf_counter
@@ -16,13 +16,13 @@ from pidone.plan.fields import Fields
 STATES = ("listening",)
 (LISTENING,) = STATES
 PORT = 19100  # not 9100 (node-exporter with hostNetwork) and not 9464 (OpenTelemetry)
-MAX_CONNECTIONS = 16  # two Prometheus servers and a person need three
+MAX_CONNECTIONS = 16  # two Prometheus servers and a person use three
 
 Collector = Callable[[], Iterable[Family]]
 
 
 class Metrics:
-    """One listener; each scrape reads anew."""
+    """Serves ``/metrics``; each request collects all families."""
 
     def __init__(self, port: int, source: str | None, collectors: dict[str, Collector]) -> None:
         self._port = port
@@ -30,14 +30,14 @@ class Metrics:
         self._collectors = collectors
 
     async def run(self, context: Context) -> None:
-        """Listen until cancelled. A port that is taken fails the run: the application goes first."""
+        """Listen until cancelled. Raises ``TaskFailed`` if the port is in use: the application has priority."""
         try:
             listeners = await trio.open_tcp_listeners(
                 self._port, host=encoded(self._source) if self._source else None
             )
         except OSError as error:
-            where = f"{self._source or '*'}:{self._port}"
-            raise TaskFailed(f"cannot listen on {where}: {error.strerror or error}") from error
+            address = f"{self._source or '*'}:{self._port}"
+            raise TaskFailed(f"cannot listen on {address}: {error.strerror or error}") from error
         context.report(LISTENING)
         try:
             await serve(self._answer, listeners, max_connections=MAX_CONNECTIONS)
@@ -45,46 +45,46 @@ class Metrics:
             context.report("")
 
     async def undo(self, context: Context) -> None:
-        """The listener went with the run."""
+        """Nothing to undo: the end of the run has closed the port."""
 
     async def _answer(self, request: Request) -> Response:
         if request.path != "/metrics":
-            return text_response(404, "metrics are at /metrics")
+            return text_response(404, "the path is /metrics")
         if request.method not in {"GET", "HEAD"}:
-            return text_response(405, "metrics are read with GET", allow="GET, HEAD")
+            return text_response(405, "the method is GET", allow="GET, HEAD")
         return Response(200, {"content-type": CONTENT_TYPE}, render(self.collect()))
 
     def collect(self) -> Iterator[Family]:
-        """All families; a collector that fails is missing, and says so in ``pidone_collector_success``."""
+        """Yield all families. A collector that fails has none, and is 0 in ``pidone_collector_success``."""
         began = perf_counter()
-        success = gauge("pidone_collector_success", "Whether a collector could read what it is for.")
+        success = gauge("pidone_collector_success", "Whether the collector succeeded.")
         for name, collector in self._collectors.items():
             try:
                 families = list(collector())
-            except Exception:  # noqa: BLE001 - /proc may be masked in ways nobody foresaw; the other collectors go on
+            except Exception:  # noqa: BLE001 - /proc may be masked in many ways; the other collectors go on
                 families = []
                 success.add(0, collector=name)
             else:
                 success.add(1, collector=name)
             yield from families
         yield success
-        yield gauge("pidone_scrape_duration_seconds", "How long this page took.", perf_counter() - began)
+        yield gauge("pidone_scrape_duration_seconds", "Time to collect this page.", perf_counter() - began)
 
 
 def build(fields: Fields, setting: Setting) -> Metrics:
     from pidone.metrics import network, process
 
-    known: dict[str, Collector] = {
+    collectors: dict[str, Collector] = {
         "process": process.collect,
         "network": network.collect,
         "tasks": lambda: task_families(setting, list(setting.tasks())),
     }
     port = fields.integer("port", PORT, least=1, most=65535)
-    wanted = fields.texts("collectors") or tuple(known)
+    names = fields.texts("collectors") or tuple(collectors)
     fields.done()
-    unknown = [name for name in wanted if name not in known]
+    unknown = [name for name in names if name not in collectors]
     if unknown:
         raise Refused(
-            f"{fields.path}.collectors: expected some of {', '.join(known)}, not {', '.join(unknown)}"
+            f"{fields.path}.collectors: expected some of {', '.join(collectors)}, not {', '.join(unknown)}"
         )
-    return Metrics(port, setting.source, {name: known[name] for name in wanted})
+    return Metrics(port, setting.source, {name: collectors[name] for name in names})
