@@ -1,14 +1,17 @@
-"""What tasks do: one module an action, named as people write it, imported when a plan asks for it.
+"""The actions of tasks: one module for each, with the name of the action, imported when a plan contains it.
 
-A module of this folder has
+A module of this folder defines:
 
     def build(fields: Fields, setting: Setting) -> Action    raises Refused; no I/O, no waiting
-    STATES                                                   what edges to it can name
-    def privileged(config) -> bool                           where plain http must not bring all of it
-    HOLDS_OUTSIDE = True                                     where its tasks hold something outside the pod
-    def families(views) -> Iterable[Family]                  metrics of its tasks, where it has any
+    STATES                                                   the states that edges can name
 
-and nothing else is needed here for a new action. Its fields and states for people stand in ``schema/``.
+and optionally:
+
+    def privileged(config) -> bool                           True if plain http must not bring these fields
+    HOLDS_OUTSIDE = True                                     if its tasks hold something outside the pod
+    def families(views) -> Iterable[Family]                  the metrics of its tasks
+
+A new action needs such a module, and a file in ``schema/actions/`` that describes its fields and states.
 """
 
 import os
@@ -28,23 +31,23 @@ from pidone.pid1.reaper import Reaper
 from pidone.plan.fields import Fields
 from pidone.plan.model import Pod, Task
 
-PROGRAMS = "/opt/pidone"  # where the image has those that are meant for tasks
+PROGRAMS = "/opt/pidone"  # the folder of the image with programs for tasks
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What an action may use of the process around it."""
+    """The parts of the process that an action may use."""
 
     pod: Pod
-    source: str | None  # the address to connect from and to listen on; None: the kernel's choice, and all
+    source: str | None  # the address to connect from and to listen on; None: chosen by the kernel, and all
     reaper: Reaper
     counters: Counters
     tasks: Callable[[], Iterable[TaskView]]
-    programs: str = PROGRAMS  # the folder of the programs that a plan may have run; "/" is all
+    programs: str = PROGRAMS  # the folder with the programs that a plan may run; "/" is all
 
 
 class Context(Protocol):
-    """What one task sees of the engine."""
+    """The interface of the engine for one task."""
 
     @property
     def task(self) -> str:
@@ -52,100 +55,100 @@ class Context(Protocol):
 
     @property
     def every(self) -> float | None:
-        """Its period in seconds, for an action whose run has no end."""
+        """The task's period in seconds, for an action whose run does not end."""
 
     def report(self, state: str) -> None:
-        """Say which state the task is in: what ``needs`` of others and people see."""
+        """Set the state of the task, for the edges of other tasks and for people."""
 
     def log(self, event: str, **fields: object) -> None:
-        """One line in the journal, in this task's name."""
+        """Write a line with the task's name to the journal."""
 
     def state_of(self, task: str) -> str:
-        """What another task reported last; empty before it has reported."""
+        """Return the state that another task reported last; "" before its first report."""
 
     async def state_change(self, task: str, seen: str) -> str:
-        """Wait until another task is in another state than ``seen``."""
+        """Wait until the state of another task is not ``seen``, and return it."""
 
     def grace(self) -> AbstractContextManager[None]:
-        """For cleaning up after a cancellation: shielded from it, for ``stopTimeout`` seconds.
+        """Return a scope for cleaning up after a cancellation, shielded from it for ``stopTimeout`` seconds.
 
-        What takes longer is cut off without an exception, as where the pod's end has no time left.
+        After that time, or when the time of the pod's end is over, the block is left without an exception.
         """
 
     def unbroken(self) -> AbstractContextManager[trio.CancelScope]:
-        """For what has an effect outside and should not be broken off: shielded from a cancellation for a while.
+        """Return a scope for a request with an effect outside of the pod, shielded from a cancellation for some time.
 
-        For ``stopTimeout`` at the pod's end, else for 15 seconds at least. Cut off as with ``grace``;
-        ``cancelled_caught`` of the scope says whether it was.
+        The time is ``stopTimeout`` at the pod's end, otherwise at least 15 seconds. After it the block is left as with
+        ``grace``, and ``cancelled_caught`` of the scope is True.
         """
 
     def pause(self, failures: int, at_most: float) -> float:
-        """Seconds until the next try after so many failures in a row, by the task's ``backoff``."""
+        """Return the seconds until the next try after ``failures`` in a row, by the task's ``backoff``."""
 
     async def changed(self) -> None:
         """Wait until the state of any task changes."""
 
     def action_of(self, task: str) -> "Action | None":
-        """The action of another task, to work with; None while there is none."""
+        """Return the action of another task; None while that task has none."""
 
 
 class Action(Protocol):
-    """One task at work. The same object serves all runs of the task, and its undoing."""
+    """The action of one task. The same object is used for all runs of the task, and for undoing it."""
 
     async def run(self, context: Context) -> None:
-        """Do it. Ends when done, raises when failed (``TaskFailed`` where it is no bug), and is cancelled to stop."""
+        """Run once. Return on success, raise on failure (``TaskFailed`` if it is expected); cancelled to stop."""
 
     async def undo(self, context: Context) -> None:
-        """Take back what was done outside of this process. Called once, after the last run; is cancelled when late."""
+        """Undo the effects outside of this process. Called once, after the last run; cancelled after a time limit."""
 
 
 @runtime_checkable
 class Successor(Protocol):
-    """An action that can go on with what an earlier one holds outside of this process, such as a registration.
+    """An action that can take over what an earlier action holds outside of this process, such as a registration.
 
-    Optional, for the actions of a module with ``HOLDS_OUTSIDE``. Where the plan changes, nothing is undone then and
-    nothing is done twice. Both methods do no I/O.
+    Optional for actions of a module with ``HOLDS_OUTSIDE``. A change of the plan then undoes nothing and does nothing
+    twice. Both methods do no I/O.
     """
 
     def succeeds(self, previous: Action) -> bool:
-        """Whether what ``previous`` holds is what this action would hold. Asked while ``previous`` may still run."""
+        """True if this action would hold the same as ``previous``, which may still run."""
 
     def take_over(self, previous: Action) -> None:
-        """Hold what ``previous`` held. Its run has ended, it is not undone, and it is not used any more."""
+        """Take over what ``previous`` holds. Its run has ended; it will not be undone or used again."""
 
 
 def names() -> list[str]:
-    """The actions that this program has."""
+    """Return the names of all actions of this program."""
     return sorted({entry.partition(".")[0] for entry in os.listdir(__path__[0]) if not entry.startswith("_")})
 
 
 def privileged(action: str, config: Mapping[str, Any] = MappingProxyType({})) -> bool:
-    """Whether this action, with these fields, needs a repo that proved who it is."""
+    """True if this action with these fields is accepted only from an https repo or a local file."""
     module = import_module(f"{__name__}.{action}")
     return bool(module.privileged(config)) if hasattr(module, "privileged") else False
 
 
 def holds_outside(action: str) -> bool:
-    """Whether the tasks of this action hold something outside the pod, as a registration, until they are undone."""
+    """True if tasks of this action hold something outside the pod until they are undone, such as a registration."""
     return getattr(import_module(f"{__name__}.{action}"), "HOLDS_OUTSIDE", False)
 
 
 def task_families(setting: Setting, views: Sequence[TaskView]) -> Iterator[Family]:
-    """Return the metrics of the plan and of these tasks: those of all tasks, and those that actions add."""
+    """Yield the metrics of the plan and of these tasks: those of all tasks, and those of their actions."""
     from pidone.metrics import tasks
 
     yield from tasks.collect(setting.pod, setting.reaper, setting.counters, views)
     by_action: dict[str, list[TaskView]] = {}
     for view in views:
         by_action.setdefault(view.task.action, []).append(view)
-    for action, own in sorted(by_action.items()):
+    for action, action_views in sorted(by_action.items()):
         module = import_module(f"{__name__}.{action}")
         if hasattr(module, "families"):
-            yield from module.families(own)
+            yield from module.families(action_views)
 
 
 def check_states(tasks: Iterable[Task]) -> None:
-    """Raises ``Refused`` for an edge to a state that its task never has: it would be waited for in vain."""
+    """Raise ``Refused`` for an edge to a state that its task never has: the wait would never end."""
     by_name = {task.name: task for task in tasks}
     for task in by_name.values():
         for edge in (*task.gates, *task.run_on):
@@ -161,7 +164,7 @@ def check_states(tasks: Iterable[Task]) -> None:
 
 
 def build(task: Task, setting: Setting) -> Action:
-    """Make the action of a task. Raises ``Refused`` for what this program does not know or cannot do."""
+    """Build the action of a task. Raises ``Refused`` for fields that this program does not know or cannot run."""
     fields = Fields(task.config, f'task "{task.name}".{task.action}')
     action: Action = import_module(f"{__name__}.{task.action}").build(fields, setting)
     return action

@@ -1,7 +1,7 @@
-"""``report``: tells a monitoring system the states of tasks, when they change and every so often.
+"""``report``: reports the states of tasks to a monitoring system, at each change and periodically.
 
-The system may be slow or away: a webhook's results wait in a bounded queue, and what the queue loses is
-counted and told. A Pushgateway keeps the last page alone, so there nothing waits but the next push.
+The system may be slow or away. Results for a webhook wait in a bounded queue; the number of dropped results is reported
+too. A Pushgateway keeps only the last page, so it needs no queue.
 """
 
 import json
@@ -25,132 +25,140 @@ from pidone.plan.fields import Fields
 STATES = ("reporting", "failing")
 REPORTING, FAILING = STATES
 HOLDS_OUTSIDE = True  # a group in a Pushgateway
-GONE = "gone"  # of a task that is in the plan no more
-GATHER = 0.2  # seconds in which changes are gathered into one message
-PERIOD = 60.0  # seconds between two messages where neither ``onChange`` nor ``every`` says when
-QUEUE, BATCH = 500, 100  # results that wait, and that go at once
-TIMEOUT = 10.0  # seconds for one message
+GONE = "gone"  # the state of a task that has left the plan
+GATHER_SECONDS = 0.2  # changes within this time are sent in one message
+PERIOD_SECONDS = 60.0  # between two messages, with neither ``onChange`` nor ``every``
+QUEUE, BATCH = 500, 100  # results that wait, and results in one message
+TIMEOUT_SECONDS = 10.0  # for one message
 RETRY = Backoff(initial=2.0, maximum=60.0)  # after a message that failed
 RETRY_MIN_SECONDS = 1.0
 
 
-class Target(Protocol):
-    """Where results go. ``url`` tells one from another."""
+class Destination(Protocol):
+    """A monitoring system at a URL."""
 
     @property
     def url(self) -> str: ...
 
-    def take_over(self, previous: "Target") -> None:
-        """Go on with what an earlier one of the same kind and URL has not sent."""
+    def take_over(self, previous: "Destination") -> None:
+        """Continue with the unsent results of an earlier destination of the same kind and URL."""
 
     def add(self, views: Iterable[TaskView], gone: Iterable[TaskView] = ()) -> None:
-        """Take in the states of these tasks, and that some are no more."""
+        """Add the states of these tasks to the next messages; ``gone`` are tasks that have left the plan."""
 
     async def send(self, views: Sequence[TaskView]) -> bool:
-        """Send what was taken in, or how these tasks are now; True where more waits.
+        """Send one message: added states, or the current states ``views``. True if more states wait.
 
         Raises ``TransferError`` and ``TaskFailed``.
         """
 
     async def close(self) -> None:
-        """The last call: send what is left, or take back what must not stay."""
+        """Send the states that wait, or delete what must not stay. The last call."""
 
 
 class Report:
-    """Runs for as long as its task; ``every`` is the period of what it sends without a change."""
+    """Sends messages until cancelled. ``every`` of the task is the period of messages without a change."""
 
-    def __init__(self, target: Target, of: tuple[str, ...], setting: Setting, *, on_change: bool) -> None:
-        self._target = target
+    def __init__(
+        self, destination: Destination, of: tuple[str, ...], setting: Setting, *, on_change: bool
+    ) -> None:
+        self._destination = destination
         self._of = frozenset(of)
         self._setting = setting
         self._on_change = on_change
         self._random = Random()
-        self._told: dict[str, tuple[str, int, TaskView]] = {}
+        self._reported: dict[str, tuple[str, int, TaskView]] = {}  # state and failures by the task's name
 
     async def run(self, context: Context) -> None:
-        period = context.every or (None if self._on_change else PERIOD)
+        period = context.every or (None if self._on_change else PERIOD_SECONDS)
         async with trio.open_nursery() as nursery:
-            wanted = trio.Event()
+            pending = trio.Event()
 
             async def watch() -> None:
                 while True:
-                    # what changes while we gather is seen by the look after it, or wakes the next wait
-                    views, gone = self._changed(context)
+                    # a change during the sleep is in the next ``views``, or ends the next wait
+                    views, gone = self._changes(context)
                     if views or gone:
-                        self._target.add(views, gone)
-                        wanted.set()
+                        self._destination.add(views, gone)
+                        pending.set()
                     await context.changed()
-                    await trio.sleep(GATHER)
+                    await trio.sleep(GATHER_SECONDS)
 
             if self._on_change:
                 nursery.start_soon(watch)
+
             began = trio.current_time()
             failures, due = 0, began + (period if self._on_change else 0.0) if period else float("inf")
             while True:
                 with trio.move_on_at(due):
-                    await wanted.wait()
-                wanted = trio.Event()
+                    await pending.wait()
+                pending = trio.Event()
                 if period and trio.current_time() >= due:
-                    self._target.add(self._views(context))
+                    self._destination.add(self._views(context))
                     due = trio.current_time() + period
+
                 try:
-                    if await self._target.send(self._views(context)):
-                        wanted.set()
+                    if await self._destination.send(self._views(context)):
+                        pending.set()
                 except PidoneError as error:
                     failures += 1
                     if failures == 1:
                         context.log("report-failed", error=error)
                     context.report(FAILING)
                     await trio.sleep(max(RETRY_MIN_SECONDS, RETRY.delay(failures, self._random)))
-                    wanted.set()
+                    pending.set()
                 else:
                     failures = 0
                     context.report(REPORTING)
 
     async def undo(self, context: Context) -> None:
-        """Once, within ``stopTimeout``: a monitoring system that is away does not hold up the end."""
+        """Close the destination. A failure is logged and not retried, since it must not delay the end of the pod."""
         try:
-            await self._target.close()
+            await self._destination.close()
         except PidoneError as error:
             context.log("report-failed", error=error)
 
     def succeeds(self, previous: Action) -> bool:
         return (
             isinstance(previous, Report)
-            and type(previous._target) is type(self._target)
-            and previous._target.url == self._target.url
+            and type(previous._destination) is type(self._destination)
+            and previous._destination.url == self._destination.url
         )
 
     def take_over(self, previous: Action) -> None:
         assert isinstance(previous, Report)
-        self._target.take_over(previous._target)
-        if isinstance(self._target, Webhook):  # a page is sent anew, since it may be of other tasks
-            self._told = {
-                name: told for name, told in previous._told.items() if not self._of or name in self._of
+        self._destination.take_over(previous._destination)
+        if isinstance(self._destination, Webhook):  # a page is sent again, since it may be of other tasks
+            self._reported = {
+                name: state for name, state in previous._reported.items() if not self._of or name in self._of
             }
 
     def _views(self, context: Context) -> list[TaskView]:
-        """Its own states are not told: telling would change them."""
+        """Return the tasks to report, without this one: a report of its own state would change that state."""
         return [
             view
             for view in self._setting.tasks()
             if view.task.name != context.task and (not self._of or view.task.name in self._of)
         ]
 
-    def _changed(self, context: Context) -> tuple[list[TaskView], list[TaskView]]:
-        """What has changed, and what is gone, as it was last.
+    def _changes(self, context: Context) -> tuple[list[TaskView], list[TaskView]]:
+        """Return the tasks that have changed since the last call, and the last views of tasks that are gone.
 
-        A run that fails again is a change, though the state is the same before and after.
+        Another failed run is a change, even if the state is the same.
         """
         views = self._views(context)
         now = {view.task.name: (view.shown, view.failures, view) for view in views}
-        before, self._told = self._told, now
+        before, self._reported = self._reported, now
         changed = [view for view in views if now[view.task.name] != before.get(view.task.name)]
         return changed, [view for name, (_, _, view) in before.items() if name not in now]
 
 
 class Webhook:
-    """POST of JSON: ``{"pod": {...}, "time", "dropped", "results": [{"number", "task", "state", ...}]}``."""
+    """Posts JSON: ``{"pod": {...}, "time", "dropped", "results": [{"number", "task", "state", ...}]}``.
+
+    ``time`` and ``since`` are seconds since 1970. ``dropped`` is the number of results that were dropped since the last
+    message that the receiver accepted.
+    """
 
     def __init__(self, fields: Fields, setting: Setting) -> None:
         self.url = _url(fields)
@@ -161,20 +169,21 @@ class Webhook:
         self._setting = setting
         self._queue: deque[dict[str, Any]] = deque()
         self._number = 0
-        self._dropped = 0  # since the last message that was taken
+        self._dropped = 0  # results, since the last message that was accepted
 
-    def take_over(self, previous: Target) -> None:
+    def take_over(self, previous: Destination) -> None:
         assert isinstance(previous, Webhook)
         self._queue, self._number, self._dropped = previous._queue, previous._number, previous._dropped
 
     def add(self, views: Iterable[TaskView], gone: Iterable[TaskView] = ()) -> None:
         now = trio.current_time()
         epoch = time() - now
-        told = [*((view, view.shown, view.since) for view in views), *((view, GONE, now) for view in gone)]
-        for view, state, since in told:
+        states = [(view, view.shown, view.since) for view in views]
+        states += [(view, GONE, now) for view in gone]
+        for view, state, since in states:
             self._number += 1
             result = {
-                "number": self._number,  # a receiver that gets one twice can tell
+                "number": self._number,  # by which a receiver recognizes a result that it gets twice
                 "task": view.task.name,
                 "action": view.task.action,
                 "state": state,
@@ -193,6 +202,7 @@ class Webhook:
         batch = [self._queue[index] for index in range(min(BATCH, len(self._queue)))]
         if not batch:
             return False
+
         dropped = self._dropped
         pod = self._setting.pod
         message = {
@@ -208,11 +218,12 @@ class Webhook:
             "results": batch,
         }
         body = json.dumps(message, separators=(",", ":")).encode()
-        status = await _call("POST", self.url, self._headers, body, self._setting.source)
+        status = await _request("POST", self.url, self._headers, body, self._setting.source)
+
         refused = 400 <= status < 500 and status not in {408, 425, 429}
         if status < 300:
             self._dropped -= dropped
-        elif refused:  # these will not be taken later either, and would keep back those behind them
+        elif refused:  # a retry would be refused too, and would block the results behind them
             self._dropped += len(batch)
         if status < 300 or refused:
             last = batch[-1]["number"]
@@ -228,7 +239,7 @@ class Webhook:
 
 
 class Pushgateway:
-    """PUT of a page in the Prometheus text format, which replaces the one before; DELETE at the end."""
+    """Sends a page in the Prometheus text format by PUT, which replaces the previous page; DELETE at the end."""
 
     def __init__(self, fields: Fields, setting: Setting) -> None:
         labels = {
@@ -243,11 +254,11 @@ class Pushgateway:
         fields.done()
         self._setting = setting
 
-    def take_over(self, previous: Target) -> None:
-        """The next page replaces what is there."""
+    def take_over(self, previous: Destination) -> None:
+        """Do nothing: the next page replaces the previous one."""
 
     def add(self, views: Iterable[TaskView], gone: Iterable[TaskView] = ()) -> None:
-        """A page is how all tasks are, and not what has changed."""
+        """Do nothing: a page contains the current states of all tasks."""
 
     async def send(self, views: Sequence[TaskView]) -> bool:
         from pidone.metrics import exposition
@@ -260,7 +271,7 @@ class Pushgateway:
 
     async def _push(self, method: str, page: bytes) -> None:
         headers = {"content-type": "text/plain; version=0.0.4; charset=utf-8"} if page else {}
-        status = await _call(method, self.url, headers, page, self._setting.source)
+        status = await _request(method, self.url, headers, page, self._setting.source)
         if status >= 300:
             raise TaskFailed(f"{method} {redacted(self.url)}: answered {status}")
 
@@ -272,13 +283,15 @@ def build(fields: Fields, setting: Setting) -> Report:
     if name not in {"webhook", "pushgateway"}:
         raise Refused(f'{fields.path}: expected one of webhook and pushgateway, not "{name}"')
     inner = fields.object(name)
-    target: Target = Webhook(inner, setting) if name == "webhook" else Pushgateway(inner, setting)
+    kind = Webhook if name == "webhook" else Pushgateway
+    destination: Destination = kind(inner, setting)
     fields.done()
-    return Report(target, of, setting, on_change=on_change)
+    return Report(destination, of, setting, on_change=on_change)
 
 
-async def _call(method: str, url: str, headers: Mapping[str, str], body: bytes, source: str | None) -> int:
-    answer = await request(method, url, timeout=TIMEOUT, headers=headers, body=body, source=source)
+async def _request(method: str, url: str, headers: Mapping[str, str], body: bytes, source: str | None) -> int:
+    """Send a request, and return the status of its answer."""
+    answer = await request(method, url, timeout=TIMEOUT_SECONDS, headers=headers, body=body, source=source)
     return answer.status
 
 
@@ -290,7 +303,7 @@ def _url(fields: Fields) -> str:
 
 
 def _label(name: str, value: str) -> str:
-    """A part of the path; what is no segment of one has a form of its own (the Pushgateway's README, "URL")."""
+    """Return a label as a part of the path; in base64 if no segment can hold it (the Pushgateway's README, "URL")."""
     try:
         return f"/{name}/{segment(value)}"
     except ValueError:
