@@ -95,7 +95,7 @@ async def reflected(client: Client, namespace: str, **options: Any) -> AsyncIter
 async def test_pods_are_seen_as_they_come_change_and_go(
     stream: bool, cluster: Cluster, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_module, "PAGE", 2)
+    monkeypatch.setattr(client_module, "PAGE_SIZE", 2)
     for name in "abcde":
         await run_sync(cluster.make_pod, namespace, name)
     async with client_of(cluster) as client, reflected(client, namespace, stream=stream) as it:
@@ -113,7 +113,7 @@ async def test_custom_objects_come_in_pages_too(
     cluster: Cluster, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their lists have the fields in another order: items before metadata."""
-    monkeypatch.setattr(client_module, "PAGE", 2)
+    monkeypatch.setattr(client_module, "PAGE_SIZE", 2)
     async with client_of(cluster) as client:
         for name in "abc":
             await client.create(TASK_SETS, {"metadata": {"name": name}, "spec": SPEC} | KIND, namespace)
@@ -224,7 +224,7 @@ async def test_compacted_history_means_a_new_list_without_what_is_gone(plane: Co
 async def test_an_old_version_is_gone_by_status_and_by_event(
     plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_module, "PAGE", 1)
+    monkeypatch.setattr(client_module, "PAGE_SIZE", 1)
     await run_sync(plane.make_namespace, "shop")
     for name in "ab":
         await run_sync(plane.make_pod, "shop", name)
@@ -270,7 +270,7 @@ async def test_a_list_cut_in_the_middle_changes_nothing(cluster: Cluster, namesp
 async def test_a_silent_peer_is_given_up(
     cluster: Cluster, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_module, "SILENCE", 1.0)
+    monkeypatch.setattr(client_module, "SILENCE_SECONDS", 1.0)
     async with (
         wire(cluster) as between,
         connect(through(between)) as client,
