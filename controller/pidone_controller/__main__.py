@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pidone.http.urls import authority
 from pidone.protocol import PORT
 from pidone_controller import __version__
 
@@ -221,7 +222,7 @@ def _address(text: str) -> tuple[str, int]:
             f'expected ADDR:PORT, as in 127.0.0.1:6060 or [::1]:6060, not "{text}"'
         )
     if ":" in host and not (host.startswith("[") and host.endswith("]")):
-        raise argparse.ArgumentTypeError(f"an IPv6 address stands in brackets: [{host}]:{port}")
+        raise argparse.ArgumentTypeError(f"an IPv6 address stands in brackets: {authority(host, port)}")
     return host.strip("[]"), int(port)
 
 

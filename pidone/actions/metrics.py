@@ -10,6 +10,7 @@ from pidone.errors import Refused, TaskFailed
 from pidone.http.connect import encoded
 from pidone.http.message import Request, Response, text_response
 from pidone.http.server import serve
+from pidone.http.urls import authority
 from pidone.metrics.exposition import CONTENT_TYPE, Family, gauge, render
 from pidone.plan.fields import Fields
 
@@ -36,7 +37,7 @@ class Metrics:
                 self._port, host=encoded(self._source) if self._source else None
             )
         except OSError as error:
-            address = f"{self._source or '*'}:{self._port}"
+            address = authority(self._source or "*", self._port)
             raise TaskFailed(f"cannot listen on {address}: {error.strerror or error}") from error
         context.report(LISTENING)
         try:

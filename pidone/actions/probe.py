@@ -10,6 +10,7 @@ from pidone.counters import TaskView
 from pidone.errors import PidoneError, Refused, StartError
 from pidone.http.client import reason, request
 from pidone.http.connect import connect
+from pidone.http.urls import authority
 from pidone.metrics.exposition import Family, gauge
 from pidone.plan.fields import Fields
 
@@ -118,7 +119,8 @@ def _http_get(fields: Fields, setting: Setting, timeout: float) -> Ask:
         headers[item.text("name").lower()] = item.text("value")
         item.done()
     fields.done()
-    url = f"{scheme.lower()}://{_bracketed(host)}:{port}/{path.removeprefix('/')}"
+    address = authority(host, port)
+    url = f"{scheme.lower()}://{address}/{path.removeprefix('/')}"
 
     async def ask(context: Context) -> str:
         del context
@@ -151,10 +153,10 @@ def _tcp_socket(fields: Fields, setting: Setting, timeout: float) -> Ask:
             try:
                 stream = await connect(host, port, source=setting.source)
             except OSError as error:
-                return f"{host}:{port}: {reason(error)}"
+                return f"{authority(host, port)}: {reason(error)}"
             await trio.aclose_forcefully(stream)
             return ""
-        return f"{host}:{port}: no connection within {timeout:g} s"
+        return f"{authority(host, port)}: no connection within {timeout:g} s"
 
     return ask
 
@@ -172,7 +174,7 @@ def _grpc(fields: Fields, setting: Setting, timeout: float) -> Ask:
             status = await check_health(host, port, service, timeout=timeout, source=setting.source)
         except PidoneError as error:
             return str(error)
-        return "" if status == "SERVING" else f"grpc {host}:{port}: answered {status}"
+        return "" if status == "SERVING" else f"grpc {authority(host, port)}: answered {status}"
 
     return ask
 
@@ -194,7 +196,3 @@ def _exec(fields: Fields, setting: Setting, timeout: float) -> Ask:
 
 
 _HANDLERS = {"httpGet": _http_get, "tcpSocket": _tcp_socket, "grpc": _grpc, "exec": _exec}
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

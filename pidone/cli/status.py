@@ -11,6 +11,7 @@ import trio
 
 from pidone.errors import PidoneError, Refused
 from pidone.http.client import request
+from pidone.http.urls import authority
 from pidone.pod.settings import Settings
 
 TIMEOUT_SECONDS = 5.0  # a process 1 that takes longer gets no processor time
@@ -33,7 +34,7 @@ def status(port: int | None, *, as_json: bool) -> int:
 
 
 async def _fetch(host: str, port: int) -> dict[str, Any]:
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/status"
+    url = f"http://{authority(host, port)}/status"
     try:
         answer = await request("GET", url, timeout=TIMEOUT_SECONDS)
     except PidoneError as error:

@@ -11,6 +11,7 @@ import trio
 
 from pidone.errors import ConnectError, ProtocolError, TransferTimeout
 from pidone.http.client import reason
+from pidone.http.urls import authority
 
 _DATA, _HEADERS, _RESET, _SETTINGS, _PING, _GOAWAY = 0x0, 0x1, 0x3, 0x4, 0x6, 0x7
 _ACK = _END_STREAM = 0x1
@@ -21,12 +22,13 @@ _STATUS = {0: "UNKNOWN", 1: "SERVING", 2: "NOT_SERVING", 3: "SERVICE_UNKNOWN"}
 
 async def check_health(host: str, port: int, service: str, *, timeout: float, source: str | None) -> str:
     """SERVING, or another status by its name. Raises a ``TransferError``; on cancel the connection is closed."""
-    shown = f"grpc {host}:{port}"
+    address = authority(host, port)
+    shown = f"grpc {address}"
     try:
         with trio.fail_after(timeout):
             stream = await trio.open_tcp_stream(host, port, local_address=source)
             try:
-                await stream.send_all(_request(f"{host}:{port}", service.encode()))
+                await stream.send_all(_request(address, service.encode()))
                 return _status(await _answer(stream), shown)
             finally:
                 await trio.aclose_forcefully(stream)

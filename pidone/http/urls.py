@@ -44,9 +44,14 @@ def canonical(url: str) -> str:
     return f"{scheme}://{authority(host, port)}/" + "".join(f"{part}/" for part in parts)
 
 
-def authority(host: str, port: int) -> str:
-    """``host:port``, with the brackets that an IPv6 address needs."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+def authority(host: str, port: int | str) -> str:
+    """Return ``host:port`` for URLs, headers and messages; an IPv6 address stands in brackets (RFC 3986, 3.2.2)."""
+    return f"{bracketed(host)}:{port}"
+
+
+def bracketed(host: str) -> str:
+    """Return the host as it stands in a URL: an IPv6 address in brackets, anything else unchanged."""
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
 def _dots(text: str) -> bool:

@@ -1,16 +1,18 @@
-"""``$(params.x)`` and ``$(pod.name)``: after parsing, from a closed table, in one pass.
+"""``$(params.x)`` and ``$(pod.name)``: replaced after parsing, from a closed table, in one pass.
 
-A scalar that is exactly one reference becomes the value with its type; in text the value is written as text,
-and what was put in is not looked at again. ``$$(x)`` is the text ``$(x)``. There is nothing else, and no
-expression language.
+A scalar that is exactly one reference becomes the value with its type. In text the value is written as text, and is
+not searched for references again. An IPv6 address that is the host of a URL gets brackets. ``$$(x)`` is the text
+``$(x)``. There is no expression language.
 """
 
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pidone.errors import LanguageError
+from pidone.http.urls import bracketed
 
 POD = {  # the facts of a pod that every task may refer to, and where a Pod object has them; lists have commas between
     "pod.name": "metadata.name",
@@ -22,6 +24,8 @@ POD = {  # the facts of a pod that every task may refer to, and where a Pod obje
     "pod.ports": "spec.containers[*].ports",
 }
 
+# What stands before a reference that is the host of a URL. An IPv6 address gets its brackets there.
+_IS_HOST = re.compile(r"//(?:[^/?#@\s]*@)?\Z")
 _TOKEN = re.compile(r"\$\$\(|\$\(([^()]*)\)|\$\(")
 
 
@@ -51,7 +55,8 @@ def substitute(text: str, table: Mapping[str, Any]) -> Any:
     def replacement(found: re.Match[str]) -> str:
         if found.group() == "$$(":
             return "$("
-        return written(_look_up(found.group(1) or "", table))
+        value = written(_look_up(found.group(1) or "", table))
+        return bracketed(value) if _IS_HOST.search(text, 0, found.start()) and _is_ipv6(value) else value
 
     return _TOKEN.sub(replacement, text)
 
@@ -64,6 +69,14 @@ def escaped(text: str) -> str:
 def written(value: Any) -> str:
     """A value as text: booleans as JSON and YAML have them."""
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _is_ipv6(value: str) -> bool:
+    try:
+        socket.inet_pton(socket.AF_INET6, value)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _look_up(name: str, table: Mapping[str, Any]) -> Any:

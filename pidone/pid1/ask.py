@@ -32,7 +32,7 @@ def main() -> int:
     for host, port in repos():
         try:
             bell = _connect(host, port)
-            head = _ask(bell, host)
+            head = _ask(bell, host, port)
         except OSError:
             continue
         match head[9:12]:
@@ -103,9 +103,11 @@ def _connect(host: str, port: int) -> "_socket.socket":
     raise error
 
 
-def _ask(bell: "_socket.socket", host: str) -> bytes:
+def _ask(bell: "_socket.socket", host: str, port: int) -> bytes:
     """Send the request and return the head of the answer. Bytes after the head are rings, so they are not read."""
-    lines = [f"GET {DOORBELL_PATH} HTTP/1.1", f"Host: {host}"]
+    # as pidone.http.urls.authority, whose module would load urllib and re
+    authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    lines = [f"GET {DOORBELL_PATH} HTTP/1.1", f"Host: {authority}"]
     lines += [f"{name}: {value}" for name, value in claims().items()]
     words = posix.environ.get(WORDS, b"")
     if words:

@@ -26,6 +26,7 @@ from pidone.errors import Refused
 from pidone.http.client import redacted
 from pidone.http.connect import encoded
 from pidone.http.message import JSON, Request, Response, text_response
+from pidone.http.urls import authority
 from pidone.journal import RING, Journal
 from pidone.pid1.claims import processes
 from pidone.plan.report import TaskReport, encode_task
@@ -69,7 +70,7 @@ async def serve_status(program: Program) -> None:
             break
         except OSError as error:
             if not reported:
-                address = f"{host or '*'}:{port}"
+                address = authority(host or "*", port)
                 journal.write(
                     "status-off", address=address, error=error.strerror, retry=f"{RETRY_SECONDS:g}s"
                 )

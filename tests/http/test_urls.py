@@ -89,6 +89,8 @@ def test_what_is_another_server_stays_another() -> None:
 def test_host_and_port_are_written_in_one_way() -> None:
     assert authority("fd00::27", 80) == "[fd00::27]:80"
     assert authority("10.0.0.5", 80) == "10.0.0.5:80"
+    assert authority("[fd00::27]", 80) == "[fd00::27]:80"
+    assert authority("*", 9100) == "*:9100"
 
 
 @pytest.mark.parametrize(

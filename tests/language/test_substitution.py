@@ -325,3 +325,22 @@ def test_text_without_references_is_left_as_it_is(text: str) -> None:
 @given(st.one_of(st.text(alphabet="ab$() .", max_size=30), HOSTILE))
 def test_every_text_can_be_written(text: str) -> None:
     assert substitute(escaped(text), {}) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "ip", "expected"),
+    [
+        ("http://$(pod.ip):8080/", "fd00::27", "http://[fd00::27]:8080/"),
+        ("https://$(pod.ip)", "::1", "https://[::1]"),
+        ("http://user:word@$(pod.ip):80", "fd00::27", "http://user:word@[fd00::27]:80"),
+        ("http://[$(pod.ip)]:8080/", "fd00::27", "http://[fd00::27]:8080/"),
+        ("//$(pod.ip)/a//b and http://$(pod.ip)/", "fd00::27", "//[fd00::27]/a//b and http://[fd00::27]/"),
+        ("http://$(pod.ip):8080/", "10.0.0.5", "http://10.0.0.5:8080/"),
+        ("http://proxy/$(pod.ip)", "fd00::27", "http://proxy/fd00::27"),
+        ("http://proxy/?at=$(pod.ip)", "fd00::27", "http://proxy/?at=fd00::27"),
+        ("$(pod.ip)", "fd00::27", "fd00::27"),
+        ("http://$(pod.ip)/", "a:b", "http://a:b/"),
+    ],
+)
+def test_an_ipv6_address_as_the_host_of_a_url_gets_brackets(text: str, ip: str, expected: str) -> None:
+    assert substitute(text, {"pod.ip": ip}) == expected

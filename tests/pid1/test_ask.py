@@ -32,3 +32,15 @@ def test_a_name_with_several_addresses_is_asked_at_the_first_that_answers(
 def test_a_name_without_an_address_that_answers_is_an_error(free_port: Callable[[], int]) -> None:
     with pytest.raises(OSError, match="refused"):
         ask._connect("127.0.0.1", free_port())
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("fd00::27", b"[fd00::27]:6060"), ("10.0.0.5", b"10.0.0.5:6060"), ("repo", b"repo:6060")],
+)
+def test_the_host_header_has_the_port_and_the_brackets_of_an_address(host: str, expected: bytes) -> None:
+    bell, repo = socket.socketpair()
+    with bell, repo:
+        repo.sendall(b"HTTP/1.1 303 See Other\r\n\r\n")
+        ask._ask(bell, host, 6060)
+        assert b"\r\nHost: " + expected + b"\r\n" in repo.recv(4096)

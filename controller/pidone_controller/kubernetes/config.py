@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pidone.http.urls import authority
 from pidone_controller.kubernetes.errors import ConfigError
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -73,8 +74,9 @@ def in_cluster(environ: Mapping[str, str] = os.environ, account: Path = SERVICE_
         namespace = (account / "namespace").read_text().strip()
     except OSError:
         namespace = ""  # a token projected by hand, without the namespace
-    host = f"[{host}]" if ":" in host else host
-    return Config(f"https://{host}:{port}", namespace or "default", ca_file=str(ca), token_file=str(token))
+    return Config(
+        f"https://{authority(host, port)}", namespace or "default", ca_file=str(ca), token_file=str(token)
+    )
 
 
 def kubeconfig(paths: Sequence[Path], *, context: str = "") -> Config:

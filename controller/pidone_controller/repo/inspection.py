@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pidone.http.message import JSON, Request, Response, text_response
+from pidone.http.urls import authority
 from pidone.plan.digest import digest
 from pidone_controller.pods.model import Pod
 from pidone_controller.repo.callers import Readers
@@ -55,14 +56,13 @@ class Inspection:
                 continue
             bundle = self._plans.entry(pod).bundle
             if bundle and bundle.metrics:
-                host = f"[{pod.ips[0]}]" if ":" in pod.ips[0] else pod.ips[0]
                 labels = {
                     "namespace": pod.namespace,
                     "pod": pod.name,
                     "node": pod.node_name,
                     "uid": pod.uid,
                 }
-                targets.append({"targets": [f"{host}:{bundle.metrics}"], "labels": labels})
+                targets.append({"targets": [authority(pod.ips[0], bundle.metrics)], "labels": labels})
         return _json(targets)
 
     def _details(self, pod: Pod) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pidone.errors import PidoneError
 from pidone.http.message import Held, Request, Response
 from pidone.http.server import Fatal
 from pidone.http.server import serve as serve_http
+from pidone.http.urls import authority
 from pidone_controller.repo import certificates
 from pidone_controller.repo.certificates import Pair
 
@@ -110,4 +111,4 @@ def max_connections() -> int:
 def host_port(address: tuple[Any, ...]) -> str:
     """``10.1.2.3:6060`` or ``[::1]:6060``, from a socket's name or a host and a port."""
     host, port = address[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return authority(host, port)
