@@ -13,8 +13,9 @@ import trio
 from pidone.actions import Context, Setting
 from pidone.errors import Refused, StartError, TaskFailed
 from pidone.pacing import RateLimit
-from pidone.pid1.reaper import MARK, Reaper
+from pidone.pid1.reaper import Reaper
 from pidone.plan.fields import Fields
+from pidone.plan.variables import objection
 
 STATES = ("started", "succeeded", "failed", "completed")
 STARTED, SUCCEEDED, FAILED, _ = STATES
@@ -81,8 +82,10 @@ class Command:
         self._env = {"PATH": PATH}
         for item in fields.objects("env"):
             name = _text(item.text("name"), item.path)
-            if not name or "=" in name or name == MARK:
+            if not name or "=" in name:
                 raise Refused(f'{item.path}.name: "{name}" cannot be the name of a variable')
+            if reason := objection(name):
+                raise Refused(f"{item.path}.name: {reason}")
             self._env[name] = _text(item.text("value", ""), item.path)
             item.done()
         self._folder = _text(fields.text("workingDir", "/"), f"{fields.path}.workingDir")

@@ -49,8 +49,8 @@ _COMMENT = (
     "Made by make schema; the source is in the folders beside. Draft-07 reads it in the same way: beside a $ref "
     "stand annotations alone. A definition with x-pidone-states is an action, and the key of a task that refers to "
     "it is the action's key. x-pidone-value is the name of a scalar in messages, its format, and the type of params "
-    "that may replace it. x-pidone-task, x-pidone-program, x-pidone-least and x-pidone-most are rules of the checker "
-    "that a schema cannot express."
+    "that may replace it. x-pidone-task, x-pidone-program, x-pidone-environment, x-pidone-least and x-pidone-most are "
+    "rules of the checker that a schema cannot express."
 )
 
 

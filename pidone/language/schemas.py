@@ -135,6 +135,7 @@ class Shape:
     edges: bool = False  # the value is a list of edges or events
     unused: bool = False  # the plan does not have it
     program: bool = False  # the value is an argv
+    environment: bool = False  # the value names a variable that a program is started with
     literal: Any = None  # a validator of the value once it holds no references
 
     @property
@@ -280,5 +281,6 @@ def _shape(part: Mapping[str, Any], whole: Mapping[str, Any]) -> Shape:
         edges=part.get("x-pidone-edges", False),
         unused=part.get("x-pidone-unused", False),
         program=part.get("x-pidone-program", False),
+        environment=part.get("x-pidone-environment", False),
         literal=validator("TaskSet").evolve(schema=literal) if kind not in {"object", "array"} else None,
     )

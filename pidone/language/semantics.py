@@ -19,6 +19,7 @@ from pidone.language.safe_patterns import wrong_pattern
 from pidone.language.schemas import ANY_ACTION, MISSING, Action, Shape, action_of, task_shape
 from pidone.language.substitution import POD, Reference, references
 from pidone.plan.format import find_cycle
+from pidone.plan.variables import objection
 
 Path = tuple[str | int, ...]
 _PARAMS: Path = ("spec", "params")
@@ -264,6 +265,9 @@ class _Tasks:
                 if self._document.full:
                     return
                 self._check_reference(path, value, reference, shape)
+        elif shape.environment:
+            if wrong := objection(value):
+                self._say(path, wrong, "variable")
         elif shape.type == "duration":
             seconds = duration.seconds(value)
             wrong = out_of_range(seconds, shape) if seconds is not None else ""

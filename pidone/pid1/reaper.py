@@ -16,11 +16,11 @@ import trio
 
 from pidone.errors import StartError
 
+MARK = "PIDONE_RUN"  # a variable in the environment of each command: a random word for each run
 # Zombies reaped before other Trio tasks get a turn: a burst of 10,000 must not delay a heartbeat, and a
 # checkpoint after each zombie would double the cost of reaping.
 BATCH = 256
 REST_SECONDS = 0.002  # between two batches: a stream of orphans is reaped in batches, not one by one
-MARK = "PIDONE_RUN"  # a variable in the environment of each command: a random word for each run
 
 
 class Child:
