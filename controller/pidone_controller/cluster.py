@@ -157,7 +157,7 @@ class Controller:
             families=self._families,
             routes={PATH: ("POST", self._peers.handle)},
         )
-        self._deregistration = Deregistration(log)
+        self._deregistration = Deregistration(log, namespace=self._namespace)
         self._selection = Selection(self._plans)
         self._catalog = Catalog(self._namespace, self._objects_changed)
         self._changes = Changes(self._catalog, self._plans, self._selection)

@@ -4,7 +4,11 @@ containerd ends a sandbox with SIGKILL, so a pod that ended too fast could not d
 an address without a server until the lease ends. The controller knows what was registered: the pod's plan names the
 instance and its registry, its last report the tasks that it still has. It uses the same drivers as the pod. It does
 not ask whether such a task had begun: a pod registers within milliseconds, may be killed before it reports, and
-reports at most once a second. To deregister an instance that was never there is one call without an effect.
+reports at most once a second. To look for an instance that was never there is one call without an effect.
+
+An instance of a live pod is never deregistered. Two URLs may mean the same registry in ways that nobody can see from
+them (aliases in DNS, a proxy). So an instance stays if a live pod registers the same one at the same server or with the
+same address, and if the registry has it with another address than the pod had that is gone.
 
 The plan alone decides what is deregistered: people who may write TaskSets, and, where params come from labels and
 annotations, people who may write pods; never a pod's report. It can be no more than a DELETE of one instance below a
@@ -17,6 +21,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from random import Random
 from typing import Any, NoReturn
 
@@ -24,6 +29,7 @@ import trio
 
 from pidone.actions.register import instance_of, is_left
 from pidone.errors import PidoneError, RegistryRefused
+from pidone.http.urls import with_namespace
 from pidone.metrics.exposition import Family, counter_by, gauge
 from pidone.pacing import Backoff
 from pidone.plan import model
@@ -56,13 +62,15 @@ class Registration:
 
     task: str
     config: bytes  # ``register`` of the plan
-    registry: str  # its servers
+    registry: str  # its servers as the plan writes them, for people and for the limit of calls
+    places: frozenset[str]  # each server in one spelling
     instance: str
+    address: str  # of the pod, as the registry gives it to clients
 
-    @property
-    def place(self) -> tuple[str, str]:
-        """Two registrations with the same place overwrite each other."""
-        return self.registry, self.instance
+    def overwrites(self, other: "Registration") -> bool:
+        """True if both are or may be the same instance of the same registry."""
+        same_registry = not self.places.isdisjoint(other.places) or self.address == other.address
+        return self.instance == other.instance and same_registry
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +99,21 @@ def build(config: Mapping[str, Any], pod: Pod) -> Registry:
     return instance_of(config, facts)
 
 
+def from_other_namespace(config: Mapping[str, Any], namespace: str) -> dict[str, Any]:
+    """Return ``register`` of a plan with the registry's URLs as another namespace than the pod's resolves them.
+
+    To the pod ``http://eureka`` is the Service of its own namespace.
+    """
+    return {
+        key: from_other_namespace(value, namespace)
+        if isinstance(value, Mapping)
+        else ",".join(with_namespace(url.strip(), namespace) for url in value.split(","))
+        if key == "url" and isinstance(value, str)
+        else value
+        for key, value in config.items()
+    }
+
+
 class Deregistration:
     """Remembers the registrations of live pods, and deregisters them when their pods are gone.
 
@@ -99,13 +122,15 @@ class Deregistration:
     leader takes the job over. To deregister twice does no harm.
     """
 
-    def __init__(self, log: Log, build: Build = build, random: Random | None = None) -> None:
+    def __init__(
+        self, log: Log, build: Build = build, random: Random | None = None, *, namespace: str = ""
+    ) -> None:
         self.results: Counter[str] = Counter()  # deregistered, taken_over, given_up
         self._log, self._build, self._random = log, build, random or Random()
+        self._namespace = namespace  # of the controller; empty where it is in none
         self._pods: dict[str, _PodRegistrations] = {}  # by the pod's key
-        self._holders: dict[
-            tuple[str, str], tuple[str, ...]
-        ] = {}  # keys of live pods by the place they register
+        self._holders: dict[str, tuple[str, ...]] = {}  # keys of live pods by the instance they register
+        self._shared = lru_cache(maxsize=1024)(_same)  # most pods have the same few registries
         self._jobs: dict[int, _Job] = {}
         self._last_job = 0
         self._nursery: trio.Nursery | None = None  # while this replica leads
@@ -200,10 +225,7 @@ class Deregistration:
         limit = self._limits.setdefault(registration.registry, trio.CapacityLimiter(MAX_CALLS_PER_REGISTRY))
         try:
             async with limit, self._limit:
-                # Looked up at the last moment: a pod that has the place by now writes its own document there.
-                holder = self._holder(registration)
-                if not holder:
-                    await self._build(json.loads(registration.config), job.pod).deregister()
+                holder = await self._deregister(registration, job.pod)
         except PidoneError as error:
             job.failures += 1
             pause = RETRY.delay(job.failures, self._random)
@@ -219,6 +241,29 @@ class Deregistration:
         else:
             self._finish("deregistered", job)
         return None
+
+    async def _deregister(self, registration: Registration, pod: Pod) -> str:
+        """Deregister the instance. Returns the one that it belongs to instead; empty if it is out.
+
+        Raises ``RegistryError`` and ``TransferError``.
+        """
+        holder = self._holder(registration)
+        if holder:
+            return holder
+        config = json.loads(registration.config)
+        if self._namespace and self._namespace != pod.namespace:
+            config = from_other_namespace(config, pod.namespace)
+        driver = self._build(config, pod)
+        entry = await driver.read()
+        if entry is None:
+            return ""
+        if entry.address not in {driver.address, *pod.ips}:
+            return f"the instance at {entry.address}"
+        # Looked up at the last moment: a pod that registers it by now writes its own document there.
+        holder = self._holder(registration)
+        if not holder:
+            await driver.deregister()
+        return holder
 
     def _finish(self, result: str, job: _Job, **more: str) -> None:
         """Count and log the result of a job."""
@@ -239,8 +284,10 @@ class Deregistration:
 
         Also one that has not registered it yet: it overwrites the old document, and its report may be under way.
         """
-        keys = self._holders.get(registration.place, ())
-        return min((self._pods[key].pod.path for key in keys), default="")
+        pods = (self._pods[key] for key in self._holders.get(registration.instance, ()))
+        return min(
+            (one.pod.path for one in pods if any(map(registration.overwrites, one.registrations))), default=""
+        )
 
     def _read(self, pod: Pod, tasks: Sequence[Mapping[str, Any]]) -> dict[str, Registration]:
         """The registrations of a plan, by task."""
@@ -254,20 +301,28 @@ class Deregistration:
             except PidoneError as error:  # the pod refuses it too, and reports it
                 self._log("unknown-registry", pod=pod.path, task=task["name"], error=error)
                 continue
-            name, registry = task["name"], sys.intern(driver.where)
-            registrations[name] = Registration(name, canonical(config), registry, driver.instance)
+            name, registry, places = task["name"], sys.intern(driver.where), self._shared(driver.places)
+            registrations[name] = Registration(
+                name, canonical(config), registry, places, driver.instance, driver.address
+            )
         return registrations
 
     def _remember(self, key: str, pod: _PodRegistrations | None) -> None:
-        """Replace what is known about a pod, and index the places that it holds."""
+        """Replace what is known about a pod, and index the instances that it registers."""
         before = self._pods.pop(key, None)
         if pod is not None:
             self._pods[key] = pod
-        old = {registration.place for registration in before.registrations} if before is not None else set()
-        new = {registration.place for registration in pod.registrations} if pod is not None else set()
-        for place in old - new:
-            holders = self._holders[place] = tuple(one for one in self._holders[place] if one != key)
-            if not holders:
-                del self._holders[place]
-        for place in new - old:
-            self._holders[place] = (*self._holders.get(place, ()), key)
+        old = (
+            {registration.instance for registration in before.registrations} if before is not None else set()
+        )
+        new = {registration.instance for registration in pod.registrations} if pod is not None else set()
+        for instance in old - new:
+            holders = tuple(one for one in self._holders.pop(instance) if one != key)
+            if holders:
+                self._holders[instance] = holders
+        for instance in new - old:
+            self._holders[instance] = (*self._holders.get(instance, ()), key)
+
+
+def _same(places: frozenset[str]) -> frozenset[str]:
+    return places

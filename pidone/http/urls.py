@@ -34,14 +34,28 @@ def origin(url: str) -> tuple[str, str, int]:
     return parts.scheme, _host(parts.hostname), parts.port or _PORTS.get(parts.scheme, 0)
 
 
-def canonical(url: str) -> str:
+def canonical(url: str, namespace: str = "") -> str:
     """One spelling for all URLs that mean the same prefix of the same server, without user, query and fragment.
 
-    Names are not looked up: a short name and its full name stay two. Raises ``ValueError`` as ``origin`` does.
+    In a pod of ``namespace``, ``http://web``, ``http://web.NAMESPACE`` and ``http://web.NAMESPACE.svc.cluster.local``
+    are the same Service. Names are not looked up. Raises ``ValueError`` as ``origin`` does.
     """
     scheme, host, port = origin(url)
     parts = [quote(unquote(part), safe="") for part in urlsplit(url).path.split("/") if part]
-    return f"{scheme}://{authority(host, port)}/" + "".join(f"{part}/" for part in parts)
+    return f"{scheme}://{authority(_service(host, namespace), port)}/" + "".join(f"{part}/" for part in parts)
+
+
+def with_namespace(url: str, namespace: str) -> str:
+    """The URL for callers outside of ``namespace``, to whose pods ``http://web`` is ``http://web.NAMESPACE.svc``."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+    except ValueError:
+        return url
+    if not host or not _is_short(host):
+        return url
+    user, at, rest = parts.netloc.rpartition("@")
+    return parts._replace(netloc=f"{user}{at}{host}.{namespace}.svc{rest[len(host) :]}").geturl()
 
 
 def authority(host: str, port: int | str) -> str:
@@ -57,6 +71,19 @@ def bracketed(host: str) -> str:
 def _dots(text: str) -> bool:
     # to some servers what follows ";" is no part of the segment
     return text.partition(";")[0].strip() in {".", ".."}
+
+
+def _service(host: str, namespace: str) -> str:
+    """The host as SERVICE.NAMESPACE where that is what the cluster's DNS makes of it."""
+    if namespace and _is_short(host):
+        return f"{host}.{namespace}"
+    labels = host.split(".")
+    return ".".join(labels[:2]) if len(labels) > 2 and labels[2] == "svc" else host
+
+
+def _is_short(host: str) -> bool:
+    """Whether this is a name of one label, which the cluster's DNS looks up in the namespace of the pod that asks."""
+    return "." not in host and ":" not in host and host != "localhost"
 
 
 def _host(name: str) -> str:

@@ -35,10 +35,13 @@ Judge = Callable[[str, Response], Awaitable[Trouble | None]]  # a server's URL, 
 class Servers:
     """URLs that end before the part that belongs to the registry's API. ``current`` is the one in use."""
 
-    def __init__(self, urls: Sequence[str], source: str | None, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self, urls: Sequence[str], source: str | None, headers: Mapping[str, str], *, namespace: str = ""
+    ) -> None:
         self._urls = [url.rstrip("/") + "/" for url in urls]
         self._source = source
         self._headers = headers
+        self._namespace = namespace  # of the pod
         self._current = 0
         self.unanswered: list[
             str
@@ -56,7 +59,7 @@ class Servers:
     @property
     def places(self) -> frozenset[str]:
         """Each server in one spelling, to tell whether two lists have one in common."""
-        return frozenset(map(canonical, self._urls))
+        return frozenset(canonical(url, self._namespace) for url in self._urls)
 
     def go_on_as(self, previous: "Servers") -> None:
         """Ask the server first that ``previous`` had in use."""

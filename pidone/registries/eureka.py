@@ -116,10 +116,18 @@ class Eureka:
     """One instance in one Eureka, which may have several servers (peers): one is talked to at a time."""
 
     def __init__(
-        self, servers: list[str], instance: Instance, *, source: str | None, clock: Callable[[], float] = time
+        self,
+        servers: list[str],
+        instance: Instance,
+        *,
+        source: str | None,
+        namespace: str = "",
+        clock: Callable[[], float] = time,
     ) -> None:
         # A stock Netflix server answers 406 to whoever cannot take gzip.
-        self._servers = Servers(servers, source, {"accept": JSON, "accept-encoding": "gzip"})
+        self._servers = Servers(
+            servers, source, {"accept": JSON, "accept-encoding": "gzip"}, namespace=namespace
+        )
         self._instance = instance
         self._clock = clock
         self._dirty = 0  # the version of our document,
@@ -406,7 +414,7 @@ def build(fields: Fields, pod: Pod, source: str | None) -> Eureka:
     if not instance.port_enabled and not instance.secure_port_enabled:
         raise Refused(f"{fields.path}: portEnabled or securePortEnabled; without a port nobody can call it")
     fields.done()
-    return Eureka(servers, instance, source=source)
+    return Eureka(servers, instance, source=source, namespace=pod.namespace)
 
 
 def _check_url(url: str, path: str) -> None:

@@ -14,7 +14,7 @@ from pidone.errors import ConnectError, PidoneError, RegistryRefused
 from pidone.http.client import request
 from pidone.plan.digest import digest
 from pidone.plan.report import Report, TaskReport
-from pidone.registries import Status
+from pidone.registries import Entry, Status
 from pidone_controller.deregistration import (
     GIVE_UP_SECONDS,
     HANDOVER_SECONDS,
@@ -53,6 +53,7 @@ class FakeRegistries:
     def __init__(self) -> None:
         self.calls: list[tuple[float, str]] = []
         self.trouble: dict[str, PidoneError] = {}
+        self.entries: dict[str, Entry | None] = {}  # by instance; the pod's own where it is not told
         self.takes = 0.0
         self.now = self.most = 0
 
@@ -61,6 +62,10 @@ class FakeRegistries:
 
         class FakeDriver:
             where, instance = registry.where, registry.instance
+            places, address = registry.places, registry.address
+
+            async def read(self) -> Entry | None:
+                return outer.entries.get(self.instance, Entry("UP", self.address))
 
             async def deregister(self) -> None:
                 outer.now += 1
@@ -272,6 +277,92 @@ async def test_a_namesake_that_is_there_already_is_given_time_to_speak(
     led.deregistration.gone(WEB.key, namesake=True)
     await trio.sleep(NEW_POD_REPORT_SECONDS + 0.1)
     assert led.taken == ["apps/OTHER/web-0%3Aother%3A80"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://EUREKA/",
+        "http://eureka:80",
+        "http://eureka//",
+        "http://me:s3cret@eureka./",
+        "http://other/,http://eureka/",
+        "http://eureka.shop/",
+        "http://eureka.shop.svc/",
+        "http://eureka.shop.svc.cluster.local:80/",
+    ],
+)
+async def test_the_instance_of_a_live_pod_stays_however_the_registry_is_spelled(
+    url: str, autojump_clock: MockClock, led: World
+) -> None:
+    led.hears(WEB)
+    led.deregistration.gone(WEB.key, namesake=True)
+    led.hears(pod("web-0", "10.0.0.99", uid="uid-2"), plan(url=url))
+    await trio.sleep(NEW_POD_REPORT_SECONDS + 1)
+    assert (led.taken, led.events) == ([], ["registered-anew"])
+    assert led.log[0][1]["by"] == "shop/web-0"
+
+
+async def test_of_two_pods_with_one_address_the_live_one_keeps_the_instance_behind_any_alias(
+    autojump_clock: MockClock, led: World
+) -> None:
+    led.hears(WEB)
+    led.deregistration.gone(WEB.key, namesake=True)
+    led.hears(pod("web-0", "10.0.0.5", uid="uid-2"), plan(url="http://alias-of-eureka/"))
+    await trio.sleep(NEW_POD_REPORT_SECONDS + 1)
+    assert (led.taken, led.events) == ([], ["registered-anew"])
+
+
+async def test_an_instance_with_another_address_is_of_another_pod_known_or_not(
+    autojump_clock: MockClock, led: World
+) -> None:
+    led.hears(WEB)
+    led.registries.entries["apps/WEB/web-0%3Aweb%3A80"] = Entry("UP", "10.0.0.99")
+    led.deregistration.gone(WEB.key)
+    await trio.sleep(1)
+    assert (led.taken, led.events) == ([], ["registered-anew"])
+    assert "10.0.0.99" in led.log[0][1]["by"]
+
+
+async def test_a_namesake_in_another_namespace_with_a_registry_of_its_own_keeps_nothing(
+    autojump_clock: MockClock, led: World
+) -> None:
+    led.hears(WEB)
+    led.hears(
+        pod("web-0", "10.0.0.99", uid="uid-2", namespace="prod")
+    )  # http://eureka/ is another Service there
+    led.hears(pod("web-0", "10.0.0.98", uid="uid-3"), plan(url="http://elsewhere/"))
+    led.deregistration.gone(WEB.key)
+    await trio.sleep(1)
+    assert (led.taken, led.events) == (["apps/WEB/web-0%3Aweb%3A80"], ["deregistered"])
+
+
+@pytest.mark.parametrize(
+    ("home", "called"),
+    [("pidone", "http://eureka.shop.svc/"), ("shop", "http://eureka/"), ("", "http://eureka/")],
+)
+async def test_a_short_name_is_looked_up_in_the_namespace_of_the_pod(
+    home: str, called: str, autojump_clock: MockClock, world: World, nursery: trio.Nursery
+) -> None:
+    world.deregistration = Deregistration(world._say, world.registries.build, Random(1), namespace=home)
+    nursery.start_soon(world.deregistration.run)
+    world.registries.trouble = {called: RegistryRefused("asked there")}
+    await wait_all_tasks_blocked()
+    world.hears(WEB)
+    world.deregistration.gone(WEB.key)
+    await trio.sleep(1)
+    assert world.events == ["left-registered"]
+    assert world.log[0][1]["registry"] == "http://eureka/"
+
+
+async def test_what_the_registry_does_not_have_is_not_deregistered(
+    autojump_clock: MockClock, led: World
+) -> None:
+    led.hears(WEB)
+    led.registries.entries["apps/WEB/web-0%3Aweb%3A80"] = None
+    led.deregistration.gone(WEB.key)
+    await trio.sleep(1)
+    assert (led.taken, led.events) == ([], ["deregistered"])
 
 
 async def test_a_registry_that_is_away_is_asked_for_minutes_and_then_left(

@@ -1,6 +1,6 @@
 import pytest
 
-from pidone.http.urls import authority, canonical, has_dot_segments, origin, segment
+from pidone.http.urls import authority, canonical, has_dot_segments, origin, segment, with_namespace
 
 
 @pytest.mark.parametrize(
@@ -84,6 +84,41 @@ def test_what_is_another_server_stays_another() -> None:
     ]
     assert len(set(map(canonical, urls))) == len(urls)
     assert canonical("http://[FD00:0::1]:80/") == canonical("http://[fd00::1]") == "http://[fd00::1]:80/"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://eureka/",
+        "http://Eureka.shop/",
+        "http://eureka.shop.svc:80",
+        "http://eureka.shop.svc.cluster.local./",
+        "http://eureka.shop.svc.example.org/",
+    ],
+)
+def test_a_service_has_one_spelling_in_a_namespace(url: str) -> None:
+    assert canonical(url, "shop") == "http://eureka.shop:80/"
+
+
+@pytest.mark.parametrize(
+    ("url", "outside"),
+    [
+        ("http://eureka:8761/eureka", "http://eureka.shop.svc:8761/eureka"),
+        ("http://me:s3cret@Eureka/", "http://me:s3cret@eureka.shop.svc/"),
+        *(
+            (url, url)
+            for url in (
+                "http://eureka.infra/x",
+                "http://localhost:1/",
+                "http://10.0.0.1:8761/",
+                "http://[fd00::1]/",
+                "http://[::1",
+            )
+        ),
+    ],
+)
+def test_a_short_name_gets_its_namespace_for_callers_outside(url: str, outside: str) -> None:
+    assert with_namespace(url, "shop") == outside
 
 
 def test_host_and_port_are_written_in_one_way() -> None:

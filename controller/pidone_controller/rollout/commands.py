@@ -13,6 +13,7 @@ from typing import Any
 import trio
 
 from pidone.errors import PidoneError
+from pidone.http.urls import has_dot_segments
 from pidone.language.model import TaskSet
 from pidone_controller.kubernetes.client import Client, connect
 from pidone_controller.kubernetes.config import Config, kubeconfig, load
@@ -114,10 +115,11 @@ async def _run(config: Config, request: Request, subject: Subject, say: Print) -
 
 def parse(text: str, namespace: str, home: str) -> Subject:
     """``KIND/NAME``, with the kind in any form that kubectl accepts. Raises ``CommandError``."""
-    kind, slash, name = text.partition("/")
+    kind, _, name = text.partition("/")
     kind = kind.lower().removesuffix(f".{TASK_SETS.group}")
     for resource in (*SETS, *BINDINGS):
-        if kind in {resource.kind.lower(), resource.plural} and slash and name and "/" not in name:
+        is_name = name and "/" not in name and not has_dot_segments(f"{namespace}/{name}")
+        if kind in {resource.kind.lower(), resource.plural} and is_name:
             return Subject(resource, name, namespace if resource.namespaced else "", home)
     raise CommandError(
         f'"{text}" is no set and no binding; write taskset/NAME, clustertaskset/NAME, taskbinding/NAME or '

@@ -35,7 +35,19 @@ def test_a_kind_is_written_as_kubectl_takes_it(text: str, resource: Resource, na
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a", "taskset", "taskset/", "/a", "pod/a", "taskset/a/b", "tasksets.apps/a"]
+    "text",
+    [
+        "",
+        "a",
+        "taskset",
+        "taskset/",
+        "taskset/..",
+        "taskset/%2e%2E",
+        "/a",
+        "pod/a",
+        "taskset/a/b",
+        "tasksets.apps/a",
+    ],
 )
 def test_what_is_no_kind_and_name_is_said_with_what_to_write(text: str) -> None:
     with pytest.raises(CommandError, match="write taskset/NAME"):
