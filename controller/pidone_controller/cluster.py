@@ -155,7 +155,7 @@ class Controller:
             may_read=partial(_may_read, client),
             alive=self._trouble,
             families=self._families,
-            routes={PATH: ("POST", self._peers.handle)},
+            routes={PATH: ("POST", self._peers.handle, self._peers.refuse)},
         )
         self._deregistration = Deregistration(log, namespace=self._namespace)
         self._selection = Selection(self._plans)
@@ -197,9 +197,7 @@ class Controller:
                 nursery.start_soon(reflector.run)
             nursery.start_soon(self._plans.run)
             nursery.start_soon(self._update_rules)
-            await nursery.start(
-                partial(serve, self._repo.begin, plain, max_body=MAX_REPORT_BYTES, fatal=self._repo.died)
-            )
+            await nursery.start(partial(self._serve, plain))
             nursery.start_soon(self._serve_https, secure)
             nursery.start_soon(self._peers.run)
             for listener in (*plain, *secure):
@@ -230,9 +228,28 @@ class Controller:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ca.keep, self._client, self._namespace, self._names(), use, self._log)
             await certified.wait()
-            await serve(
-                self._repo.begin, (), listeners, tls, max_body=MAX_REPORT_BYTES, fatal=self._repo.died
-            )
+            await self._serve((), listeners, tls)
+
+    async def _serve(
+        self,
+        plain: Listeners,
+        secure: Listeners = (),
+        tls: Tls | None = None,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        repo = self._repo
+        await serve(
+            repo.begin,
+            plain,
+            secure,
+            tls,
+            max_body=MAX_REPORT_BYTES,
+            bounds=repo.bounds,
+            refuse=repo.refuse,
+            fatal=repo.died,
+            servers=2,
+            task_status=task_status,
+        )
 
     def _names(self) -> list[str]:
         """The names by which pods may call this replica: those of the Service, and its own address."""

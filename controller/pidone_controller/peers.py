@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 import trio
 
 from pidone.errors import PidoneError
+from pidone.http.admission import network
 from pidone.http.client import request
 from pidone.http.message import JSON, Request, Response, text_response
 from pidone.metrics.exposition import Family, gauge
@@ -33,7 +34,7 @@ from pidone.plan.report import OMITTED, Report, encode
 from pidone.protocol import MAX_REPORT_BYTES
 from pidone_controller.kubernetes.client import Client
 from pidone_controller.kubernetes.reviews import own_user, request_token, review_token
-from pidone_controller.kubernetes.tokens import Tokens, bearer_token
+from pidone_controller.kubernetes.tokens import Tokens, TooManyTokens, bearer_token
 from pidone_controller.log import Log
 from pidone_controller.pods import reports
 from pidone_controller.pods.inventory import Inventory
@@ -248,20 +249,29 @@ class Peers:
 
     # As the leader
 
-    async def handle(self, request: Request) -> Response:
-        """``POST /v1/peers/reports``."""
+    async def refuse(self, request: Request) -> Response | None:
+        """The answer to a report of another replica by its head; None if this is one, and this replica leads."""
         token = bearer_token(request.headers.get("authorization"))
         if token is None:
             return text_response(401, "only for replicas of this controller", www_authenticate="Bearer")
         try:
-            bearer = await self._tokens.bearer(token)
+            bearer = await self._tokens.bearer(token, network(request.peer))
             is_peer = bearer is not None and bearer.user["username"] == await self._account.name()
+        except TooManyTokens as error:
+            return text_response(429, str(error), retry_after=f"{error.pause:.0f}")
         except PidoneError as error:
             return text_response(503, f"the token cannot be checked: {error}", retry_after="1")
         if not is_peer:
             return text_response(403, "the token is not one of this controller's for its peers")
         if self._election.holder != self._election.identity:
             return text_response(409, "this replica does not lead", retry_after="1")
+        return None
+
+    async def handle(self, request: Request) -> Response:
+        """``POST /v1/peers/reports``."""
+        refusal = await self.refuse(request)
+        if refusal is not None:
+            return refusal
         try:
             received = list(_decoded(request.body))
         except PidoneError as error:

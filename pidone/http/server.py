@@ -9,7 +9,7 @@ import os
 import select
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from heapq import heappop, heappush
 from itertools import count
@@ -19,11 +19,13 @@ from typing import TypeVar
 import h11
 import trio
 
+from pidone.http.admission import Admission, Assign, Place, Room, one_room
 from pidone.http.message import Held, Request, Response, text_response
 
 Result = TypeVar("Result")
 Handler = Callable[[Request], Awaitable[Response]]
 HoldingHandler = Callable[[Request], Awaitable[Response | Held]]
+Refuse = Callable[[Request], Awaitable[Response | None]]  # gets the head of a request that has a body
 Fatal = Callable[[str, str], None]  # gets the peer's address and its last words
 Secure = Callable[[trio.SocketStream], Awaitable[trio.abc.Stream]]  # makes the TLS handshake, returns TLS
 
@@ -34,7 +36,9 @@ REQUEST_TIMEOUT_SECONDS = 15.0
 FATAL = (
     b"Fatal Python error: "  # the first words of faulthandler, in a peer that dies while its request is held
 )
-MAX_AHEAD_BYTES = 1 << 16  # that a peer may send before its request is answered
+MAX_AHEAD_BYTES = 1 << 14  # that a peer may send before its request is answered
+MAX_HEAD_BYTES = 1 << 14  # of a request
+_PART_BYTES = 1 << 13  # that are received at once, until the body is welcome
 
 ACCEPT_PAUSE_SECONDS = 0.1  # after an accept that failed for lack of descriptors or memory
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
@@ -47,6 +51,8 @@ async def serve(
     *,
     max_connections: int,
     max_body: int = 1 << 16,
+    assign: Assign | None = None,
+    refuse: Refuse | None = None,
     fatal: Fatal | None = None,
     secure: Secure | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
@@ -56,15 +62,20 @@ async def serve(
     ``handler`` may take any time, and is cancelled when the peer closes. An exception in it is answered with 500.
     If it returns ``Held``, the connection waits without a task.
 
-    ``max_connections``: further connections are closed unanswered, so that a flood costs no memory.
+    ``max_connections``: the most at once. For a further one the longest silent one is closed; if all are being
+    answered, the further one is closed, so that a flood costs no memory.
     ``max_body``: the largest request body in bytes; a larger one is answered with 413.
+    ``assign``: in place of ``max_connections``, bounds for each kind of peer; see ``pidone.http.admission``.
+    ``refuse``: called with the head of a request before its body is read. Its answer, if any, is sent at once, and the
+    connection is closed.
     ``fatal``: called when a peer died of a fatal signal during its request. ``pidone.repo.client`` lets faulthandler
     write the last words into the connection.
     ``secure``: serve https. A handshake that fails or exceeds the timeout ends its own connection only.
     """
     with closing(_Peers()) as peers:
         async with trio.open_nursery() as nursery:
-            server = _Server(handler, nursery, peers, max_connections, max_body, fatal, secure)
+            admission = Admission(assign or one_room(Room(max_connections, max_connections)))
+            server = _Server(handler, nursery, peers, admission, max_body, refuse, fatal, secure)
             try:
                 nursery.start_soon(peers.run)
                 nursery.start_soon(server.clock)
@@ -136,12 +147,21 @@ class _Peers:
 
 
 @dataclass(slots=True, eq=False)
+class _Client:
+    """One connection."""
+
+    stream: trio.abc.Stream
+    connection: h11.Connection
+    address: str
+    place: Place
+
+
+@dataclass(slots=True, eq=False)
 class _Parked:
     """A connection whose request is held. No Trio task belongs to it."""
 
+    client: _Client
     stream: trio.SocketStream
-    connection: h11.Connection
-    peer: str
     held: Held
     body_only: bool = False  # the head of the answer was sent already
     due: float = inf  # the deadline that is in the heap of ``_Server``
@@ -156,15 +176,15 @@ class _Server:
         handler: HoldingHandler,
         nursery: trio.Nursery,
         peers: _Peers,
-        max_connections: int,
+        admission: Admission,
         max_body: int,
+        refuse: Refuse | None,
         fatal: Fatal | None,
         secure: Secure | None,
     ) -> None:
         self._peers = peers
         self._handler, self._nursery, self._secure = handler, nursery, secure
-        self._max_connections, self._max_body, self._fatal = max_connections, max_body, fatal
-        self._open = 0
+        self._admission, self._max_body, self._refuse, self._fatal = admission, max_body, refuse, fatal
         self._parked: dict[_Parked, None] = {}
         # a heap of deadlines; entries of connections that are no longer parked are skipped
         self._due: list[tuple[float, int, _Parked]] = []
@@ -182,15 +202,20 @@ class _Server:
                         raise
                     await trio.sleep(ACCEPT_PAUSE_SECONDS)
                 else:
-                    self._nursery.start_soon(self.connection, stream)
+                    self._admit(stream)
 
-    async def connection(self, stream: trio.SocketStream) -> None:
-        """Serve the connection until it ends or is parked."""
-        if self._open >= self._max_connections:
-            await trio.aclose_forcefully(stream)
-            return
-        self._open += 1
-        await self._guarded(stream, partial(self._begin, stream))
+    def _admit(self, stream: trio.SocketStream) -> None:
+        scope = trio.CancelScope()
+        try:
+            address = stream.socket.getpeername()[0]
+        except OSError:  # the peer has reset the connection
+            place = None
+        else:
+            place = self._admission.admit(address, scope.cancel)
+        if place is None:
+            stream.socket.close()
+        else:
+            self._nursery.start_soon(self._guarded, stream, place, scope, partial(self._begin, stream, place))
 
     async def clock(self) -> None:
         """Resume parked connections at their deadlines."""
@@ -206,27 +231,30 @@ class _Server:
     def close(self) -> None:
         """Close the parked connections. Each other connection is closed by its task."""
         for parked in list(self._parked):
-            self._unpark(parked)
-            parked.stream.socket.close()
+            self._close_parked(parked)
 
     async def _guarded(
-        self, stream: trio.SocketStream, talk: Callable[[], Awaitable[_Parked | None]]
+        self,
+        stream: trio.SocketStream,
+        place: Place,
+        scope: trio.CancelScope,
+        talk: Callable[[], Awaitable[_Parked | None]],
     ) -> None:
         """Run ``talk``; park the connection if it says so, else close it."""
         parked = None
         try:
             # a peer that closes, or does not speak HTTP, is not logged: it may connect again
-            with suppress(trio.BrokenResourceError, trio.ClosedResourceError, OSError):
+            with scope, suppress(trio.BrokenResourceError, trio.ClosedResourceError, OSError):
+                place.close = scope.cancel
                 parked = await talk()
-                if parked:
+                if parked and not place.left:
                     self._park(parked)
         finally:
-            if parked is None:
-                self._open -= 1
+            if parked is None or place.left:
+                self._admission.leave(place)
                 await trio.aclose_forcefully(stream)
 
-    async def _begin(self, stream: trio.SocketStream) -> _Parked | None:
-        peer = stream.socket.getpeername()[0]
+    async def _begin(self, stream: trio.SocketStream, place: Place) -> _Parked | None:
         transport: trio.abc.Stream | None = stream
         if self._secure is not None:
             transport = None
@@ -234,13 +262,15 @@ class _Server:
                 transport = await self._secure(stream)
         if transport is None:
             return None
-        connection = h11.Connection(h11.SERVER, max_incomplete_event_size=16384)
-        return await self._converse(transport, connection, peer)
+        connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
+        return await self._converse(_Client(transport, connection, place.address, place))
 
     def _park(self, parked: _Parked) -> None:
         parked.wake = partial(self._resume, parked)
         parked.held.subscribe(parked.wake)
         self._parked[parked] = None
+        parked.client.place.close = partial(self._close_parked, parked)
+        self._admission.hold(parked.client.place)
         self._peers.watch(parked.stream.socket.fileno(), partial(self._receive, parked))
         if parked.held.deadline < parked.due:
             parked.due = parked.held.deadline
@@ -253,25 +283,33 @@ class _Server:
         parked.held.unsubscribe(parked.wake)
         self._peers.unwatch(parked.stream.socket.fileno())
 
+    def _close_parked(self, parked: _Parked) -> None:
+        self._unpark(parked)
+        self._admission.leave(parked.client.place)
+        parked.stream.socket.close()
+
     def _resume(self, parked: _Parked) -> None:
         if parked in self._parked:
             self._unpark(parked)
-            self._nursery.start_soon(self._guarded, parked.stream, partial(self._continue, parked))
+            place, scope = parked.client.place, trio.CancelScope()
+            place.close = scope.cancel
+            self._admission.answer(place)
+            self._nursery.start_soon(
+                self._guarded, parked.stream, place, scope, partial(self._continue, parked)
+            )
 
     def _receive(self, parked: _Parked, data: bytes) -> bool:
         """Take what the peer of a parked connection sent; close the connection if the peer has."""
         if data:
-            return parked.body_only or _read_ahead(parked.connection, data)
-        self._last_words(parked.connection, parked.peer)
-        self._unpark(parked)
-        self._open -= 1
-        parked.stream.socket.close()
+            return parked.body_only or self._read_ahead(parked.client, data)
+        self._last_words(parked.client)
+        self._close_parked(parked)
         return False
 
-    def _last_words(self, connection: h11.Connection, peer: str) -> None:
-        data = connection.trailing_data[0]
+    def _last_words(self, client: _Client) -> None:
+        data = client.connection.trailing_data[0]
         if self._fatal is not None and data.startswith(FATAL):
-            self._fatal(peer, data.decode(errors="replace"))
+            self._fatal(client.address, data.decode(errors="replace"))
 
     async def _continue(self, parked: _Parked) -> _Parked | None:
         answer = _look(parked.held)
@@ -280,37 +318,34 @@ class _Server:
         if parked.body_only:
             await _send_body(parked.stream, answer.body)
             return None
-        return await self._converse(parked.stream, parked.connection, parked.peer, answer)
+        return await self._converse(parked.client, answer)
 
-    async def _converse(
-        self,
-        stream: trio.abc.Stream,
-        connection: h11.Connection,
-        peer: str,
-        response: Response | None = None,
-    ) -> _Parked | None:
+    async def _converse(self, client: _Client, response: Response | None = None) -> _Parked | None:
         """Answer one request after the other. ``response`` is the answer to a request that is read already.
 
         Return the connection to park, or None if it is to be closed.
         """
+        stream, connection, place = client.stream, client.connection, client.place
         while True:
             head_only = False
             try:
                 if response is None:
+                    self._admission.listen(place, len(connection.trailing_data[0]))
                     with trio.move_on_after(REQUEST_TIMEOUT_SECONDS) as limit:
-                        request = await _read(stream, connection, peer, self._max_body)
+                        request = await self._read(client)
                     if limit.cancelled_caught or request is None:
                         return None
 
+                    self._admission.answer(place)
                     answer: Response | Held | None
                     if isinstance(request, Request):
                         head_only = request.method == "HEAD"
-                        answer = await self._answered(stream, connection, request)
+                        answer = await self._answered(client, request)
                     else:
                         answer = request
                     if isinstance(answer, Held):
                         assert isinstance(stream, trio.SocketStream)
-                        return _Parked(stream, connection, peer, answer)
+                        return _Parked(client, stream, answer)
                     if answer is None:
                         return None
                     response = answer
@@ -326,44 +361,89 @@ class _Server:
                 return None
 
             if response.later is not None:
-                return await self._later(stream, connection, peer, response.later)
+                return await self._later(client, response.later)
             if connection.our_state is h11.MUST_CLOSE or connection.their_state is not h11.DONE:
+                self._admission.listen(place, 0)
                 await _close_gracefully(stream)
                 return None
             connection.start_next_cycle()
             response = None
 
-    async def _answered(
-        self, stream: trio.abc.Stream, connection: h11.Connection, request: Request
-    ) -> Response | Held | None:
+    async def _read(self, client: _Client) -> Request | Response | None:
+        """Return the next request, an answer that refuses it, or None if the peer has closed."""
+        connection = client.connection
+        request: Request | None = None
+        chunks, size = list[bytes](), 0
+        while True:
+            event = connection.next_event()
+            if event is h11.NEED_DATA:
+                if connection.they_are_waiting_for_100_continue:
+                    response = connection.send(h11.InformationalResponse(status_code=100, headers=[]))
+                    await client.stream.send_all(response or b"")
+                data = bytes(await client.stream.receive_some(_PART_BYTES if request is None else None))
+                if not self._admission.receive(client.place, len(data)):
+                    return None
+                connection.receive_data(data)
+            elif isinstance(event, h11.Request):
+                request = _request(event, client.address)
+                answer = await self._refusal(client, request)
+                if answer is not None:
+                    return answer
+            elif isinstance(event, h11.Data):
+                size += len(event.data)
+                if size > self._max_body:
+                    return _too_large(self._max_body)
+                chunks.append(bytes(event.data))
+            elif isinstance(event, h11.EndOfMessage):
+                assert request is not None
+                return replace(request, body=b"".join(chunks))
+            else:  # the peer has closed
+                return None
+
+    async def _refusal(self, client: _Client, head: Request) -> Response | None:
+        """Return the answer to a request whose body is not wanted, or None."""
+        chunked, length = "transfer-encoding" in head.headers, head.headers.get("content-length", "0")
+        if not chunked and int(length) == 0:
+            return None
+        if chunked and "content-length" in head.headers:  # RFC 9112 6.3: it may be an attempt at smuggling
+            return text_response(400, "a request has either Content-Length or Transfer-Encoding, not both")
+        if int(length) > self._max_body:
+            return _too_large(self._max_body)
+        if self._refuse is None:
+            return None
+        self._admission.answer(client.place)
+        answer = await _refused(self._refuse, head)
+        self._admission.listen(client.place, client.place.received)
+        return answer
+
+    async def _answered(self, client: _Client, request: Request) -> Response | Held | None:
         """Return the handler's answer, or None if the peer has closed before.
 
         ``Held`` is returned only if the connection can be parked; over TLS this waits for the answer.
         """
-        receive = partial(_read_ahead, connection)
+        stream, receive = client.stream, partial(self._read_ahead, client)
         answer = await self._while_connected(stream, partial(_answer, self._handler, request), receive)
         if isinstance(answer, Held) and not isinstance(stream, trio.SocketStream):
+            self._admission.hold(client.place)
             answer = await self._while_connected(stream, partial(wait_for_answer, answer), receive)
-        self._last_words(connection, request.peer)
+            self._admission.answer(client.place)
+        self._last_words(client)
         return answer
 
-    async def _later(
-        self,
-        stream: trio.abc.Stream,
-        connection: h11.Connection,
-        peer: str,
-        later: Callable[[], Awaitable[bytes]] | Held,
-    ) -> _Parked | None:
+    async def _later(self, client: _Client, later: Callable[[], Awaitable[bytes]] | Held) -> _Parked | None:
         """Send the body of ``Response.later`` when it is there, or park the connection until then.
 
         The wait ends when the peer closes.
         """
+        stream = client.stream
         if not isinstance(later, Held):
             body = await self._while_connected(stream, later, bool)
         elif isinstance(stream, trio.SocketStream) and later.look() is None:
-            return _Parked(stream, connection, peer, later, body_only=True)
+            return _Parked(client, stream, later, body_only=True)
         else:
+            self._admission.hold(client.place)
             answer = await self._while_connected(stream, partial(wait_for_answer, later), bool)
+            self._admission.answer(client.place)
             body = answer.body if answer else None
         if body:
             await _send_body(stream, body)
@@ -400,57 +480,37 @@ class _Server:
                 return result
         return None
 
+    def _read_ahead(self, client: _Client, data: bytes) -> bool:
+        """Keep what a peer sends before its request is answered; False if it is more than ``MAX_AHEAD_BYTES``."""
+        if data:
+            if not self._admission.receive(client.place, len(data)):
+                return False
+            client.connection.receive_data(data)
+        return len(client.connection.trailing_data[0]) <= MAX_AHEAD_BYTES
 
-async def _read(
-    stream: trio.abc.Stream, connection: h11.Connection, peer: str, max_body: int
-) -> Request | Response | None:
-    """Return the next request, an answer that refuses it (413), or None if the peer has closed."""
-    head: h11.Request | None = None
-    chunks, size = list[bytes](), 0
-    while True:
-        event = connection.next_event()
-        if event is h11.NEED_DATA:
-            if connection.they_are_waiting_for_100_continue:
-                response = connection.send(h11.InformationalResponse(status_code=100, headers=[]))
-                await stream.send_all(response or b"")
-            connection.receive_data(bytes(await stream.receive_some()))
-        elif isinstance(event, h11.Request):
-            head = event
-        elif isinstance(event, h11.Data):
-            size += len(event.data)
-            if size > max_body:
-                return text_response(413, f"the body is larger than {max_body} bytes")
-            chunks.append(bytes(event.data))
-        elif isinstance(event, h11.EndOfMessage):
-            assert head is not None
-            headers = dict[str, str]()
-            for raw, value in head.headers:
-                name = raw.decode().lower()
-                text = value.decode("latin-1")
-                headers[name] = f"{headers[name]}, {text}" if name in headers else text
-            return Request(
-                head.method.decode(), head.target.decode("latin-1"), headers, b"".join(chunks), peer
-            )
-        else:  # the peer has closed
-            return None
+
+def _request(head: h11.Request, peer: str) -> Request:
+    headers = dict[str, str]()
+    for raw, value in head.headers:
+        name = raw.decode().lower()
+        text = value.decode("latin-1")
+        headers[name] = f"{headers[name]}, {text}" if name in headers else text
+    return Request(head.method.decode(), head.target.decode("latin-1"), headers, b"", peer)
+
+
+def _too_large(max_body: int) -> Response:
+    return text_response(413, f"the body is larger than {max_body} bytes")
 
 
 async def _receive_all(stream: trio.abc.Stream, receive: Callable[[bytes], bool]) -> None:
     data = b"more"
     while data:
         try:
-            data = bytes(await stream.receive_some())
+            data = bytes(await stream.receive_some(_PART_BYTES))
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
             data = b""
         if not receive(data):
             return
-
-
-def _read_ahead(connection: h11.Connection, data: bytes) -> bool:
-    """Keep what a peer sends before its request is answered; False if it is more than ``MAX_AHEAD_BYTES``."""
-    if data:
-        connection.receive_data(data)
-    return len(connection.trailing_data[0]) <= MAX_AHEAD_BYTES
 
 
 async def _answer(handler: HoldingHandler, request: Request) -> Response | Held:
@@ -459,6 +519,16 @@ async def _answer(handler: HoldingHandler, request: Request) -> Response | Held:
         if isinstance(response, Response):
             _head(response)
     except Exception as error:  # noqa: BLE001 - an exception must not end the server; the answer names it
+        return _internal_error(error)
+    return response
+
+
+async def _refused(refuse: Refuse, head: Request) -> Response | None:
+    try:
+        response = await refuse(head)
+        if response:
+            _head(response)
+    except Exception as error:  # noqa: BLE001 - the same
         return _internal_error(error)
     return response
 

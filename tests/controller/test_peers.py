@@ -78,11 +78,14 @@ class Replica:
         self.account = Cluster()
         self.plans = Plans(log, on_report=self._told, wall_clock=world.clock)
         self.plans.rule(Rules())
-        self.repo = Repo(self.plans, log, routes={PATH: ("POST", self._peer)})
+        self.repo = Repo(self.plans, log, routes={PATH: ("POST", self._peer, self._refuse)})
         self.peers = Peers(self.plans, self.lead, self.account, log, post=world.post, random=Random(1))
 
     async def _peer(self, request: Request) -> Response:
         return await self.peers.handle(request)
+
+    async def _refuse(self, request: Request) -> Response | None:
+        return await self.peers.refuse(request)
 
     def _told(self, pod: Pod, report: Report) -> None:
         self.told.append((pod.name, report.version))

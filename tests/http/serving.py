@@ -5,7 +5,8 @@ from functools import partial
 
 import trio
 
-from pidone.http.server import Fatal, Handler, serve
+from pidone.http.admission import Assign
+from pidone.http.server import Fatal, Handler, Refuse, serve
 
 Talk = Callable[[trio.SocketStream], Awaitable[None]]
 
@@ -17,12 +18,17 @@ async def http_server(
     connections: int = 9,
     body: int = 999,
     fatal: Fatal | None = None,
+    assign: Assign | None = None,
+    refuse: Refuse | None = None,
 ) -> int:
     """A server of ours; returns its port."""
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     await nursery.start(
-        partial(serve, handler, listeners, max_connections=connections, max_body=body, fatal=fatal)
-    )
+        partial(
+            serve, handler, listeners,
+            max_connections=connections, max_body=body, fatal=fatal, assign=assign, refuse=refuse,
+        )
+    )  # fmt: skip
     port: int = listeners[0].socket.getsockname()[1]
     return port
 

@@ -7,6 +7,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from pidone.http.admission import Room, one_room
 from pidone.http.message import Held, Request, Response, text_response
 from pidone.http.server import serve
 from tests.http.serving import http_server
@@ -143,19 +144,107 @@ async def test_a_bug_in_the_handler_costs_its_own_request_alone(nursery: trio.Nu
     nursery.cancel_scope.cancel()
 
 
-async def test_a_connection_too_many_is_closed_and_the_others_stay(nursery: trio.Nursery) -> None:
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", get("/", "Content-Length: 9", method="POST"), get("/")])
+async def test_the_longest_silent_connection_makes_room_for_another(
+    sent: bytes, nursery: trio.Nursery
+) -> None:
     port = await http_server(nursery, echo, connections=2)
-    async with await connect(port) as first:
-        async with await connect(port) as second:
-            for stream in (first, second):
-                await stream.send_all(get("/in"))
-                await read(stream, b"GET /in")
-            async with await connect(port) as third:
-                assert await read(third) == b""
+    async with await connect(port) as first, await connect(port) as second:
+        await first.send_all(sent)
         await wait_all_tasks_blocked(0.01)
-        assert b"GET /again" in await converse(port, get("/again", LAST))
-        await first.send_all(get("/still"))
-        await read(first, b"GET /still")
+        await second.send_all(get("/in"))
+        await read(second, b"GET /in")
+        assert b"GET /more" in await converse(port, get("/more", LAST))
+        assert (
+            not (await read(first)).replace(b"GET / ", b"").count(b"GET")
+        )  # closed, after its own answer if any
+        await second.send_all(get("/still"))
+        await read(second, b"GET /still")
+    nursery.cancel_scope.cancel()
+
+
+async def test_connections_that_are_being_answered_stay_and_another_is_closed(nursery: trio.Nursery) -> None:
+    held, go = trio.Event(), trio.Event()
+
+    async def hold(request: Request) -> Response:
+        held.set()
+        await go.wait()
+        return await echo(request)
+
+    port = await http_server(nursery, hold, connections=1)
+    async with await connect(port) as first:
+        await first.send_all(get("/in"))
+        await held.wait()
+        assert await converse(port, b"") == b""
+        go.set()
+        await read(first, b"GET /in")
+    nursery.cancel_scope.cancel()
+
+
+async def test_the_answer_to_an_unwelcome_body_comes_after_the_head(nursery: trio.Nursery) -> None:
+    async def refuse(head: Request) -> Response | None:
+        assert head.body == b""
+        if head.path == "/bug":
+            raise ZeroDivisionError("a bug")
+        return None if head.path == "/welcome" else text_response(403, "not yours")
+
+    port = await http_server(nursery, echo, refuse=refuse)
+    for path, status in {"/": b"403", "/bug": b"500"}.items():
+        for length in ("Content-Length: 5", "Transfer-Encoding: chunked"):
+            sent = get(path, length, "Expect: 100-continue", method="POST")
+            assert (await converse(port, sent)).startswith(b"HTTP/1.1 " + status)
+    answers = await converse(
+        port, get("/welcome", "Content-Length: 2", method="POST") + b"ok" + get("/x", LAST)
+    )
+    assert b"POST /welcome ok" in answers
+    assert b"GET /x" in answers  # nothing to refuse: it has no body
+    nursery.cancel_scope.cancel()
+
+
+async def test_all_bytes_in_flight_have_one_bound(nursery: trio.Nursery) -> None:
+    room = Room(9, 9, received=1000)
+    port = await http_server(nursery, echo, assign=one_room(room))
+    async with await connect(port) as first, await connect(port) as second, await connect(port) as third:
+        for stream in (first, second):
+            await stream.send_all(get("/", "Content-Length: 900", method="POST") + bytes(500))
+            await wait_all_tasks_blocked(0.01)
+        assert await read(first) == b""  # the longest silent of them
+        await third.send_all(get("/third"))
+        await read(third, b"GET /third")
+        await second.send_all(bytes(400))
+        await read(second, b"POST /")
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        (["Content-Length: 5", "Transfer-Encoding: chunked"], b"400"),
+        (["Transfer-Encoding: chunked", "Content-Length: 0"], b"400"),
+        (["Content-Length: 5", "Content-Length: 6"], b"400"),
+        (["Content-Length: 5, 6"], b"400"),
+        (["Content-Length: +5"], b"400"),
+        (["Content-Length: -5"], b"400"),
+        (["Content-Length: 0x5"], b"400"),
+        (["Content-Length: 5_0"], b"400"),
+        (["Content-Length: \xb2"], b"400"),
+        (["Content-Length: " + "9" * 5000], b"400"),
+        (["Content-Length: 99999999999999999999"], b"413"),
+        (["Transfer-Encoding: gzip, chunked"], b"501"),
+        (["Transfer-Encoding: chunked", "Transfer-Encoding: chunked"], b"501"),
+        (["Transfer-Encoding : chunked"], b"400"),
+        (["X: a\x00b"], b"400"),
+        (["Host: y"], b"400"),
+    ],
+)
+async def test_an_ambiguous_head_is_refused_and_the_connection_is_closed(
+    headers: list[str], status: bytes, nursery: trio.Nursery
+) -> None:
+    port = await http_server(nursery, echo)
+    sent = get("/", *headers, method="POST").decode().encode("latin-1") + b"0\r\n\r\n" + get("/smuggled")
+    answer = await converse(port, sent)
+    assert answer.startswith(b"HTTP/1.1 " + status)
+    assert b"smuggled" not in answer
     nursery.cancel_scope.cancel()
 
 

@@ -1,15 +1,26 @@
-"""Bearer tokens of sidecars and people: the API server says whose they are, and the answer is kept for a minute."""
+"""Bearer tokens of sidecars and people: the API server tells their owners, and the answer is kept for a minute."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 
+from pidone.errors import PidoneError
+from pidone.pacing import RateLimit
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
 CACHE_SECONDS = 60.0  # a token that is revoked, or whose pod is gone, is accepted for as long
-MAX_CACHED = 20_000  # answers
+MAX_CACHED = 20_000  # good tokens
+MAX_BAD = 1_000  # bad tokens, of which anybody can send any number
 MAX_REVIEWS = 16  # at once
+# Unknown tokens of one address: at once, and seconds for each further one. A node has some hundred sidecars on its
+# network, whose tokens are all unknown after a restart of the controller.
+ADDRESS_REVIEWS, ADDRESS_INTERVAL_SECONDS = 20, 0.5
+MAX_ADDRESSES = 1 << 12  # with such a limit
 
 # Asks for a TokenReview and returns its status. Raises PidoneError if that fails.
 Review = Callable[[str], Awaitable[Mapping[str, Any]]]
@@ -31,26 +42,77 @@ class Bearer:
     uid: str = ""
 
 
+class TooManyTokens(PidoneError):
+    """An address has sent too many unknown tokens. It may send the next one after ``pause`` seconds."""
+
+    def __init__(self, address: str, pause: float) -> None:
+        super().__init__(f"too many unknown tokens from {address}")
+        self.pause = max(1.0, pause)
+
+
 class Tokens:
-    """Reviews each token at most once a minute."""
+    """Reviews each token at most once a minute, and a bounded number of unknown tokens of each address.
+
+    A token that is remembered waits for nobody.
+    """
 
     def __init__(self, review: Review) -> None:
         self._review = review
-        self._cache: dict[bytes, tuple[float, Bearer | None]] = {}  # by hash: the token itself is not kept
-        self._limit = trio.CapacityLimiter(MAX_REVIEWS)
+        # By hash: the token itself is not kept. With the clock time until which the answer is good.
+        self._good: dict[bytes, tuple[float, Bearer]] = {}
+        self._bad: dict[bytes, float] = {}
+        self._reviews: dict[bytes, trio.Event] = {}  # under way; the event is set at the end
+        self._limits: dict[str, RateLimit] = {}  # by address
+        self._reviewing = trio.CapacityLimiter(MAX_REVIEWS)
 
-    async def bearer(self, token: str) -> Bearer | None:
-        """The owner of a token; None for a bad one. Raises what ``review`` raises, and caches nothing then."""
-        key = sha256(token.encode()).digest()
-        async with self._limit:
+    async def bearer(self, token: str, address: str) -> Bearer | None:
+        """The owner of a token from this address or network; None for a bad one.
+
+        Raises ``TooManyTokens``, and what ``review`` raises; nothing is remembered then.
+        """
+        key = sha256(token.encode(errors="surrogateescape")).digest()
+        while True:
             now = trio.current_time()
-            until, bearer = self._cache.get(key, (now, None))
-            if until <= now:
+            until, bearer = self._good.get(key, (now, None))
+            if until > now:
+                return bearer
+            if self._bad.get(key, now) > now:
+                return None
+            if key not in self._reviews:
+                self._take(address)
+                return await self._reviewed(token, key)
+            await self._reviews[key].wait()
+
+    async def _reviewed(self, token: str, key: bytes) -> Bearer | None:
+        self._reviews[key] = done = trio.Event()
+        try:
+            async with self._reviewing:
                 bearer = read(await self._review(token))
-                if len(self._cache) >= MAX_CACHED:
-                    self._cache.clear()
-                self._cache[key] = (now + CACHE_SECONDS, bearer)
+        finally:
+            del self._reviews[key]
+            done.set()
+        until = trio.current_time() + CACHE_SECONDS
+        if bearer is None:
+            _put(self._bad, key, until, MAX_BAD)
+        else:
+            _put(self._good, key, (until, bearer), MAX_CACHED)
         return bearer
+
+    def _take(self, address: str) -> None:
+        """Count an unknown token of an address. Raises ``TooManyTokens``."""
+        limit = self._limits.pop(address, None) or RateLimit(ADDRESS_REVIEWS, ADDRESS_INTERVAL_SECONDS)
+        _put(self._limits, address, limit, MAX_ADDRESSES)
+        pause = limit.take(trio.current_time())
+        if pause:
+            raise TooManyTokens(address, pause)
+
+
+def _put(table: dict[Key, Value], key: Key, value: Value, most: int) -> None:
+    """Set a value, as the newest one, and remove the oldest one if there are more than ``most``."""
+    table.pop(key, None)
+    table[key] = value
+    if len(table) > most:
+        del table[next(iter(table))]
 
 
 def read(status: Mapping[str, Any]) -> Bearer | None:

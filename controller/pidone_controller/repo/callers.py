@@ -10,9 +10,10 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 from random import Random
 
 from pidone.errors import PidoneError
+from pidone.http.admission import network
 from pidone.http.message import Request, Response, text_response
 from pidone.metrics.exposition import Family, counter_by
-from pidone_controller.kubernetes.tokens import Bearer, MayRead, Tokens, bearer_token
+from pidone_controller.kubernetes.tokens import Bearer, MayRead, Tokens, TooManyTokens, bearer_token
 from pidone_controller.pods.identity import (
     Claims,
     Contradiction,
@@ -54,20 +55,17 @@ class Callers:
         self._strangers: dict[str, int] = {}  # by address: the number of holds in which it stayed unknown
         self._refusals: Counter[str] = Counter()
 
-    async def caller(self, request: Request) -> Caller | Response:
+    async def caller(self, request: Request, *, secure: bool) -> Caller | Response:
         """The client of a request. A token counts before the address; a bad token is refused, never ignored."""
         caller = self.caller_by_address(request)
         token = bearer_token(request.headers.get("authorization"))
         if token is None or self._tokens is None:
             return caller
 
-        try:
-            bearer = await self._tokens.bearer(token)
-        except PidoneError as error:
-            return text_response(503, f"the token cannot be checked: {error}", retry_after="5")
-        if bearer is None:
+        bearer = await _bearer(self._tokens, token, request.peer, secure=secure)
+        if isinstance(bearer, Response):
             self._refusals["token"] += 1
-            return _unknown_token()
+            return bearer
         if not bearer.pod:
             self._refusals["token"] += 1
             return text_response(403, f"the token of {bearer.user['username']} was not made for a pod")
@@ -145,7 +143,9 @@ class Readers:
     ) -> None:
         self._inventory, self._tokens, self._may_read, self._people = inventory, tokens, may_read, people
 
-    async def refusal(self, request: Request, namespace: str = "", name: str = "") -> Response | None:
+    async def refusal(
+        self, request: Request, namespace: str = "", name: str = "", *, secure: bool
+    ) -> Response | None:
         """None if the client may read the pod, or without a name list the pods; else the answer to it."""
         address = normalise(request.peer)
         # A pod may have 127.0.0.2 here, and must not read the plans of other pods.
@@ -159,19 +159,32 @@ class Readers:
             return text_response(
                 403, "only for people on this machine: ask from 127.0.0.1 or ::1 (kubectl port-forward)"
             )
+        bearer = await _bearer(self._tokens, token, request.peer, secure=secure)
+        if isinstance(bearer, Response):
+            return bearer
         try:
-            bearer = await self._tokens.bearer(token)
-            if bearer is None:
-                return _unknown_token()
             if await self._may_read(bearer.user, namespace, name):
                 return None
         except PidoneError as error:
-            return text_response(503, f"the token cannot be checked: {error}", retry_after="5")
+            return text_response(503, f"the right cannot be checked: {error}", retry_after="5")
         verb = f'get pod "{name}" in {namespace}' if name else f"list pods in {namespace or 'all namespaces'}"
         return text_response(403, f"{bearer.user['username']} may not {verb}")
 
 
-def _unknown_token() -> Response:
-    return text_response(
-        401, "the API server does not know this token, or it has expired", www_authenticate="Bearer"
-    )
+async def _bearer(tokens: Tokens, token: str, peer: str, *, secure: bool) -> Bearer | Response:
+    """The owner of a token, or the answer to its client."""
+    if not secure:  # anybody on the way could read the token, and use it
+        return text_response(
+            403, "a token is taken over https only; this one was sent in the clear, and should be replaced"
+        )
+    try:
+        bearer = await tokens.bearer(token, network(peer))
+    except TooManyTokens as error:
+        return text_response(429, str(error), retry_after=f"{error.pause:.0f}")
+    except PidoneError as error:
+        return text_response(503, f"the token cannot be checked: {error}", retry_after="5")
+    if bearer is None:
+        return text_response(
+            401, "the API server does not know this token, or it has expired", www_authenticate="Bearer"
+        )
+    return bearer

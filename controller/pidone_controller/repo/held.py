@@ -111,7 +111,7 @@ class HeldRequests:
             return text_response(
                 406, f"served here: {', '.join(FORMATS)}; none of them is in Accept: {accept}"
             )
-        caller = await self._callers.caller(request)
+        caller = await self._callers.caller(request, secure=secure)
         if isinstance(caller, Response):
             return caller
         if self.waiting.count(caller.place) >= MAX_HELD:

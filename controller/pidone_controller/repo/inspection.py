@@ -23,10 +23,10 @@ class Inspection:
     def __init__(self, plans: Plans, readers: Readers) -> None:
         self._plans, self._readers = plans, readers
 
-    async def pods(self, request: Request) -> Response:
+    async def pods(self, request: Request, *, secure: bool) -> Response:
         """``GET /v1/pods``, ``/v1/pods/<namespace>``, ``/v1/pods/<namespace>/<name>``."""
         namespace, _, name = request.path.removeprefix(PODS_PATH).strip("/").partition("/")
-        refusal = await self._readers.refusal(request, namespace, name)
+        refusal = await self._readers.refusal(request, namespace, name, secure=secure)
         if refusal:
             return refusal
 
@@ -44,9 +44,9 @@ class Inspection:
         summaries = [json.dumps(self._summary(pod), indent=2) async for pod in in_slices(pods)]
         return Response(200, {"content-type": JSON}, f'{{"pods": [{", ".join(summaries)}]}}\n'.encode())
 
-    async def targets(self, request: Request) -> Response:
+    async def targets(self, request: Request, *, secure: bool) -> Response:
         """All scrape targets: https://prometheus.io/docs/prometheus/latest/http_sd/."""
-        refusal = await self._readers.refusal(request)
+        refusal = await self._readers.refusal(request, secure=secure)
         if refusal:
             return refusal
 

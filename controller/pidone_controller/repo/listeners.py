@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import trio
 
 from pidone.errors import PidoneError
+from pidone.http.admission import Assign
 from pidone.http.message import Held, Request, Response
 from pidone.http.server import Fatal
 from pidone.http.server import serve as serve_http
@@ -32,6 +33,18 @@ class RequestHandler(Protocol):
     """Answers a request, or holds it. ``secure`` is whether it came over TLS."""
 
     async def __call__(self, request: Request, *, secure: bool = False) -> Response | Held: ...
+
+
+class Refuse(Protocol):
+    """Gets the head of a request that has a body, and returns the answer to it if the body is not wanted."""
+
+    async def __call__(self, request: Request, *, secure: bool = False) -> Response | None: ...
+
+
+class Bounds(Protocol):
+    """Returns the bounds for the connections of one server with at most ``connections``."""
+
+    def __call__(self, connections: int, *, secure: bool) -> Assign: ...
 
 
 class Tls:
@@ -78,34 +91,46 @@ async def serve(
     tls: Tls | None = None,
     *,
     max_body: int,
+    bounds: Bounds,
+    refuse: Refuse,
     fatal: Fatal | None = None,
+    servers: int = 1,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve http on ``plain`` and https on ``secure`` until cancelled.
 
-    ``max_body`` is the largest request body in bytes; ``fatal`` is called as in ``pidone.http.server.serve``.
+    ``max_body`` is the largest request body in bytes; ``refuse`` and ``fatal`` are called as in
+    ``pidone.http.server.serve``. ``servers`` is how many servers of this process share its open files.
     """
-    serve_all = partial(serve_http, max_connections=max_connections(), max_body=max_body, fatal=fatal)
+    connections = max_connections(servers)
+    serve_all = partial(serve_http, max_connections=connections, max_body=max_body, fatal=fatal)
     async with trio.open_nursery() as nursery:
         if plain:
-            await nursery.start(partial(serve_all, handler, plain))
+            plain_bounds = bounds(connections, secure=False)
+            await nursery.start(partial(serve_all, handler, plain, assign=plain_bounds, refuse=refuse))
         if secure:
             assert tls is not None
-            await nursery.start(partial(serve_all, partial(handler, secure=True), secure, secure=tls.secure))
+            serve_secure = partial(
+                serve_all,
+                assign=bounds(connections, secure=True),
+                refuse=partial(refuse, secure=True),
+                secure=tls.secure,
+            )
+            await nursery.start(partial(serve_secure, partial(handler, secure=True), secure))
         task_status.started()
 
 
-def max_connections() -> int:
-    """How many connections may be open: as the hard limit on open files allows, less this process's own files."""
+def max_connections(servers: int) -> int:
+    """How many connections each of the servers may have: as the hard limit on open files allows, less ``OWN_FILES``."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_CONNECTIONS + OWN_FILES
+    wanted = MAX_CONNECTIONS * servers + OWN_FILES
     limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < limit:
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
         soft = limit
-    return (
-        MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else max(1, min(MAX_CONNECTIONS, soft - OWN_FILES))
-    )
+    if soft == resource.RLIM_INFINITY:
+        return MAX_CONNECTIONS
+    return max(1, min(MAX_CONNECTIONS, (soft - OWN_FILES) // servers))
 
 
 def host_port(address: tuple[Any, ...]) -> str:

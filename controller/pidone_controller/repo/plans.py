@@ -224,10 +224,10 @@ class Plans:
         last = self._reports.get(pod.key)
         return (last.report, last.received) if last and last.report else None
 
-    def report_pause(self, pod: Pod) -> float:
-        """Take one of the pod's places for a report. Returns 0, or the seconds until it may report again."""
-        now = trio.current_time()
-        return self._reports.setdefault(pod.key, _PodReports(_report_limit())).limit.take(now)
+    def report_pause(self, pod: Pod, *, take: bool = True) -> float:
+        """Return 0, or the seconds until the pod may report again. With ``take`` a report counts from now on."""
+        limit = self._reports.setdefault(pod.key, _PodReports(_report_limit())).limit
+        return limit.take(trio.current_time()) if take else limit.wait(trio.current_time())
 
     def receive(self, pod: Pod, report: Report, received: float | None = None) -> None:
         """Store a report of a live pod. ``received`` is when another replica got it; the latest report counts."""

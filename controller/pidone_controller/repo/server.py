@@ -16,8 +16,9 @@ from ipaddress import IPv4Network, IPv6Network
 from random import Random
 
 from pidone import protocol
+from pidone.http.admission import Assign
 from pidone.http.message import Held, Request, Response, text_response
-from pidone.http.server import Handler, wait_for_answer
+from pidone.http.server import Handler, Refuse, wait_for_answer
 from pidone.metrics.exposition import CONTENT_TYPE, Family, counter_by, render
 from pidone.pacing import RateLimit
 from pidone.plan.report import MAX_ERROR_WIDTH
@@ -26,7 +27,7 @@ from pidone_controller.log import Log
 from pidone_controller.pods import reports
 from pidone_controller.pods.identity import Claims, normalise
 from pidone_controller.pods.model import Pod
-from pidone_controller.repo import inspection
+from pidone_controller.repo import inspection, rooms
 from pidone_controller.repo.callers import Callers, Readers
 from pidone_controller.repo.held import HeldRequests
 from pidone_controller.repo.inspection import Inspection
@@ -61,7 +62,8 @@ class Repo:
     """Answers requests; 503 until ``plans`` is ready.
 
     ``alive`` says what is wrong with the parts that feed ``plans``, for ``/livez``. ``families`` are metrics of other
-    parts, ``routes`` their methods and handlers by path. Without ``review`` tokens are ignored.
+    parts. ``routes`` are paths of other parts, each with its method, its handler, and a function as ``refuse``. Without
+    ``review`` tokens are ignored.
     """
 
     def __init__(
@@ -74,11 +76,12 @@ class Repo:
         may_read: MayRead | None = None,
         alive: Callable[[], str] = str,
         families: Callable[[], Iterable[Family]] = tuple,
-        routes: Mapping[str, tuple[str, Handler]] | None = None,
+        routes: Mapping[str, tuple[str, Handler, Refuse]] | None = None,
         random: Random | None = None,
     ) -> None:
         self.id = os.urandom(8).hex()  # a pod sees by it that it talks to another controller than before
         self.plans = plans
+        self._settings = settings
         self._log, self._alive, self._families = log, alive, families
         self._routes = dict(routes or {})
         tokens = Tokens(review) if review else None
@@ -108,10 +111,14 @@ class Repo:
 
     async def begin(self, request: Request, *, secure: bool = False) -> Response | Held:
         """The answer, or the held request for a server that holds requests without a task for each."""
-        route = inspection.PODS_PATH if request.path.startswith(f"{inspection.PODS_PATH}/") else request.path
+        route = _route(request)
         if route in self._routes:
-            method, handler = self._routes[route]
-            return await handler(request) if request.method == method else _no_route(request.method, method)
+            method, handler, _ = self._routes[route]
+            return (
+                await handler(request)
+                if request.method == method
+                else _no_route(request.method, method, route)
+            )
         if _METHODS.get(route) != request.method:
             return _no_route(request.method, _METHODS.get(route, ""), route)
 
@@ -123,21 +130,48 @@ class Repo:
                 return Response(200, {"content-type": CONTENT_TYPE}, render(self.families()))
         # Before the pods were listed no address can be called unknown: 503, and no 404.
         if not self.plans.ready:
-            return text_response(503, "pods and task sets were not all read yet", retry_after="1")
+            return _not_ready()
         match route:
             case protocol.BUNDLE_PATH:
                 return await self._held.bundle(request, secure=secure)
             case protocol.DOORBELL_PATH:
                 response = self._held.doorbell(request)
             case protocol.STATUS_PATH:
-                response = await self._status(request)
+                response = await self._status(request, secure=secure)
             case inspection.PODS_PATH:
-                response = await self._inspection.pods(request)
+                response = await self._inspection.pods(request, secure=secure)
             case inspection.TARGETS_PATH:
-                response = await self._inspection.targets(request)
+                response = await self._inspection.targets(request, secure=secure)
             case _:
                 response = text_response(503, "ending") if self._held.draining else text_response(200, "ok")
         return replace(response, headers={**response.headers, **self._headers})
+
+    async def refuse(self, request: Request, *, secure: bool = False) -> Response | None:
+        """The answer to a request by its head, before its body is read; None if the body is wanted."""
+        route = _route(request)
+        if route in self._routes:
+            method, _, refuse = self._routes[route]
+            return (
+                await refuse(request)
+                if request.method == method
+                else _no_route(request.method, method, route)
+            )
+        if _METHODS.get(route) != request.method:
+            return _no_route(request.method, _METHODS.get(route, ""), route)
+        if request.method == "GET":
+            return text_response(413, f"{route} takes no body")
+        if not self.plans.ready:
+            return _not_ready()
+        pod = await self._reporter(request, secure=secure)
+        if isinstance(pod, Response):
+            return pod
+        pause = self.plans.report_pause(pod, take=False)
+        return self._too_many_reports(pause) if pause else None
+
+    def bounds(self, connections: int, *, secure: bool) -> Assign:
+        """The bounds for the connections of a server with at most this many."""
+        kinds = rooms.Rooms.of(connections, secure=secure)
+        return rooms.assign(self.plans.inventory, self._settings.people, kinds)
 
     def died(self, peer: str, last_words: str) -> None:
         """Log that the program in a pod died of a fatal signal during a request; ``last_words`` are faulthandler's."""
@@ -154,19 +188,14 @@ class Repo:
         yield counter_by("state", "pidone_controller_reports_total", "Status reports of pods.", self._reports)
         yield from self._families()
 
-    async def _status(self, request: Request) -> Response:
+    async def _status(self, request: Request, *, secure: bool) -> Response:
         """``POST /v1/status``."""
-        caller = await self._callers.caller(request)
-        if isinstance(caller, Response):
-            return caller
-        pod = self._callers.identify(caller)
-        if not isinstance(pod, Pod):
-            return self._callers.refusal(caller, pod)
-
+        pod = await self._reporter(request, secure=secure)
+        if isinstance(pod, Response):
+            return pod
         pause = self.plans.report_pause(pod)
         if pause:
-            self._reports["too-many"] += 1
-            return text_response(429, "too many reports", retry_after=f"{max(pause, 1):.0f}")
+            return self._too_many_reports(pause)
         try:
             report = reports.read(request.body)
         except reports.ReportError as error:
@@ -176,8 +205,29 @@ class Repo:
         self.plans.receive(pod, report)
         return Response(204)
 
+    async def _reporter(self, request: Request, *, secure: bool) -> Pod | Response:
+        """The pod that reports, or the answer to a client that is none."""
+        caller = await self._callers.caller(request, secure=secure)
+        if isinstance(caller, Response):
+            return caller
+        pod = self._callers.identify(caller)
+        return pod if isinstance(pod, Pod) else self._callers.refusal(caller, pod)
 
-def _no_route(method: str, allowed: str, route: str = "") -> Response:
+    def _too_many_reports(self, pause: float) -> Response:
+        self._reports["too-many"] += 1
+        return text_response(429, "too many reports", retry_after=f"{max(pause, 1):.0f}")
+
+
+def _route(request: Request) -> str:
+    """The path of a request without the names of a pod."""
+    return inspection.PODS_PATH if request.path.startswith(f"{inspection.PODS_PATH}/") else request.path
+
+
+def _not_ready() -> Response:
+    return text_response(503, "pods and task sets were not all read yet", retry_after="1")
+
+
+def _no_route(method: str, allowed: str, route: str) -> Response:
     if not allowed:
         return text_response(404, f"there is no {route} here")
     return text_response(405, f"{route} takes {allowed}, not {method}", allow=allowed)

@@ -90,7 +90,17 @@ async def _serve(settings: Settings, listeners: list[trio.SocketListener], log: 
     await look_again()  # a file is read at the second look
     async with trio.open_nursery() as nursery:
         nursery.start_soon(plans.run)
-        await nursery.start(partial(serve, repo.begin, listeners, max_body=MAX_REPORT_BYTES, fatal=repo.died))
+        await nursery.start(
+            partial(
+                serve,
+                repo.begin,
+                listeners,
+                max_body=MAX_REPORT_BYTES,
+                bounds=repo.bounds,
+                refuse=repo.refuse,
+                fatal=repo.died,
+            )
+        )
         for listener in listeners:
             log(
                 "listening",

@@ -3,12 +3,22 @@
 Each test says who asks, from where, with what, and that nobody's plan but its own comes out, at any moment.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from pidone.http.message import Request
 from pidone.plan.format import decode_bundle
+from pidone_controller.kubernetes.tokens import (
+    ADDRESS_REVIEWS,
+    MAX_ADDRESSES,
+    MAX_BAD,
+    MAX_CACHED,
+    Tokens,
+)
 from pidone_controller.repo.callers import STRANGER_HOLDS
 from tests.controller.factories import pod
 from tests.controller.fakes import TOKENS, fake_review
@@ -160,16 +170,16 @@ async def test_a_token_decides(token: str, peer: str, claims: dict[str, str], ex
         pod(labels=CHECKED), pod("db", "127.0.0.3", labels=CHECKED), agent, review=fake_review(**TOKENS)
     )
     request = get(peer=peer, authorization=f"Bearer {token}", **claims)
-    assert served(await repo.handle(request)) == expected
+    assert served(await repo.handle(request, secure=True)) == expected
     report = Request("POST", "/v1/status", request.headers, b'{"state": "applied"}', peer)
-    assert (await repo.handle(report)).status == (204 if isinstance(expected, str) else expected)
+    assert (await repo.handle(report, secure=True)).status == (204 if isinstance(expected, str) else expected)
 
 
 async def test_a_change_wakes_whoever_came_with_a_token(nursery: trio.Nursery) -> None:
     repo = repo_of(pod(labels=CHECKED), review=fake_review(**TOKENS))
     ask = {"peer": "10.0.0.1", "authorization": "Bearer web"}
-    etag = (await repo.handle(get(**ask))).headers["etag"]
-    held = Background(nursery, repo.handle(get(prefer="wait=55", if_none_match=etag, **ask)))
+    etag = (await repo.handle(get(**ask), secure=True)).headers["etag"]
+    held = Background(nursery, repo.handle(get(prefer="wait=55", if_none_match=etag, **ask), secure=True))
     await wait_all_tasks_blocked()
     repo.plans.put(pod(labels=CHECKED, terminating=True))
     assert decode_bundle((await held.answer()).body, ["probe"]).phase == "Terminating"
@@ -179,12 +189,109 @@ async def test_a_token_is_asked_about_once_a_minute(autojump_clock: MockClock) -
     reviewing = fake_review(**TOKENS)
     repo = repo_of(pod(labels=CHECKED), review=reviewing)
     for _ in range(3):
-        await repo.handle(get(authorization="Bearer web"))
-        await repo.handle(get(authorization="bearer forged"))
+        await repo.handle(get(authorization="Bearer web"), secure=True)
+        await repo.handle(get(authorization="bearer forged"), secure=True)
     assert reviewing.asked == ["web", "forged"]
     await trio.sleep(61)
-    await repo.handle(get(authorization="Bearer web"))
+    await repo.handle(get(authorization="Bearer web"), secure=True)
     assert reviewing.asked == ["web", "forged", "web"]
     for _ in range(2):
-        await repo.handle(get(authorization="Bearer broken"))
+        await repo.handle(get(authorization="Bearer broken"), secure=True)
     assert reviewing.asked[3:] == ["broken", "broken"]  # what could not be asked is not remembered
+
+
+async def test_a_token_in_the_clear_is_refused_and_reviewed_by_nobody() -> None:
+    reviewing = fake_review(**TOKENS)
+    repo = repo_of(pod(labels=CHECKED), review=reviewing)
+    for request in (
+        get(authorization="Bearer web"),
+        Request("POST", "/v1/status", {"authorization": "Bearer web"}, b"{}", "127.0.0.2"),
+        get("/v1/pods", peer="10.7.0.1", authorization="Bearer web"),
+        get("/v1/prometheus/targets", peer="10.7.0.1", authorization="Bearer web"),
+    ):
+        answer = await repo.handle(request)
+        assert (answer.status, "over https only" in answer.text) == (403, True)
+    refused = await repo.refuse(
+        Request("POST", "/v1/status", {"authorization": "Bearer web"}, b"", "127.0.0.2")
+    )
+    assert refused
+    assert refused.status == 403
+    assert reviewing.asked == []
+
+
+async def test_unknown_tokens_of_a_stranger_delay_no_remembered_one(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    reviewing = fake_review(**TOKENS)
+
+    async def review(token: str) -> Mapping[str, Any]:
+        if token != "web":
+            await trio.sleep(1)
+        result: Mapping[str, Any] = await reviewing(token)
+        return result
+
+    repo = repo_of(pod(labels=CHECKED), review=review)
+    assert (await repo.handle(get(authorization="Bearer web"), secure=True)).status == 200
+    flood = [
+        Background(nursery, repo.handle(get(peer=peer, authorization=f"Bearer {peer}-{number}"), secure=True))
+        for number in range(300)
+        for peer in ("10.6.0.1", "::ffff:10.6.0.1")
+    ]
+    flood += [
+        Background(
+            nursery,
+            repo.handle(get(peer=f"2001:db8::{number:x}", authorization=f"Bearer {number}"), secure=True),
+        )
+        for number in range(300)
+    ]
+    await wait_all_tasks_blocked()
+    began = trio.current_time()
+    assert (await repo.handle(get(authorization="Bearer web"), secure=True)).status == 200
+    assert trio.current_time() == began
+    answers = [await request.answer() for request in flood]
+    assert (
+        sum(answer.status == 401 for answer in answers)
+        == len(reviewing.asked) - 1
+        <= 2 * (ADDRESS_REVIEWS + 1)
+    )
+    assert {answer.status for answer in answers} == {401, 429}
+    assert all("retry-after" in answer.headers for answer in answers if answer.status == 429)
+    # another address is not affected, and this one only for a while
+    assert (await repo.handle(get(peer="10.6.0.2", authorization="Bearer new"), secure=True)).status == 401
+    await trio.sleep(60)
+    assert (await repo.handle(get(peer="10.6.0.1", authorization="Bearer newer"), secure=True)).status == 401
+
+
+async def test_bad_tokens_push_no_good_one_out_of_memory() -> None:
+    asked = list[str]()
+
+    async def review(token: str) -> Mapping[str, Any]:
+        asked.append(token)
+        return {"authenticated": True, "user": TOKENS["web"]} if token == "web" else {"authenticated": False}
+
+    tokens = Tokens(review)
+    assert await tokens.bearer("web", "10.0.0.1")
+    for number in range(2 * MAX_CACHED):
+        assert await tokens.bearer(f"bad-{number}", f"10.1.{number >> 8}.{number & 255}") is None
+    assert await tokens.bearer("web", "10.0.0.1")
+    assert asked.count("web") == 1
+    assert len(tokens._bad) == MAX_BAD
+    assert len(tokens._limits) == MAX_ADDRESSES
+
+
+async def test_one_review_answers_all_that_wait_for_the_same_token(nursery: trio.Nursery) -> None:
+    go, asked = trio.Event(), list[str]()
+
+    async def review(token: str) -> Mapping[str, Any]:
+        asked.append(token)
+        await go.wait()
+        return {"authenticated": True, "user": TOKENS["web"]}
+
+    repo = repo_of(pod(labels=CHECKED), review=review)
+    requests = [
+        Background(nursery, repo.handle(get(authorization="Bearer web"), secure=True)) for _ in range(9)
+    ]
+    await wait_all_tasks_blocked()
+    go.set()
+    assert [(await request.answer()).status for request in requests] == [200] * 9
+    assert asked == ["web"]

@@ -97,7 +97,7 @@ async def test_who_may_read_what_pods_are_served(path: str, peer: str, token: st
         review=fake_review(**TOKENS), may_read=may_read,
     )  # fmt: skip
     headers = {"authorization": f"Bearer {token}"} if token else {}
-    assert (await repo.handle(get(path, peer=peer, **headers))).status == status
+    assert (await repo.handle(get(path, peer=peer, **headers), secure=bool(token))).status == status
 
 
 async def test_the_pods_of_a_namespace_are_listed() -> None:

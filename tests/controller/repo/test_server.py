@@ -216,7 +216,45 @@ async def test_other_parts_have_routes_of_their_own() -> None:
     async def heard(request: Any) -> Response:
         return Response(204)
 
-    repo = repo_of(pod(), routes={"/v1/peers/reports": ("POST", heard)})
+    async def refuse(request: Any) -> Response | None:
+        return None if request.peer == "10.1.1.1" else Response(403)
+
+    repo = repo_of(pod(), routes={"/v1/peers/reports": ("POST", heard, refuse)})
     assert (await repo.handle(get("/v1/peers/reports"))).status == 405
     request = get("/v1/peers/reports")
-    assert (await repo.handle(type(request)("POST", request.target, {}, b"", "10.1.1.1"))).status == 204
+    assert (await repo.handle(Request("POST", request.target, {}, b"", "10.1.1.1"))).status == 204
+    assert await repo.refuse(Request("POST", request.target, {}, b"", "10.1.1.1")) is None
+    assert await repo.refuse(Request("POST", request.target, {}, b"", "10.1.1.2")) == Response(403)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "peer", "status"),
+    [
+        ("POST", "/v1/status", "127.0.0.9", 404),
+        ("POST", "/v1/status", "10.0.0.1", 403),
+        ("POST", "/v1/status", "127.0.0.2", None),
+        ("POST", "/v1/bundle", "127.0.0.2", 405),
+        ("PUT", "/v1/status", "127.0.0.2", 405),
+        ("POST", "/v9", "127.0.0.2", 404),
+        ("GET", "/v1/bundle", "127.0.0.2", 413),
+        ("GET", "/livez", "127.0.0.9", 413),
+        ("GET", "/v1/pods/shop/web", "127.0.0.1", 413),
+    ],
+)
+async def test_a_body_is_read_only_if_a_pod_reports(
+    repo: Repo, method: str, path: str, peer: str, status: int | None
+) -> None:
+    answer = await repo.refuse(Request(method, path, {"content-length": "9"}, b"", peer))
+    assert (answer and answer.status) == status
+
+
+async def test_a_body_is_read_only_when_another_report_is_due(repo: Repo, autojump_clock: MockClock) -> None:
+    head = Request("POST", "/v1/status", {"content-length": "9"}, b"", "127.0.0.2")
+    for _ in range(10):
+        assert await repo.refuse(head) is None
+        assert (await repo.handle(post({"state": "applied"}))).status == 204
+    refused = await repo.refuse(head)
+    assert refused
+    assert (refused.status, "retry-after" in refused.headers) == (429, True)
+    await trio.sleep(1)
+    assert await repo.refuse(head) is None

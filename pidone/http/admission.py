@@ -1,0 +1,188 @@
+"""Bounds for the connections of a server, by address and in all, so that no client keeps the others out.
+
+A connection is in one room, together with those of its kind, and in the group of its address. It is silent while the
+server waits for it to send a request. If a group or a room is full, its connection that has been silent for the longest
+time is closed, and the new one is admitted. Connections whose requests are being answered stay; if there are no others,
+the new one is refused.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
+
+_MAPPED = bytes(10) + b"\xff\xff"  # the first bytes of an IPv4 address that is mapped into IPv6
+_LOOPBACK = bytes(15) + b"\x01"
+_NETWORK_BYTES = 8  # of an IPv6 address: one machine may have all addresses of a /64
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Bounds for connections of one kind."""
+
+    connections: int  # at once
+    by_address: int  # of them in one group
+    received: int = 1 << 20  # bytes of requests that are not answered yet, of all of them
+    keeps_held: bool = True  # whether a held request stays when another connection wants in
+
+
+Assign = Callable[[str], tuple[Room, str]]  # the room of an address and its group, by the address of the peer
+
+
+@dataclass(slots=True, eq=False)
+class Place:
+    """The place of one connection. ``close`` is called if it has to leave; it returns at once."""
+
+    address: str
+    room: Room
+    group: str
+    close: Callable[[], object]
+    received: int = 0  # bytes
+    left: bool = False
+
+
+class _Occupancy:
+    """The places of one room."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.received = 0
+        self.groups: dict[str, dict[Place, None]] = {}
+        self.silent: dict[Place, None] = {}  # the longest silent first
+
+    def add(self, place: Place) -> None:
+        self.count += 1
+        self.received += place.received
+        self.groups.setdefault(place.group, {})[place] = None
+
+    def remove(self, place: Place) -> None:
+        self.count -= 1
+        self.received -= place.received
+        self.silent.pop(place, None)
+        group = self.groups[place.group]
+        del group[place]
+        if not group:
+            del self.groups[place.group]
+
+
+class Admission:
+    """The connections of one server. ``assign`` is asked for each new one, and again before one has to leave."""
+
+    def __init__(self, assign: Assign) -> None:
+        self._assign = assign
+        self._rooms: dict[Room, _Occupancy] = {}
+        self.refused = 0
+        self.closed = 0  # to admit others, or because all together had sent too much
+
+    def admit(self, address: str, close: Callable[[], object]) -> Place | None:
+        """Return the place of a new connection, which is silent at first; None if there is none."""
+        room, group = self._assign(address)
+        occupancy = self._rooms.setdefault(room, _Occupancy())
+        group_places = occupancy.groups.get(group, {})
+        fits = len(group_places) < room.by_address or self._close_silent(group_places, occupancy)
+        if not (fits and (occupancy.count < room.connections or self._make_room(room, occupancy))):
+            self.refused += 1
+            return None
+        place = Place(address, room, group, close)
+        occupancy.add(place)
+        occupancy.silent[place] = None
+        return place
+
+    def listen(self, place: Place, received: int) -> None:
+        """The server waits for the next request of the connection, and has received so many bytes of it."""
+        if not place.left:
+            self._count(place, received - place.received)
+            occupancy = self._rooms[place.room]
+            for places in (occupancy.silent, occupancy.groups[place.group]):  # both in the order of silence
+                places.pop(place, None)
+                places[place] = None
+
+    def answer(self, place: Place) -> None:
+        """A request of the connection is being answered."""
+        if not place.left:
+            self._rooms[place.room].silent.pop(place, None)
+
+    def hold(self, place: Place) -> None:
+        """A request of the connection is held."""
+        if not place.left and not place.room.keeps_held:
+            self._rooms[place.room].silent[place] = None
+
+    def receive(self, place: Place, size: int) -> bool:
+        """Count bytes of a request until the next ``listen``. False if the connection has to leave.
+
+        If all have sent too much, those that have been silent for the longest time leave.
+        """
+        if place.left:
+            return False
+        self._count(place, size)
+        occupancy, most = self._rooms[place.room], place.room.received
+        if occupancy.received <= most:
+            return True
+        for other in [other for other in occupancy.silent if other.received]:
+            self._close(other)
+            if other is place or occupancy.received <= most:
+                return other is not place
+        self._close(place)  # all others are being answered
+        return False
+
+    def leave(self, place: Place) -> None:
+        """The connection is closed."""
+        if not place.left:
+            place.left = True
+            self._rooms[place.room].remove(place)
+
+    def _count(self, place: Place, size: int) -> None:
+        place.received += size
+        self._rooms[place.room].received += size
+
+    def _close(self, place: Place) -> None:
+        self.leave(place)
+        self.closed += 1
+        place.close()
+
+    def _close_silent(self, places: dict[Place, None], occupancy: _Occupancy) -> bool:
+        """Close the first of these that is silent."""
+        place = next((place for place in places if place in occupancy.silent), None)
+        if place is not None:
+            self._close(place)
+        return place is not None
+
+    def _make_room(self, room: Room, occupancy: _Occupancy) -> bool:
+        """Close the connection that has been silent for the longest time, or move one that belongs elsewhere by now."""
+        for place in self._settled(room, occupancy):
+            self._close(place)
+            break
+        return occupancy.count < room.connections
+
+    def _settled(self, room: Room, occupancy: _Occupancy) -> Iterator[Place]:
+        """Yield silent places that still belong into this room, until there is space. Move the others.
+
+        The pod at an address may have become known since its connection was admitted.
+        """
+        while occupancy.silent and occupancy.count >= room.connections:
+            place = next(iter(occupancy.silent))
+            other, group = self._assign(place.address)
+            destination = self._rooms.setdefault(other, _Occupancy())
+            if other is room or destination.count >= other.connections:
+                yield place
+                continue
+            occupancy.remove(place)
+            place.room, place.group = other, group
+            destination.add(place)
+
+
+def one_room(room: Room) -> Assign:
+    """Put all connections into this room, in groups by address and, for IPv6, by network."""
+    return lambda address: (room, network(address))
+
+
+def network(address: str) -> str:
+    """Return an IPv4 address, also one that is mapped into IPv6, or the /64 of an IPv6 address."""
+    text = address.partition("%")[0]
+    if ":" not in text:
+        return text
+    packed = inet_pton(AF_INET6, text)
+    if packed.startswith(_MAPPED):
+        return inet_ntop(AF_INET, packed[len(_MAPPED) :])
+    if packed == _LOOPBACK:
+        return text
+    return f"{inet_ntop(AF_INET6, packed[:_NETWORK_BYTES] + bytes(16 - _NETWORK_BYTES))}/64"
