@@ -50,12 +50,14 @@ WORKERS ?= 4
 test: $(READY) quick-doze
 	$(BIN)/python -m pytest -p tests.groups -n $(WORKERS) -q $(ARGS)
 
-# Takes about a quarter of an hour: new random examples in each run, and sixty times as many faults.
+# Takes about half an hour: new random examples in each run, and many times as many examples and faults.
 nightly: $(READY) quick-doze
 	PIDONE_TEST_RANDOM=1 PIDONE_TEST_STEPS=1000000 PIDONE_TEST_ENDURANCE=60 PIDONE_TEST_AWAY=20 \
 	  $(BIN)/python -m pytest -q -s tests/engine/test_invariants.py tests/engine/test_faults.py \
 	  tests/pod/test_faults.py tests/demo
 	PIDONE_TEST_ENDURANCE=10 $(BIN)/python -m pytest -q tests/pid1
+	PIDONE_TEST_RANDOM=1 PIDONE_TEST_ENDURANCE=20 $(BIN)/python -m pytest -p tests.groups -n $(WORKERS) -q \
+	  tests/actions tests/cli tests/controller tests/generate tests/http tests/language tests/metrics tests/plan
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -7,6 +7,9 @@ from hypothesis import HealthCheck, settings
 
 from tests import ports
 from tests.eureka.real import RealEureka, missing, spring_eureka
+from tests.patience import ENDURANCE
+
+EXAMPLES = 40 * ENDURANCE  # of each property
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +32,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # machine. PIDONE_TEST_RANDOM=1 looks for new ones.
     new = bool(os.environ.get("PIDONE_TEST_RANDOM"))
     slow = [HealthCheck.too_slow, HealthCheck.filter_too_much]
-    settings.register_profile("pidone", deadline=None, derandomize=not new, suppress_health_check=slow)
+    settings.register_profile(
+        "pidone", max_examples=EXAMPLES, deadline=None, derandomize=not new, suppress_health_check=slow
+    )
     settings.load_profile("pidone")
     # A script's background job starts with these ignored, and so would every process that a test starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)

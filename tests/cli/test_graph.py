@@ -10,6 +10,7 @@ import pytest
 
 from pidone.cli.drawing import KINDS, Edge, Graph, draw
 from pidone.cli.graph import print_graph
+from tests.patience import ENDURANCE
 
 HERE = Path(__file__).parent / "graphs"
 TASKS = Path(__file__).parents[2] / "tasks"
@@ -64,7 +65,7 @@ def test_the_formats_of_a_ready_made_set(form: str, capsys: pytest.CaptureFixtur
 def test_nothing_is_drawn_over_anything() -> None:
     """Every name and every state can be read, whatever the graph; and the same graph is the same drawing."""
     choose = random.Random(7)
-    for _ in range(300):
+    for _ in range(100 * ENDURANCE):
         names = [f"task-{index}" for index in range(choose.randint(1, 15))]
         lines = {
             f"{choose.choice(names)} {choose.choice(names)} {choose.choice(list(KINDS))} s{choose.randint(100, 999)}"

@@ -26,11 +26,11 @@ from tests.http.serving import http_server
 from tests.patience import ENDURANCE, PATIENCE_SECONDS
 from tests.pod.test_pod import ADDRESS, Repo
 
-FAULTS = 40 * ENDURANCE
-JUMPS = 4 * ENDURANCE  # of the clock
+FAULTS = 30 * ENDURANCE
+JUMPS = 3 * ENDURANCE  # of the clock
 STEADY = 5 * ENDURANCE  # probes
-PLANS_EACH = 0.05  # seconds
-ORPHANS = 50  # in each of these
+PLAN_SECONDS = 0.05  # between two plans
+ORPHANS = 25  # in each of these pauses
 NAMES = re.compile("fault[0-9a-f]{10}")
 
 
@@ -128,7 +128,7 @@ async def test_whatever_its_tasks_do_process_one_stays_and_tells_each_fault_once
             due = trio.current_time()
             while not over.is_set():
                 await trio.to_thread.run_sync(process.make_orphans, ORPHANS)
-                made, due = made + ORPHANS, max(due + PLANS_EACH, trio.current_time() - 1)
+                made, due = made + ORPHANS, max(due + PLAN_SECONDS, trio.current_time() - 1)
                 await trio.sleep_until(due)
 
         async def look() -> None:
@@ -150,7 +150,7 @@ async def test_whatever_its_tasks_do_process_one_stays_and_tells_each_fault_once
             with trio.fail_after(FAULTS * PATIENCE_SECONDS):
                 while not enough(record, world):
                     for _ in range(20):
-                        due = max(due + PLANS_EACH, trio.current_time())
+                        due = max(due + PLAN_SECONDS, trio.current_time())
                         await trio.sleep_until(due)
                         repo.put(plan(chosen, url, page))
                         plans += 1

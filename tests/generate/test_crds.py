@@ -22,6 +22,7 @@ from pidone.language.checking import check_text
 from pidone.language.reading import read
 from pidone.language.schemas import KINDS, schema, validator
 from tests.language.test_checking import BAD, GOOD
+from tests.patience import ENDURANCE
 
 VALUES = {
     "description", "type", "enum", "minimum", "maximum", "minItems", "maxItems", "minLength", "maxLength", "required",
@@ -266,7 +267,7 @@ def places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str |
             yield from places(value[key], (*path, key))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100 * ENDURANCE, deadline=None)
 @given(st.data())
 def test_they_agree_about_damaged_objects(data: st.DataObject) -> None:
     value = deepcopy(data.draw(st.sampled_from(bases())))

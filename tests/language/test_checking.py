@@ -15,6 +15,7 @@ from pidone.language.checking import check_bytes, check_text
 from pidone.language.model import TaskBinding, TaskSet
 from pidone.language.reading import read
 from pidone.language.schemas import API_VERSION, schema
+from tests.patience import ENDURANCE
 
 HERE = Path(__file__).parent
 BAD = sorted((HERE / "bad").glob("*.yaml"))
@@ -229,7 +230,7 @@ PIECES = [
 ]
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150 * ENDURANCE, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.sampled_from(PIECES), max_size=60).map("".join))
 @example("%YAML\n---\na")
 @example("? " * 3000)
@@ -248,7 +249,7 @@ MUTATIONS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60 * ENDURANCE, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(MUTATIONS)
 def test_no_damaged_file_is_a_traceback(mutations: list[tuple[int, int, str]]) -> None:
     text = VALID

@@ -9,6 +9,10 @@ from ruamel.yaml.error import YAMLError
 
 from pidone.language.yaml_events import events
 from tests.language.fuzz import Fuzzer, seeds
+from tests.patience import ENDURANCE
+
+PARTS = 3
+INPUTS = 120 * ENDURANCE  # in each part, besides its share of the corpus
 
 
 def stock(text: str) -> Iterator[Any]:
@@ -31,10 +35,10 @@ def reading(read: Callable[[str], Iterator[Any]], text: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("part", range(6))
+@pytest.mark.parametrize("part", range(PARTS))
 def test_events_and_errors_are_those_of_ruamel(part: int) -> None:
     corpus = seeds()
     fuzzer = Fuzzer(part, corpus)
-    for data in (*corpus[part::6], *map(fuzzer.input, range(150))):
+    for data in (*corpus[part::PARTS], *map(fuzzer.input, range(INPUTS))):
         text = data.decode("utf-8", "replace")
         assert reading(events, text) == reading(stock, text)

@@ -17,6 +17,7 @@ import pytest
 from tests import pidns
 from tests.patience import ENDURANCE, PATIENCE_SECONDS
 from tests.pid1.test_process_one import settled, wait_for
+from tests.processes import named
 
 DOZE = Path(__file__).parents[2] / "build/doze"
 
@@ -78,7 +79,7 @@ def test_it_leaves_while_it_asks_too_and_takes_the_asking_with_it(
     program.write_text("#!/bin/sh\nexec sleep 60\n")
     program.chmod(0o755)
     with dozing(str(program)) as process:
-        wait_for(lambda: any(child.name() == "sleep" for child in psutil.Process(process.pid).children()))
+        wait_for(lambda: named(process.pid, "sleep"))
         process.signal(number)
         assert process.wait(PATIENCE_SECONDS) == 0
 
@@ -242,7 +243,7 @@ def test_a_delay_on_the_command_line(director: Director) -> None:
 def test_changes_lose_no_signal_no_zombie_and_no_bell(director: Director, storm: bool) -> None:
     """TERM at a random moment of the changes ends it every time; a storm of orphans goes on meanwhile."""
     changes = 0
-    for _ in range(10 * ENDURANCE):
+    for _ in range(4 * ENDURANCE):
         with dozing(*director.program) as process:
             for _ in range(random.randrange(8)):
                 if storm:

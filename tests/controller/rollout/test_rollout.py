@@ -28,6 +28,7 @@ from pidone_controller.rollout.step import remember, step
 from tests.controller.factories import binding_spec, pod, set_spec
 from tests.controller.fakes import HOME, FakeClient, merged
 from tests.controller.objects.test_revisions import ANYTHING
+from tests.patience import ENDURANCE
 
 CHECKED = {"check": "yes"}
 CAREFUL = {"canary": "10%", "step": "40%", "pause": "1m", "maxRejected": 1}
@@ -805,4 +806,4 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 TestAnyOrder = AnyOrder.TestCase
-TestAnyOrder.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+TestAnyOrder.settings = settings(max_examples=12 * ENDURANCE, stateful_step_count=25, deadline=None)
