@@ -1,4 +1,4 @@
-"""How ``make test`` shares the tests out among parallel workers: a plugin of pytest-xdist."""
+"""How ``make test`` distributes the tests among parallel workers: a plugin of pytest-xdist."""
 
 import re
 
@@ -6,8 +6,7 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-# Tests that share what is expensive to start, or what a machine has only once, run in the same worker.
-# The first match counts.
+# Tests that share a fixture which is expensive to make run in the same worker. The first match counts.
 GROUPS = {
     r"tests/cluster/test_(node|scenario|installed)\.py": "node",
     r"tests/cluster/": "cluster",
@@ -15,19 +14,40 @@ GROUPS = {
     r"tests/cri/.*\[(1\.6|1\.7|2)\b": r"containerd \1",
     r"tests/image/test_image\.py": "image",
     r"tests/image/test_podman\.py": "podman",
+    r"tests/language/test_kubectl\.py": "kubectl",
+    r"tests/extension/": "extension",
     r".*\[.*\bspring\b.*\]$": "eureka",
 }
 
-# Long ones begin first, so that no worker is left with one at the end.
-LONG = ("tests/pid1/", "tests/pod/", "tests/demo/", "tests/engine/", "tests/generate/", "tests/repo/")
+# The longest begin first, in this order, so that no worker is left with one at the end.
+LONGEST = (
+    "tests/cluster/test_scenario",
+    "tests/cluster/test_installed",
+    "tests/cluster/test_node",
+    "tests/cri/",
+    "tests/demo/",
+    "tests/image/",
+    "tests/cluster/",
+    "tests/k3d/",
+    "tests/engine/test_faults",
+    "tests/engine/test_invariants",
+    "tests/pod/",
+    "tests/pid1/",
+    "tests/extension/",
+    "tests/language/test_kubectl",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+    items.sort(key=_rank)
+
+
+def _rank(item: pytest.Item) -> int:
+    return next((rank for rank, start in enumerate(LONGEST) if item.nodeid.startswith(start)), len(LONGEST))
 
 
 class Groups(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types
-    """Gives whole groups to a worker, and all other tests one by one.
+    """Assigns whole groups to a worker, and all other tests one by one, in the order of the collection.
 
     pytest-xdist's own ``loadgroup`` changes the ids of tests, which pytest 9.2 no longer allows.
     """
@@ -40,4 +60,5 @@ class Groups(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Groups:
+    config.option.loadscopereorder = False  # xdist would begin with the group of the most tests
     return Groups(config, log)
