@@ -19,6 +19,7 @@ from typing import IO
 
 import psutil
 
+from tests import processes
 from tests.patience import PATIENCE_SECONDS
 
 PODLET = Path(__file__).with_name("podlet.py")
@@ -84,13 +85,8 @@ class ProcessOne:
             return False
 
     def zombies(self) -> int:
-        found = 0
-        for child in psutil.Process(self.pid).children():
-            try:
-                found += child.status() == psutil.STATUS_ZOMBIE
-            except psutil.NoSuchProcess:
-                pass  # reaped since the list was made
-        return found
+        """How many orphans have ended and are not reaped."""
+        return processes.zombies(self.pid)
 
     def alone(self) -> bool:
         """Whether every orphan has ended and is reaped: its only child is the helper."""

@@ -7,10 +7,12 @@ import subprocess
 import psutil
 import pytest
 
+from tests import processes
 from tests.cri.conftest import BUSYBOX, busybox, doze
 from tests.cri.images import Image
 from tests.cri.messages import ContainerState, Mode, SandboxState
 from tests.cri.node import Node, Sandbox, until
+from tests.processes import command
 
 pytestmark = pytest.mark.cri
 
@@ -37,18 +39,11 @@ def pauses(containerd: Node, pause: Image) -> Node:
 
 def sleepers(sandbox: Sandbox) -> list[psutil.Process]:
     """The living ones that it adopted: the image has a child now and then that asks for a plan."""
-    return [child for child in sandbox.children() if arguments(child)[-2:-1] == ["sleep"]]
-
-
-def arguments(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except (psutil.NoSuchProcess, psutil.ZombieProcess):
-        return []
+    return [child for child in sandbox.children() if command(child)[-2:-1] == ["sleep"]]
 
 
 def zombies(sandbox: Sandbox) -> int:
-    return sum(child.status() == psutil.STATUS_ZOMBIE for child in sandbox.children())
+    return processes.zombies(sandbox.pid)
 
 
 @pytest.mark.parametrize("user", [None, 1000])

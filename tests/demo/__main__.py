@@ -18,6 +18,7 @@ import psutil
 from tests import pidns
 from tests.demo.world import DB, INSTANCE, METRICS, PLAIN, PORT, ROOT, WEB, Service, World
 from tests.patience import PATIENCE_SECONDS
+from tests.processes import command
 
 T = TypeVar("T")
 
@@ -93,7 +94,7 @@ def idle_program(world: World) -> str:
     """Return the program of process 1 in the pod without labels, or "asking" while it asks for a plan."""
     process = psutil.Process(world.pods[PLAIN].pid)
     helper = pidns.PODLET.name  # runs in each pod of the demo
-    asking = [child for child in process.children() if helper not in " ".join(child.cmdline())]
+    asking = [child for child in process.children() if helper not in " ".join(command(child))]
     return "asking" if asking else Path(process.exe()).name
 
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import psutil
 
+from tests import processes
 from tests.patience import PATIENCE_SECONDS
 from tests.ports import free_subnet
 
@@ -86,7 +87,7 @@ class Pod:
         return sum(int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))
 
     def zombies(self) -> int:
-        return sum(child.status() == psutil.STATUS_ZOMBIE for child in self.process.children())
+        return processes.zombies(self.pid)
 
 
 class Podman:

@@ -13,6 +13,7 @@ import pytest
 from tests.image.podman import ROOT, Pod, Podman, missing, podman, until
 from tests.image.world import ALL, World, free_port, world
 from tests.patience import PATIENCE_SECONDS
+from tests.processes import command
 
 pytestmark = [
     pytest.mark.image,
@@ -67,7 +68,7 @@ def test_an_application_s_orphans_come_to_process_1_and_are_reaped(
     runtime("exec", application, "sh", "-c", ORPHANS)
 
     def adopted() -> psutil.Process | None:
-        found = [child for child in pod.process.children() if child.cmdline() == ["sleep", "300"]]
+        found = [child for child in pod.process.children() if command(child) == ["sleep", "300"]]
         return found[0] if found and len(pod.process.children()) == 1 else None
 
     sleeper = until("300 orphans are reaped, and one that lives is there", adopted)

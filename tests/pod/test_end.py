@@ -24,6 +24,7 @@ from tests import pidns
 from tests.http.serving import http_server
 from tests.patience import PATIENCE_SECONDS
 from tests.pod.test_pod import ADDRESS, DOZE, Repo, listening, metrics, pod, serve_repo
+from tests.processes import named
 
 
 @pytest.fixture
@@ -144,8 +145,7 @@ WITH_A_DAEMON = ("/bin/sh", "-c", '/bin/sleep 1000 & exec "$@"', "sh")
 
 def end_daemon(process: pidns.ProcessOne) -> None:
     """What the application's own daemon does at last; its parent is process 1, as with all daemons."""
-    children = psutil.Process(process.pid).children()
-    next(child for child in children if child.name() == "sleep").kill()
+    named(process.pid, "sleep")[0].kill()
 
 
 @pytest.mark.pidns
