@@ -93,7 +93,10 @@ class Context(Protocol):
 
 
 class Action(Protocol):
-    """The action of one task. The same object is used for all runs of the task, and for undoing it."""
+    """The action of one task. The same object is used for all runs of the task, and for undoing it.
+
+    It may have ``retry_seconds``: the longest pause after a failed run, if that is shorter than the task's backoff.
+    """
 
     async def run(self, context: Context) -> None:
         """Run once. Return on success, raise on failure (``TaskFailed`` if it is expected); cancelled to stop."""

@@ -91,6 +91,11 @@ class Register:
             self._running = False
             self._answer(_HeartbeatRequest().error)
 
+    @property
+    def retry_seconds(self) -> float:
+        """Until the registry has accepted the instance once, it is sent as often as a heartbeat would be."""
+        return self.registry.interval
+
     async def heartbeat(self) -> None:
         """Have the lease renewed, and the instance registered again where the registry forgot it.
 

@@ -132,11 +132,15 @@ class StateReported:
 
 @dataclass(frozen=True, slots=True)
 class RunEnded:
-    """Event: a run is over. ``error`` is None where it did what it is for; ``lasting`` errors need a person."""
+    """Event: a run is over. ``error`` is None after success; ``lasting`` errors need a person.
+
+    The next try after any other error comes within ``retry`` seconds, or earlier, as the task's backoff has it.
+    """
 
     name: str
     error: str | None = None
     lasting: bool = False
+    retry: float = inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,9 +246,9 @@ class Core:
             case StateReported(name, word):
                 if name in self.tasks:
                     self._reported(self.tasks[name], word, now)
-            case RunEnded(name, error, lasting):
+            case RunEnded(name):
                 if name in self.tasks:
-                    self._run_ended(self.tasks[name], error, lasting=lasting, now=now)
+                    self._run_ended(self.tasks[name], event, now)
             case UndoEnded(name):
                 if name in self.tasks and self.tasks[name].stage is Stage.UNDOING:
                     self._remove(name)
@@ -472,24 +476,24 @@ class Core:
         if not state.leaving and state.stage is not Stage.PAUSING:
             self._fire_state(state)
 
-    def _run_ended(self, state: TaskState, error: str | None, *, lasting: bool, now: float) -> None:
+    def _run_ended(self, state: TaskState, ended: RunEnded, now: float) -> None:
         stage, task = state.stage, state.task
         if stage is Stage.STOPPING:
             self._enter(state, Stage.FINISHED, now)  # from here _tear_down takes it on
         elif stage in {Stage.RUNNING, Stage.PAUSING}:
             state.last_duration = now - state.started
-            if stage is Stage.PAUSING and error is not None:
+            if stage is Stage.PAUSING and ended.error is not None:
                 # cut off, so neither good nor bad; begun again, or in its period, when its while holds again
                 state.state = ""
                 self._enter(state, Stage.PAUSED, now, due=now)
                 self._touch(task.name)
                 return
-            self._judge(state, error, lasting=lasting, now=now)
+            self._judge(state, ended, now)
             if stage is Stage.PAUSING and not state.leaving:
                 self._fire_state(state)  # it came to its end before the cancellation came to it
 
-    def _judge(self, state: TaskState, error: str | None, *, lasting: bool, now: float) -> None:
-        task = state.task
+    def _judge(self, state: TaskState, ended: RunEnded, now: float) -> None:
+        task, error = state.task, ended.error
         state.error = error or ""
         if now - state.started >= GOOD_RUN:
             state.streak = state.ends = 0
@@ -517,7 +521,8 @@ class Core:
         elif not repeated and not again:
             self._enter(state, Stage.FINISHED, now)
         else:
-            wait = self.pause(task, state.ends, lasting=lasting)
+            at_most = inf if error is None or ended.lasting else ended.retry
+            wait = self.pause(task, state.ends, at_most=at_most, lasting=ended.lasting)
             retry = now + wait if again else inf
             if repeated and error is None:
                 retry = inf

@@ -5,6 +5,13 @@
      "tasks": {name: {"action", "stage", "state", "since", "why", "next", "runs", "failures", "error",
                       "lastDuration", "lastSuccess"}}}
 
+``/drain`` ends the pod's tasks and answers when it is over:
+
+    {"undone": [name, ...], "failed": {name: error}, "left": [name, ...], "seconds", "logs": [line, ...]}
+
+What a task in ``failed`` did outside the pod, such as a registration, may still be there. A task in ``left`` has not
+ended.
+
 ``since``, ``applied`` and ``lastSuccess`` are in seconds since 1970. ``next`` is in seconds from now. ``processes`` is
 the number of processes in ``/proc``, with this one. ``after`` is the failure of the program before this one. A value
 that is unknown, or belongs to an event that has not happened, is null.
@@ -110,9 +117,10 @@ async def _drain(program: Program) -> dict[str, Any]:
     began, written = trio.current_time(), program.journal.written
     tasks = [state.task.name for state in program.engine.tasks]
     await program.drain("GET /drain")
-    left = [state.task.name for state in program.engine.tasks]
+    left, failed = [state.task.name for state in program.engine.tasks], dict(program.engine.left)
     return {
-        "undone": [name for name in tasks if name not in left],
+        "undone": [name for name in tasks if name not in left and name not in failed],
+        "failed": failed,
         "left": left,
         "seconds": round(trio.current_time() - began, 3),
         "logs": list(program.journal.lines)[written - program.journal.written or RING :],

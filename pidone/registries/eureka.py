@@ -314,8 +314,7 @@ class Eureka:
             )
         if status in {401, 403}:
             return Trouble(
-                "it wants a user (http://user:password@host), or its CSRF protection covers the Eureka paths",
-                refused=True,
+                "it wants a user (http://user:password@host), or its CSRF protection covers the Eureka paths"
             )
         shown_server = redacted(server).rstrip("/")
         if shown_server.endswith("/apps"):

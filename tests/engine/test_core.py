@@ -113,6 +113,20 @@ def test_an_error_that_needs_a_person_waits_for_half_of_the_cap_at_least() -> No
     assert max(map(seconds.count, seconds)) < 30, "what failed together does not come back together"
 
 
+def test_a_run_may_end_with_a_shorter_pause_than_the_backoff_but_not_after_a_lasting_error() -> None:
+    for ended, longest in (
+        (RunEnded("a", "no", retry=5), 5),
+        (RunEnded("a", "no", lasting=True, retry=5), 300),
+    ):
+        waits = []
+        for seed in range(200):
+            core = Core(Random(seed))
+            core.handle(PlanChanged((task("a", backoff=Backoff(initial=300)),)), 0)
+            core.handle(ended, 1)
+            waits.append(core.next_due() - 1)
+        assert longest * 0.9 < max(waits) <= longest
+
+
 def test_ten_good_minutes_reset_the_backoff(core: Core) -> None:
     core.handle(PlanChanged((task("a", backoff=Backoff(initial=2, maximum=1000)),)), 0)
     now = 0.0

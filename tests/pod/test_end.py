@@ -126,6 +126,34 @@ async def test_a_drain_is_answered_when_all_is_taken_back_and_is_for_good(
 
 
 @pytest.mark.pidns
+async def test_a_drain_reports_a_deregistration_that_failed(
+    repo: Repo, nursery: trio.Nursery, tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    registered, refused = trio.Event(), list[str]()
+
+    async def handler(asked: Request) -> Response:
+        if asked.method == "DELETE":
+            refused.append(asked.target)
+            return Response(503)
+        if asked.method == "POST":
+            registered.set()
+        return Response({"POST": 204}.get(asked.method, 404))
+
+    registry = await http_server(nursery, handler, body=1 << 16)
+    url, port = await serve_repo(repo, nursery), free_port()
+    eureka = {"url": f"http://127.0.0.1:{registry}/eureka", "app": "web", "port": 80}
+    with pod(url, tmp_path / "log", PIDONE_STATUS_PORT=str(port)):
+        await running(repo, [metrics(free_port()), {"name": "registration", "register": {"eureka": eureka}}])
+        await registered.wait()
+        done = await ask(port, "/drain")
+        assert (done["undone"], done["left"]) == (["metrics"], [])
+        assert list(done["failed"]) == ["registration"]
+        assert "answered 503" in done["failed"]["registration"]
+    assert len(refused) == 1
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.pidns
 async def test_the_last_word_before_the_end_is_that_all_is_taken_back(
     repo: Repo, nursery: trio.Nursery, tmp_path: Path, free_port: Callable[[], int]
 ) -> None:

@@ -318,8 +318,6 @@ async def test_redirects_in_a_circle_end(nursery: trio.Nursery) -> None:
 @pytest.mark.parametrize(
     ("answer", "remedy"),
     [
-        (Response(401), r"answered 401: it wants a user \(http://user:password@host\)"),
-        (Response(403), "its CSRF protection covers the Eureka paths"),
         (
             Response(400, {}, b"Missing hostname"),
             'answered 400 "Missing hostname": the registry does not accept',
@@ -343,6 +341,8 @@ async def test_what_a_person_must_mend_is_refused_with_the_remedy(
 @pytest.mark.parametrize(
     ("answer", "remedy"),
     [
+        (Response(401), r"answered 401: it wants a user \(http://user:password@host\)"),
+        (Response(403), "its CSRF protection covers the Eureka paths"),
         (Response(404, {}, b"<html>no page</html>"), "answered 404: .* is the URL right"),
         (Response(405), "answered 405: .* is the URL right"),
         (Response(400, {}, b"<html>nginx</html>"), "answered 400: .* is the URL right"),
