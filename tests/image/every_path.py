@@ -50,6 +50,9 @@ if "eager" in sys.argv:
 import socket
 import traceback
 import warnings
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import NamedTuple, Optional, Protocol, runtime_checkable
 
 import h11
 import trio
@@ -71,6 +74,44 @@ ANSWERS = {
     "/redirect": b"HTTP/1.1 302 Found\r\nlocation: /ok\r\ncontent-length: 0\r\n\r\n",
     "/silence": b"",
 }
+
+
+def replaced_modules() -> None:
+    """Use what attrs, contextlib, dataclasses, traceback and typing take from inspect and annotationlib."""
+
+    @dataclass(frozen=True, slots=True)
+    class Point:
+        x: int
+        y: "Point | None" = None
+        z: Optional["Point"] = None
+
+        @property
+        def base(self) -> object:
+            return super().__repr__()
+
+    class Pair(NamedTuple):
+        a: "Point"
+        b: list["Point"] | None = None
+
+    @runtime_checkable
+    class Walks(Protocol):
+        def walk(self) -> object: ...
+
+    class Walker:
+        def walk(self) -> None:
+            pass
+
+    assert Point(1) == Point(1, None)
+    assert (Point(1).base is None, Point.__doc__) == (False, "Point")
+    assert Pair(Point(1))._fields == ("a", "b")
+    assert (isinstance(Walker(), Walks), isinstance(Point(1), Walks)) == (True, False)
+    with ExitStack() as stack:
+        stack.enter_context(open("/proc/self/stat", "rb"))
+    try:
+        Walker().wolk  # type: ignore[attr-defined] # noqa: B018
+    except AttributeError as error:
+        told = traceback.format_exception(error)
+    assert "walk" in "".join(told)
 
 
 async def requests(port: int) -> None:
@@ -169,6 +210,7 @@ def failures() -> None:
         through = "".join(traceback.format_exception(error))
         print(last_words(error))
     assert "trio/_core/_run.py" in through
+    replaced_modules()
     warnings.warn("shown", ResourceWarning, stacklevel=1)
     for word in (
         "ascii",
