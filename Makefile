@@ -19,7 +19,7 @@ help:
 	@echo "make nightly run a million random steps of the engine, and thousands of faults in a real process 1"
 	@echo "make check   run ruff, mypy strict, import-linter"
 	@echo "make env     create the development environment in .venv"
-	@echo "make doze    write build/doze, process 1 of pods without tasks: static, for x86-64 and arm64 (needs no compiler)"
+	@echo "make doze    write build/doze and build/pidone, static programs, for x86-64 and arm64 too (needs no compiler)"
 	@echo "make image   write build/image.oci.tar from Debian packages and wheels, without a registry (ARCH=amd64 or arm64)"
 	@echo "make controller-image  write build/controller.oci.tar in the same way"
 	@echo "make schema  write the JSON Schemas in schema/, the CRDs in k3d/crds/ and the reference in docs/language.md"
@@ -74,28 +74,39 @@ schema: $(READY)
 	@$(BIN)/python -m pidone.generate.assembly
 	@$(BIN)/python -m pidone.generate.reference docs/language.md
 
-# The doze of images and wheels: 18 kB, and 12 KiB of memory. The first run also builds a C library by ziglang.
-doze: build/doze-x86_64 build/doze-aarch64
+# The static programs of images and wheels. doze has 18 kB, and 12 KiB of memory; pidone contains it. The first run also
+# builds a C library by ziglang.
+MACHINES := x86_64 aarch64
+doze: $(foreach name,doze pidone,$(MACHINES:%=build/$(name)-%))
 	install build/doze-$(shell uname -m) build/doze
-	install build/doze-x86_64 build/doze-aarch64 pidone/pid1/
+	install build/pidone-$(shell uname -m) build/pidone
+	install $^ pidone/pid1/
+	@if [ -d $(BIN) ]; then install build/pidone $(BIN)/; fi
 
 build/doze-%: pidone/pid1/doze.c build/zig/.ready
-	ZIG_GLOBAL_CACHE_DIR=$(CACHE)/zig ZIG_LOCAL_CACHE_DIR=$(CACHE)/zig build/zig/bin/python -m ziglang cc \
-	  -target $*-linux-musl -Oz -static -s -o $@ $<
+	$(call zig,$*)
+
+build/pidone-%: pidone/pid1/pidone.c pidone/pid1/doze.c build/zig/.ready
+	$(call zig,$*)
+
+zig = ZIG_GLOBAL_CACHE_DIR=$(CACHE)/zig ZIG_LOCAL_CACHE_DIR=$(CACHE)/zig build/zig/bin/python -m ziglang cc \
+  -target $(1)-linux-musl -Oz -static -s -o $@ $<
 
 build/zig/.ready: requirements-zig.lock
 	@$(PYTHON) -m venv --clear build/zig
 	@build/zig/bin/python -m pip install -q --require-hashes -r requirements-zig.lock
 	@touch $@
 
-# Lets demo and tests start soon: uses the doze that exists, or builds it by the system's compiler. Without a compiler
-# pods without tasks stay in Python.
+# Lets demo and tests start soon: uses the programs that exist, or builds them by the system's compiler. Without a
+# compiler pods without tasks stay in Python.
 .PHONY: quick-doze
 quick-doze:
 	@mkdir -p build
-	@if [ -x build/doze ] && [ ! pidone/pid1/doze.c -nt build/doze ]; then :; \
-	elif command -v $(CC) >/dev/null; then $(CC) -Os -static -s -o build/doze pidone/pid1/doze.c; \
-	else echo "no C compiler: pods without tasks stay in Python; make doze needs none"; fi
+	@for name in doze pidone; do \
+	if [ -x build/$$name ] && [ ! pidone/pid1/doze.c -nt build/$$name ] && [ ! pidone/pid1/$$name.c -nt build/$$name ]; then :; \
+	elif command -v $(CC) >/dev/null; then $(CC) -Os -static -s -o build/$$name pidone/pid1/$$name.c; \
+	else echo "no C compiler: pods without tasks stay in Python; make doze needs none"; fi; done
+	@if [ -x build/pidone ]; then install build/pidone $(BIN)/; fi
 
 # The sandbox image, from Debian packages and wheels. k3d/Dockerfile builds the same files. Needs apt and buildah.
 ARCH       ?= amd64

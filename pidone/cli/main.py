@@ -2,6 +2,8 @@
 
 import argparse
 import os
+import shlex
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 
@@ -25,7 +27,7 @@ INTERRUPTED, BROKEN_PIPE = 130, 141  # as a shell has them: 128 and the number o
 def run(argv: Sequence[str]) -> int:
     """The exit code: 0, 1 findings or failures, 2 usage (argparse's own) or a file that cannot be read."""
     try:
-        arguments = parser().parse_args(argv)
+        arguments = _parse(argv)
         command: Callable[[argparse.Namespace], int] = arguments.call
         code = command(arguments)
         sys.stdout.flush()
@@ -48,6 +50,18 @@ def run(argv: Sequence[str]) -> int:
         )
         return 1
     return code
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    try:
+        return parser().parse_args(argv)
+    except SystemExit:
+        if argv and shutil.which(argv[0]):
+            print(
+                f"pidone: to run it as the command of a container: pidone -- {shlex.join(argv)}",
+                file=sys.stderr,
+            )
+        raise
 
 
 def _discard_output() -> None:
