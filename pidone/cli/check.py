@@ -8,8 +8,10 @@ from typing import TextIO
 
 from pidone.cli.files import parse_file, yaml_files
 from pidone.cli.formats import FORMATS, coloured
-from pidone.language.checking import Checked, check_parsed, extended_sets
-from pidone.language.findings import printable
+from pidone.language.checking import Checked, check_files
+from pidone.language.findings import Finding, printable
+
+PASSED_OVER_LINES = 10
 
 
 def check(paths: Sequence[str], *, form: str = "text", strict: bool = False) -> int:
@@ -25,6 +27,8 @@ def check(paths: Sequence[str], *, form: str = "text", strict: bool = False) -> 
     findings = [one for file in checked for one in file.all]
     write = coloured if form == "text" and _wants_colour(sys.stdout) else FORMATS[form]
     _write(write(findings))
+    for line in _passed_over([one for file in checked for one in file.passed_over]):
+        print(line, file=sys.stderr)
     for problem in problems:
         print(f"pidone check: {problem}", file=sys.stderr)
     if checked:
@@ -44,8 +48,16 @@ def _checked(files: Sequence[str]) -> tuple[list[Checked], list[str]]:
             parsed.append(parse_file(file))
         except OSError as error:
             unread.append(f"{printable(file)}: {error.strerror or error}")
-    sets = extended_sets(parsed)  # a set may extend another file's
-    return [check_parsed(one, sets) for one in parsed], unread
+    return check_files(parsed), unread
+
+
+def _passed_over(passed: Sequence[Finding]) -> list[str]:
+    """Return the lines about what was not checked, each with the reason; at most ``PASSED_OVER_LINES``."""
+    lines = [f"{one.place}: passed over: {printable(one.message)}" for one in passed]
+    if len(lines) <= PASSED_OVER_LINES:
+        return lines
+    rest = len(lines) - PASSED_OVER_LINES + 1
+    return [*lines[: PASSED_OVER_LINES - 1], f"{rest} more documents and names were passed over"]
 
 
 def _write(output: str) -> None:

@@ -93,7 +93,8 @@ def _writing(commands: "Commands[argparse.ArgumentParser]") -> None:
         "check",
         _check,
         "report the mistakes in TaskSets and TaskBindings",
-        "Documents of other kinds are ignored.\n"
+        "All files are checked against each other: bindings against their sets, and sets against those they extend.\n"
+        "What is not checked, such as documents of other kinds, is listed on the standard error.\n"
         "exit code: 0 no findings, 1 findings, 2 a file cannot be read, 3 only warnings (with --strict)\n",
     )
     add_files(check, nargs="+", text="a file, a folder, or - for standard input")

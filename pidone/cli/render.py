@@ -11,7 +11,7 @@ from typing import Any
 from pidone.cli.files import parse_file, yaml_files
 from pidone.errors import LanguageError, PidoneError
 from pidone.language.binding import collect, derive
-from pidone.language.checking import check_parsed, extended_sets
+from pidone.language.checking import check_files
 from pidone.language.findings import shown, suggestion
 from pidone.language.model import TaskBinding, TaskSet
 from pidone.language.params import from_text, mismatch
@@ -116,8 +116,7 @@ def render_files(paths: Sequence[str], pod_file: str, arguments: Mapping[str, st
 def read_objects(paths: Sequence[str]) -> Objects:
     """Return the objects of files and folders by file. Raises ``LanguageError`` with all findings, and ``OSError``."""
     parsed = {file: parse_file(file) for path in paths for file in yaml_files(path)}
-    sets = extended_sets(parsed.values())
-    checked = {file: check_parsed(document, sets) for file, document in parsed.items()}
+    checked = dict(zip(parsed, check_files(list(parsed.values())), strict=True))
     findings = [str(finding) for file in checked.values() for finding in file.findings]
     if findings:
         raise LanguageError("\n".join(findings))

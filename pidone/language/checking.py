@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pidone.language.extends import Sets
+from pidone.language.across import PASSED_OVER, Placed, check_across
+from pidone.language.extends import ANY, Sets
 from pidone.language.findings import Finding, Source, Span, ordered, shown, suggestion
 from pidone.language.lint import lint_task_set
 from pidone.language.model import TaskBinding, TaskSet, object_of
@@ -60,6 +61,7 @@ class Checked:
     findings: tuple[Finding, ...] = ()
     objects: tuple[TaskSet | TaskBinding, ...] = ()
     warnings: tuple[Finding, ...] = ()
+    passed_over: tuple[Finding, ...] = ()  # what was not checked, each with the reason
 
     @property
     def all(self) -> tuple[Finding, ...]:
@@ -94,15 +96,21 @@ def parse_bytes(data: bytes, file: str) -> Parsed:
 
 
 def check_bytes(data: bytes, file: str) -> Checked:
-    """Check one file by itself: what it extends may be elsewhere. Never raises for bad input."""
-    parsed = parse_bytes(data, file)
-    return check_parsed(parsed, extended_sets([parsed]))
+    """Check one file by itself: what it extends or binds may be elsewhere. Never raises for bad input."""
+    return check_files([parse_bytes(data, file)])[0]
 
 
 def check_text(text: str, file: str) -> Checked:
     """``check_bytes`` for text."""
-    parsed = Parsed.of(text, file)
-    return check_parsed(parsed, extended_sets([parsed]))
+    return check_files([Parsed.of(text, file)])[0]
+
+
+def check_files(files: Sequence[Parsed]) -> list[Checked]:
+    """Check each file, and all of them against each other."""
+    sets = extended_sets(files)
+    examined = [_examined(parsed, sets) for parsed in files]
+    passed = check_across([placed for one in examined for placed in one.placed()])
+    return [one.checked(passed) for one in examined]
 
 
 def extended_sets(files: Iterable[Parsed]) -> Sets:
@@ -126,25 +134,71 @@ def extended_sets(files: Iterable[Parsed]) -> Sets:
 
 
 def check_parsed(parsed: Parsed, sets: Sets) -> Checked:
-    """Check every object of ours in a file; documents of other kinds are passed over. ``sets`` are those there are."""
-    documents, findings = parsed.documents, list(parsed.findings)
+    """Check every object of a file that is one of ours, without comparing objects. ``sets`` can be extended."""
+    return _examined(parsed, sets).checked(())
+
+
+@dataclass(frozen=True, slots=True)
+class _Examined:
+    """A file whose documents were checked one by one."""
+
+    file: str
+    documents: tuple[tuple[Document, str], ...]  # of our kinds, each with its kind
+    findings: tuple[Finding, ...]  # outside of these documents
+    passed: tuple[Finding, ...]
+
+    def placed(self) -> Iterator[Placed]:
+        for document, kind in self.documents:
+            value, broken = document.root.value, any(not one.is_warning for one in document.findings)
+            metadata = value.get("metadata")
+            name = metadata.get("name") if isinstance(metadata, dict) else None
+            if isinstance(name, str):
+                namespace = metadata.get("namespace") or ANY
+                key = (kind.startswith("Cluster"), namespace if isinstance(namespace, str) else ANY, name)
+                yield Placed(key, kind, document, None if broken else object_of(value))
+
+    def checked(self, passed: Iterable[Finding]) -> Checked:
+        findings = list(self.findings)
+        for document, _ in self.documents:
+            findings += _without_echoes(document.findings)
+        warnings = ordered(one for one in findings if one.is_warning)
+        mistakes = ordered(one for one in findings if not one.is_warning)
+        over = ordered((*self.passed, *(one for one in passed if one.file == self.file)))
+        if mistakes:
+            return Checked(mistakes, (), warnings, over)
+        return Checked(
+            (), tuple(object_of(document.root.value) for document, _ in self.documents), warnings, over
+        )
+
+
+def _examined(parsed: Parsed, sets: Sets) -> _Examined:
+    findings, passed = list(parsed.findings), list[Finding]()
     first: dict[tuple[str, str, str], Document] = {}
     ours = []
-    for document in documents:
+    for document in parsed.documents:
         kind = _kind(document)
         if kind is None:
             rules = {"kind", "duplicate-key"} if document.unclear else {"kind"}
-            findings += [one for one in document.findings if one.rule in rules]
+            found = [one for one in document.findings if one.rule in rules]
+            findings += found
+            passed += [] if found else _foreign(document)
             continue
         _check_document(document, kind, sets)
         _check_once(document, kind, first)
-        findings += _without_echoes(document.findings)
-        ours.append(document.root.value)
-    warnings = ordered(one for one in findings if one.is_warning)
-    mistakes = ordered(one for one in findings if not one.is_warning)
-    if mistakes:
-        return Checked(mistakes, (), warnings)
-    return Checked((), tuple(object_of(value) for value in ours), warnings)
+        ours.append((document, kind))
+    file = parsed.documents[0].source.file if parsed.documents else ""
+    return _Examined(file, tuple(ours), tuple(findings), tuple(passed))
+
+
+def _foreign(document: Document) -> Iterator[Finding]:
+    """Say of a document why it was not checked; nothing of an empty one."""
+    value = document.root.value
+    if isinstance(value, dict):
+        kind, version = value.get("kind"), value.get("apiVersion")
+        known = isinstance(kind, str) and isinstance(version, str)
+        what = f"a {kind} of {version}" if known else "a document without apiVersion and kind"
+        span = document.key(("kind",)) if known else document.span(())
+        yield document.source.finding(span, f"{what} is no object of pidone", PASSED_OVER)
 
 
 def _listed(documents: Iterable[Document]) -> Iterator[Document]:

@@ -4,14 +4,16 @@ Only tasks in which the schema found nothing are looked at. A reference to a par
 where it has one: what does not work by default is a mistake; of what is not known nothing is said.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 from pidone.language import duration
-from pidone.language.findings import Span, shown
-from pidone.language.reading import Document
+from pidone.language.findings import Source, Span, shown
+from pidone.language.model import TaskSet
+from pidone.language.reading import Document, Node
 from pidone.language.safe_patterns import wrong_pattern
 from pidone.language.schemas import MISSING, Action, Registry, Shape, action_of, registries, task_shape
 from pidone.language.substitution import references
@@ -19,6 +21,7 @@ from pidone.language.substitution import references
 Path = tuple[str | int, ...]
 Said = Iterator[tuple[Span, str, str]]  # where, what, and the rule
 
+_LINE = re.compile(r" on line [0-9]+")
 _OWN_HOSTS = {"127.0.0.1", "::1", "localhost", "$(pod.ip)"}
 _HANDLERS = ("httpGet", "tcpSocket", "grpc")
 _BESIDE = {"completed": {"succeeded", "failed"}}  # states that hold at once; "started" does beside all
@@ -32,6 +35,23 @@ def lint_task_set(document: Document, sound: Callable[[Path], bool]) -> None:
         for rule in _RULES:
             for span, message, name in rule(whole):
                 document.say(span, message, name)
+
+
+def clashes(task_set: TaskSet) -> list[tuple[int, str, str]]:
+    """Return what tasks of a set do to each other, by ports and instances that both use.
+
+    Each is the place of one of the two tasks in the set, the message and the rule.
+    """
+    spec = {
+        "params": [{"name": param.name, "default": param.default} for param in task_set.params],
+        "tasks": list(task_set.tasks),
+    }
+    places = [Node(Span(index + 1, 1)) for index in range(len(task_set.tasks))]
+    tasks = Node(Span(1, 1), members={"tasks": Node(Span(1, 1), items=places)})
+    document = Document(Node(Span(1, 1), members={"spec": tasks}), Source.of("", task_set.name))
+    whole = _Set.of(document, spec, lambda _: True)
+    found = [said for rule in (_ports, _instances) for said in rule(whole)]
+    return [(span.line - 1, _LINE.sub("", message), rule) for span, message, rule in found]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +154,8 @@ class _Set:
         if len(found) != 1 or found[0].text != value or not found[0].name.startswith("params."):
             return None
         _, param = self.params.get(found[0].name.removeprefix("params."), ((), {}))
-        return param.get("default")
+        default = param.get("default")
+        return None if default is MISSING else default
 
     def same(self, one: Any, other: Any) -> bool:
         """Whether two values are equal in every pod, or are so by default."""

@@ -31,6 +31,7 @@ ERRORS: Mapping[str, str] = {
     "type": "A value is of another type than its place takes.",
     "unknown-field": "A field is not known in its place.",
     # what it means
+    "bound-task": "Two sets that the same pods get have a task of one name.",
     "command": "A program is not given by its absolute path.",
     "contradiction": "A task waits for states that are never there at once.",
     "cycle": "Tasks wait for each other, so none of them ever starts.",
@@ -47,6 +48,7 @@ ERRORS: Mapping[str, str] = {
     "lease": "A heartbeat comes too late for its lease.",
     "override": "A task has the name of one that is inherited without saying what becomes of that, or there is none.",
     "param-constraint": "A constraint of a param does not fit its type, or another constraint.",
+    "param-value": "A param has no value in any pod of a binding.",
     "param-type": "A value is not of the type, or outside of the constraints, of its param.",
     "pattern": "A pattern is not a regular expression, or one that may take for ever.",
     "port-clash": "Two tasks listen on one port, or a probe asks a port that pidone itself listens on.",
@@ -58,9 +60,9 @@ ERRORS: Mapping[str, str] = {
     "tainted-key": "A key is made of references.",
     "task-kind": "A field names a task with another action than it takes.",
     "unknown-event": "An edge names an event that there is not.",
-    "unknown-param": "A reference leads to a param that is not declared.",
+    "unknown-param": "A reference, or a value of a binding, is for a param that is not declared.",
     "unknown-reference": "A reference leads to nothing that is known.",
-    "unknown-set": "A set is extended that is not there.",
+    "unknown-set": "A set is extended or bound that is not there.",
     "unknown-state": "An edge names a state that the task's action does not have.",
     "unknown-task": "A task is named that is not in the set.",
     "unrenewed": "Nothing renews the lease of a registration.",
@@ -68,10 +70,12 @@ ERRORS: Mapping[str, str] = {
 }
 
 WARNINGS: Mapping[str, str] = {
+    "absent-set": "A set is in none of the files that are checked together, so that what uses it was not checked.",
     "backoff": "The first wait of a backoff is longer than its longest.",
     "early-heartbeat": "A heartbeat begins before its registration is there.",
     "loop": "A task is started by its own runs.",
     "no-effect": "A field has no effect on this kind of task.",
+    "object-twice": "An object is in two files.",
     "pattern-anchors": "A pattern that is not anchored takes every text with a fitting part.",
     "period": "A period is shorter than the second between two starts of a task.",
     "probe-exec": "A probe starts a program where a port could be asked.",

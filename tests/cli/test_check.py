@@ -20,35 +20,40 @@ from tests.patience import PATIENCE_SECONDS
 HERE = Path(__file__).parent.parent / "language"
 BAD = HERE / "bad" / "unknown-action.yaml"
 GOOD = HERE / "good" / "everything.yaml"
+PASSED_OVER = f"{GOOD}:95:1: passed over: a ConfigMap of v1 is no object of pidone\n"
 
 
 def test_a_good_file_is_0_and_says_nothing_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     assert check([str(GOOD)]) == 0
-    assert capsys.readouterr() == ("", "1 file with 2 objects of pidone: no findings\n")
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert errors == f"{PASSED_OVER}1 file with 2 objects of pidone: no findings\n"
 
 
 def test_findings_are_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert check([str(BAD), str(GOOD)]) == 1
     output, summary = capsys.readouterr()
     assert output.startswith(f'{BAD}:7:7: unknown field "prob"; did you mean "probe"? [unknown-field]\n')
-    assert summary == "1 finding in 1 file\n"
+    assert summary == f"{PASSED_OVER}1 finding in 1 file\n"
 
 
 def test_no_such_file_is_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert check([str(GOOD), "nowhere.yaml"]) == 2
     output, errors = capsys.readouterr()
     assert output == ""
-    assert errors.startswith("pidone check: nowhere.yaml: No such file or directory\n1 file with ")
+    assert "pidone check: nowhere.yaml: No such file or directory\n1 file with " in errors
 
 
 def test_a_folder_is_everything_below_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a" / ".hidden").mkdir(parents=True)
     for name in ("x.yaml", "a/y.yml"):
-        (tmp_path / name).write_text(GOOD.read_text("utf-8"), "utf-8")
+        text = GOOD.read_text("utf-8").replace("everything", f"all-{name[0]}")
+        text = text.replace("namespace: shop", f"namespace: {name[0]}")
+        (tmp_path / name).write_text(text, "utf-8")
     for name in ("a/.hidden/z.yaml", "a/notes.txt"):
         (tmp_path / name).write_text("[", "utf-8")
     assert check([str(tmp_path)]) == 0
-    assert capsys.readouterr().err == "2 files with 4 objects of pidone: no findings\n"
+    assert capsys.readouterr().err.splitlines()[-1] == "2 files with 4 objects of pidone: no findings"
 
 
 def test_nothing_to_check_is_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,11 +74,11 @@ def test_warnings_are_0_and_with_strict_3(capsys: pytest.CaptureFixture[str]) ->
     assert check([str(WARNED), str(GOOD)]) == 0
     output, summary = capsys.readouterr()
     assert output.startswith(f"{WARNED}:7:7: warning: deregistering ")
-    assert summary == "1 warning in 1 file\n"
+    assert summary == f"{PASSED_OVER}1 warning in 1 file\n"
     assert check([str(WARNED), str(GOOD)], strict=True) == 3
     assert check([str(WARNED), str(BAD)], strict=True) == 1
     assert check([str(GOOD)], strict=True) == 0
-    assert capsys.readouterr().err.splitlines()[1] == "1 finding and 1 warning in 2 files"
+    assert capsys.readouterr().err.splitlines()[2] == "1 finding and 1 warning in 2 files"
 
 
 def test_what_can_be_read_is_checked_all_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,6 +88,46 @@ def test_what_can_be_read_is_checked_all_the_same(tmp_path: Path, capsys: pytest
     assert output.startswith(f"{BAD}:7:7: ")
     assert f"pidone check: {tmp_path}/none: No such file or directory\n" in errors
     assert "\x1b" not in errors
+
+
+OTHERS = """\
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: "\\e[2Jweb"}
+---
+image: {tag: 1}
+---
+apiVersion: pidone.dev/v1alpha1
+kind: TaskBinding
+metadata: {name: web}
+spec: {podSelector: {matchLabels: {app: web}}, taskSets: [web]}
+"""
+
+
+def test_what_was_passed_over_is_said_with_the_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.yaml").write_text(OTHERS, "utf-8")
+    assert check([str(tmp_path)], strict=True) == 0
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert errors == (
+        f"{tmp_path}/x.yaml:2:1: passed over: a Deployment of apps/v1 is no object of pidone\n"
+        f"{tmp_path}/x.yaml:5:1: passed over: a document without apiVersion and kind is no object of pidone\n"
+        f'{tmp_path}/x.yaml:10:59: passed over: TaskSet "web" is in none of these files; '
+        "check it together with them\n"
+        "1 file with 1 object of pidone: no findings\n"
+    )
+
+
+def test_a_folder_of_other_kinds_is_passed_over_in_a_few_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.yaml").write_text("---\n".join(["{apiVersion: v1, kind: Secret}\n"] * 500), "utf-8")
+    assert check([str(tmp_path)]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 11
+    assert lines[-2] == "491 more documents and names were passed over"
 
 
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pidone.errors import LanguageError, PidoneError
 from pidone.language.binding import Rules, collect, shown
-from pidone.language.checking import check_bytes
+from pidone.language.checking import check_parsed, extended_sets, parse_bytes
 from pidone.language.model import TaskBinding, TaskSet
 from pidone.language.pods import read_pods
 from pidone_controller.log import Log
@@ -126,7 +126,8 @@ class TaskFiles:
 
         self.problems.pop(path, None)
         kept = "the version before stays in force" if path in self.good else "nothing of it is in force"
-        checked = check_bytes(data, str(path))
+        parsed = parse_bytes(data, str(path))
+        checked = check_parsed(parsed, extended_sets([parsed]))
         if checked.findings:
             self.log("broken", file=path, findings=len(checked.findings), error=kept)
             for finding in checked.findings:
