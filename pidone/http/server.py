@@ -558,7 +558,7 @@ class _Server:
     def _read_ahead(self, client: _Client, data: bytes) -> bool:
         """Keep what a peer sends before its request is answered; False if it is more than ``MAX_AHEAD_BYTES``."""
         if data:
-            if not self._admission.receive(client.place, len(data)):
+            if not self._admission.receive_ahead(client.place, len(data)):
                 return False
             client.connection.receive_data(data)
         return len(client.connection.trailing_data[0]) <= MAX_AHEAD_BYTES
