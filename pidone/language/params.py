@@ -9,8 +9,10 @@ from pidone.language import duration
 from pidone.language.containers import variable
 from pidone.language.findings import shown
 from pidone.language.model import Param
+from pidone.language.pattern_syntax import PatternError
 from pidone.language.pods import place, pod_field
-from pidone.language.schemas import MISSING, regex
+from pidone.language.safe_patterns import MAX_TEXT, matches
+from pidone.language.schemas import MISSING
 
 POD_MAX_LENGTH = 253  # of a string that the pod's author chose, where the param does not say otherwise
 
@@ -65,9 +67,14 @@ def _wrong_text(param: Param, value: str, longest: int | None) -> str:
         return f"is longer than {longest} characters"
     if _CONTROL.search(value):  # from anyone: a header or a log line must not be split by a value
         return "holds a control character"
-    if param.pattern and not regex(param.pattern).search(value):
-        return f"does not match {param.pattern}"
-    return ""
+    if not param.pattern:
+        return ""
+    if len(value) > MAX_TEXT:
+        return f"is longer than {MAX_TEXT} characters, the most for a param with a pattern"
+    try:
+        return "" if matches(param.pattern, value) else f"does not match {param.pattern}"
+    except PatternError as error:
+        return f"cannot be matched: {error}"
 
 
 def _wrong_number(param: Param, value: int) -> str:

@@ -1,0 +1,3 @@
+module pidone.dev/tests/go_patterns
+
+go 1.21
