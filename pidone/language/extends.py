@@ -5,21 +5,36 @@ the same name is an error unless it says ``override``, or the inherited one is d
 declares itself counts before inherited ones of its name, and keeps their type, since inherited tasks refer to it.
 A set that is reached on two ways is there once.
 
-Functions over values: the checker has the sets of its files, the controller those of its cluster.
+Functions over values: the checker has the sets of its files, the controller those of its cluster. Each set is merged
+once, and what it inherits is bounded, so the work grows with the sets and not with the ways between them.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pidone.language.findings import suggestion
 from pidone.language.model import Param, TaskSet
+from pidone.language.safe_patterns import size
 from pidone.language.schemas import mismatch_of
+from pidone.plan.format import MAX_TASKS
 
 MAX_DEPTH = 4  # of sets that extend sets that extend sets
+MAX_PARAMS = 100  # of a set with all that it extends, as of one alone
+MAX_PATTERNS = 5000  # instructions of all patterns of such a set, see ``safe_patterns``
+_MAX_WAY = 50  # sets that are visited to find the names of a circle
 ANY = ""  # the namespace of what names none, outside a cluster: it is for all of them
 
 Task = Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class _Memo:
+    """What was found out about some sets, by the identity of each."""
+
+    flattened: dict[int, tuple[TaskSet, "Flat"]] = field(default_factory=dict)
+    circles: dict[int, int] | None = None
+    namespaced: frozenset[str] | None = None  # the names of those that are not the cluster's
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +42,7 @@ class Sets:
     """The sets there are, and which of them a name means."""
 
     by_key: Mapping[tuple[bool, str, str], TaskSet] = field(default_factory=dict)  # cluster, namespace, name
+    memo: _Memo = field(default_factory=_Memo, compare=False, repr=False)
 
     @classmethod
     def of(cls, sets: Iterable[TaskSet]) -> "Sets":
@@ -44,6 +60,11 @@ class Sets:
     def base(self, name: str, of: TaskSet) -> TaskSet | None:
         """What ``of`` means by a name in its ``extends``."""
         return self.find(name, of.namespace, cluster=of.cluster)
+
+    def bases(self, of: TaskSet) -> list[TaskSet]:
+        """Return the sets that ``of`` extends, as far as they exist."""
+        found = (self.base(name, of) for name in of.extends)
+        return [base for base in found if base is not None]
 
     def names(self, of: TaskSet) -> list[str]:
         """What ``of`` could extend."""
@@ -76,73 +97,135 @@ class Flat:
 
 
 def flat(task_set: TaskSet, sets: Sets) -> Flat:
-    """A set with all that it extends, and all that is wrong with that."""
-    return _flat(task_set, sets, (), {})
+    """Return a set with all that it extends, and all that is wrong with that.
+
+    Each set is merged once for one ``sets``, however many others extend it.
+    """
+    flattened = sets.memo.flattened
+    waiting = [task_set]
+    while waiting:
+        one = waiting[-1]
+        if id(one) in flattened:
+            waiting.pop()
+            continue
+        bases = [_Base.of(index, name, one, sets) for index, name in enumerate(one.extends)]
+        missing = [base.task_set for base in bases if base.task_set is not None and not base.circle]
+        missing = [base for base in missing if id(base) not in flattened]
+        if missing:
+            waiting += missing
+        else:
+            flattened[id(one)] = one, _merged(one, bases, sets)
+            waiting.pop()
+    return flattened[id(task_set)][1]
 
 
-def _flat(
-    task_set: TaskSet, sets: Sets, trail: tuple[TaskSet, ...], known: dict[tuple[int, int], Flat]
-) -> Flat:
-    """``trail`` are the sets on the way here, ``known`` what was found out at each level: a set may be on many ways."""
-    here = (id(task_set), len(trail))
-    if here not in known:
-        known[here] = _merged(task_set, sets, trail, known)
-    return known[here]
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """One entry of ``extends``."""
+
+    index: int
+    name: str
+    task_set: TaskSet | None  # None: it does not exist
+    circle: tuple[str, ...] = ()  # the names on the way back to the set that extends it
+
+    @classmethod
+    def of(cls, index: int, name: str, heir: TaskSet, sets: Sets) -> "_Base":
+        base = sets.base(name, heir)
+        circles = _circles(sets)
+        if base is None or circles.get(id(base)) is None or circles.get(id(base)) != circles.get(id(heir)):
+            return cls(index, name, base)
+        return cls(index, name, base, _way(base, heir, sets))
 
 
-def _merged(
-    task_set: TaskSet, sets: Sets, trail: tuple[TaskSet, ...], known: dict[tuple[int, int], Flat]
-) -> Flat:
+def _merged(task_set: TaskSet, bases: Iterable[_Base], sets: Sets) -> Flat:
     merging = _Merging(task_set)
     below: list[Problem] = []
     missing: list[tuple[TaskSet, int]] = []
     chain: tuple[str, ...] = ()
-    for index, name in enumerate(task_set.extends if len(trail) <= MAX_DEPTH else ()):
-        base = sets.base(name, task_set)
-        if base is None:
-            if task_set.cluster and any(key[2] == name for key in sets.by_key):
-                message = f'"{name}" is a TaskSet; a ClusterTaskSet extends ClusterTaskSets'
-                merging.say(("extends", index), message, "unknown-set")
+    for base in bases:
+        path = ("extends", base.index)
+        if base.task_set is None:
+            if task_set.cluster and base.name in _namespaced(sets):
+                message = f'"{base.name}" is a TaskSet; a ClusterTaskSet extends ClusterTaskSets'
+                merging.say(path, message, "unknown-set")
             else:
-                missing.append((task_set, index))
+                missing.append((task_set, base.index))
             continue
-        # The first set learns whether it is in a circle itself, those above only that there is one.
-        circle = [] if trail else _way(base, task_set, sets)
-        if circle or any(one is base for one in trail):
-            names = " -> ".join([task_set.name, *(circle or [base.name])])
-            merging.say(("extends", index), f"these sets extend each other: {names}", "extends-cycle")
+        if base.circle:
+            names = " -> ".join([task_set.name, *base.circle])
+            merging.say(path, f"these sets extend each other: {names}", "extends-cycle")
             continue
-        inherited = _flat(base, sets, (*trail, task_set), known)
+        inherited = sets.memo.flattened[id(base.task_set)][1]
         chain = max(chain, inherited.chain, key=len)
         if len(inherited.chain) > MAX_DEPTH:
             names = " -> ".join([task_set.name, *inherited.chain])
             message = f"{names}: a set may extend sets that extend sets, {MAX_DEPTH} deep and no deeper"
-            merging.say(("extends", index), message, "extends-depth")
+            merging.say(path, message, "extends-depth")
             continue
         below += inherited.problems[:1]
         missing += inherited.missing[:1]
-        merging.inherit(index, base, inherited.task_set)
+        merging.inherit(base.index, base.task_set, inherited.task_set)
     merging.decide(open_ended=bool(missing or below or merging.problems))
-    return Flat(merging.result(), (*below, *merging.problems), tuple(missing), (task_set.name, *chain))
+    problems = (*below, *merging.problems)
+    return Flat(merging.result(), problems, tuple(missing), (task_set.name, *chain)[: MAX_DEPTH + 1])
 
 
-def _way(start: TaskSet, goal: TaskSet, sets: Sets) -> list[str]:
-    """The names from one set to another along ``extends``; empty where none leads there."""
-    before: dict[int, list[str]] = {id(start): [start.name]}
-    waiting = [start]
+def _namespaced(sets: Sets) -> frozenset[str]:
+    """Return the names of the sets that are not the cluster's."""
+    if sets.memo.namespaced is None:
+        sets.memo.namespaced = frozenset(name for cluster, _, name in sets.by_key if not cluster)
+    return sets.memo.namespaced
+
+
+def _circles(sets: Sets) -> Mapping[int, int]:
+    """Return a number for each set, by its identity, that is in a circle; sets that reach each other have the same.
+
+    Tarjan's algorithm, with a stack of its own.
+    """
+    if sets.memo.circles is not None:
+        return sets.memo.circles
+    found = sets.memo.circles = {}
+    order: dict[int, int] = {}
+    lowest: dict[int, int] = {}
+    path: dict[int, None] = {}
+    for start in sets.by_key.values():
+        walk = [] if id(start) in order else [(start, iter(sets.bases(start)))]
+        while walk:
+            here, rest = walk[-1]
+            key = id(here)
+            if key not in order:
+                order[key] = lowest[key] = len(order)
+                path[key] = None
+            new = next((base for base in rest if id(base) not in order), None)
+            if new is not None:
+                walk.append((new, iter(sets.bases(new))))
+                continue
+            walk.pop()
+            around = [id(base) for base in sets.bases(here)]
+            lowest[key] = min([lowest[key], *(lowest[one] for one in around if one in path)])
+            if lowest[key] == order[key]:
+                members = [path.popitem()[0]]
+                while members[-1] != key:
+                    members.append(path.popitem()[0])
+                if len(members) > 1 or key in around:
+                    found.update(dict.fromkeys(members, order[key]))
+    return found
+
+
+def _way(start: TaskSet, goal: TaskSet, sets: Sets) -> tuple[str, ...]:
+    """Return the names from one set to another of its circle along ``extends``; "..." if the way is long."""
+    before: dict[int, tuple[str, ...]] = {id(start): (start.name,)}
+    waiting, circles = [start], _circles(sets)
     for one in waiting:
         if one is goal:
             return before[id(one)]
-        for base in _bases(one, sets):
-            if id(base) not in before:
-                before[id(base)] = [*before[id(one)], base.name]
+        if len(waiting) > _MAX_WAY:
+            break
+        for base in sets.bases(one):
+            if id(base) not in before and circles.get(id(base)) == circles[id(goal)]:
+                before[id(base)] = (*before[id(one)], base.name)
                 waiting.append(base)
-    return []
-
-
-def _bases(task_set: TaskSet, sets: Sets) -> Iterator[TaskSet]:
-    found = (sets.base(name, task_set) for name in task_set.extends)
-    return (base for base in found if base is not None)
+    return start.name, "...", goal.name
 
 
 @dataclass(slots=True)
@@ -157,12 +240,22 @@ class _Merging:
     def say(self, path: tuple[str | int, ...], message: str, rule: str) -> None:
         self.problems.append(Problem(self.task_set, path, message, rule))
 
+    def _say_size(self, index: int, most: str) -> None:
+        message = f"with all that it extends, this set has more than {most}; extend fewer sets"
+        self.say(("extends", index), message, "extends-size")
+
     def inherit(self, index: int, base: TaskSet, inherited: TaskSet) -> None:
         for task in inherited.tasks:
+            if len(self.tasks) == MAX_TASKS and task["name"] not in self.tasks:
+                self._say_size(index, f"{MAX_TASKS} tasks")
+                return
             forms = self.tasks.setdefault(task["name"], [])
             if not any(form is task for form, _, _ in forms):
                 forms.append((task, base, index))
         for param in inherited.params:
+            if len(self.params) == MAX_PARAMS and param.name not in self.params:
+                self._say_size(index, f"{MAX_PARAMS} params")
+                return
             its = self.params.setdefault(param.name, [])
             if not any(form == param for form, _, _ in its):
                 its.append((param, base, index))
@@ -185,6 +278,23 @@ class _Merging:
             if len(its) > 1:
                 message = f'{_both(its)} declare a param "{name}" differently; declare it here'
                 self.say(("extends", its[1][2]), message, "inherited-param")
+        self._check_patterns()
+
+    def _check_patterns(self) -> None:
+        """Bound the work for the values of one pod."""
+        total = 0
+        for name, forms in self.params.items():
+            param, _, index = forms[0]
+            total += size(param.pattern) if param.pattern else 0
+            if total > MAX_PATTERNS:
+                own = [place for place, one in enumerate(self.task_set.params) if one.name == name]
+                path = ("params", own[0], "pattern") if own else ("extends", index)
+                message = (
+                    f"with this one the patterns of this set have, written out, more than {MAX_PATTERNS} parts; "
+                    "repeat less"
+                )
+                self.say(path, message, "pattern")
+                return
 
     def _own_param(self, index: int, param: Param) -> None:
         for form, base, _ in self.params.get(param.name, ()):
