@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # The tests start Python a thousand times; without byte code each start would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: containerds help env demo test nightly check format schema doze image image-root controller-image controller-root lock old eureka apps cluster clean
+.PHONY: containerds help env demo test nightly check format schema doze image image-root controller-image controller-root lock old eureka apps cluster prober clean
 
 help:
 	@echo "make demo    run three pods, a repo and a Eureka on this machine, and check each step (KEEP=1: keep them running)"
@@ -25,6 +25,7 @@ help:
 	@echo "make schema  write the JSON Schemas in schema/, the CRDs in k3d/crds/ and the reference in docs/language.md"
 	@echo "make eureka  build the real Eureka server for demo and tests (needs Java 17 and Maven)"
 	@echo "make cluster build a Kubernetes API server and node for tests (needs Go 1.26; takes ten minutes once)"
+	@echo "make prober  build the kubelet's prober for tests (needs Go 1.26)"
 	@echo "make containerds  fetch three versions of containerd for tests into the cache (needs Debian)"
 	@echo "make apps    write build/apps.oci.tar, images of the demo's applications (needs Java 17, Maven and Go)"
 	@echo "make old     build the image of an earlier version, for tests of pods that are older than their controller"
@@ -159,6 +160,10 @@ k3d/apps/discovery/target/discovery.jar: k3d/apps/pom.xml k3d/apps/discovery/pom
 # One program. It is cached by the content of its Go module.
 cluster: $(READY)
 	@$(BIN)/python -m tests.cluster.program
+
+# The kubelet's prober, which tests compare with pidone's. It shares most packages with the cluster.
+prober: $(READY)
+	@$(BIN)/python -m tests.probes.kubelet
 
 # Several versions of containerd for the tests of sandboxes: Debian's packages, unpacked in the cache.
 containerds: $(READY)

@@ -1,5 +1,6 @@
 """Go programs that tests need: built from modules of ours, with all that Go writes below the cache."""
 
+import hashlib
 import json
 import os
 import platform
@@ -30,6 +31,40 @@ def environment() -> dict[str, str]:
         "GOTOOLCHAIN": "local",
         "CGO_ENABLED": "0",
     }
+
+
+def cached(module: Path, name: str) -> Path:
+    """Return the place in the cache of the program that this module makes; another content has another place."""
+    digest = hashlib.sha256()
+    for file in sorted(module.iterdir()):
+        digest.update(f"{file.name}\n".encode() + file.read_bytes())
+    return CACHE / name / digest.hexdigest()[:16] / name
+
+
+def build_cached(module: Path, name: str, *flags: str) -> Path:
+    """Build the program of this module if the cache does not have it. Raises as ``build`` does."""
+    program = cached(module, name)
+    if not program.exists():
+        program.parent.mkdir(parents=True, exist_ok=True)
+        new = program.with_name(f"new-{program.name}")
+        build(module, new, *flags)
+        new.rename(program)
+    return program
+
+
+def kubernetes_flags(module: Path) -> str:
+    """Return the linker's flags that give the program the version of the module's k8s.io/kubernetes."""
+    required = re.search(r"k8s\.io/kubernetes v1\.(\d+)\.\d+", (module / "go.mod").read_text())
+    assert required
+    of = "k8s.io/component-base/version.git"
+    stamps = {
+        "Version": required[0].split()[1],
+        "Major": "1",
+        "Minor": required[1],
+        "Commit": "",
+        "TreeState": "clean",
+    }
+    return " ".join(["-ldflags=-s", "-w", *(f"-X {of}{name}={value}" for name, value in stamps.items())])
 
 
 def build(module: Path, program: Path, *flags: str) -> None:

@@ -11,6 +11,7 @@ GROUPS = {
     r"tests/cluster/test_(node|scenario|installed)\.py": "node",
     r"tests/cluster/": "cluster",
     r"tests/k3d/test_(installation|policies|running)\.py": "installation",
+    r"tests/probes/test_(http|generated|grpc|other)\.py": "prober",
     r"tests/cri/.*\[(1\.6|1\.7|2)\b": r"containerd \1",
     r"tests/image/test_image\.py": "image",
     r"tests/image/test_podman\.py": "podman",

@@ -1,4 +1,7 @@
-"""``probe``: asks the application how it is, with the fields and rules of a core/v1 Probe."""
+"""``probe``: probes the application periodically, with the fields and rules of a core/v1 Probe.
+
+The requests and verdicts are those of the kubelet. docs/probes.md lists the differences.
+"""
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -8,7 +11,7 @@ import trio
 from pidone.actions import Context, Setting
 from pidone.counters import TaskView
 from pidone.errors import PidoneError, Refused, StartError
-from pidone.http.client import reason, request
+from pidone.http.client import reason
 from pidone.http.connect import connect
 from pidone.http.urls import authority
 from pidone.metrics.exposition import Family, gauge
@@ -17,15 +20,16 @@ from pidone.plan.fields import Fields
 STATES = ("started", "healthy", "unhealthy")
 _, HEALTHY, UNHEALTHY = STATES
 
-EAGER = 0.25  # seconds between two questions to an application that has never answered, at least
-PATIENCE = 32  # the part of the time since the first question that passes between two: the longer, the rarer
+MOST = (1 << 31) - 1  # of each number of a core/v1 Probe
+EAGER_SECONDS = 0.25  # the least time between two requests to an application that has never succeeded
+EAGER_PART = 32  # this part of the time since the first request passes between two: the longer, the rarer
 
-Ask = Callable[[Context], Awaitable[str]]  # an empty string for yes, else why not
+Request = Callable[[Context], Awaitable[str]]  # returns why the probe fails, or an empty string
 
 
 @dataclass(slots=True)
 class Thresholds:
-    """How many answers in a row make a state; the rule of the kubelet's prober (pkg/kubelet/prober/worker.go)."""
+    """Counts equal results in a row until they make a state: pkg/kubelet/prober/worker.go."""
 
     success: int
     failure: int
@@ -33,66 +37,70 @@ class Thresholds:
     _last: bool | None = None
     _streak: int = 0
 
-    def take(self, good: bool) -> str:  # noqa: FBT001 - the answer itself, not a switch
-        """The state after this answer; empty until there were enough of one kind."""
-        self._streak = self._streak + 1 if good is self._last else 1
-        self._last = good
-        if self._streak >= (self.success if good else self.failure):
-            self.state = HEALTHY if good else UNHEALTHY
+    def take(self, succeeded: bool) -> str:  # noqa: FBT001 - the result itself, not a switch
+        """Return the state after this result; empty until there were enough equal ones."""
+        self._streak = self._streak + 1 if succeeded is self._last else 1
+        self._last = succeeded
+        if self._streak >= (self.success if succeeded else self.failure):
+            self.state = HEALTHY if succeeded else UNHEALTHY
         return self.state
 
 
 class Probe:
-    """Asks for ever; only being cancelled ends it."""
+    """Sends requests until it is cancelled."""
 
     def __init__(self, fields: Fields, setting: Setting) -> None:
-        whole = {"least": 1, "most": 86400}
-        self._delay = fields.integer("initialDelaySeconds", 0, least=0, most=86400)
-        self._period = fields.integer("periodSeconds", 10, **whole)
-        self._timeout = fields.integer("timeoutSeconds", 1, **whole)
+        """Read the fields; 0 is the default, as in the API server. Raises ``Refused``."""
+        self._delay = fields.integer("initialDelaySeconds", 0, least=0, most=MOST)
+        self._period = fields.integer("periodSeconds", 0, least=0, most=MOST) or 10
+        self._timeout = fields.integer("timeoutSeconds", 0, least=0, most=MOST) or 1
         self._thresholds = Thresholds(
-            success=fields.integer("successThreshold", 1, **whole),
-            failure=fields.integer("failureThreshold", 3, **whole),
+            success=fields.integer("successThreshold", 0, least=0, most=MOST) or 1,
+            failure=fields.integer("failureThreshold", 0, least=0, most=MOST) or 3,
         )
         handlers = [name for name in _HANDLERS if name in fields]
         if len(handlers) != 1:
             raise Refused(f"{fields.path}: expected one of {', '.join(_HANDLERS)}, not {len(handlers)}")
         make = _HANDLERS[handlers[0]]
-        self._cheap = handlers != ["exec"]  # a question is a connection, no process
-        self.ask: Ask = make(fields.object(handlers[0]), setting, self._timeout)
+        self._cheap = handlers != ["exec"]  # a request is a connection, not a process
+        self.ask: Request = make(fields.object(handlers[0]), setting, self._timeout)
         fields.done()
 
     async def run(self, context: Context) -> None:
         await trio.sleep(self._delay)
         began = due = trio.current_time()
-        answered = False
-        why_before = ""
+        succeeded = False
+        last_reason = ""
         while True:
             asked = trio.current_time()
-            why_not = await self.ask(context)
-            if why_not and why_not != why_before:
-                context.log("probe-failed", reason=why_not)
-            why_before = why_not
-            answered = answered or not why_not
-            if asked >= due or not why_not:
-                state = self._thresholds.take(not why_not)
+            failure = await self.ask(context)
+            if failure and failure != last_reason:
+                context.log("probe-failed", reason=failure)
+            last_reason = failure
+            succeeded = succeeded or not failure
+
+            if asked >= due or not failure:
+                state = self._thresholds.take(not failure)
                 if state:
                     context.report(state)
-                # From the start of the last question, so that a slow answer does not stretch the period; a
-                # question that took longer than a period makes the next come at once, but only one.
+                # Counted from the start of the last request, so that a slow answer does not stretch the period. After
+                # an answer that took longer than a period, one request follows at once.
                 due = max(min(due, asked) + self._period, trio.current_time())
-            # An application that starts is found soon after it answers, however long the period is, as a kubelet asks
-            # more often while a container is not ready. Of the questions between, only the good answer counts.
+
+            # However long the period is, the first success comes soon after the application has started: the kubelet
+            # also probes more often while a container is not ready. Of these additional results only a success counts.
             now = trio.current_time()
-            soon = due if answered or not self._cheap else now + max(EAGER, (now - began) / PATIENCE)
+            soon = (
+                due if succeeded or not self._cheap else now + max(EAGER_SECONDS, (now - began) / EAGER_PART)
+            )
             await trio.sleep_until(min(due, soon))
 
     async def undo(self, context: Context) -> None:
-        """Nothing is left behind by a question."""
+        """Nothing to undo."""
 
 
 def privileged(config: Mapping[str, object]) -> bool:
-    """Where it runs a command, as ``exec`` does."""
+    """True for a command, as for ``exec``."""
     return "exec" in config
 
 
@@ -107,68 +115,64 @@ def build(fields: Fields, setting: Setting) -> Probe:
     return Probe(fields, setting)
 
 
-def _http_get(fields: Fields, setting: Setting, timeout: float) -> Ask:
-    host = fields.text("host", setting.pod.ip)
+def _http_get(fields: Fields, setting: Setting, timeout: float) -> Request:
+    from pidone.http.probing import canonical_headers, get
+    from pidone.http.references import as_bytes, of_path
+
+    host = fields.text("host", "") or setting.pod.ip
     port = fields.integer("port", least=1, most=65535)
-    path = fields.text("path", "/")
-    scheme = fields.text("scheme", "HTTP")
+    path = fields.text("path", "") or "/"
+    scheme = fields.text("scheme", "") or "HTTP"
     if scheme not in {"HTTP", "HTTPS"}:
         raise Refused(f'{fields.path}.scheme: expected HTTP or HTTPS, not "{scheme}"')
-    headers = {"accept": "*/*"}
+    headers = []
     for item in fields.objects("httpHeaders"):
-        headers[item.text("name").lower()] = item.text("value")
+        headers.append((item.text("name"), item.text("value", "")))
         item.done()
     fields.done()
-    address = authority(host, port)
-    url = f"{scheme.lower()}://{address}/{path.removeprefix('/')}"
+    canonical = canonical_headers(headers)
+    try:
+        url = of_path(scheme.lower(), as_bytes(authority(host, port)), as_bytes(path))
+    except ValueError:
+        url = None
 
-    async def ask(context: Context) -> str:
+    async def request(context: Context) -> str:
         del context
-        try:
-            # the status decides, so a page of any size will do; the certificate does not (as the kubelet's probe)
-            answer = await request(
-                "GET",
-                url,
-                headers=headers,
-                timeout=timeout,
-                source=setting.source,
-                head_only=True,
-                insecure=True,
-            )
-        except PidoneError as error:
-            return str(error)
-        return "" if 200 <= answer.status < 400 else f"GET {url}: answered {answer.status}"
+        if url is None:
+            return f"no request can be sent to {authority(host, port)} with the path {path!r:.200}"
+        return await get(url, canonical, timeout=timeout, source=setting.source)
 
-    return ask
+    return request
 
 
-def _tcp_socket(fields: Fields, setting: Setting, timeout: float) -> Ask:
-    host = fields.text("host", setting.pod.ip)
+def _tcp_socket(fields: Fields, setting: Setting, timeout: float) -> Request:
+    host = fields.text("host", "") or setting.pod.ip
     port = fields.integer("port", least=1, most=65535)
     fields.done()
+    address = authority(host, port)
 
-    async def ask(context: Context) -> str:
+    async def request(context: Context) -> str:
         del context
         with trio.move_on_after(timeout):
             try:
                 stream = await connect(host, port, source=setting.source)
             except OSError as error:
-                return f"{authority(host, port)}: {reason(error)}"
+                return f"{address}: {reason(error)}"
             await trio.aclose_forcefully(stream)
             return ""
-        return f"{authority(host, port)}: no connection within {timeout:g} s"
+        return f"{address}: no connection within {timeout:g} s"
 
-    return ask
+    return request
 
 
-def _grpc(fields: Fields, setting: Setting, timeout: float) -> Ask:
+def _grpc(fields: Fields, setting: Setting, timeout: float) -> Request:
     host, port = setting.pod.ip, fields.integer("port", least=1, most=65535)
     service = fields.text("service", "")
     fields.done()
 
-    async def ask(context: Context) -> str:
+    async def request(context: Context) -> str:
         del context
-        from pidone.http.grpc import check_health  # for plans that ask so
+        from pidone.http.grpc import check_health  # 5 KiB for the few plans with such a probe
 
         try:
             status = await check_health(host, port, service, timeout=timeout, source=setting.source)
@@ -176,15 +180,15 @@ def _grpc(fields: Fields, setting: Setting, timeout: float) -> Ask:
             return str(error)
         return "" if status == "SERVING" else f"grpc {authority(host, port)}: answered {status}"
 
-    return ask
+    return request
 
 
-def _exec(fields: Fields, setting: Setting, timeout: float) -> Ask:
+def _exec(fields: Fields, setting: Setting, timeout: float) -> Request:
     from pidone.actions.exec import Command
 
     command = Command(fields, setting)
 
-    async def ask(context: Context) -> str:
+    async def request(context: Context) -> str:
         with trio.move_on_after(timeout):
             try:
                 return await command.run(context)
@@ -192,7 +196,7 @@ def _exec(fields: Fields, setting: Setting, timeout: float) -> Ask:
                 return str(error)
         return f"{command}: not done within {timeout:g} s"
 
-    return ask
+    return request
 
 
 _HANDLERS = {"httpGet": _http_get, "tcpSocket": _tcp_socket, "grpc": _grpc, "exec": _exec}

@@ -110,7 +110,7 @@ class _ProbeRequest:
 
     async def __call__(self, context: Context) -> str:
         del context
-        answer, timeout = self.world.answer(self.task), float(self.task.config.get("timeoutSeconds", 1))
+        answer, timeout = self.world.answer(self.task), float(self.task.config.get("timeoutSeconds") or 1)
         if answer.word == "times out" or answer.after >= timeout:
             await trio.sleep(timeout)
             return f"no answer within {timeout:g} s"

@@ -21,7 +21,9 @@ class Room:
 
     connections: int  # at once
     by_address: int  # of them in one group
-    received: int = 1 << 20  # bytes of requests that are not answered yet, of all of them
+    received: int = (
+        1 << 20
+    )  # bytes of requests that are not answered yet, in all; and as many that were sent ahead
     keeps_held: bool = True  # whether a held request stays when another connection wants in
 
 
@@ -36,7 +38,8 @@ class Place:
     room: Room
     group: str
     close: Callable[[], object]
-    received: int = 0  # bytes
+    received: int = 0  # bytes of the present request
+    ahead: int = 0  # bytes that came while it was being answered
     left: bool = False
 
 
@@ -46,17 +49,20 @@ class _Occupancy:
     def __init__(self) -> None:
         self.count = 0
         self.received = 0
+        self.ahead = 0
         self.groups: dict[str, dict[Place, None]] = {}
         self.silent: dict[Place, None] = {}  # the longest silent first
 
     def add(self, place: Place) -> None:
         self.count += 1
         self.received += place.received
+        self.ahead += place.ahead
         self.groups.setdefault(place.group, {})[place] = None
 
     def remove(self, place: Place) -> None:
         self.count -= 1
         self.received -= place.received
+        self.ahead -= place.ahead
         self.silent.pop(place, None)
         group = self.groups[place.group]
         del group[place]
@@ -90,8 +96,10 @@ class Admission:
     def listen(self, place: Place, received: int) -> None:
         """The server waits for the next request of the connection, and has received so many bytes of it."""
         if not place.left:
-            self._count(place, received - place.received)
             occupancy = self._rooms[place.room]
+            self._count(place, received - place.received)
+            occupancy.ahead -= place.ahead
+            place.ahead = 0
             for places in (occupancy.silent, occupancy.groups[place.group]):  # both in the order of silence
                 places.pop(place, None)
                 places[place] = None
@@ -122,6 +130,18 @@ class Admission:
             if other is place or occupancy.received <= most:
                 return other is not place
         self._close(place)  # all others are being answered
+        return False
+
+    def receive_ahead(self, place: Place, size: int) -> bool:
+        """Count bytes that came while a request was being answered. False if the connection has to leave."""
+        if place.left:
+            return False
+        occupancy = self._rooms[place.room]
+        place.ahead += size
+        occupancy.ahead += size
+        if occupancy.ahead <= place.room.received:
+            return True
+        self._close(place)  # nobody has to send ahead
         return False
 
     def leave(self, place: Place) -> None:

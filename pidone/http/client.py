@@ -20,6 +20,9 @@ from pidone.http.connect import connect
 from pidone.http.message import Response
 
 USER_AGENT = f"pidone/{__version__}"
+PROBE_USER_AGENT = (
+    f"kube-probe/{__version__} (pidone)"  # applications keep kube-probe out of their access logs
+)
 CONNECT_TIMEOUT = 5.0  # seconds; the Java Eureka client's, and enough for one lost SYN on a pod network
 
 

@@ -1,8 +1,7 @@
-"""One call of ``grpc.health.v1.Health/Check``: as much of HTTP/2 (RFC 9113) and gRPC as that takes.
+"""One call of ``grpc.health.v1.Health/Check``, with the part of HTTP/2 (RFC 9113) and gRPC that it needs.
 
-The request is written in HPACK's plainest form, literals without an index. Of the answer only DATA is read:
-its one field is the status, and where there is none the call has failed, whatever its headers say. So no
-header is ever decoded. The answer is a few bytes, far below what flow control allows without a word.
+The call succeeds or fails as in grpc-go, which the kubelet uses: the first frame is SETTINGS, the answer has the status
+200, a content type of gRPC and one message, and ends with trailers that contain ``grpc-status: 0``.
 """
 
 import struct
@@ -10,50 +9,62 @@ import struct
 import trio
 
 from pidone.errors import ConnectError, ProtocolError, TransferTimeout
-from pidone.http.client import reason
+from pidone.http.client import PROBE_USER_AGENT, reason
+from pidone.http.connect import connect
+from pidone.http.hpack import Decoder, HpackError
 from pidone.http.urls import authority
 
-_DATA, _HEADERS, _RESET, _SETTINGS, _PING, _GOAWAY = 0x0, 0x1, 0x3, 0x4, 0x6, 0x7
+_DATA, _HEADERS, _RESET, _SETTINGS, _PUSH, _PING, _GOAWAY, _CONTINUATION = 0, 1, 3, 4, 5, 6, 7, 9
 _ACK = _END_STREAM = 0x1
-_END_HEADERS, _PADDED = 0x4, 0x8
-_FRAME_MAX = 16_384  # bytes; what a server may send to whom it was not allowed more
+_END_HEADERS, _PADDED, _PRIORITY = 0x4, 0x8, 0x20
+_FRAME_MAX = 16_384  # bytes of a frame that a server may send without permission for more
+_ANSWER_MAX = 65_535  # bytes of DATA that a server may send without permission for more
+_BLOCK_MAX = 65_536  # bytes of a header
 _STATUS = {0: "UNKNOWN", 1: "SERVING", 2: "NOT_SERVING", 3: "SERVICE_UNKNOWN"}
+_FIXED_SIZES = {1: 8, 5: 4}  # bytes of Protocol Buffers' fixed-size fields, by wire type
 
 
 async def check_health(host: str, port: int, service: str, *, timeout: float, source: str | None) -> str:
-    """SERVING, or another status by its name. Raises a ``TransferError``; on cancel the connection is closed."""
+    """Return SERVING, or another status by its name.
+
+    Raises a ``TransferError`` if the call fails. On cancel the connection is closed.
+    """
     address = authority(host, port)
     shown = f"grpc {address}"
     try:
         with trio.fail_after(timeout):
-            stream = await trio.open_tcp_stream(host, port, local_address=source)
+            stream = await connect(host, port, source=source)
             try:
-                await stream.send_all(_request(address, service.encode()))
-                return _status(await _answer(stream), shown)
+                await stream.send_all(_request(address, service.encode("utf-8", "replace"), timeout))
+                return _status(await _answer(stream))
             finally:
                 await trio.aclose_forcefully(stream)
     except trio.TooSlowError:
         raise TransferTimeout(f"{shown}: no answer within {timeout:g} s") from None
     except (OSError, trio.BrokenResourceError) as error:
         raise ConnectError(f"{shown}: {reason(error)}") from error
-    except _Broken as error:
+    except (_Broken, HpackError) as error:
         raise ProtocolError(f"{shown}: {error}") from error
 
 
 class _Broken(Exception):
-    pass
+    """The call failed; says why."""
 
 
-def _request(authority: str, service: bytes) -> bytes:
+def _request(address: str, service: bytes, timeout: float) -> bytes:
     headers = {
-        b":method": b"POST",
-        b":scheme": b"http",
-        b":path": b"/grpc.health.v1.Health/Check",
-        b":authority": authority.encode(),
-        b"content-type": b"application/grpc",
-        b"te": b"trailers",
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": "/grpc.health.v1.Health/Check",
+        ":authority": address,
+        "content-type": "application/grpc",
+        "user-agent": PROBE_USER_AGENT,
+        "te": "trailers",
+        "grpc-timeout": f"{timeout * 1000:.0f}m",
     }
-    block = b"".join(b"\0" + _literal(name) + _literal(value) for name, value in headers.items())
+    block = b"".join(
+        b"\0" + _literal(name.encode()) + _literal(value.encode()) for name, value in headers.items()
+    )
     message = b"\x0a" + _varint(len(service)) + service if service else b""  # field 1, a string
     return b"".join(
         (
@@ -66,42 +77,147 @@ def _request(authority: str, service: bytes) -> bytes:
 
 
 async def _answer(stream: trio.SocketStream) -> bytes:
-    """The DATA of our one call, to its end."""
-    buffer, message = b"", b""
+    """Return the DATA of the call after its trailers. Raises ``_Broken`` if they do not tell of success."""
+    decoder, connection = Decoder(), _Connection(stream)
+    message, opened = b"", False
     while True:
-        while len(buffer) < 9 or len(buffer) < 9 + int.from_bytes(buffer[:3], "big"):
-            if len(buffer) >= 3 and int.from_bytes(buffer[:3], "big") > _FRAME_MAX:
-                raise _Broken("the answer is not HTTP/2")  # or HTTP/1.1: "HTT" is a length of 4.7 MB
-            received = bytes(await stream.receive_some())
-            if not received:
-                raise _Broken("the connection ended before the answer did")
-            buffer += received
-        length = int.from_bytes(buffer[:3], "big")
-        kind, flags, on = buffer[3], buffer[4], int.from_bytes(buffer[5:9], "big") & 0x7FFFFFFF
-        payload, buffer = buffer[9 : 9 + length], buffer[9 + length :]
-        if kind in {_SETTINGS, _PING} and not flags & _ACK:
-            await stream.send_all(_frame(kind, _ACK, 0, payload if kind == _PING else b""))
-        elif kind == _GOAWAY or (kind == _RESET and on == 1):
-            raise _Broken("the server refused the call")
-        elif kind == _DATA and on == 1:
-            message += payload[1 : len(payload) - payload[0]] if flags & _PADDED and payload else payload
-        if on == 1 and kind in {_DATA, _HEADERS} and flags & _END_STREAM:
+        kind, ends, on, payload = await connection.next()
+        if kind == _DATA:
+            message += payload
+            if not opened or ends:
+                raise _Broken("the answer has no header or no trailer")
+            if len(message) > _ANSWER_MAX:
+                raise _Broken(f"the answer is larger than {_ANSWER_MAX} bytes")
+            continue
+        headers = decoder.decode(payload)
+        if on != 1 or (not opened and headers.get(b":status", b"").startswith(b"1")):
+            continue
+        if not opened:
+            _check_head(headers)
+            opened = True
+        elif not ends:
+            raise _Broken("the trailer does not end the answer")
+        if ends:
+            _check_end(headers)
             return message
 
 
-def _status(message: bytes, shown: str) -> str:
-    if not message:
-        raise ProtocolError(
-            f"{shown}: answered without a health status; does it serve grpc.health.v1.Health?"
-        )
+def _check_head(headers: dict[bytes, bytes]) -> None:
+    kind = headers.get(b"content-type", b"").lower()
+    if headers.get(b":status") != b"200":
+        raise _Broken(f"answered {headers.get(b':status', b'').decode('latin-1') or 'without a status'}")
+    if kind != b"application/grpc" and not kind.startswith((b"application/grpc+", b"application/grpc;")):
+        raise _Broken("the answer is not gRPC")
+
+
+def _check_end(headers: dict[bytes, bytes]) -> None:
+    code = headers.get(b"grpc-status", b"missing")
+    if code == b"12":
+        raise _Broken("answered without a health status; does it serve grpc.health.v1.Health?")
+    if not code.isdigit() or int(code[:9]):
+        raise _Broken(f"the call failed; its grpc-status is {code[:20].decode('latin-1')}")
+
+
+class _Connection:
+    """The server's frames. SETTINGS and PING are acknowledged."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+        self._buffer = b""
+        self._first = True
+
+    async def next(self) -> tuple[int, bool, int, bytes]:
+        """Return the next DATA of the call or the next header block: the type, whether it ends its stream, the stream.
+
+        Raises ``_Broken`` if the server refuses the call.
+        """
+        while True:
+            kind, flags, on, payload = await self._frame()
+            if kind in {_SETTINGS, _PING} and not flags & _ACK:
+                await self._stream.send_all(_frame(kind, _ACK, 0, payload if kind == _PING else b""))
+            elif kind == _GOAWAY and int.from_bytes(payload[:4], "big") & 0x7FFFFFFF:
+                pass  # calls that have begun are still answered
+            elif kind in {_GOAWAY, _PUSH} or (kind == _RESET and on == 1):
+                raise _Broken("the server refused the call")
+            elif kind == _DATA and on == 1:
+                return kind, bool(flags & _END_STREAM), on, _unpadded(payload, flags)
+            elif kind == _HEADERS:
+                block = _unpadded(payload, flags)[5 if flags & _PRIORITY else 0 :]
+                return kind, bool(flags & _END_STREAM), on, await self._whole_block(block, flags)
+
+    async def _whole_block(self, block: bytes, flags: int) -> bytes:
+        while not flags & _END_HEADERS:
+            kind, flags, _, payload = await self._frame()
+            block += payload
+            if kind != _CONTINUATION or len(block) > _BLOCK_MAX:
+                raise _Broken("a header without its end")
+        return block
+
+    async def _frame(self) -> tuple[int, int, int, bytes]:
+        """Return type, flags, stream and payload of the next frame. Raises ``_Broken`` if the first is not SETTINGS."""
+        while len(self._buffer) < 9 or len(self._buffer) < 9 + int.from_bytes(self._buffer[:3], "big"):
+            # an answer of HTTP/1.1 begins with "HTT", as a length 4.7 MB
+            if len(self._buffer) >= 3 and int.from_bytes(self._buffer[:3], "big") > _FRAME_MAX:
+                raise _Broken("the answer is not HTTP/2")
+            received = bytes(await self._stream.receive_some())
+            if not received:
+                raise _Broken("the connection ended before the answer did")
+            self._buffer += received
+        length = int.from_bytes(self._buffer[:3], "big")
+        kind, flags = self._buffer[3], self._buffer[4]
+        on = int.from_bytes(self._buffer[5:9], "big") & 0x7FFFFFFF
+        payload, self._buffer = self._buffer[9 : 9 + length], self._buffer[9 + length :]
+        if self._first and (kind != _SETTINGS or flags & _ACK):
+            raise _Broken("the answer is not HTTP/2: it does not begin with SETTINGS")
+        self._first = False
+        return kind, flags, on, payload
+
+
+def _unpadded(payload: bytes, flags: int) -> bytes:
+    if not flags & _PADDED:
+        return payload
+    if not payload or payload[0] >= len(payload):
+        raise _Broken("a frame with too much padding")
+    return payload[1 : len(payload) - payload[0]]
+
+
+def _status(message: bytes) -> str:
+    """Return the status of the HealthCheckResponse in gRPC's frame."""
     body = message[5:]
+    if not message:
+        raise _Broken("answered without a health status; does it serve grpc.health.v1.Health?")
     if message[0] != 0 or len(body) != int.from_bytes(message[1:5], "big"):
-        raise _Broken("the answer is not a gRPC message")
-    if not body:
-        return _STATUS[0]  # proto3 leaves out a zero
-    if len(body) != 2 or body[0] != 0x08:
-        raise _Broken("the answer is not a HealthCheckResponse")
-    return _STATUS.get(body[1], f"status {body[1]}")
+        raise _Broken("the answer is not one gRPC message")
+    status = at = 0
+    try:
+        while at < len(body):
+            tag, at = _number(body, at)
+            kind, size = tag & 7, 0
+            if kind == 0:
+                value, at = _number(body, at)
+                status = value & 0xFFFFFFFF if tag >> 3 == 1 else status
+            elif kind == 2:
+                size, at = _number(body, at)
+            else:
+                size = _FIXED_SIZES[kind]
+            at += size
+            if not tag >> 3 or at > len(body):
+                raise IndexError
+    except LookupError:
+        raise _Broken("the answer is not a HealthCheckResponse") from None
+    return _STATUS.get(status, f"status {status}")  # proto3 leaves out a zero
+
+
+def _number(data: bytes, at: int) -> tuple[int, int]:
+    """Return the varint of Protocol Buffers, and the place after it. Raises IndexError."""
+    number = 0
+    for shift in range(0, 70, 7):
+        byte = data[at]
+        at += 1
+        number |= (byte & 127) << shift
+        if byte < 128:
+            return number, at
+    raise IndexError
 
 
 def _frame(kind: int, flags: int, on: int, payload: bytes) -> bytes:
@@ -109,14 +225,14 @@ def _frame(kind: int, flags: int, on: int, payload: bytes) -> bytes:
 
 
 def _literal(text: bytes) -> bytes:
-    """A string of HPACK (RFC 7541, 5.2), not compressed; its length has a prefix of seven bits."""
+    """Return the text as a string of HPACK (RFC 7541, 5.2), not compressed; its length has a prefix of seven bits."""
     length = len(text)
     return (bytes((length,)) if length < 127 else b"\x7f" + _varint(length - 127)) + text
 
 
 def _varint(number: int) -> bytes:
-    found = bytearray()
+    digits = bytearray()
     while number > 127:
-        found.append(number & 127 | 128)
+        digits.append(number & 127 | 128)
         number >>= 7
-    return bytes((*found, number))
+    return bytes((*digits, number))

@@ -7,14 +7,15 @@ has an answer, its deadline comes, or the peer closes.
 import errno
 import os
 import select
+import socket
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from heapq import heappop, heappush
 from itertools import count
 from math import inf
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import h11
 import trio
@@ -23,6 +24,8 @@ from pidone.http.admission import Admission, Assign, Place, Room, one_room
 from pidone.http.message import Held, Request, Response, text_response
 
 Result = TypeVar("Result")
+_Socket = socket.socket | trio.socket.SocketType
+_Head = Any  # an event of h11, or the ``h11.RemoteProtocolError`` in its place
 Handler = Callable[[Request], Awaitable[Response]]
 HoldingHandler = Callable[[Request], Awaitable[Response | Held]]
 Refuse = Callable[[Request], Awaitable[Response | None]]  # gets the head of a request that has a body
@@ -41,6 +44,8 @@ MAX_HEAD_BYTES = 1 << 14  # of a request
 _PART_BYTES = 1 << 13  # that are received at once, until the body is welcome
 
 ACCEPT_PAUSE_SECONDS = 0.1  # after an accept that failed for lack of descriptors or memory
+_BATCH = 64  # connections that are accepted or read until other tasks have a turn
+_BROKEN = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK})  # the listener itself
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 _BODILESS = frozenset({204, 304})
 
@@ -118,13 +123,17 @@ class _Peers:
     async def run(self) -> None:
         while True:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
-            for number, _ in self._epoll.poll(0):
+            for number, _ in self._epoll.poll(0, _BATCH):
                 self._read(number)
 
     def watch(self, number: int, receive: Callable[[bytes], bool]) -> None:
         """Call ``receive`` with the data of this descriptor (b"": the peer has closed) until it returns False."""
         self._receivers[number] = receive
         self._epoll.register(number, select.EPOLLIN)
+
+    def replace(self, number: int, receive: Callable[[bytes], bool]) -> None:
+        """Call another function for this descriptor from now on."""
+        self._receivers[number] = receive
 
     def unwatch(self, number: int) -> None:
         if self._receivers.pop(number, None):
@@ -148,12 +157,14 @@ class _Peers:
 
 @dataclass(slots=True, eq=False)
 class _Client:
-    """One connection."""
+    """One connection that has sent something, or speaks TLS."""
 
+    socket: trio.socket.SocketType
     stream: trio.abc.Stream
-    connection: h11.Connection
-    address: str
     place: Place
+    connection: h11.Connection = field(
+        default_factory=lambda: h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
+    )
 
 
 @dataclass(slots=True, eq=False)
@@ -161,7 +172,6 @@ class _Parked:
     """A connection whose request is held. No Trio task belongs to it."""
 
     client: _Client
-    stream: trio.SocketStream
     held: Held
     body_only: bool = False  # the head of the answer was sent already
     due: float = inf  # the deadline that is in the heap of ``_Server``
@@ -189,81 +199,146 @@ class _Server:
         # a heap of deadlines; entries of connections that are no longer parked are skipped
         self._due: list[tuple[float, int, _Parked]] = []
         self._number = count()
+        # connections without a task that wait for a request, with their deadlines, in the order of these
+        self._idle: dict[Place, float] = {}
         self._sooner = trio.Event()  # an earlier deadline was added
 
     async def accept(self, listener: trio.SocketListener) -> None:
-        """Accept connections. ``trio.serve_listeners`` would close a connection when its task ends."""
+        """Accept connections, several at once. ``trio.serve_listeners`` would make a task for each."""
         async with listener:
-            while True:
-                try:
-                    stream = await listener.accept()
-                except OSError as error:
-                    if error.errno not in _EXHAUSTED:
-                        raise
-                    await trio.sleep(ACCEPT_PAUSE_SECONDS)
-                else:
-                    self._admit(stream)
+            with socket.socket(fileno=os.dup(listener.socket.fileno())) as accepting:
+                accepting.settimeout(0)
+                while True:
+                    await trio.lowlevel.wait_readable(accepting)
+                    try:
+                        for _ in range(_BATCH):
+                            accepted, address = accepting.accept()
+                            self._admit(accepted, address[0])
+                    except BlockingIOError:
+                        pass
+                    except (
+                        OSError
+                    ) as error:  # of one connection that is gone, or of the network, if not of this process
+                        if error.errno in _BROKEN:
+                            raise
+                        if error.errno in _EXHAUSTED:
+                            await trio.sleep(ACCEPT_PAUSE_SECONDS)
 
-    def _admit(self, stream: trio.SocketStream) -> None:
-        scope = trio.CancelScope()
-        try:
-            address = stream.socket.getpeername()[0]
-        except OSError:  # the peer has reset the connection
-            place = None
-        else:
-            place = self._admission.admit(address, scope.cancel)
+    def _admit(self, accepted: socket.socket, address: str) -> None:
+        place = self._admission.admit(address, accepted.close)
         if place is None:
-            stream.socket.close()
+            accepted.close()
+        elif self._secure is not None:
+            sock = trio.socket.from_stdlib_socket(accepted)
+            self._start(place, sock, partial(self._begin, sock, place))
         else:
-            self._nursery.start_soon(self._guarded, stream, place, scope, partial(self._begin, stream, place))
+            accepted.settimeout(0)
+            self._wait(place, accepted, partial(self._first, place, accepted))
+
+    def _wait(self, place: Place, sock: _Socket, receive: Callable[[bytes], bool]) -> None:
+        """Wait without a task until the connection sends something."""
+        place.close = partial(self._stop_waiting, place, sock)
+        if not self._idle:
+            self._sooner.set()
+        self._idle[place] = trio.current_time() + REQUEST_TIMEOUT_SECONDS
+        self._peers.watch(sock.fileno(), receive)
+
+    def _stop_waiting(self, place: Place, sock: _Socket) -> None:
+        """Close a connection without a task."""
+        del self._idle[place]
+        self._peers.unwatch(sock.fileno())
+        sock.close()
+
+    def _first(self, place: Place, accepted: socket.socket, data: bytes) -> bool:
+        """Take the first bytes of a connection, until there is a client of it."""
+        if not data:
+            self._close(place)
+            return False
+        sock = trio.socket.from_stdlib_socket(accepted)
+        client = _Client(sock, trio.SocketStream(sock), place)
+        self._peers.replace(sock.fileno(), partial(self._hear, client))
+        return self._hear(client, data)
+
+    def _hear(self, client: _Client, data: bytes) -> bool:
+        """Take a part of the next request. Start a task when its head is complete, or is none."""
+        if not data:
+            self._close(client.place)
+            return False
+        if not self._admission.receive(client.place, len(data)):
+            return False
+        client.connection.receive_data(data)
+        head = _next(client.connection)
+        if head is h11.NEED_DATA:
+            return True
+        del self._idle[client.place]
+        self._start(client.place, client.socket, partial(self._converse, client, head))
+        return False
+
+    def _close(self, place: Place) -> None:
+        self._admission.leave(place)
+        place.close()
 
     async def clock(self) -> None:
-        """Resume parked connections at their deadlines."""
+        """Resume parked connections at their deadlines, and close those that have sent no request in time."""
         while True:
-            while self._due and self._due[0][0] <= trio.current_time():
+            now = trio.current_time()
+            while self._due and self._due[0][0] <= now:
                 _, _, parked = heappop(self._due)
                 parked.due = inf
                 self._resume(parked)
+            while next(iter(self._idle.values()), inf) <= now:
+                self._close(next(iter(self._idle)))
             self._sooner = trio.Event()
-            with trio.move_on_at(self._due[0][0] if self._due else inf):
+            with trio.move_on_at(
+                min(self._due[0][0] if self._due else inf, next(iter(self._idle.values()), inf))
+            ):
                 await self._sooner.wait()
 
     def close(self) -> None:
-        """Close the parked connections. Each other connection is closed by its task."""
+        """Close the connections without a task. Each other connection is closed by its task."""
         for parked in list(self._parked):
             self._close_parked(parked)
+        for place in list(self._idle):
+            self._close(place)
+
+    def _start(
+        self,
+        place: Place,
+        sock: trio.socket.SocketType,
+        talk: Callable[[], Awaitable[_Parked | _Client | None]],
+    ) -> None:
+        """Run ``talk`` in a task; then park the connection, wait for its next request, or close it, as it returns."""
+        scope = trio.CancelScope()
+        place.close = scope.cancel
+        self._nursery.start_soon(self._guarded, place, sock, scope, talk)
 
     async def _guarded(
         self,
-        stream: trio.SocketStream,
         place: Place,
+        sock: trio.socket.SocketType,
         scope: trio.CancelScope,
-        talk: Callable[[], Awaitable[_Parked | None]],
+        talk: Callable[[], Awaitable[_Parked | _Client | None]],
     ) -> None:
-        """Run ``talk``; park the connection if it says so, else close it."""
-        parked = None
+        result = None
         try:
             # a peer that closes, or does not speak HTTP, is not logged: it may connect again
             with scope, suppress(trio.BrokenResourceError, trio.ClosedResourceError, OSError):
-                place.close = scope.cancel
-                parked = await talk()
-                if parked and not place.left:
-                    self._park(parked)
+                result = await talk()
         finally:
-            if parked is None or place.left:
+            if result is None or place.left:
                 self._admission.leave(place)
-                await trio.aclose_forcefully(stream)
+                sock.close()
+            elif isinstance(result, _Parked):
+                self._park(result)
+            else:
+                self._wait(place, sock, partial(self._hear, result))
 
-    async def _begin(self, stream: trio.SocketStream, place: Place) -> _Parked | None:
-        transport: trio.abc.Stream | None = stream
-        if self._secure is not None:
-            transport = None
-            with trio.move_on_after(REQUEST_TIMEOUT_SECONDS):
-                transport = await self._secure(stream)
-        if transport is None:
-            return None
-        connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
-        return await self._converse(_Client(transport, connection, place.address, place))
+    async def _begin(self, sock: trio.socket.SocketType, place: Place) -> _Parked | _Client | None:
+        assert self._secure is not None
+        transport: trio.abc.Stream | None = None
+        with trio.move_on_after(REQUEST_TIMEOUT_SECONDS):
+            transport = await self._secure(trio.SocketStream(sock))
+        return await self._converse(_Client(sock, transport, place)) if transport is not None else None
 
     def _park(self, parked: _Parked) -> None:
         parked.wake = partial(self._resume, parked)
@@ -271,7 +346,7 @@ class _Server:
         self._parked[parked] = None
         parked.client.place.close = partial(self._close_parked, parked)
         self._admission.hold(parked.client.place)
-        self._peers.watch(parked.stream.socket.fileno(), partial(self._receive, parked))
+        self._peers.watch(parked.client.socket.fileno(), partial(self._receive, parked))
         if parked.held.deadline < parked.due:
             parked.due = parked.held.deadline
             heappush(self._due, (parked.due, next(self._number), parked))
@@ -281,22 +356,19 @@ class _Server:
     def _unpark(self, parked: _Parked) -> None:
         del self._parked[parked]
         parked.held.unsubscribe(parked.wake)
-        self._peers.unwatch(parked.stream.socket.fileno())
+        self._peers.unwatch(parked.client.socket.fileno())
 
     def _close_parked(self, parked: _Parked) -> None:
         self._unpark(parked)
         self._admission.leave(parked.client.place)
-        parked.stream.socket.close()
+        parked.client.socket.close()
 
     def _resume(self, parked: _Parked) -> None:
         if parked in self._parked:
             self._unpark(parked)
-            place, scope = parked.client.place, trio.CancelScope()
-            place.close = scope.cancel
-            self._admission.answer(place)
-            self._nursery.start_soon(
-                self._guarded, parked.stream, place, scope, partial(self._continue, parked)
-            )
+            client = parked.client
+            self._admission.answer(client.place)
+            self._start(client.place, client.socket, partial(self._continue, parked))
 
     def _receive(self, parked: _Parked, data: bytes) -> bool:
         """Take what the peer of a parked connection sent; close the connection if the peer has."""
@@ -309,57 +381,52 @@ class _Server:
     def _last_words(self, client: _Client) -> None:
         data = client.connection.trailing_data[0]
         if self._fatal is not None and data.startswith(FATAL):
-            self._fatal(client.address, data.decode(errors="replace"))
+            self._fatal(client.place.address, data.decode(errors="replace"))
 
-    async def _continue(self, parked: _Parked) -> _Parked | None:
+    async def _continue(self, parked: _Parked) -> _Parked | _Client | None:
         answer = _look(parked.held)
         if answer is None:
             return parked
         if parked.body_only:
-            await _send_body(parked.stream, answer.body)
+            await _send_body(parked.client.stream, answer.body)
             return None
-        return await self._converse(parked.client, answer)
+        return await self._converse(parked.client, response=answer)
 
-    async def _converse(self, client: _Client, response: Response | None = None) -> _Parked | None:
-        """Answer one request after the other. ``response`` is the answer to a request that is read already.
+    async def _converse(
+        self, client: _Client, head: _Head = h11.NEED_DATA, response: Response | None = None
+    ) -> _Parked | _Client | None:
+        """Answer one request after the other.
 
-        Return the connection to park, or None if it is to be closed.
+        ``head`` is the head of the first, and ``response`` the answer to it, if they are there. Return the connection
+        to park, or the client whose next request is waited for, or None if the connection is to be closed.
         """
         stream, connection, place = client.stream, client.connection, client.place
         while True:
             head_only = False
-            try:
-                if response is None:
+            if response is None:
+                if head is h11.NEED_DATA:
                     self._admission.listen(place, len(connection.trailing_data[0]))
-                    with trio.move_on_after(REQUEST_TIMEOUT_SECONDS) as limit:
-                        request = await self._read(client)
-                    if limit.cancelled_caught or request is None:
-                        return None
-
-                    self._admission.answer(place)
-                    answer: Response | Held | None
-                    if isinstance(request, Request):
-                        head_only = request.method == "HEAD"
-                        answer = await self._answered(client, request)
-                    else:
-                        answer = request
-                    if isinstance(answer, Held):
-                        assert isinstance(stream, trio.SocketStream)
-                        return _Parked(client, stream, answer)
-                    if answer is None:
-                        return None
-                    response = answer
-            except h11.RemoteProtocolError as error:
-                if connection.our_state not in {h11.IDLE, h11.SEND_RESPONSE}:
+                    head = _next(connection)
+                if head is h11.NEED_DATA and isinstance(stream, trio.SocketStream):
+                    return client
+                request = await self._read(client, head)
+                head = h11.NEED_DATA
+                if request is None:
                     return None
-                response = text_response(error.error_status_hint or 400, f"not a request: {error}")
 
-            # a peer that does not read must not hold a connection
-            with trio.move_on_after(REQUEST_TIMEOUT_SECONDS) as limit:
-                await _send(stream, connection, response, head_only=head_only)
-            if limit.cancelled_caught:
+                self._admission.answer(place)
+                answer: Response | Held | None = request if isinstance(request, Response) else None
+                if isinstance(request, Request):
+                    head_only = request.method == "HEAD"
+                    answer = await self._answered(client, request)
+                if isinstance(answer, Held):
+                    return _Parked(client, answer)
+                if answer is None:
+                    return None
+                response = answer
+
+            if not await _sent(stream, connection, response, head_only=head_only):
                 return None
-
             if response.later is not None:
                 return await self._later(client, response.later)
             if connection.our_state is h11.MUST_CLOSE or connection.their_state is not h11.DONE:
@@ -369,13 +436,25 @@ class _Server:
             connection.start_next_cycle()
             response = None
 
-    async def _read(self, client: _Client) -> Request | Response | None:
-        """Return the next request, an answer that refuses it, or None if the peer has closed."""
+    async def _read(self, client: _Client, head: _Head) -> Request | Response | None:
+        """Return the next request, an answer that refuses it, or None if the peer has closed or takes too long."""
+        connection = client.connection
+        try:
+            with trio.move_on_after(REQUEST_TIMEOUT_SECONDS):
+                return await self._read_in_time(client, head)
+        except h11.RemoteProtocolError as error:
+            if connection.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+                return text_response(error.error_status_hint or 400, f"not a request: {error}")
+        return None
+
+    async def _read_in_time(self, client: _Client, event: _Head) -> Request | Response | None:
+        """As ``_read``, in any time. Raises ``h11.RemoteProtocolError``."""
         connection = client.connection
         request: Request | None = None
         chunks, size = list[bytes](), 0
         while True:
-            event = connection.next_event()
+            if isinstance(event, h11.RemoteProtocolError):
+                raise event
             if event is h11.NEED_DATA:
                 if connection.they_are_waiting_for_100_continue:
                     response = connection.send(h11.InformationalResponse(status_code=100, headers=[]))
@@ -385,8 +464,8 @@ class _Server:
                     return None
                 connection.receive_data(data)
             elif isinstance(event, h11.Request):
-                request = _request(event, client.address)
-                answer = await self._refusal(client, request)
+                request = _request(event, client.place.address)
+                answer = await self._refusal(request)
                 if answer is not None:
                     return answer
             elif isinstance(event, h11.Data):
@@ -399,8 +478,9 @@ class _Server:
                 return replace(request, body=b"".join(chunks))
             else:  # the peer has closed
                 return None
+            event = _next(connection)
 
-    async def _refusal(self, client: _Client, head: Request) -> Response | None:
+    async def _refusal(self, head: Request) -> Response | None:
         """Return the answer to a request whose body is not wanted, or None."""
         chunked, length = "transfer-encoding" in head.headers, head.headers.get("content-length", "0")
         if not chunked and int(length) == 0:
@@ -409,12 +489,7 @@ class _Server:
             return text_response(400, "a request has either Content-Length or Transfer-Encoding, not both")
         if int(length) > self._max_body:
             return _too_large(self._max_body)
-        if self._refuse is None:
-            return None
-        self._admission.answer(client.place)
-        answer = await _refused(self._refuse, head)
-        self._admission.listen(client.place, client.place.received)
-        return answer
+        return await _refused(self._refuse, head) if self._refuse is not None else None
 
     async def _answered(self, client: _Client, request: Request) -> Response | Held | None:
         """Return the handler's answer, or None if the peer has closed before.
@@ -439,7 +514,7 @@ class _Server:
         if not isinstance(later, Held):
             body = await self._while_connected(stream, later, bool)
         elif isinstance(stream, trio.SocketStream) and later.look() is None:
-            return _Parked(client, stream, later, body_only=True)
+            return _Parked(client, later, body_only=True)
         else:
             self._admission.hold(client.place)
             answer = await self._while_connected(stream, partial(wait_for_answer, later), bool)
@@ -483,10 +558,17 @@ class _Server:
     def _read_ahead(self, client: _Client, data: bytes) -> bool:
         """Keep what a peer sends before its request is answered; False if it is more than ``MAX_AHEAD_BYTES``."""
         if data:
-            if not self._admission.receive(client.place, len(data)):
+            if not self._admission.receive_ahead(client.place, len(data)):
                 return False
             client.connection.receive_data(data)
         return len(client.connection.trailing_data[0]) <= MAX_AHEAD_BYTES
+
+
+def _next(connection: h11.Connection) -> _Head:
+    try:
+        return connection.next_event()
+    except h11.RemoteProtocolError as error:
+        return error
 
 
 def _request(head: h11.Request, peer: str) -> Request:
@@ -566,6 +648,16 @@ async def _send(
     if response.later is None:
         sent.append(connection.send(h11.EndOfMessage()))
     await stream.send_all(b"".join(part for part in sent if part))
+
+
+async def _sent(
+    stream: trio.abc.Stream, connection: h11.Connection, response: Response, *, head_only: bool
+) -> bool:
+    """Send the response. False if the peer does not read it: it must not hold a connection."""
+    with trio.move_on_after(REQUEST_TIMEOUT_SECONDS):
+        await _send(stream, connection, response, head_only=head_only)
+        return True
+    return False
 
 
 async def _send_body(stream: trio.abc.Stream, body: bytes) -> None:

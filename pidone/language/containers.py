@@ -13,6 +13,8 @@ from pidone.language.pods import objects, shown_pod
 from pidone.language.schemas import mismatch_of
 
 Container = Mapping[str, Any]
+_HANDLERS = ("httpGet", "tcpSocket", "grpc")
+_INT32 = 1 << 31
 
 
 def containers(pod: Mapping[str, Any], named: str = "") -> list[Container]:
@@ -129,19 +131,52 @@ def probe_of(pod: Mapping[str, Any], kind: str, container: str = "") -> tuple[di
             f"{whose} is an exec, which runs in the file system of that container; "
             "from takes httpGet, tcpSocket and grpc"
         )
-    for handler in ("httpGet", "tcpSocket", "grpc"):
-        if isinstance(probe.get(handler), Mapping):
-            probe[handler] = _as_ours(probe[handler])
-    wrong = mismatch_of("probe", probe)
+    probe = _defaulted(probe)
+    wrong = mismatch_of("probe", _checkable(probe))
     if wrong:
         raise LanguageError(f"{whose}: {wrong}")
     return probe, name
 
 
-def _as_ours(handler: Mapping[str, Any]) -> dict[str, Any]:
-    """What Kubernetes takes as nothing given, and a path without its slash, which the kubelet adds."""
-    given = {key: value for key, value in handler.items() if value not in ("", None)}
-    path = given.get("path")
-    if isinstance(path, str) and not path.startswith("/"):
-        given["path"] = f"/{path}"
-    return given
+def without_zeros(probe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a probe without numbers that are 0 or null: the API server defaults them."""
+    return {name: value for name, value in probe.items() if value is not None and value != 0}
+
+
+def _defaulted(probe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the probe without the fields that are empty for the API server, which then have their defaults."""
+    fields = without_zeros(probe)
+    for handler in _HANDLERS:
+        if isinstance(probe.get(handler), Mapping):
+            fields[handler] = {key: value for key, value in probe[handler].items() if value not in ("", None)}
+    headers = objects(fields.get("httpGet", {}).get("httpHeaders"))
+    if headers:
+        fields["httpGet"]["httpHeaders"] = [
+            {**header, "value": header.get("value") or ""} for header in headers
+        ]
+    return fields
+
+
+def _checkable(probe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the probe with plain values for those that only authors of tasks are advised against.
+
+    The API server takes any path, any value of a header and any number, and the kubelet sends them. So they are no
+    reason to refuse the pod's plan.
+    """
+    fields: dict[str, Any] = {
+        name: 1 if type(value) is int and 0 < value < _INT32 else value for name, value in probe.items()
+    }
+    for handler in _HANDLERS:
+        if isinstance(probe.get(handler), Mapping):
+            plain = {"path": "/", "host": "host", "service": "service"}
+            fields[handler] = {
+                key: plain.get(key, value) if isinstance(value, str) else value
+                for key, value in probe[handler].items()
+            }
+    headers = objects(fields.get("httpGet", {}).get("httpHeaders"))
+    if headers:
+        fields["httpGet"]["httpHeaders"] = [
+            {**header, "value": "value"} if isinstance(header.get("value"), str) else header
+            for header in headers[:50]
+        ]
+    return fields

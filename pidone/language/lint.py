@@ -338,7 +338,7 @@ def _probes(tasks: _Set) -> Said:
             continue  # the pod's own probe, with its own numbers
         period, timeout = task.get("probe", "periodSeconds"), task.get("probe", "timeoutSeconds")
         known = tasks.settled(period), tasks.settled(timeout)
-        if all(isinstance(one, int) for one in known) and known[1] > known[0]:
+        if all(isinstance(one, int) and one for one in known) and known[1] > known[0]:
             message = (
                 f"a try may take {tasks.shown(timeout)} s, and the next is due after {tasks.shown(period)} s; "
                 f"give timeoutSeconds at most {known[0]}, or a longer periodSeconds"

@@ -6,14 +6,14 @@ from typing import Any
 
 from pidone.errors import LanguageError
 from pidone.language import duration
-from pidone.language.containers import own_ports, port_number, probe_of
+from pidone.language.containers import own_ports, port_number, probe_of, without_zeros
 from pidone.language.findings import shown, suggestion
 from pidone.language.model import TaskSet
 from pidone.language.params import value_of
 from pidone.language.pods import place, pod_field
 from pidone.language.pruning import pruned
 from pidone.language.schemas import MISSING, Action, Shape, action_of, task_shape
-from pidone.language.substitution import POD, escaped, references, substitute, written
+from pidone.language.substitution import POD, references, substitute, written
 
 
 def render(
@@ -124,22 +124,27 @@ def _referred(value: Any) -> Iterator[str]:
 def _whole_probe(probe: Mapping[str, Any], pod: Mapping[str, Any]) -> dict[str, Any]:
     """A probe with a handler: of ``from``, the pod's own, with the fields that the task gives before its own."""
     if "from" not in probe:
-        return dict(probe)
+        return without_zeros(probe)
     try:
         own, container = probe_of(pod, probe["from"], probe.get("container", ""))
     except LanguageError as error:
         raise LanguageError(f"probe.from: {error}") from error
-    given = {name: value for name, value in probe.items() if name != "from"}
-    return {**_escaped(own), **given, "container": container}
+    given = {name: value for name, value in without_zeros(probe).items() if name != "from"}
+    return {**_as_pod_text(own), **given, "container": container}
 
 
-def _escaped(value: Any) -> Any:
-    """What a pod holds is text: in it a reference is none."""
+class _PodText(str):
+    """A text of the Pod object. It is valid as it is, and contains no references."""
+
+    __slots__ = ()
+
+
+def _as_pod_text(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {name: _escaped(inner) for name, inner in value.items()}
+        return {name: _as_pod_text(inner) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_escaped(inner) for inner in value]
-    return escaped(value) if isinstance(value, str) else value
+        return [_as_pod_text(inner) for inner in value]
+    return _PodText(value) if isinstance(value, str) else value
 
 
 def _number_ports(probe: dict[str, Any], container: str, pod: Mapping[str, Any]) -> None:
@@ -166,6 +171,8 @@ def _value(value: Any, shape: Shape, setting: _Setting, path: str) -> Any:
         return _object(value, shape, setting, path)
     if shape.type == "array" and shape.items is not None:
         return [_value(item, shape.items, setting, f"{path}[{index}]") for index, item in enumerate(value)]
+    if isinstance(value, _PodText):
+        return str(value)
     if shape.type == "literal":
         return value
     result = value

@@ -12,10 +12,11 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from pidone import actions
-from pidone.actions import Action, Context, Setting, probe, register
+from pidone.actions import Action, Context, Setting, register
 from pidone.counters import Counters
 from pidone.engine.runner import Engine
 from pidone.errors import PidoneError, RegistryError, RegistryRefused, TransferError
+from pidone.http import probing
 from pidone.http.message import Response
 from pidone.journal import Journal
 from pidone.pid1.reaper import Reaper
@@ -298,15 +299,15 @@ async def test_an_end_once_begun_is_an_end_however_late_the_registry(
 async def test_a_probe_that_hangs_does_not_cost_the_lease(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
-    answers = iter([Response(200)])
+    answers = iter([""])
 
-    async def once_then_hang(*args: object, timeout: float, **options: object) -> Response:
+    async def once_then_hang(*args: object, timeout: float, **options: object) -> str:
         for answer in answers:
             return answer
         await trio.sleep(timeout)
-        raise TransferError("silent")
+        return "silent"
 
-    monkeypatch.setattr(probe, "request", once_then_hang)
+    monkeypatch.setattr(probing, "get", once_then_hang)
     bench.real_probe = True
     tasks = [
         {"name": "ready", "probe": {"httpGet": {"port": 1}, "timeoutSeconds": 60, "failureThreshold": 10}},

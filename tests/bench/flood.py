@@ -17,6 +17,7 @@ from time import monotonic, sleep
 
 import psutil
 
+from tests.cluster.process import until
 from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -26,8 +27,12 @@ PROBES = 20  # of each kind
 MAX_GROWTH = 20.0  # MiB
 POD = "127.8.0.1"
 INVENTORY = f"""
+apiVersion: v1
+kind: PodList
 items:
-- metadata: {{name: web, namespace: shop, uid: 1-2-3}}
+- apiVersion: v1
+  kind: Pod
+  metadata: {{name: web, namespace: shop, uid: 1-2-3}}
   status: {{phase: Running, podIP: {POD}}}
 """
 FLOODS = {
@@ -68,8 +73,7 @@ def repo(tree: Path, folder: Path) -> Iterator[tuple[psutil.Process, int]]:
     paths = f"{tree}:{tree / 'controller'}"
     with Popen(command, cwd=folder, stderr=DEVNULL, env={**environ, "PYTHONPATH": paths}) as process:
         try:
-            while not ask(port, "/readyz", "127.0.0.1"):
-                sleep(0.1)
+            until(lambda: ask(port, "/readyz", "127.0.0.1"), 60)
             sleep(0.5)
             yield psutil.Process(process.pid), port
         finally:

@@ -19,7 +19,8 @@ def page(capsys: pytest.CaptureFixture[str], path: str, *, recursive: bool = Fal
 def test_a_page_has_kind_field_type_description_and_what_is_below(capsys: pytest.CaptureFixture[str]) -> None:
     text = page(capsys, "TaskSet.spec.tasks.probe")
     assert text.startswith("KIND: TaskSet VERSION: pidone.dev/v1alpha1 FIELD: probe <Object> DESCRIPTION: ")
-    assert "periodSeconds <integer> Seconds between two probes. Range: 1 to 86400. Default: 10." in text
+    periods = "periodSeconds <integer> Seconds between two probes. 0 is the default, as in Kubernetes. "
+    assert f"{periods}Range: 0 to 86400. Default: 10." in text
 
 
 @pytest.mark.parametrize("name", actions())

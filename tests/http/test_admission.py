@@ -85,6 +85,22 @@ def test_bytes_of_all_have_one_bound_and_the_longest_silent_that_sent_some_leave
     assert not connections.admission.receive(second, 1)
 
 
+def test_bytes_that_are_sent_ahead_cost_their_sender_its_place_and_nobody_else() -> None:
+    connections = Connections(Admission(one_room(Room(9, 9, received=100))))
+    first, second, third = (connections.open(name) for name in ("first", "second", "third"))
+    for place in (first, second):
+        assert place
+        connections.admission.answer(place)
+        connections.admission.hold(place)
+    assert first
+    assert second
+    assert third
+    assert connections.admission.receive_ahead(first, 60)
+    assert not connections.admission.receive_ahead(second, 60)
+    assert connections.admission.receive(third, 60)
+    assert connections.closed == ["second"]
+
+
 def test_counts_are_exact_after_any_sequence() -> None:
     random = Random(1)
     rooms = [Room(20, 4, received=500), Room(10, 3, received=300, keeps_held=False)]
@@ -92,7 +108,7 @@ def test_counts_are_exact_after_any_sequence() -> None:
     live = list[Place]()
     for _ in range(20_000):
         place = random.choice(live) if live else None
-        match random.randrange(6):
+        match random.randrange(7):
             case 0 | 1:
                 new = admission.admit(f"10.0.0.{random.randrange(9)}", lambda: None)
                 live += [new] if new else []
@@ -104,6 +120,8 @@ def test_counts_are_exact_after_any_sequence() -> None:
             case 4 if place:
                 admission.receive(place, random.randrange(100))
             case 5 if place:
+                admission.receive_ahead(place, random.randrange(100))
+            case 6 if place:
                 admission.leave(place)
         live = [place for place in live if not place.left]
         for room in rooms:
@@ -112,6 +130,7 @@ def test_counts_are_exact_after_any_sequence() -> None:
                 inside = [place for place in live if place.room is room]
                 assert occupancy.count == len(inside) <= room.connections
                 assert occupancy.received == sum(place.received for place in inside)
+                assert occupancy.ahead == sum(place.ahead for place in inside)
                 assert sum(map(len, occupancy.groups.values())) == len(inside)
                 assert set(occupancy.silent) <= set(inside)
 

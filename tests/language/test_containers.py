@@ -184,7 +184,7 @@ def test_what_the_pod_does_not_have_is_named_with_pod_container_and_remedy(
 def test_the_pod_s_own_probe_is_taken_with_its_port_and_path() -> None:
     rendered = probe("from: readinessProbe")
     assert rendered["httpGet"]["port"] == 9080
-    assert rendered["httpGet"]["path"] == "/healthz"
+    assert rendered["httpGet"]["path"] == "healthz"  # as the pod has it
     assert rendered["httpGet"]["host"] == "10.42.0.18"
     assert rendered["periodSeconds"] == 7
     assert rendered["failureThreshold"] == 3

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
 from pidone.http.admission import Assign, Room, network
-from pidone_controller.pods.identity import is_loopback, normalise
+from pidone_controller.pods.identity import normalise
 from pidone_controller.pods.inventory import Inventory
 
 MIB = 1 << 20
+LOOPBACK = frozenset({"127.0.0.1", "::1"})  # the other addresses of 127.0.0.0/8 stand for pods in tests
 
 # A pod holds up to 16 requests (``held.MAX_HELD``), and sends reports beside them.
 POD_CONNECTIONS = 32
@@ -20,7 +21,7 @@ POD_CONNECTIONS = 32
 NODE_CONNECTIONS = 512
 
 # A silent connection of a stranger takes 8 KiB, and 60 KiB over TLS (``python -m tests.bench.flood``).
-STRANGERS, STRANGERS_SECURE = 1024, 192
+STRANGERS, STRANGERS_SECURE = 512, 128
 STRANGER_CONNECTIONS = 32
 
 
@@ -52,7 +53,7 @@ def assign(inventory: Inventory, people: Sequence[IPv4Network | IPv6Network], ro
             return rooms.nodes, normalised
         if inventory.at(normalised):
             return rooms.pods, normalised
-        if is_loopback(normalised) or any(ip_address(normalised) in net for net in people):
+        if normalised in LOOPBACK or any(ip_address(normalised) in net for net in people):
             return rooms.nodes, normalised
         return rooms.strangers, network(normalised)
 
