@@ -37,7 +37,7 @@ async def repo(nursery: trio.Nursery) -> Repo:
 
 
 async def ask(port: int, path: str) -> dict[str, Any]:
-    answer = await request("GET", f"http://{ADDRESS}:{port}{path}", timeout=30)
+    answer = await request("GET", f"http://{ADDRESS}:{port}{path}", timeout=PATIENCE_SECONDS)
     assert answer.status == 200, answer.text
     found: dict[str, Any] = json.loads(answer.text)
     return found

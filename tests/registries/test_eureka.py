@@ -23,6 +23,7 @@ from tests.eureka.between import FOREIGN, Ingress, Network, Node, always
 from tests.eureka.fake import FakeEureka
 from tests.eureka.real import RealEureka
 from tests.http.serving import http_server
+from tests.patience import PATIENCE_SECONDS
 
 POD = Pod("web-7d9c", "shop", "uid-1", "10.42.0.18", "node-1")
 
@@ -54,7 +55,7 @@ class Bench:
     async def call(self, method: str, suffix: str = "") -> Response:
         path = f"apps/{self.app.upper()}/web-7d9c:{self.app}:9080{suffix}"
         headers = {"accept": "application/json"}
-        return await request(method, self.url + path, timeout=10, headers=headers)
+        return await request(method, self.url + path, timeout=PATIENCE_SECONDS, headers=headers)
 
     async def read(self) -> dict[str, Any]:
         answer = await self.call("GET")
