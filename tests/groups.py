@@ -17,6 +17,7 @@ GROUPS = {
     r"tests/image/test_podman\.py": "podman",
     r"tests/language/test_kubectl\.py": "kubectl",
     r"tests/extension/": "extension",
+    r"tests/eureka/test_peers\.py": "peers",
     r".*\[.*\bspring\b.*\]$": "eureka",
 }
 

@@ -22,6 +22,8 @@ from time import time
 from typing import Any
 from urllib.parse import urlsplit
 
+import trio
+
 from pidone.errors import PidoneError, Refused, RegistryError, TransferError
 from pidone.http.client import CONNECT_TIMEOUT, redacted
 from pidone.http.message import JSON, Response
@@ -228,10 +230,10 @@ class Eureka:
         """DELETE also where an unanswered registration may be carried out late. Raises ``RegistryError``."""
         resource = self._instance.resource
         for server in sorted(self._unanswered - {self._servers.current}):
+            left = trio.current_effective_deadline() - trio.current_time()
+            within = min(CONNECT_TIMEOUT + ANSWER_SECONDS, 0.9 * left)  # so that the error can be raised
             try:
-                await self._servers.ask_one(
-                    server, "DELETE", resource, within=CONNECT_TIMEOUT + ANSWER_SECONDS
-                )
+                await self._servers.ask_one(server, "DELETE", resource, within=within)
             except (TransferError, RegistryError) as error:
                 if isinstance(error, TransferError) and not error.sent:
                     continue  # no server is there, so none has the registration

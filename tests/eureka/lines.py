@@ -28,7 +28,8 @@ class Line:
     def __init__(self, port: int, target: int) -> None:
         self.port = port
         self.fault = Fault.NONE
-        self.connections = 0
+        self.only = ""  # the method of the requests that have the fault; empty: all have it
+        self.asked: list[str] = []  # the method of each connection's first request
         self._target = target
         self._server = socket.create_server(("127.0.0.1", port))
         self._open: set[socket.socket] = set()
@@ -48,7 +49,6 @@ class Line:
                 near, _ = self._server.accept()
             except OSError:
                 return
-            self.connections += 1
             self._open.add(near)
             _in_thread(partial(self._connect, near))
 
@@ -63,27 +63,39 @@ class Line:
             return
         far.settimeout(None)
         self._open.add(far)
-        answers = threading.Thread(target=self._carry, args=(far, near, False), daemon=True)
+        faulty = threading.Event()
+        answers = threading.Thread(target=self._carry, args=(far, near, False, faulty), daemon=True)
         answers.start()
-        self._carry(near, far, True)
+        self._carry(near, far, True, faulty)
         answers.join()
         for end in (near, far):
             self._open.discard(end)
             _end(end)
 
-    def _carry(self, source: socket.socket, sink: socket.socket, is_request: bool) -> None:
+    def _carry(
+        self, source: socket.socket, sink: socket.socket, is_request: bool, faulty: threading.Event
+    ) -> None:
+        first = is_request
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
-                if self.fault is Fault.REFUSED or (is_request and self.fault is Fault.CUT):
-                    sink.sendall(data[: len(data) // 2]) if is_request else None
+                if first:
+                    first = False
+                    method = data.partition(b" ")[0].decode("latin-1")
+                    self.asked.append(method)
+                    if self.only in {"", method}:
+                        faulty.set()
+                fault = self.fault if faulty.is_set() else Fault.NONE
+                if fault is Fault.REFUSED or (is_request and fault is Fault.CUT):
+                    if fault is Fault.CUT:
+                        sink.sendall(data[: len(data) // 2])
                     _reset(source)
                     _reset(sink)
                     return
-                if not is_request and self.fault is Fault.RESET:
+                if not is_request and fault is Fault.RESET:
                     _reset(sink)
                     _end(source)
                     return
-                if self.fault is Fault.SILENT or (not is_request and self.fault is Fault.LOST):
+                if fault is Fault.SILENT or (not is_request and fault is Fault.LOST):
                     continue
                 sink.sendall(data)
             sink.shutdown(socket.SHUT_WR)

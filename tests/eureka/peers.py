@@ -41,7 +41,6 @@ READER = NO_CLIENT | {
     "shouldFilterOnlyUpInstances": "false",
     "disableDelta": "true",
     "client.refresh.interval": "1",
-    "client.cacheRefresh.exponentialBackOffBound": "1",
     "eurekaServer.connectTimeout": "1",
     "eurekaServer.readTimeout": "2",
 }
@@ -84,8 +83,7 @@ class Peer:
         raise RuntimeError(f"the peer does not answer; its log ends with\n{self._log.read_text()[-2000:]}")
 
     def kill(self) -> None:
-        self._running.kill()
-        self._running.wait()
+        _kill(self._running)
 
     def pause(self) -> None:
         self._running.send_signal(signal.SIGSTOP)
@@ -123,9 +121,8 @@ class Peers:
 
     def close(self) -> None:
         for process in (*(peer._process for peer in self.all), self._reader):
-            if process is not None:
-                process.kill()
-                process.wait()
+            if process is not None and process.poll() is None:
+                _kill(process)
         for line in self.between:
             line.close()
 
@@ -134,17 +131,22 @@ class Peers:
         for line in self.between:
             line.fault = Fault.NONE
         for peer in self.all:
-            if peer._running.poll() is not None:
+            if peer._running.poll() is None:
+                peer.resume()
+            else:
                 peer.start()
-            peer.resume()
         for peer in self.all:
             peer.say("UP")
             peer.wait_ready()
 
-    def read(self, number: int, app: str) -> dict[str, dict[str, Any]]:
-        """Return what the official client of this server has of an application, by instance id."""
+    def read(self, number: int, app: str, *, by_consumer: bool = False) -> dict[str, dict[str, Any]] | None:
+        """Return the instances of an application by their ids, read from a server by the official client.
+
+        None if the server does not answer. ``by_consumer``: as a program has them that looks the application up.
+        """
         assert self._reader is not None
-        found: dict[str, dict[str, Any]] = json.loads(_ask(self._reader, f"{number} {app}"))
+        question = f"{number} {app}" + (" consumer" if by_consumer else "")
+        found: dict[str, dict[str, Any]] | None = json.loads(_ask(self._reader, question))
         return found
 
 
@@ -170,6 +172,14 @@ def _start(
             stderr=errors,
             text=True,
         )
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        assert pipe is not None
+        pipe.close()
 
 
 def _ask(process: subprocess.Popen[str], line: str) -> str:
