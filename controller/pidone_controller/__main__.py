@@ -36,13 +36,14 @@ def main(argv: list[str] | None = None) -> int:
     import trio
 
     from pidone.errors import PidoneError
+    from pidone.text import printable
 
     try:
         trio.run(arguments.command, arguments, strict_exception_groups=True)
     except KeyboardInterrupt:  # before the command has set its signal handlers
         return 0
     except PidoneError as error:
-        print(f"pidone-controller: {error}", file=sys.stderr)
+        print(printable(f"pidone-controller: {error}"), file=sys.stderr)
         return 1
     return 0
 

@@ -28,7 +28,7 @@ from pidone_controller.kubernetes.reflector import Reflector, silence
 from pidone_controller.kubernetes.reflector import families as reflector_families
 from pidone_controller.kubernetes.resources import CONTROLLER_REVISIONS, PODS
 from pidone_controller.kubernetes.reviews import is_allowed, review_token
-from pidone_controller.log import Log, log
+from pidone_controller.log import LimitedLog, Log, log
 from pidone_controller.objects.revisions import SELECTOR
 from pidone_controller.objects.written import Written
 from pidone_controller.peers import PATH, Account, Peers, identity_of
@@ -89,7 +89,7 @@ async def run(settings: Settings, log: Log = log) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         plain, secure = await listen(*settings.listen), await listen(*settings.listen_tls)
         async with connect(configuration) as client, trio.open_nursery() as nursery:
-            controller = Controller(settings, client, log)
+            controller = Controller(settings, client, LimitedLog(log))
             nursery.start_soon(controller.run, plain, secure)
             async for number in signals:
                 log("stopping", signal=signal.Signals(number).name)

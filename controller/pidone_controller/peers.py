@@ -31,6 +31,7 @@ from pidone.http.message import JSON, Request, Response, text_response
 from pidone.metrics.exposition import Family, gauge
 from pidone.pacing import Backoff
 from pidone.plan.report import OMITTED, Report, encode
+from pidone.plan.strict_json import loads
 from pidone.protocol import MAX_REPORT_BYTES
 from pidone_controller.kubernetes.client import Client
 from pidone_controller.kubernetes.reviews import own_user, request_token, review_token
@@ -319,8 +320,8 @@ def _json(value: object) -> bytes:
 def _decoded(body: bytes) -> Iterator[tuple[NamespacedName, str, float, Report]]:
     """The name, uid, time and report of each pod. Raises ``ReportError`` and ``PeerError``."""
     try:
-        value = json.loads(body)
-    except (ValueError, RecursionError) as error:
+        value = loads(body)
+    except ValueError as error:
         raise PeerError(f"not JSON: {error}") from error
     pods = value.get("pods") if isinstance(value, dict) else None
     if not isinstance(pods, list):
@@ -344,7 +345,7 @@ def _unknown(answer: Response) -> frozenset[NamespacedName]:
     if answer.status != 200:
         raise PeerError(f"answered {answer.status} {' '.join(answer.text.split())[:200]}")
     try:
-        names = json.loads(answer.body)["unknown"]
+        names = loads(answer.body)["unknown"]
         return frozenset((namespace, name) for namespace, _, name in (text.partition("/") for text in names))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise PeerError("answered something else than a replica does") from error

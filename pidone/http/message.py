@@ -3,6 +3,10 @@
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
+from pidone.text import printable
+
+MAX_TEXT = 2000  # characters of an answer in words
+
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
 
@@ -69,4 +73,4 @@ class Response:
 def text_response(status: int, text: str, **headers: str) -> Response:
     """An answer in words; ``retry_after="5"`` becomes the header ``Retry-After: 5``."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Response(status, {"content-type": TEXT, **named}, text.encode() + b"\n")
+    return Response(status, {"content-type": TEXT, **named}, printable(text, MAX_TEXT).encode() + b"\n")

@@ -72,7 +72,7 @@ def encode_task(task: TaskReport) -> dict[str, Any]:
         "since": task.since,
         "runs": task.runs,
         "failures": task.failures,
-        "error": task.error,
+        "error": _whole(task.error),
     }
 
 
@@ -84,7 +84,7 @@ def encode(report: Report) -> dict[str, Any]:
         "version": report.version,
         "digest": report.digest,
         "rejected": report.rejected,
-        "error": report.error,
+        "error": _whole(report.error),
         "tasks": {name: encode_task(task) for name, task in report.tasks.items()},
         "left": list(report.left),
         "logs": list(report.logs),
@@ -92,3 +92,8 @@ def encode(report: Report) -> dict[str, Any]:
     if report.omitted:
         value[OMITTED] = report.omitted
     return value
+
+
+def _whole(text: str) -> str:
+    """Return the text with ``?`` for half characters, which no reader of JSON takes."""
+    return text if text.isascii() else text.encode(errors="replace").decode()

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from tests import folders
 from tests.cri import containerds, images
 from tests.cri.images import Image
 from tests.cri.node import Node, missing, node
@@ -22,7 +21,7 @@ def containerd(request: pytest.FixtureRequest) -> Iterator[Node]:
     programs = containerds.programs(version)
     if reason := containerds.missing(version) or missing(programs):
         pytest.skip(reason)
-    with node(folders.reserve(BUILD / f"cri-{version}"), programs=programs) as found:
+    with node(BUILD / f"cri-{version}", programs=programs) as found:
         found.put(busybox(BUSYBOX, "sh"), found.busybox)
         yield found
 

@@ -366,10 +366,11 @@ class Node:
 
 
 @contextmanager
-def node(folder: Path, *, programs: Path | None = None) -> Iterator[Node]:
-    """containerd, until the end of the block; then nothing of it is left. What a killed run left is removed first.
+def node(folder: Path, *, cgroup: str = "", programs: Path | None = None) -> Iterator[Node]:
+    """containerd, until the end of the block; then nothing of it is left. What a killed run left goes first.
 
-    ``programs`` is the folder of a containerd that is not installed.
+    ``cgroup`` is the one below which its callers ask for theirs, else one for this node alone. ``programs`` is the
+    folder of a containerd that is not installed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     words = ["stat", "--file-system", "--format=%T", str(folder)]
@@ -378,7 +379,7 @@ def node(folder: Path, *, programs: Path | None = None) -> Iterator[Node]:
     config = CONFIG.format(folder=folder, image=SANDBOX_IMAGE, snapshotter=snapshotter)
     (folder / "config.toml").write_text(config)
     _forget_cgroups()
-    found = Node(folder, f"{CGROUP}-{os.getpid()}-{folder.name}", programs)
+    found = Node(folder, cgroup or f"{CGROUP}-{os.getpid()}-{folder.name}", programs)
     try:
         found.start()
         found.remove_sandboxes()
@@ -387,7 +388,7 @@ def node(folder: Path, *, programs: Path | None = None) -> Iterator[Node]:
     finally:
         found.end()
         _end_shims(folder)
-    mounted = [line for line in Path("/proc/mounts").read_text().splitlines() if f" {folder}/" in line]
+    mounted = [line for line in Path("/proc/mounts").read_text().splitlines() if str(folder) in line]
     assert not mounted, mounted
     shutil.rmtree(folder)
     _remove_cgroups(found.cgroup)

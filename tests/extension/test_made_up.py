@@ -24,7 +24,6 @@ from pidone.generate.assembly import TOP
 from pidone.http.client import request
 from pidone.http.message import Request, Response
 from tests.http.serving import http_server
-from tests.patience import PATIENCE_SECONDS
 
 HERE = Path(__file__).parent
 COPIED = ("pidone", "controller/pidone_controller", "schema")
@@ -180,7 +179,7 @@ class Server:
         return Response(200 if known or asked.method == "PUT" else 404)
 
     async def until(self, lines: dict[str, str]) -> None:
-        with trio.fail_after(PATIENCE_SECONDS):
+        with trio.fail_after(20):
             while self.lines != lines:
                 await self.changed.wait()
 
@@ -209,10 +208,10 @@ async def process(tree: Path, *command: str, **more: str) -> AsyncIterator[trio.
 async def scraped(url: str, *lines: str) -> None:
     """Return when the page has these lines."""
     page = ""
-    with trio.move_on_after(PATIENCE_SECONDS):
+    with trio.move_on_after(20):
         while True:
             try:
-                page = (await request("GET", url, timeout=PATIENCE_SECONDS)).text
+                page = (await request("GET", url, timeout=5.0)).text
             except TransferError:
                 page = ""
             if all(line in page for line in lines):
@@ -266,9 +265,9 @@ async def test_its_states_are_reported(
         async with process(tree, "pidone", **settings, PIDONE_DOZE="/nowhere"):
             await ledger.until({"/web/web": "UP"})
             tasks = dict[str, str]()
-            with trio.fail_after(PATIENCE_SECONDS):
+            with trio.fail_after(20):
                 while tasks.get("registration") != "registered" or tasks.get("count") != "landed":
-                    page = await request("GET", f"{repo}/v1/pods/shop/web", timeout=PATIENCE_SECONDS)
+                    page = await request("GET", f"{repo}/v1/pods/shop/web", timeout=5.0)
                     reported = json.loads(page.body).get("reported") or {"tasks": {}}
                     tasks = {name: task["state"] for name, task in reported["tasks"].items()}
                     await trio.sleep(0.05)
@@ -279,7 +278,7 @@ async def address(controller: trio.Process) -> str:
     """The URL at which the controller listens, from its log."""
     assert controller.stderr is not None
     log = b""
-    with trio.fail_after(PATIENCE_SECONDS):
+    with trio.fail_after(20):
         async for data in controller.stderr:
             log += data
             if found := re.search(rb"event=listening .*?address=(\S+)", log):

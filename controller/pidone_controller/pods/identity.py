@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pidone.protocol import HOSTNAME_HEADER, NAMESPACE_HEADER, POD_UID_HEADER
-from pidone_controller.pods.model import Pod, shown_pods
+from pidone.text import printable
+from pidone_controller.pods.model import Pod
 
 # The kubelet names a static pod's cgroup by this hash; its mirror in the API server has another uid.
 CONFIG_HASH = "kubernetes.io/config.hash"
@@ -60,28 +61,32 @@ Identity = Pod | Unknown | Contradiction | NodeAddress
 
 
 def narrow(subject: str, pods: tuple[Pod, ...], claims: Claims) -> Pod | Contradiction:
-    """The one of ``pods`` that fits the claims; ``pods`` are those that have the address or token, at least one."""
+    """The one of ``pods`` that fits the claims; ``pods`` are those that have the address or token, at least one.
+
+    A contradiction names what was claimed, and never the pods: a client with a false claim would learn their uids.
+    """
     reused = "the address was reused, or is translated on the way"
     if claims.uid is not None and all(pod.uid for pod in pods):
         matches = [pod for pod in pods if _has_uid(pod, claims.uid)]
         if len(matches) == 1:
             return matches[0]
-        return Contradiction(f"{subject} is {shown_pods(pods)}, not a pod with uid {claims.uid}: {reused}")
+        return Contradiction(f"{subject} is not one of a pod with uid {_claimed(claims.uid)}: {reused}")
 
     if len(pods) > 1:
-        return Contradiction(
-            f"{subject} is the address of {shown_pods(pods)}; the header Pidone-Pod-UID must say which"
-        )
+        return Contradiction(f"{subject} is one of several pods; the header Pidone-Pod-UID must say which")
 
     pod = pods[0]
     # Only both together can contradict: dnsPolicy or the runtime often sets one of them to something else.
     if claims.hostname and claims.namespace:
         hostname = claims.hostname.partition(".")[0]
         if (claims.namespace, hostname) != (pod.namespace, pod.hostname[:63]):
-            return Contradiction(
-                f"{subject} is {shown_pods(pods)}, not {claims.namespace}/{hostname}: {reused}"
-            )
+            claimed = _claimed(f"{claims.namespace}/{hostname}")
+            return Contradiction(f"{subject} is not one of the pod {claimed}: {reused}")
     return pod
+
+
+def _claimed(text: str) -> str:
+    return printable(text, 2 * 63 + 1)  # a namespace and a hostname
 
 
 def _has_uid(pod: Pod, uid: str) -> bool:

@@ -6,7 +6,7 @@ share are one object, and the rest is packed into a few fields.
 
 import json
 import re
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import UUID
@@ -182,11 +182,6 @@ class Pod:
                 "hostIP": self.host_ips[0] if self.host_ips else "",
             },
         }
-
-
-def shown_pods(pods: Iterable[Pod]) -> str:
-    """``shop/web (uid 1234)``, joined by "and"."""
-    return " and ".join(f"{pod.path} (uid {pod.uid or 'unknown'})" for pod in pods)
 
 
 def pack_uid(uid: str) -> bytes:

@@ -3,10 +3,9 @@
 A false report can only hurt the pod that posts it. It must not hurt the controller, so everything has a bound.
 """
 
-import json
 import re
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 from pidone.errors import PidoneError
 from pidone.plan.format import MAX_TASKS
@@ -19,6 +18,7 @@ from pidone.plan.report import (
     Report,
     TaskReport,
 )
+from pidone.plan.strict_json import loads
 
 _DIGEST = re.compile(r"sha256-[0-9a-f]{64}")
 
@@ -30,8 +30,8 @@ class ReportError(PidoneError):
 def read(body: bytes) -> Report:
     """Read a report as posted. Raises ``ReportError``."""
     try:
-        value = json.loads(body, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
+        value = loads(body)
+    except ValueError as error:
         raise ReportError(f"not JSON: {error}") from error
     return of(value)
 
@@ -110,7 +110,3 @@ def _count(table: Mapping[str, Any], name: str, path: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 63:
         raise ReportError(f"{path}.{name}: expected a number, 0 or more")
     return value
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")

@@ -7,6 +7,7 @@ then the pod keeps the plan that it has.
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +68,8 @@ def entry(pod: Pod, rules: Rules, before: Entry | None, derive: Derive) -> Entry
     except BindingError as error:
         text, faults = str(error), error.faults
         if len(error.rest) <= MAX_TASKS:
-            rest = encode(pod, error.rest)
+            with suppress(PidoneError):
+                rest = encode(pod, error.rest)
     except PidoneError as error:
         text = str(error)
     except Exception as error:  # noqa: BLE001 - a bug that one pod's fields trigger must not stop the others
@@ -97,7 +99,7 @@ def encode(pod: Pod, tasks: Sequence[dict[str, Any]]) -> Bundle:
 
     The containers are included only if they are read: by a task that groups processes by container or runs when all
     have started, or by the engine of a pod whose containers run once. Otherwise each restart of a container, which
-    changes its ID, would send the bundle again.
+    changes its ID, would send the bundle again. Raises ``PidoneError`` for a value that JSON has not.
     """
     phase = Phase.TERMINATING if pod.terminating else Phase.RUNNING
     ips = pod.ips
@@ -110,10 +112,12 @@ def encode(pod: Pod, tasks: Sequence[dict[str, Any]]) -> Bundle:
         restart_policy=pod.restart_policy,
     )
     with_containers = facts.restart_policy == "Never" or any(map(_reads_containers, tasks))
-    envelope = encode_bundle(
-        list(tasks), phase=phase, pod=facts, containers=pod.containers if tasks and with_containers else {}
-    )
-    body = canonical(envelope)
+    containers = pod.containers if tasks and with_containers else {}
+    try:
+        envelope = encode_bundle(list(tasks), phase=phase, pod=facts, containers=containers)
+        body = canonical(envelope)
+    except (ValueError, RecursionError) as error:  # .nan, .inf, or half a character
+        raise PidoneError(f"the plan cannot be written as JSON: {error}") from error
     return Bundle(
         body,
         f'"sha256-{hashlib.sha256(body).hexdigest()}"',

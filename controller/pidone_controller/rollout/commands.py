@@ -15,6 +15,7 @@ import trio
 from pidone.errors import PidoneError
 from pidone.http.urls import has_dot_segments
 from pidone.language.model import TaskSet
+from pidone.text import printable
 from pidone_controller.kubernetes.client import Client, connect
 from pidone_controller.kubernetes.config import Config, kubeconfig, load
 from pidone_controller.kubernetes.errors import Conflict, Forbidden
@@ -39,7 +40,7 @@ BINDINGS = (TASK_BINDINGS, CLUSTER_TASK_BINDINGS)
 NO_CAUSE = "<none>"
 UNSEEN = "no controller has looked at it yet"
 
-Print = Callable[[str], None]
+Print = Callable[[str], None]  # gets one line
 
 
 class CommandError(PidoneError):
@@ -82,13 +83,18 @@ def run(request: Request, say: Print = print) -> int:
     try:
         config = _config(request)
         subject = parse(request.target, request.namespace or config.namespace, request.home)
-        trio.run(_run, config, request, subject, say, strict_exception_groups=True)
+        trio.run(_run, config, request, subject, shown_by(say), strict_exception_groups=True)
     except PidoneError as error:
-        print(f"pidone-controller: {error}", file=sys.stderr)
+        print(printable(f"pidone-controller: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def shown_by(say: Print) -> Print:
+    """Return ``say`` for lines with the texts that people have written into objects."""
+    return lambda line: say(printable(line))
 
 
 def _config(request: Request) -> Config:
@@ -138,7 +144,8 @@ async def history(client: Client, subject: Subject, number: int, say: Print) -> 
         say(f"{subject} with revision #{number}")
         say(f"digest: {revision.digest}")
         say(f"cause: {revision.cause or NO_CAUSE}")
-        say(_yaml({"spec": revision.spec}))
+        for line in _yaml({"spec": revision.spec}).split("\n"):
+            say(line)
         return
 
     say(f"{subject}")
@@ -147,7 +154,7 @@ async def history(client: Client, subject: Subject, number: int, say: Print) -> 
         mark = " (present)" if revision.digest == present.digest else ""
         digest, cause = short_version(revision.digest), f"{revision.cause or NO_CAUSE}{mark}"
         rows.append((str(revision.number), digest, revision.created, cause))
-    for line in _columns(rows):
+    for line in _columns([tuple(map(printable, row)) for row in rows]):
         say(line)
 
     if not any(revision.digest == present.digest for revision in kept):

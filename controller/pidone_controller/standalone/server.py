@@ -13,7 +13,7 @@ import trio
 
 from pidone import __version__
 from pidone.protocol import MAX_REPORT_BYTES
-from pidone_controller.log import Log, log, say
+from pidone_controller.log import LimitedLog, Log, log, say
 from pidone_controller.pods.model import Pod
 from pidone_controller.repo.listeners import host_port, listen, serve
 from pidone_controller.repo.plans import Plans
@@ -39,7 +39,7 @@ async def run(settings: Settings, log: Log = log) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         listeners = await listen(settings.host, settings.port)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_serve, settings, listeners, log)
+            nursery.start_soon(_serve, settings, listeners, LimitedLog(log))
             async for number in signals:
                 # Held requests are closed, not answered. After a 304 all pods would ask again at once; after the end
                 # of a connection each keeps its plan and waits for a random time first.

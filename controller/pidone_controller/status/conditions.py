@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pidone.text import printable
+
 MAX_TEXT = 1024  # characters of one text: a condition's message may have 32 KiB, a terminal shows less
 OTHERS_FIELDS = frozenset({"rollout"})  # of a status, written by the field manager pidone-controller-rollout
 
@@ -59,8 +61,7 @@ def owned(status: Mapping[str, Any]) -> Status:
 
 def one_line(text: str) -> str:
     """A text, also one from a pod, as one printable line of at most ``MAX_TEXT`` characters."""
-    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
-    return line if len(line) <= MAX_TEXT else f"{line[: MAX_TEXT - 3]}..."
+    return printable(" ".join(text[: 2 * MAX_TEXT].split()), MAX_TEXT)
 
 
 def first_finding(findings: Sequence[str]) -> str:

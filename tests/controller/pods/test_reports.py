@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pidone.plan.report import MAX_ERROR_WIDTH, MAX_LINE_WIDTH, MAX_LINES, TaskReport
+from pidone.plan.report import MAX_ERROR_WIDTH, MAX_LINE_WIDTH, MAX_LINES, Report, TaskReport, encode
 from pidone_controller.log import line
 from pidone_controller.pods import reports
 
@@ -52,12 +52,39 @@ def test_a_report_that_is_none(change: dict[str, Any], said: str) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"[]", b"\xff", b"[" * 60000, b'{"state": NaN}', b"1" * 5000],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff",
+        b"[" * 60000,
+        b'{"state": NaN}',
+        b"1" * 5000,
+        b'{"state": "applied", "error": "\\ud800"}',
+        b'{"state": "applied", "error": "\\uDFFF\\uD800"}',
+        b'{"state": "applied", "tasks": {"\\udabc": {}}}',
+        b'{"state": "applied", "logs": ["\xed\xa0\x80"]}',
+        b'{"state": "applied", "tasks": {"a": {"since": 1e999}}}',
+        b'{"state": "applied", "new": -1e999}',
+        b'{"state": "applied", "new": -Infinity}',
+        b"\xff\xfe{\x00",
+        b"\x00",
+    ],
     ids=lambda body: repr(body[:9]),
 )
 def test_what_is_not_json_is_refused_in_words(body: bytes) -> None:
     with pytest.raises(reports.ReportError):
         reports.read(body)
+
+
+def test_two_halves_are_one_character() -> None:
+    assert reports.read(b'{"state": "applied", "error": "\\ud83d\\ude00"}').error == "\U0001f600"
+
+
+def test_a_pod_never_sends_half_a_character() -> None:
+    report = Report(error="a\udc80", tasks={"ready": TaskReport("failed", error="\ud800b")})
+    read = reports.read(json.dumps(encode(report)).encode())
+    assert (read.error, read.tasks["ready"].error) == ("a?", "?b")
 
 
 def test_long_texts_are_cut() -> None:
@@ -79,4 +106,4 @@ def test_nobody_forges_a_log_line() -> None:
     text = line(datetime(2026, 1, 2, tzinfo=UTC), "rejected", error='no\n2026 event=plan "x"\x1b[31m')
     assert "\n" not in text
     assert "\x1b" not in text
-    assert text.endswith(r'error="no\n2026 event=plan \"x\"\u001b[31m"')
+    assert text.endswith('error="no 2026 event=plan \\"x\\"\N{REPLACEMENT CHARACTER}[31m"')

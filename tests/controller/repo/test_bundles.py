@@ -1,8 +1,12 @@
 """What a pod is served, as bytes."""
 
 import json
+from math import inf, nan
+from typing import Any
 
-from pidone.language.binding import derive
+import pytest
+
+from pidone.language.binding import BindingError, derive
 from pidone.plan.format import decode_bundle
 from pidone.plan.model import Container
 from pidone_controller.pods.projection import project
@@ -114,3 +118,20 @@ def test_what_needs_a_repo_that_proved_who_it_is() -> None:
     assert encode(pod(), [probe]).privileged == ""
     hook = {"name": "hook", "exec": {"command": ["/bin/true"]}}
     assert encode(pod(), [probe, hook]).privileged == 'task "hook": exec'
+
+
+@pytest.mark.parametrize("value", [nan, inf, -inf, "\ud800"], ids=repr)
+def test_a_value_that_json_has_not_is_an_error_of_its_pod_and_no_bug(value: Any) -> None:
+    def derive(*_: object) -> list[dict[str, Any]]:
+        return [{"name": "ready", "probe": {"periodSeconds": value}}]
+
+    made = entry(pod(labels=CHECKED), GOOD, None, derive)
+    assert made.bundle is None
+    assert made.error.startswith("the plan cannot be written as JSON: ")
+
+
+def test_the_other_bindings_are_served_only_if_json_has_their_values() -> None:
+    def derive(*_: object) -> list[dict[str, Any]]:
+        raise BindingError([], rest=[{"name": "ready", "probe": {"periodSeconds": nan}}])
+
+    assert entry(pod(labels=CHECKED), GOOD, None, derive).rest is None

@@ -5,6 +5,7 @@ import socket
 import struct
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import trio
@@ -13,13 +14,12 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from pidone.http.message import Held, Request, Response
 from pidone.http.server import serve, wait_for_answer
 from pidone.plan.format import MEDIA_TYPE, decode_bundle
-from pidone_controller.log import log
+from pidone_controller.log import BURST, LimitedLog, log
 from pidone_controller.repo.held import MAX_HELD
 from pidone_controller.repo.plans import Plans
 from pidone_controller.repo.server import Repo, Settings
 from tests.controller.factories import binding, pod, rules, task_set
 from tests.controller.repo.requests import CHECKED, RULES, Background, get, put, repo_of, served
-from tests.patience import PATIENCE_SECONDS
 
 
 @pytest.fixture
@@ -239,6 +239,15 @@ async def test_last_words_at_the_door_are_logged(capsys: pytest.CaptureFixture[s
     assert 'pod=shop/web event=failed error="MemoryError: as if"' in capsys.readouterr().err
 
 
+async def test_last_words_are_one_line_of_bounded_length_at_a_bounded_rate(repo: Repo) -> None:
+    lines = list[dict[str, Any]]()
+    repo_log = LimitedLog(lambda event, **values: lines.append(values))
+    limited = Repo(repo.plans, repo_log)
+    for number in range(1000):
+        await limited.handle(get("/v1/doorbell", f"10.7.0.{number % 250}", pidone_last_words="x" * 15_000))
+    assert len(lines) <= BURST
+
+
 async def test_a_pod_that_goes_away_takes_its_bell_with_it(repo: Repo, nursery: trio.Nursery) -> None:
     """Over a real socket, closed and reset alike; and the server goes on."""
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
@@ -255,7 +264,7 @@ async def test_a_pod_that_goes_away_takes_its_bell_with_it(repo: Repo, nursery: 
         if reset:
             stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         await stream.aclose()
-        with trio.fail_after(PATIENCE_SECONDS):
+        with trio.fail_after(5):
             while repo.plans.waiting.requests:
                 await trio.lowlevel.checkpoint()
     nursery.cancel_scope.cancel()

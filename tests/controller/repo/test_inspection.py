@@ -57,7 +57,7 @@ async def test_what_was_reported_is_shown_to_people(repo: Repo, capsys: pytest.C
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(" ", 1)[1] for line in lines if "applied" in line or "rejected" in line] == [
         "pod=shop/web event=applied digest=sha256-111111111111",
-        'pod=shop/web event=rejected etag=sha256-111111111111 error="what is \\u001b[1mthis"',
+        'pod=shop/web event=rejected etag=sha256-111111111111 error="what is \N{REPLACEMENT CHARACTER}[1mthis"',
     ]
     pods = json.loads((await repo.handle(get("/v1/pods", peer="127.0.0.1"))).body)["pods"]
     assert [(found["name"], found["reported"] and found["reported"]["state"]) for found in pods] == [

@@ -61,7 +61,7 @@ FORGED = [
     ("request_", "status", "said"),
     [
         (get(peer="127.0.0.9"), 404, "no live pod has the address 127.0.0.9"),
-        (get(pidone_pod_uid="uid-db"), 409, "127.0.0.2 is shop/web"),
+        (get(pidone_pod_uid="uid-db"), 409, "127.0.0.2 is not one of a pod with uid uid-db"),
         (get(peer="10.0.0.1"), 403, "10.0.0.1 is a node's address"),
         (get(accept="application/vnd.pidone.bundle.v9+json"), 406, MEDIA_TYPE),
         (get("/v2/bundle"), 404, "there is no /v2/bundle"),

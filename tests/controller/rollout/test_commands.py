@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,8 +14,10 @@ from pidone_controller.kubernetes.resources import (
     TASK_SETS,
     Resource,
 )
+from pidone_controller.objects.revisions import Revision
+from pidone_controller.objects.written import Written, read
 from pidone_controller.rollout import commands as history
-from pidone_controller.rollout.commands import CommandError, Request, Subject, parse
+from pidone_controller.rollout.commands import CommandError, Request, Subject, parse, shown_by
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "language.md"
 
@@ -89,3 +92,27 @@ def test_every_command_in_the_documents_is_one(monkeypatch: pytest.MonkeyPatch) 
     assert {request.verb for request in asked} == {"history", "undo", "status", "resume"}
     assert [request.timeout for request in asked if request.verb == "status"] == [900.0]
     assert [request.revision for request in asked if request.verb == "undo"] == [3]
+
+
+async def test_no_text_of_an_object_forges_a_row_or_moves_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    evil = "x\n9  0123456789ab  today  forged\x1b[2J\u202e"
+    present = read(
+        "TaskSet", {"metadata": {"name": "a", "namespace": "shop", "uid": "1"}, "spec": {"tasks": evil}}
+    )
+    kept = [
+        Revision("TaskSet", "a", "shop", "a-1", "1", number, evil, evil, {"tasks": [evil]})
+        for number in (1, 2)
+    ]
+
+    async def versions(*_: object) -> tuple[Written, list[Revision]]:
+        return present, kept
+
+    monkeypatch.setattr(history, "_versions", versions)
+    lines = list[str]()
+    subject = parse("taskset/a", "shop", "home")
+    for number in (0, 1):
+        await history.history(Any, subject, number, shown_by(lines.append))  # type: ignore[arg-type]
+    rows = [line for line in lines if "forged" in line]
+    assert all(line.isprintable() for line in lines)
+    assert not any(line.startswith("9 ") for line in lines)
+    assert len(rows) >= 3

@@ -120,7 +120,7 @@ def test_a_refusal_is_stalled_with_the_pods_own_words() -> None:
 
 def test_a_pods_words_cannot_move_a_terminal() -> None:
     message = status(rejected(error="\x1b[2Jwiped\n" + "x" * 5000))["rejections"][0]["message"]
-    assert message.startswith("[2Jwiped xxx")
+    assert message.startswith("\N{REPLACEMENT CHARACTER}[2Jwiped xxx")
     assert len(message) == 1024
     assert message.isprintable()
 
