@@ -1,7 +1,7 @@
 """One call of ``grpc.health.v1.Health/Check``, with the part of HTTP/2 (RFC 9113) and gRPC that it needs.
 
-The call succeeds or fails as in grpc-go, which the kubelet uses: the first frame is SETTINGS, the answer has the status
-200, a content type of gRPC and one message, and ends with trailers that contain ``grpc-status: 0``.
+The call succeeds or fails as in grpc-go, which the kubelet uses: the first frame is SETTINGS, the answer has a content
+type of gRPC and one message, and ends with trailers that contain ``grpc-status: 0``.
 """
 
 import struct
@@ -19,7 +19,7 @@ _ACK = _END_STREAM = 0x1
 _END_HEADERS, _PADDED, _PRIORITY = 0x4, 0x8, 0x20
 _FRAME_MAX = 16_384  # bytes of a frame that a server may send without permission for more
 _ANSWER_MAX = 65_535  # bytes of DATA that a server may send without permission for more
-_BLOCK_MAX = 65_536  # bytes of a header
+_BLOCK_MAX = 1 << 20  # bytes of a header
 _STATUS = {0: "UNKNOWN", 1: "SERVING", 2: "NOT_SERVING", 3: "SERVICE_UNKNOWN"}
 _FIXED_SIZES = {1: 8, 5: 4}  # bytes of Protocol Buffers' fixed-size fields, by wire type
 
@@ -90,11 +90,12 @@ async def _answer(stream: trio.SocketStream) -> bytes:
                 raise _Broken(f"the answer is larger than {_ANSWER_MAX} bytes")
             continue
         headers = decoder.decode(payload)
-        if on != 1 or (not opened and headers.get(b":status", b"").startswith(b"1")):
+        if on != 1:
             continue
         if not opened:
-            _check_head(headers)
-            opened = True
+            opened = _is_head(headers)
+            if not opened:
+                continue
         elif not ends:
             raise _Broken("the trailer does not end the answer")
         if ends:
@@ -102,12 +103,14 @@ async def _answer(stream: trio.SocketStream) -> bytes:
             return message
 
 
-def _check_head(headers: dict[bytes, bytes]) -> None:
-    kind = headers.get(b"content-type", b"").lower()
-    if headers.get(b":status") != b"200":
-        raise _Broken(f"answered {headers.get(b':status', b'').decode('latin-1') or 'without a status'}")
-    if kind != b"application/grpc" and not kind.startswith((b"application/grpc+", b"application/grpc;")):
-        raise _Broken("the answer is not gRPC")
+def _is_head(headers: dict[bytes, bytes]) -> bool:
+    """True for the header of an answer, False for an informational one. Raises ``_Broken`` if it is not gRPC."""
+    kind, status = headers.get(b"content-type", b""), headers.get(b":status", b"")
+    if kind == b"application/grpc" or kind.startswith((b"application/grpc+", b"application/grpc;")):
+        return True  # whatever its status, as in grpc-go
+    if len(status) == 3 and status.startswith(b"1"):
+        return False
+    raise _Broken(f"answered {status[:20].decode('latin-1')}, not with gRPC")
 
 
 def _check_end(headers: dict[bytes, bytes]) -> None:
@@ -183,29 +186,43 @@ def _unpadded(payload: bytes, flags: int) -> bytes:
 
 def _status(message: bytes) -> str:
     """Return the status of the HealthCheckResponse in gRPC's frame."""
-    body = message[5:]
     if not message:
         raise _Broken("answered without a health status; does it serve grpc.health.v1.Health?")
-    if message[0] != 0 or len(body) != int.from_bytes(message[1:5], "big"):
+    end = 5 + int.from_bytes(message[1:5], "big")
+    if message[0] != 0 or not end <= len(message) < end + 5:
         raise _Broken("the answer is not one gRPC message")
-    status = at = 0
     try:
-        while at < len(body):
-            tag, at = _number(body, at)
-            kind, size = tag & 7, 0
-            if kind == 0:
-                value, at = _number(body, at)
-                status = value & 0xFFFFFFFF if tag >> 3 == 1 else status
-            elif kind == 2:
-                size, at = _number(body, at)
-            else:
-                size = _FIXED_SIZES[kind]
-            at += size
-            if not tag >> 3 or at > len(body):
-                raise IndexError
+        status = _first_field(message[5:end])
     except LookupError:
         raise _Broken("the answer is not a HealthCheckResponse") from None
-    return _STATUS.get(status, f"status {status}")  # proto3 leaves out a zero
+    return _STATUS.get(status, f"status {status}")
+
+
+def _first_field(body: bytes) -> int:
+    """Return the number in field 1 of a message of Protocol Buffers; 0 without one. Raises LookupError."""
+    status = at = 0
+    groups: list[int] = []
+    while at < len(body):
+        tag, at = _number(body, at)
+        field, kind = tag >> 3, tag & 7
+        if not 0 < field < 1 << 29:
+            raise LookupError
+        if kind == 0:
+            value, at = _number(body, at)
+            status = value & 0xFFFFFFFF if field == 1 and not groups else status
+        elif kind == 2:
+            size, at = _number(body, at)
+            at += size
+        elif kind == 3:
+            groups.append(field)
+        elif kind == 4:
+            if groups.pop() != field:
+                raise LookupError
+        else:
+            at += _FIXED_SIZES[kind]
+    if at > len(body) or groups:
+        raise LookupError
+    return status
 
 
 def _number(data: bytes, at: int) -> tuple[int, int]:

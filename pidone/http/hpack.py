@@ -66,6 +66,8 @@ class Decoder:
     def _entry(self, index: int) -> tuple[bytes, bytes]:
         if index > _STATIC_SIZE:
             return self._table[index - _STATIC_SIZE - 1]
+        if not index:
+            raise HpackError("an index that is 0")
         if index in _STATUS_INDEXES:
             return b":status", _STATUS_INDEXES[index]
         return b"content-type" if index == _CONTENT_TYPE_INDEX else b"", b""

@@ -130,8 +130,7 @@ async def _ask(url: Reference, host: str, headers: Headers, source: str | None) 
     else:
         answer = _Answer(stream)
     try:
-        await stream.send_all(head)
-        await answer.read_head()
+        await answer.exchange(head)
     except BaseException:
         await answer.close()
         raise
@@ -186,15 +185,19 @@ class _Answer:
 
     async def close(self) -> None:
         """Close the connection; with TLS the server is told so."""
-        if not isinstance(self._stream, trio.SocketStream):
+        stream = self._stream
+        if not isinstance(stream, trio.SocketStream):
+            secure, stream = stream, stream.transport_stream
             with trio.CancelScope(shield=True), trio.move_on_after(CLOSE_SECONDS):
                 try:
-                    await self._stream.unwrap()  # sends the alert; aclose with https_compatible does not
+                    await secure.unwrap()  # sends the alert; aclose with https_compatible does not
                 except (OSError, trio.BrokenResourceError):
                     pass
-        await trio.aclose_forcefully(self._stream)
+        await trio.aclose_forcefully(stream)
 
-    async def read_head(self) -> None:
+    async def exchange(self, request: bytes) -> None:
+        """Send the request, and read the head of the final answer."""
+        await self._stream.send_all(request)
         while True:
             version = await self._read_status()
             self.fields = await self._read_fields()

@@ -19,7 +19,9 @@ from pidone.pid1.reaper import Reaper
 from pidone.plan.fields import Fields
 from pidone.plan.model import Pod
 from tests.actions.watcher import Watcher
+from tests.http.serving import http_server, raw_server
 from tests.http.test_grpc import HealthServer
+from tests.patience import PATIENCE_SECONDS
 
 SETTING = Setting(Pod("p", "n", "u", "127.0.0.1"), None, Reaper(), Counters(), lambda: ())
 
@@ -208,3 +210,108 @@ async def test_a_command_is_run_once_a_period(autojump_clock: MockClock) -> None
     with trio.move_on_after(45):
         await probe.run(Watcher())
     assert [last - first for first, last in pairwise(times)] == [10.0] * 4
+
+
+async def verdict(config: dict[str, Any], ip: str = "127.0.0.1") -> str:
+    """Return why one request of the probe fails, or an empty string."""
+    setting = replace(SETTING, pod=replace(SETTING.pod, ip=ip))
+    return await build(Fields(config, "x"), setting).ask(Watcher())
+
+
+@pytest.mark.parametrize(
+    ("location", "failure"),
+    [
+        ("/end", ""),
+        ("/missing", "answered 404"),
+        ("/loop", "more than 10 redirects"),
+        ("http://other.example/", ""),
+        ("/a b", ""),
+        ("http://[::1/", "no host or user"),
+    ],
+)
+async def test_redirects_on_the_host_are_followed(location: str, failure: str, nursery: trio.Nursery) -> None:
+    async def answer(request: Request) -> Response:
+        if request.path == "/":
+            return Response(302, {"location": location})
+        return Response({"/missing": 404, "/loop": 307}.get(request.path, 200), {"location": "/loop"})
+
+    port = await http_server(nursery, answer)
+    why = await verdict({"httpGet": {"port": port}})
+    assert (failure in why) if failure else not why
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_big_head_in_segments_and_a_body_are_read(nursery: trio.Nursery) -> None:
+    received: list[bytes] = []
+
+    async def talk(stream: trio.SocketStream) -> None:
+        await stream.send_all(b"HTTP/1.1 200 OK\r\n")
+        for number in range(40):
+            await stream.send_all(b"X-%d: %s\r\n" % (number, b"x" * 1000))
+            await trio.sleep(0.001)  # so that it comes in segments
+        await stream.send_all(b"Content-Length: 9000\r\n\r\n" + b"x" * 9000)
+        received.append(await stream.receive_some())  # not a reset, as nothing was left unread
+
+    port = await raw_server(nursery, talk)
+    assert await verdict({"httpGet": {"port": port}, "timeoutSeconds": 60}) == ""
+    with trio.fail_after(PATIENCE_SECONDS):
+        while not received:
+            await trio.sleep(0.001)
+    assert received == [b""]
+    nursery.cancel_scope.cancel()
+
+
+async def test_the_request_is_the_kubelet_s(nursery: trio.Nursery) -> None:
+    heads: list[bytes] = []
+
+    async def serve(stream: trio.SocketStream) -> None:
+        heads.append(bytes(await stream.receive_some()))
+        await stream.send_all(b"HTTP/1.1 200 OK\r\n\r\n")
+        await stream.aclose()
+
+    listeners = await trio.open_tcp_listeners(0, host="::1")
+    await nursery.start(trio.serve_listeners, serve, listeners)
+    port = listeners[0].socket.getsockname()[1]
+    pairs = [("host", "first"), ("Host", "second"), ("b", ""), ("a", "1"), ("A", " 2 "), ("accept", "")]
+    headers = [{"name": name, "value": value} for name, value in pairs]
+    config = {"httpGet": {"port": port, "path": "/a b?c d", "httpHeaders": headers}, "timeoutSeconds": 0}
+    assert await verdict(config, "::1") == ""
+    agent = b"User-Agent: kube-probe/0.1.0 (pidone)"
+    lines = [
+        b"GET /a%20b?c d HTTP/1.1",
+        b"Host: first",
+        agent,
+        b"A: 1",
+        b"A: 2",
+        b"B: ",
+        b"Connection: close",
+    ]
+    assert heads == [b"\r\n".join([*lines, b"", b""])]
+    assert await verdict({"httpGet": {"port": port}}, "::1") == ""
+    assert f"Host: [::1]:{port}".encode() in heads[1]
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_body_that_breaks_off_is_requested_three_times(nursery: trio.Nursery) -> None:
+    requests = 0
+
+    async def talk(stream: trio.SocketStream) -> None:
+        nonlocal requests
+        requests += 1
+        await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nx")
+        await stream.aclose()
+
+    port = await raw_server(nursery, talk)
+    assert "ended before the answer did" in await verdict({"httpGet": {"port": port}})
+    assert requests == 3
+    nursery.cancel_scope.cancel()
+
+
+async def test_the_authority_of_an_ipv6_address_has_brackets(nursery: trio.Nursery) -> None:
+    server = HealthServer(b"\x08\x01")
+    listeners = await trio.open_tcp_listeners(0, host="::1")
+    await nursery.start(trio.serve_listeners, server.serve, listeners)
+    port = listeners[0].socket.getsockname()[1]
+    assert await verdict({"grpc": {"port": port}}, "::1") == ""
+    assert server.headers[b":authority"] == f"[::1]:{port}".encode()
+    nursery.cancel_scope.cancel()

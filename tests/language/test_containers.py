@@ -5,8 +5,11 @@ from typing import Any
 
 import pytest
 
+from pidone.actions.probe import build
 from pidone.errors import LanguageError
 from pidone.language.rendering import render
+from pidone.plan.fields import Fields
+from tests.actions.test_probe import SETTING
 from tests.language.test_rendering import POD, arguments_of, task_set
 
 ENV = "[{{name: a, valueFrom: {{containerEnv: {{{}}}}}}}]"
@@ -203,6 +206,58 @@ def test_nothing_in_the_pod_s_own_probe_is_a_reference() -> None:
     rendered = probe("from: readinessProbe", pod)
     assert rendered["httpGet"]["path"] == "/$(pod.uid)"
     assert rendered["httpGet"]["httpHeaders"] == [header]
+
+
+@pytest.mark.parametrize(
+    "http_get",
+    [
+        {"path": "/a b"},
+        {"path": "/prüfung?a=b c"},
+        {"path": "/a\nb"},
+        {"path": "a:b"},
+        {"path": "/" + "l" * 5000},
+        {"path": "/a b $(pod.name) $$(x)"},
+        {"httpHeaders": [{"name": "X", "value": ""}]},
+        {"httpHeaders": [{"name": "X", "value": " y "}]},
+        {"httpHeaders": [{"name": "X", "value": "a\nb"}]},
+        {"httpHeaders": [{"name": "X", "value": "l" * 5000}]},
+        {"httpHeaders": [{"name": f"X-{number}", "value": "y"} for number in range(60)]},
+        {"host": "a_b.example"},
+        {"host": "[::1]"},
+    ],
+    ids=lambda fields: str(fields)[:40],
+)
+def test_whatever_the_api_server_takes_in_a_pod_s_own_probe_is_taken(http_get: dict[str, Any]) -> None:
+    rendered = probe("from: readinessProbe", changed(0, readinessProbe={"httpGet": {"port": 80} | http_get}))
+    for name, value in http_get.items():
+        assert rendered["httpGet"][name] == value
+        assert not isinstance(value, str) or type(rendered["httpGet"][name]) is str
+    build(Fields(rendered, "probe"), SETTING)
+
+
+@pytest.mark.parametrize("number", [1, 5, 86_401, (1 << 31) - 1])
+def test_any_number_that_the_api_server_takes_is_taken(number: int) -> None:
+    names = ("initialDelaySeconds", "periodSeconds", "timeoutSeconds", "failureThreshold", "successThreshold")
+    fields = dict.fromkeys(names, number)
+    rendered = probe("from: readinessProbe", changed(0, readinessProbe={"tcpSocket": {"port": 80}} | fields))
+    assert rendered.items() >= fields.items()
+    build(Fields(rendered, "probe"), SETTING)
+
+
+@pytest.mark.parametrize("zero", [0, None])
+def test_a_number_that_is_0_has_its_default(zero: int | None) -> None:
+    names = {"initialDelaySeconds": 0, "periodSeconds": 10, "timeoutSeconds": 1, "failureThreshold": 3}
+    pod = changed(0, readinessProbe={"tcpSocket": {"port": 80}} | dict.fromkeys(names, zero))
+    assert probe("from: readinessProbe", pod).items() >= names.items()
+    if zero is not None:
+        written = ", ".join(f"{name}: 0" for name in names)
+        assert probe(f"tcpSocket: {{port: 80}}, {written}").items() >= names.items()
+
+
+def test_a_header_without_a_value_is_empty() -> None:
+    pod = changed(0, readinessProbe={"httpGet": {"port": 80, "httpHeaders": [{"name": "X"}]}})
+    assert probe("from: readinessProbe", pod)["httpGet"]["httpHeaders"] == [{"name": "X", "value": ""}]
+    assert probe('httpGet: {port: 80, httpHeaders: [{name: Accept, value: ""}]}')["httpGet"]["httpHeaders"]
 
 
 def test_a_startup_probe_of_a_sidecar_is_found() -> None:

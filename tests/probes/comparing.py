@@ -94,6 +94,8 @@ class Server:
             record.append("end")
         except trio.BrokenResourceError:
             record.append("reset")
+        except trio.ClosedResourceError:
+            pass  # TLS, which the server has ended
 
     async def _answer(self, stream: Any, head: bytes) -> None:
         for step in self._behaviour(head, self.port):
@@ -134,10 +136,13 @@ async def of_pidone(pod: dict[str, Any], server: Server | None = None) -> Outcom
 
 
 async def of_action(config: dict[str, Any], ip: str, server: Server | None = None) -> Outcome:
+    """Return the outcome of one request of the action with these fields."""
     reaper = Reaper()
     setting = Setting(Pod("web", "shop", "u", ip), None, reaper, Counters(), lambda: (), programs="/")
+    request = build(Fields(config, "probe"), setting).ask
     async with trio.open_nursery() as nursery:
-        await nursery.start(reaper.run)
-        why = await build(Fields(config, "probe"), setting).ask(Watcher())
+        if "exec" in config:
+            await nursery.start(reaper.run)
+        why = await request(Watcher())
         nursery.cancel_scope.cancel()
     return Outcome(not why, await server.take() if server else (), why)

@@ -1,6 +1,9 @@
 """An httpGet has the kubelet's verdict, and the application sees the kubelet's bytes."""
 
+import shutil
 import ssl
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -470,3 +473,92 @@ async def test_addresses(kubelet: Kubelet, ip: str) -> None:
 )
 async def test_host(kubelet: Kubelet, host: str) -> None:
     await compare(kubelet, says(OK), host=host)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Self-signed, expired and for another name, with its key in the same file."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl: apt-get install openssl")
+    path = tmp_path_factory.mktemp("tls") / "certificate.pem"
+    key = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=other.example"
+    subprocess.run([*key.split(), "-keyout", path, "-out", f"{path}.crt"], check=True, capture_output=True)
+    path.write_text(path.read_text() + Path(f"{path}.crt").read_text())
+    return path
+
+
+def tls(certificate: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    return context
+
+
+@pytest.mark.parametrize(
+    "name", ["a length", "chunks", "no length", "less than its length", "a page alone", "two CR"]
+)
+@pytest.mark.parametrize("ip", ["127.0.0.1", "::1"])
+async def test_https(kubelet: Kubelet, certificate: Path, name: str, ip: str) -> None:
+    await compare(kubelet, says(HEADS[name]), ip=ip, certificate=tls(certificate), scheme="HTTPS")
+
+
+@pytest.mark.parametrize("size", [5_000, 500_000])
+async def test_body_over_https(kubelet: Kubelet, certificate: Path, size: int) -> None:
+    body = status("200 OK", f"Content-Length: {size}", body=b"x" * size)
+    await compare(kubelet, says(body), certificate=tls(certificate), scheme="HTTPS")
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_redirect_from_https(kubelet: Kubelet, certificate: Path, scheme: str) -> None:
+    def behaviour(head: bytes, port: int) -> Steps:
+        if head.startswith(b"GET /end"):
+            return [OK]
+        return [status("302 x", f"Location: {scheme}://127.0.0.1:{port}/end", EMPTY)]
+
+    outcome = await compare(kubelet, behaviour, certificate=tls(certificate), scheme="HTTPS")
+    assert outcome.healthy == (scheme == "https")
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("wanted", [ssl.CERT_NONE, ssl.CERT_OPTIONAL, ssl.CERT_REQUIRED])
+async def test_versions_and_certificates_of_clients(
+    kubelet: Kubelet, certificate: Path, version: ssl.TLSVersion, wanted: ssl.VerifyMode
+) -> None:
+    context = tls(certificate)
+    context.minimum_version = context.maximum_version = version
+    context.verify_mode = wanted
+    outcome = await compare(kubelet, says(OK), certificate=context, scheme="HTTPS")
+    assert outcome.healthy == (wanted != ssl.CERT_REQUIRED)
+
+
+async def test_https_without_the_end_of_tls(kubelet: Kubelet, certificate: Path) -> None:
+    async with trio.open_nursery() as nursery:
+        outcomes = []
+        for answer in (HEADS["no length"], HEADS["a length"], HEADS["less than its length"]):
+
+            async def serve(stream: trio.SocketStream, answer: bytes = answer) -> None:
+                secure = trio.SSLStream(stream, tls(certificate), server_side=True)
+                await secure.receive_some()
+                await secure.send_all(answer)
+                await trio.aclose_forcefully(stream)
+
+            listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            await nursery.start(trio.serve_listeners, serve, listeners)
+            port = listeners[0].socket.getsockname()[1]
+            pod = pod_with({"httpGet": {"port": port, "scheme": "HTTPS"}, "timeoutSeconds": 60}, "127.0.0.1")
+            expected = await of_kubelet(kubelet, pod)
+            assert expected
+            assert (await of_pidone(pod)).healthy == expected.healthy
+            outcomes.append(expected.healthy)
+        assert outcomes == [True, True, False]
+        nursery.cancel_scope.cancel()
+
+
+async def test_https_at_a_server_of_http(kubelet: Kubelet) -> None:
+    assert not (await compare(kubelet, says(status("400 x", EMPTY)), scheme="HTTPS")).healthy
+
+
+async def test_https_needs_no_file_of_authorities(
+    kubelet: Kubelet, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIDONE_CA", "/no/such")
+    assert (await compare(kubelet, says(OK), certificate=tls(certificate), scheme="HTTPS")).healthy
