@@ -1,7 +1,7 @@
-"""One HTTP request: connect, send, read the answer, close.
+"""One HTTP request on a connection of its own.
 
-A connection a request: the pod's requests are seconds or a minute apart, where servers and
-middleboxes have long dropped an idle connection, and "dropped" would have to be told from "refused".
+The pod's requests are seconds or a minute apart. Servers and middleboxes have dropped an idle connection by then, and a
+request on it could not tell "dropped" from "refused".
 """
 
 import os
@@ -36,19 +36,16 @@ async def request(
     body: bytes = b"",
     source: str | None = None,
     limit: int = 1 << 20,
-    head_only: bool = False,
-    insecure: bool = False,
     fatal: bool = False,
 ) -> Response:
-    """Send one request and read the whole answer; redirects are answers like any other.
+    """Send one request and return the whole answer. A redirect is not followed.
 
     ``timeout`` is seconds for everything together, of which connecting may take ``CONNECT_TIMEOUT`` and, once
-    connected, request and answer ``answer_timeout``.
-    ``source`` is the local address to connect from. An answer's body of more than ``limit`` bytes is a
-    ``ProtocolError``. With ``head_only`` the body is not waited for; with ``insecure`` any certificate will
-    do. With ``fatal`` the reason goes into the connection if this process dies of a fatal signal while it waits
-    for an answer over plain http: the error output of a sandbox goes nowhere. Raises a ``TransferError``. On
-    cancel the connection is closed at once, and whether the server has acted on the request is not known.
+    connected, request and answer ``answer_timeout``. ``source`` is the local address to connect from. An answer's body
+    of more than ``limit`` bytes is a ``ProtocolError``. With ``fatal`` a fatal signal of this process writes its reason
+    into the connection, if it is plain http: the error output of a sandbox goes nowhere.
+
+    Raises a ``TransferError``. On cancel the connection is closed at once; the server may have acted on the request.
     """
     try:
         where = urlsplit(url)
@@ -66,13 +63,13 @@ async def request(
     try:
         with trio.fail_after(timeout):
             async with AsyncExitStack() as closing:
-                stream = await closing.enter_async_context(await _connect(where, source, insecure=insecure))
+                stream = await closing.enter_async_context(await _connect(where, source))
                 if fatal and isinstance(stream, trio.SocketStream):
                     closing.enter_context(_fatal_errors_to(stream))
                 with trio.fail_after(answer_timeout):
                     sent = True
                     await _send(stream, method, where, dict(headers or {}), body, connection)
-                    return await _receive(stream, connection, 0 if head_only else limit)
+                    return await _receive(stream, connection, limit)
     except trio.TooSlowError:
         seconds = min(timeout, answer_timeout)
         raise TransferTimeout(f"{shown}: no answer within {seconds:g} s", sent=sent) from None
@@ -85,13 +82,13 @@ async def request(
 
 
 def redacted(url: str) -> str:
-    """The URL without the user and password that may stand in it, for messages."""
+    """Return the URL without user and password, for messages."""
     scheme, separator, rest = url.partition("://")
     authority, slash, path = rest.partition("/")
     return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"
 
 
-async def _connect(where: SplitResult, source: str | None, *, insecure: bool) -> trio.abc.Stream:
+async def _connect(where: SplitResult, source: str | None) -> trio.abc.Stream:
     assert where.hostname is not None
     secure = where.scheme == "https"
     with trio.move_on_after(CONNECT_TIMEOUT):
@@ -99,7 +96,7 @@ async def _connect(where: SplitResult, source: str | None, *, insecure: bool) ->
         if secure:
             from pidone.http.tls import secured
 
-            return await secured(stream, where.hostname, insecure=insecure)
+            return await secured(stream, where.hostname, verify=True)
         return stream
     raise OSError(f"no connection within {CONNECT_TIMEOUT:g} s")
 
@@ -151,8 +148,6 @@ async def _receive(stream: trio.abc.Stream, connection: h11.Connection, limit: i
             connection.receive_data(data)
         elif isinstance(event, h11.Response):
             status = event.status_code
-            if not limit:
-                return Response(status)
             received = {name.decode().lower(): value.decode("latin-1") for name, value in event.headers}
         elif isinstance(event, h11.Data):
             size += len(event.data)
@@ -196,7 +191,7 @@ def _basic(user: str, password: str) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """Why there was no connection, in words: Trio wraps several attempts to connect in one error."""
+    """Return the reason of the error in words. Trio wraps several attempts to connect in one error."""
     cause = error.__cause__
     if isinstance(cause, BaseExceptionGroup):
         return "; ".join(dict.fromkeys(reason(inner) for inner in cause.exceptions))

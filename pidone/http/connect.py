@@ -1,7 +1,7 @@
-"""A TCP connection, and the lookup of the name it goes to.
+"""TCP connections, and lookups of names.
 
-Trio looks names up in its own threads, and these name themselves by ctypes: 0.7 MiB and a search of the disk for
-a library, for a pod whose repo has a name. ``Lookups`` does it in a plain thread.
+Trio's threads for lookups import ctypes, which costs 0.7 MiB and a search of the disk for a library. ``Lookups`` uses a
+plain thread.
 """
 
 import _thread
@@ -12,20 +12,20 @@ from typing import Any, TypeVar
 import outcome
 import trio
 
-# At once. The C library's resolver takes as long as /etc/resolv.conf lets it and cannot be stopped: a lookup
-# that was cancelled keeps its place until it has ended, so a dead DNS server costs this many threads.
+# Lookups at the same time. The C library's resolver takes as long as /etc/resolv.conf allows and cannot be stopped. A
+# cancelled lookup keeps its place until it has ended, so a dead DNS server costs this many threads.
 LOOKUPS = 4
 
 Answer = TypeVar("Answer")
 
 
 async def connect(host: str, port: int, *, source: str | None) -> trio.SocketStream:
-    """Connect, from the address ``source`` where one is given. Raises OSError; on cancel nothing is left open."""
+    """Connect from the address ``source``, if there is one. Raises OSError. On cancel nothing is left open."""
     return await trio.open_tcp_stream(encoded(host), port, local_address=source)
 
 
 def encoded(host: str) -> bytes:
-    """The name as it goes into a lookup; a str would load the codec for IDNA, and the image has no IDNA at all."""
+    """Return the name for a lookup. With a str Python would load the codec for IDNA, which the image does not have."""
     try:
         return host.encode("ascii")
     except UnicodeEncodeError:
@@ -47,7 +47,7 @@ class Lookups(trio.abc.HostnameResolver):
         proto: int = 0,
         flags: int = 0,
     ) -> list[Any]:
-        """As ``socket.getaddrinfo``. On cancel the lookup is abandoned, and its answer not heard."""
+        """As ``socket.getaddrinfo``. On cancel the lookup goes on in its thread, and its result is dropped."""
         return await _in_thread(
             self._free, lambda: socket.getaddrinfo(host, port, family, type, proto, flags)
         )

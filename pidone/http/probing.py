@@ -126,7 +126,7 @@ async def _ask(url: Reference, host: str, headers: Headers, source: str | None) 
     if url.scheme == "https":
         from pidone.http.tls import secured
 
-        answer = _Answer(await secured(stream, url.name, insecure=True))
+        answer = _Answer(await secured(stream, url.name, verify=False))
     else:
         answer = _Answer(stream)
     try:

@@ -1,4 +1,4 @@
-"""TLS for the client: a module of its own, since ssl is 1 MiB, and only pods that speak https pay for it."""
+"""TLS for clients. ssl costs 1 MiB, so this module is imported only by pods that need it."""
 
 import os
 import ssl
@@ -8,15 +8,13 @@ import trio
 CA = "PIDONE_CA"  # of the environment; for all https alike: repo, registry, monitoring
 
 
-async def secured(
-    stream: trio.SocketStream, host: str, *, insecure: bool
-) -> trio.SSLStream[trio.SocketStream]:
-    """TLS over ``stream``, after the handshake; with ``insecure`` any certificate will do.
+async def secured(stream: trio.SocketStream, host: str, *, verify: bool) -> trio.SSLStream[trio.SocketStream]:
+    """Return TLS over ``stream`` after the handshake. Without ``verify`` every certificate is accepted.
 
-    Raises OSError; then, and on cancel, the stream is closed.
+    Raises OSError. Then, and on cancel, the stream is closed.
     """
     try:
-        context = _unverified() if insecure else _trust()
+        context = _trust() if verify else _unverified()
         over = trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
         await over.do_handshake()
     except BaseException:
@@ -26,14 +24,14 @@ async def secured(
 
 
 def _unverified() -> ssl.SSLContext:
-    """Any certificate will do, so that PIDONE_CA is not read."""
+    """Return a context that accepts every certificate, without reading PIDONE_CA."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context
 
 
 def _trust() -> ssl.SSLContext:
-    """The authorities in the file that PIDONE_CA names and no others, else those of the system."""
+    """Return a context that trusts the authorities in the file of PIDONE_CA alone, or without it the system's."""
     file = os.environ.get(CA)
     try:
         return ssl.create_default_context(cafile=file or None)

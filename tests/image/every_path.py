@@ -59,7 +59,7 @@ import trio
 
 from pidone.actions import names, privileged
 from pidone.errors import PidoneError, last_words
-from pidone.http import client
+from pidone.http import client, probing, references
 from pidone.http.connect import Lookups
 from pidone.pid1 import claims, stages, subreaper
 from pidone.pid1.reaper import Reaper
@@ -132,12 +132,17 @@ async def requests(port: int) -> None:
         "http://" + "a" * 70 + "/",
     ]
     for url in urls:
-        for insecure in (False, True):
-            try:
-                said = await client.request("GET", url, timeout=1.0, insecure=insecure)
-                print(url, said.status)
-            except PidoneError as error:
-                print(url, error)
+        try:
+            answer = await client.request("GET", url, timeout=1.0)
+            print(url, answer.status)
+        except PidoneError as error:
+            print(url, error)
+        try:
+            probed = references.parse(references.as_bytes(url))
+        except ValueError as error:
+            print(url, error)
+        else:
+            print(await probing.get(probed, probing.canonical_headers([]), timeout=1.0, source=None))
 
 
 async def serve(stream: trio.SocketStream) -> None:
