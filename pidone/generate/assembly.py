@@ -25,6 +25,13 @@ and of a registry:
     x-pidone-instance       the fields that identify an instance: two tasks that agree in all of them have the same one
     x-pidone-port           the field with the port that callers use
     x-pidone-lease          the field with the duration of the lease; none if there is no lease to renew
+    x-pidone-renewal        the field with the interval of renewals that the registry is told, if there is one
+
+and of a value, for the checker:
+
+    x-pidone-holds          what the value is held to, a function of ``pidone.language.literals``
+    x-pidone-keys           what the keys of a map are held to: "header"
+    x-pidone-without        a pattern of the end of a URL that pidone adds itself
 """
 
 import json
@@ -49,8 +56,8 @@ _COMMENT = (
     "Made by make schema; the source is in the folders beside. Draft-07 reads it in the same way: beside a $ref "
     "stand annotations alone. A definition with x-pidone-states is an action, and the key of a task that refers to "
     "it is the action's key. x-pidone-value is the name of a scalar in messages, its format, and the type of params "
-    "that may replace it. x-pidone-task, x-pidone-program, x-pidone-environment, x-pidone-least and x-pidone-most are "
-    "rules of the checker that a schema cannot express."
+    "that may replace it. x-pidone-task, x-pidone-program, x-pidone-environment, x-pidone-holds, x-pidone-keys, "
+    "x-pidone-without, x-pidone-least and x-pidone-most are rules of the checker that a schema cannot express."
 )
 
 
@@ -151,7 +158,10 @@ def _check_registry(file: str, part: Mapping[str, Any]) -> None:
     """Raise ``ValueError`` if the rest of pidone would not know what identifies an instance."""
     if not part.get("x-pidone-instance"):
         raise ValueError(f"{file}: x-pidone-instance: expected the fields that identify an instance")
-    for name in (*part["x-pidone-instance"], part.get("x-pidone-port"), part.get("x-pidone-lease")):
+    for name in (
+        *part["x-pidone-instance"],
+        *(part.get(f"x-pidone-{key}") for key in ("port", "lease", "renewal")),
+    ):
         if name is not None and name not in part["properties"]:
             raise ValueError(f'{file}: it has no field "{name}"')
 

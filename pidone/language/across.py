@@ -4,7 +4,7 @@ Only objects without errors of their own are compared. What is not in the files 
 nearly the name of a set in the files is an error, anything else is a warning or is passed over.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
@@ -12,11 +12,11 @@ from typing import Any
 
 from pidone.language.extends import ANY, Flat, Sets, flat
 from pidone.language.findings import Finding, Span, shown, suggestion
-from pidone.language.lint import clashes
+from pidone.language.lint import clashes, misfit
 from pidone.language.model import Param, TaskBinding, TaskSet
 from pidone.language.params import mismatch
 from pidone.language.reading import Document
-from pidone.language.schemas import MISSING, Shape, task_shape
+from pidone.language.schemas import MISSING, scalars, task_shape
 from pidone.language.selector import Selector
 from pidone.language.substitution import references
 
@@ -229,7 +229,7 @@ def _check_arguments(
                 )
             continue
         for task_set, param in declared[name]:
-            if wrong := mismatch(param, value) or _misfit(task_set, name, value):
+            if wrong := mismatch(param, value) or misfit(task_set.tasks, name, value):
                 message = f'param "{name}" of "{task_set.name}": {shown(value)} {wrong}'
                 document.say(document.span(path), message, "param-type")
                 break
@@ -251,35 +251,10 @@ def _wanted(task_set: TaskSet) -> set[str]:
         reference.name.removeprefix("params.")
         for task in task_set.tasks
         if not task.get("podSelector")
-        for text, _ in _scalars(task, task_shape())
+        for text, _ in scalars(task, task_shape())
+        if isinstance(text, str)
         for reference in references(text)
     }
-
-
-def _misfit(task_set: TaskSet, name: str, value: Any) -> str:
-    """Return why a value cannot stand where a task has nothing but the reference; empty if it can."""
-    for task in task_set.tasks:
-        for text, shape in _scalars(task, task_shape()):
-            if (
-                text == f"$(params.{name})"
-                and shape.literal is not None
-                and not shape.literal.is_valid(value)
-            ):
-                return f'is not {shape.what} as task "{task["name"]}" needs it; {shape.write}'
-    return ""
-
-
-def _scalars(value: Any, shape: Shape) -> Iterator[tuple[str, Shape]]:
-    if isinstance(value, str):
-        yield value, shape
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            below = shape.properties.get(key, shape.values)
-            if below is not None:
-                yield from _scalars(inner, below)
-    elif isinstance(value, list) and shape.items is not None:
-        for inner in value:
-            yield from _scalars(inner, shape.items)
 
 
 def _say_tasks_of_two(document: Document, sets: Sequence[Flat]) -> bool:

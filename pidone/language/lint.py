@@ -5,24 +5,37 @@ where it has one: what does not work by default is a mistake; of what is not kno
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from pidone.language import duration
+from pidone.actions import PROGRAMS
+from pidone.language import duration, literals
 from pidone.language.findings import Source, Span, shown
 from pidone.language.model import TaskSet
 from pidone.language.reading import Document, Node
+from pidone.language.rule_texts import WARNINGS
 from pidone.language.safe_patterns import wrong_pattern
-from pidone.language.schemas import MISSING, Action, Registry, Shape, action_of, registries, task_shape
-from pidone.language.substitution import references
+from pidone.language.schemas import (
+    MISSING,
+    Action,
+    Registry,
+    Shape,
+    action_of,
+    registries,
+    scalars,
+    task_shape,
+)
+from pidone.language.substitution import references, written
 
 Path = tuple[str | int, ...]
 Said = Iterator[tuple[Span, str, str]]  # where, what, and the rule
 
 _LINE = re.compile(r" on line [0-9]+")
 _OWN_HOSTS = {"127.0.0.1", "::1", "localhost", "$(pod.ip)"}
+TERMINATING = "pod.terminating"
+FAREWELL_SECONDS = 4  # half of ``pidone.pod.program.TEARDOWN_SECONDS``; a test holds them together
 _HANDLERS = ("httpGet", "tcpSocket", "grpc")
 _BESIDE = {"completed": {"succeeded", "failed"}}  # states that hold at once; "started" does beside all
 
@@ -32,9 +45,11 @@ def lint_task_set(document: Document, sound: Callable[[Path], bool]) -> None:
     spec = document.root.value.get("spec")
     if isinstance(spec, dict):
         whole = _Set.of(document, spec, sound)
+        errors = {(one.line, one.column) for one in document.findings if not one.is_warning}
         for rule in _RULES:
             for span, message, name in rule(whole):
-                document.say(span, message, name)
+                if name not in WARNINGS or (span.line, span.column) not in errors:
+                    document.say(span, message, name)
 
 
 def clashes(task_set: TaskSet) -> list[tuple[int, str, str]]:
@@ -52,6 +67,23 @@ def clashes(task_set: TaskSet) -> list[tuple[int, str, str]]:
     whole = _Set.of(document, spec, lambda _: True)
     found = [said for rule in (_ports, _instances) for said in rule(whole)]
     return [(span.line - 1, _LINE.sub("", message), rule) for span, message, rule in found]
+
+
+def misfit(tasks: Iterable[Mapping[str, Any]], name: str, value: Any) -> str:
+    """Return why a value of a param cannot stand where a task has nothing but the reference; empty if it can."""
+    for task in tasks:
+        for text, shape in scalars(task, task_shape()):
+            if text != f"$(params.{name})" or shape.literal is None:
+                continue
+            given = written(value) if shape.type == "string" else value
+            if not shape.literal.is_valid(given):
+                what = f"{shape.what} as" if shape.what else "what"
+                return f'is not {what} task "{task["name"]}" needs{" it" if shape.what else ""}; {shape.write}'.rstrip(
+                    "; "
+                )
+            if isinstance(given, str) and (wrong := literals.problem(shape.holds, given)):
+                return f'does not fit task "{task["name"]}": {wrong}'
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +167,11 @@ class _Set:
     def extended(self) -> bool:
         """Whether there are tasks that this file does not have."""
         return bool(self.spec.get("extends"))
+
+    @property
+    def right(self) -> bool:
+        """Whether the set has no errors; where there are some, advice can wait."""
+        return not any(not one.is_warning for one in self.document.findings)
 
     def edges(self, task: _Task, *keys: str) -> Iterator[tuple[str, str, Span]]:
         """Task, state and place of what must hold for ``task`` to start (needs), and to run (while)."""
@@ -247,9 +284,25 @@ def _leases(tasks: _Set) -> Said:
                 f"add a task with heartbeat: {{of: {task.name}}}"
             )
             yield task.key("register"), message, "unrenewed"
+        yield from _announced(tasks, task, registry, lease)
         for beat in tasks.of_action("heartbeat"):
             if beat.get("heartbeat", "of") == task.name:
                 yield from _lease(tasks, task, beat, lease)
+
+
+def _announced(tasks: _Set, task: _Task, registry: Registry, lease: Any) -> Said:
+    """The interval of renewals that is announced to the registry, if it has such a field."""
+    if not registry.renewal:
+        return
+    renewal = task.get("register", registry.name, registry.renewal)
+    interval, length = tasks.seconds(renewal), tasks.seconds(lease)
+    if interval is not None and length is not None and interval >= length:
+        name = registry.lease if task.has("register", registry.name, registry.lease) else registry.renewal
+        message = (
+            f"{registry.lease} is {tasks.shown(lease)}, and {registry.renewal} is {tasks.shown(renewal)}: the lease "
+            f"ends before it is renewed; give {registry.renewal} a third of {registry.lease}"
+        )
+        yield task.span("register", registry.name, name), message, "lease"
 
 
 def _lease(tasks: _Set, task: _Task, beat: _Task, lease: Any) -> Said:
@@ -279,6 +332,80 @@ def _stopping(tasks: _Set) -> Said:
                 "the default; write how long it may take, as in stopTimeout: 5s"
             )
             yield task.key("register"), message, "stop-timeout"
+        elif tasks.seconds(task.get("stopTimeout")) == 0:
+            message = (
+                f'with 0s "{task.name}" is never deregistered, and the instance stays; give it some seconds'
+            )
+            yield task.span("stopTimeout"), message, "stop-timeout"
+
+
+def _leaving(tasks: _Set) -> Said:
+    """Farewells have half of the time that is left at the end of a pod, and what is undone waits for them."""
+    waiting = next((task.name for task in tasks.of_action("register")), "")
+    then = f', and the deregistration of "{waiting}" waits for it' if waiting else ""
+    for task in tasks.tasks.values():
+        if list(task.value.get("runOn", ())) != [TERMINATING]:
+            continue
+        for key in ("timeout", "stopTimeout"):
+            limit = tasks.seconds(task.get(key)) if task.has(key) else None
+            if limit is not None and limit > FAREWELL_SECONDS:
+                message = (
+                    f"a task that runs on {TERMINATING} is cut after {FAREWELL_SECONDS:g}s{then}; "
+                    f"give {key} at most {FAREWELL_SECONDS:g}s"
+                )
+                yield task.span(key), message, "farewell"
+        for other in tasks.tasks.values():
+            for key, path, edge in other.edges("needs", "while"):
+                if edge.partition(".")[0] == task.name and TERMINATING not in other.value.get("runOn", ()):
+                    never = "start" if key == "needs" else "run"
+                    message = (
+                        f'"{task.name}" runs only when the pod ends, so "{other.name}" would never {never}; '
+                        f"remove it from {key}"
+                    )
+                    yield tasks.document.span(path), message, "contradiction"
+
+
+def _reports(tasks: _Set) -> Said:
+    for task in tasks.of_action("report"):
+        if tasks.settled(task.get("report", "onChange")) is False and task.get("every") is None:
+            message = (
+                f'"{task.name}" reports neither changes nor periodically; add every, or set onChange: true'
+            )
+            yield task.span("report", "onChange"), message, "no-effect"
+
+
+def _unused_fields(tasks: _Set) -> Said:
+    for task in tasks.tasks.values():
+        if task.has("backoffLimit") and task.get("restartPolicy") == "Never":
+            message = "with restartPolicy: Never nothing is retried; remove backoffLimit"
+            yield task.key("backoffLimit"), message, "no-effect"
+        if task.has("probe", "container") and not task.has("probe", "from"):
+            ports = [
+                task.get("probe", handler, "port") for handler in _HANDLERS if task.has("probe", handler)
+            ]
+            if all(isinstance(port, int) for port in ports):
+                message = "container tells whose probe or named port is meant, and this probe has neither; remove it"
+                yield task.key("probe", "container"), message, "no-effect"
+
+
+def _follows(tasks: _Set) -> Said:
+    """A registration that is paused by ``while`` keeps its status in the registry."""
+    for task in tasks.of_action("register"):
+        probes = {
+            edge.partition(".")[0]
+            for _, _, edge in task.edges("while")
+            if edge.partition(".")[0] in tasks.tasks
+            and tasks.tasks[edge.partition(".")[0]].action.name == "probe"
+        }
+        given = task.get("register", "follow")
+        followed = {given} if isinstance(given, str) else set(given or ())
+        if missing := sorted(probes - followed):
+            wanted = ", ".join(sorted(probes | followed))
+            message = (
+                f'while pauses "{task.name}" and its heartbeats, and the registry keeps the status UP until the lease '
+                f"ends; to be DOWN while {' or '.join(missing)} is not healthy, write follow: [{wanted}]"
+            )
+            yield task.key("while"), message, "follow"
 
 
 def _early_heartbeats(tasks: _Set) -> Said:
@@ -360,6 +487,47 @@ def _probes(tasks: _Set) -> Said:
             yield task.key("probe", "exec"), message, "probe-exec"
 
 
+def _defaults(tasks: _Set) -> Said:
+    if not tasks.right:
+        return
+    for name, (path, param) in tasks.params.items():
+        wrong = (
+            misfit((task.value for task in tasks.tasks.values()), name, param["default"])
+            if "default" in param
+            else ""
+        )
+        if wrong:
+            message = f'the default of "{name}", {shown(param["default"])}, {wrong}'
+            yield tasks.document.span((*path, "default")), message, "param-type"
+
+
+def _programs(tasks: _Set) -> Said:
+    if not tasks.right:
+        return
+    for task in tasks.tasks.values():
+        for path in (("exec", "command"), ("probe", "exec", "command")):
+            program = (task.get(*path) or [""])[0] if task.has(*path) else ""
+            if program.startswith("/") and not program.startswith(f"{PROGRAMS}/"):
+                message = (
+                    f"{shown(program)} is not in {PROGRAMS}, the folder whose programs a pod runs; put it there, "
+                    "or set PIDONE_PROGRAMS where pidone is started"
+                )
+                yield tasks.document.span((*task.path, *path, 0)), message, "program"
+
+
+def _repeated(tasks: _Set) -> Said:
+    for task in tasks.tasks.values():
+        for path, fold in ((("exec", "env"), str), (("probe", "httpGet", "httpHeaders"), str.lower)):
+            lines: dict[str, int] = {}
+            for index, item in enumerate(task.get(*path) or () if task.has(*path) else ()):
+                span = tasks.document.span((*task.path, *path, index, "name"))
+                name = fold(item["name"])
+                if name in lines:
+                    message = f'"{item["name"]}" is there already, on line {lines[name]}; remove one'
+                    yield span, message, "repeated-name"
+                lines.setdefault(name, span.line)
+
+
 def _backoffs(tasks: _Set) -> Said:
     for task in tasks.tasks.values():
         initial, most = task.get("backoff", "initial"), task.get("backoff", "max")
@@ -413,9 +581,8 @@ def _at_once(one: str, other: str) -> bool:
 
 def _params(tasks: _Set) -> Said:
     used = {reference.name for text in _texts(tasks.spec.get("tasks")) for reference in references(text)}
-    right = not any(not one.is_warning for one in tasks.document.findings)  # else one may be misspelt
     for name, (path, param) in tasks.params.items():
-        if f"params.{name}" not in used and right and not tasks.extended:
+        if f"params.{name}" not in used and tasks.right and not tasks.extended:
             message = f"no task has $(params.{name}); use it, or remove the param"
             yield tasks.document.span((*path, "name")), message, "unused-param"
         pattern = param.get("pattern", "")
@@ -454,4 +621,11 @@ _RULES: Sequence[Callable[[_Set], Said]] = (
     _backoffs,
     _contradictions,
     _params,
+    _defaults,
+    _programs,
+    _repeated,
+    _leaving,
+    _reports,
+    _unused_fields,
+    _follows,
 )

@@ -136,6 +136,9 @@ class Shape:
     unused: bool = False  # the plan does not have it
     program: bool = False  # the value is an argv
     environment: bool = False  # the value names a variable that a program is started with
+    holds: str = ""  # what ``literals.problem`` checks the value for
+    without: str = ""  # a pattern of an end that pidone adds itself
+    keys: str = ""  # what the keys of the map are: "header"
     literal: Any = None  # a validator of the value once it holds no references
 
     @property
@@ -165,11 +168,26 @@ class Registry:
     instance: tuple[str, ...]  # the fields that identify an instance
     port: str  # the field with the port that callers use; empty: none
     lease: str  # the field with the duration of the lease; empty: none
+    renewal: str  # the field with the interval of renewals that the registry is told; empty: none
 
 
 @cache
 def task_shape() -> Shape:
     return _shape({"$ref": "#/definitions/task"}, schema("TaskSet"))
+
+
+def scalars(value: Any, shape: Shape) -> Iterator[tuple[Any, Shape]]:
+    """Yield the values that hold no others, each with its shape; nothing of what the schema does not know."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            below = shape.properties.get(key, shape.values)
+            if below is not None:
+                yield from scalars(inner, below)
+    elif isinstance(value, list) and shape.items is not None:
+        for inner in value:
+            yield from scalars(inner, shape.items)
+    elif not isinstance(value, list):
+        yield value, shape
 
 
 @cache
@@ -205,6 +223,7 @@ def registries() -> Mapping[str, Registry]:
             instance=tuple(part["x-pidone-instance"]),
             port=part.get("x-pidone-port", ""),
             lease=part.get("x-pidone-lease", ""),
+            renewal=part.get("x-pidone-renewal", ""),
         )
         for name, part in _definitions("x-pidone-instance").items()
     }
@@ -282,5 +301,8 @@ def _shape(part: Mapping[str, Any], whole: Mapping[str, Any]) -> Shape:
         unused=part.get("x-pidone-unused", False),
         program=part.get("x-pidone-program", False),
         environment=part.get("x-pidone-environment", False),
+        holds=part.get("x-pidone-holds", ""),
+        without=part.get("x-pidone-without", ""),
+        keys=part.get("x-pidone-keys", ""),
         literal=validator("TaskSet").evolve(schema=literal) if kind not in {"object", "array"} else None,
     )

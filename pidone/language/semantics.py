@@ -4,13 +4,16 @@ Every function takes documents that may be wrong in other ways too: what is not 
 by the schema already, and is passed over here, so that all mistakes of a file come in one run.
 """
 
+import posixpath
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pidone.language import duration
+from pidone.language import duration, literals
 from pidone.language.extends import Flat, Sets, flat
 from pidone.language.findings import Source, Span, shown, suggestion
+from pidone.language.leftovers import is_unfinished
 from pidone.language.model import Param, TaskSet
 from pidone.language.params import mismatch
 from pidone.language.reading import Document, Node
@@ -30,6 +33,9 @@ EVENTS = {
 }  # what runOn takes beside states
 _VERBS = {"needs": "needs", "while": "runs while", "runOn": "runs on"}
 _WAITING = ("needs", "while")  # what may not lead around in a circle
+_SHELLS = {"ash", "bash", "busybox", "dash", "ksh", "sh", "zsh"}
+_OPERATORS = {"&", "&&", "|", "||", ";", ">", ">>", "<", "<<", "2>", "2>&1", ">/dev/null", "2>/dev/null"}
+_BACKTICKS = re.compile("`[^`]+`")
 _CONSTRAINTS = {"pattern": "string", "maxLength": "string", "minimum": "integer", "maximum": "integer"}
 
 
@@ -110,21 +116,104 @@ def check_task_binding(document: Document) -> None:
     spec = document.root.value.get("spec")
     if not isinstance(spec, dict):
         return
+    check_selector(document, spec.get("podSelector"), ("spec", "podSelector"))
     selector = spec.get("podSelector")
-    expressions = selector.get("matchExpressions") if isinstance(selector, dict) else None
-    for index, expression in enumerate(expressions if isinstance(expressions, list) else ()):
-        path: Path = ("spec", "podSelector", "matchExpressions", index)
-        operator = expression.get("operator") if isinstance(expression, dict) else None
-        if operator in ("In", "NotIn") and not expression.get("values"):
-            document.say(document.span((*path, "operator")), f"{operator} needs values", "selector")
-        if operator in ("Exists", "DoesNotExist") and expression.get("values"):
-            document.say(
-                document.key((*path, "values")), f"{operator} takes no values; remove them", "selector"
-            )
+    if isinstance(selector, dict) and not any(selector.values()):
+        message = (
+            "an empty podSelector selects every pod, and the policy of an installation denies it; name labels, or "
+            "write matchExpressions: [{key: pidone.dev/ignore, operator: DoesNotExist}]"
+        )
+        document.say(document.key(("spec", "podSelector")), message, "every-pod")
     given = spec.get("params")
     for name, value in given.items() if isinstance(given, dict) else ():
         if isinstance(value, str) and references(value):
             document.say(document.span(("spec", "params", name)), _NO_REFERENCE, "reference")
+
+
+def check_labels(document: Document) -> None:
+    """Check the keys of the labels and annotations of an object, and the values of its labels."""
+    metadata = document.root.value.get("metadata")
+    for part in ("labels", "annotations") if isinstance(metadata, dict) else ():
+        values = metadata.get(part)
+        for key, value in values.items() if isinstance(values, dict) else ():
+            path = ("metadata", part, key)
+            if wrong := literals.label_key(key):
+                document.say(document.key(path), wrong, "label")
+            elif part == "labels" and isinstance(value, str) and (wrong := literals.label_value(value)):
+                document.say(document.span(path), wrong, "label")
+
+
+def check_selector(document: Document, selector: object, path: Path) -> None:
+    """Check the keys of a label selector, and whether any labels can fit all of it."""
+    if not isinstance(selector, dict):
+        return
+    labels, expressions = selector.get("matchLabels"), selector.get("matchExpressions")
+    labels = labels if isinstance(labels, dict) else {}
+    for key in labels:
+        if "$(" in key:
+            continue  # said as a reference in a key
+        if wrong := literals.label_key(key):
+            document.say(document.key((*path, "matchLabels", key)), wrong, "label")
+    wanted: dict[str, set[str] | None] = {
+        key: {value} for key, value in labels.items() if isinstance(value, str)
+    }  # the values that each label can have; None: it must be there, with any value
+    banned: dict[str, set[str] | None] = {}  # None: the label must not be there
+    for index, expression in enumerate(expressions if isinstance(expressions, list) else ()):
+        here = (*path, "matchExpressions", index)
+        if isinstance(expression, dict) and _check_expression(document, expression, here):
+            _check_satisfiable(document, expression, here, wanted, banned)
+
+
+def _check_expression(document: Document, expression: Mapping[str, Any], path: Path) -> bool:
+    """True if nothing is wrong with an expression by itself."""
+    key, operator, values = expression.get("key"), expression.get("operator"), expression.get("values")
+    if operator in ("In", "NotIn") and not values:
+        place = (
+            document.key((*path, "values")) if "values" in expression else document.span((*path, "operator"))
+        )
+        document.say(place, f"{operator} needs values", "selector")
+        return False
+    if operator in ("Exists", "DoesNotExist") and values:
+        message = f"{operator} takes no values; remove them"
+        document.say(document.key((*path, "values")), message, "selector")
+        return False
+    if not isinstance(key, str) or not isinstance(values or [], list):
+        return False
+    span = document.span((*path, "key"))
+    said = any((one.line, one.column) == (span.line, span.column) for one in document.findings)
+    if not said and (wrong := literals.label_key(key)):
+        document.say(span, wrong, "label")
+        return False
+    return not said and operator in ("In", "NotIn", "Exists", "DoesNotExist")
+
+
+def _check_satisfiable(
+    document: Document,
+    expression: Mapping[str, Any],
+    path: Path,
+    wanted: dict[str, set[str] | None],
+    banned: dict[str, set[str] | None],
+) -> None:
+    """Say that an expression cannot hold together with those before it."""
+    key, operator = expression["key"], expression["operator"]
+    values = {value for value in expression.get("values") or () if isinstance(value, str)}
+    if operator == "In":
+        before = wanted.get(key)
+        wanted[key] = values if before is None else values & before
+    elif operator == "Exists":
+        wanted.setdefault(key, None)
+    elif operator == "NotIn":
+        before = banned.get(key, set())
+        banned[key] = None if before is None else before | values
+    else:
+        banned[key] = None
+    if key not in wanted:
+        return
+    possible, forbidden = wanted[key], banned.get(key, set())
+    if forbidden is None or (possible is not None and not possible - forbidden):
+        message = f'no pod can have such a label "{key}": this contradicts what is selected before; keep one of the two'
+        document.say(document.span(path), message, "selector")
+        del wanted[key]
 
 
 _NO_REFERENCE = "a param's value is taken as it stands; a reference has no meaning in it"
@@ -166,6 +255,12 @@ def _check_param(document: Document, path: Path, value: Mapping[str, Any]) -> No
     param = Param.of(value)
     for name, of in _CONSTRAINTS.items():
         if name in value and param.type != of:
+            if value.get("type") and not mismatch(Param(param.name, of), param.default):
+                message = (
+                    f'"{name}" and the default of "{param.name}" are those of type {of}; write type: {of}'
+                )
+                document.say(document.span((*path, "type")), message, "param-constraint")
+                return
             message = f'"{name}" is for params of type {of}; "{param.name}" is of type {param.type}'
             document.say(document.key((*path, name)), message, "param-constraint")
             return
@@ -229,6 +324,7 @@ class _Tasks:
                 message += f"{task['name']}.{EVENTS[task['name']][0]} come from; rename it"
                 self._say((*_TASKS, index, "name"), message, "reserved-name")
         for index, task in self._tasks.items():
+            check_selector(self._document, task.get("podSelector"), (*_TASKS, index, "podSelector"))
             for path, value, shape in _positions(task, task_shape(), (*_TASKS, index)):
                 if self._document.full:
                     return
@@ -247,15 +343,36 @@ class _Tasks:
                     self._check_edge(task, (*path, index), edge)
         elif shape.program and isinstance(value, list) and value:
             self._check_program((*path, 0), value[0])
+            self._check_arguments(path, value)
         elif shape.values is not None and isinstance(value, dict):
-            for key in value:
-                if "$(" in key:
-                    span = self._document.key((*path, key))
-                    self._document.say(
-                        span, "a key must be literal; a reference can stand in the value", "tainted-key"
-                    )
+            self._check_keys(path, value, shape)
         elif isinstance(value, str):
             self._check_text(path, value, shape)
+            self._check_literal(path, value, shape)
+
+    def _check_keys(self, path: Path, value: Mapping[str, Any], shape: Shape) -> None:
+        first: dict[str, str] = {}
+        for key in value:
+            span = self._document.key((*path, key))
+            if "$(" in key:
+                message = "a key must be literal; a reference can stand in the value"
+                self._document.say(span, message, "tainted-key")
+            elif shape.keys == "header":
+                if wrong := literals.header_name(key):
+                    self._document.say(span, wrong, "header")
+                elif first.setdefault(key.lower(), key) != key:
+                    message = f'the header "{first[key.lower()]}" is there already; remove one'
+                    self._document.say(span, message, "repeated-name")
+
+    def _check_literal(self, path: Path, value: str, shape: Shape) -> None:
+        """Hold a text, as far as it is literal, to what the protocol takes."""
+        if not self._sound(path) or is_unfinished(value):
+            return
+        if wrong := literals.problem(shape.holds, value):
+            self._say(path, wrong, "header" if shape.holds == "header" else shape.rule)
+        elif shape.without and (found := re.search(shape.without, value)):
+            message = f'pidone adds "{found.group()}" and what follows itself; write {value[: found.start()]}'
+            self._say(path, message, "url-end")
 
     def _check_text(self, path: Path, value: str, shape: Shape) -> None:
         if shape.task and "$(" not in value:
@@ -325,6 +442,26 @@ class _Tasks:
         elif isinstance(program, str) and not program.startswith("/"):
             message = f"{shown(program)} is not an absolute path; there is no PATH and no shell"
             self._say(path, message, "command")
+        elif isinstance(program, str) and posixpath.normpath(program) != program:
+            message = f"{shown(program)} is refused by every pod; write {posixpath.normpath(program)}"
+            self._say(path, message, "command")
+        elif isinstance(program, str) and any(character.isspace() for character in program):
+            words = ", ".join(program.split())
+            message = (
+                f"{shown(program)} is one name, with a blank in it; there is no shell, so write [{words}]"
+            )
+            self._say(path, message, "shell")
+
+    def _check_arguments(self, path: Path, command: Sequence[object]) -> None:
+        """Warn of what only a shell would understand."""
+        if posixpath.basename(str(command[0])) in _SHELLS:
+            return
+        for index, argument in enumerate(command[1:], start=1):
+            if isinstance(argument, str) and (
+                argument in _OPERATORS or argument.startswith("~/") or _BACKTICKS.search(argument)
+            ):
+                message = f"{shown(argument)} reaches the program as it is, for there is no shell; remove it"
+                self._say((*path, index), message, "shell")
 
     def _check_reference(self, path: Path, value: str, reference: Reference, shape: Shape) -> None:
         if path[-2:] == ("command", 0):

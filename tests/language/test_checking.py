@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from pidone.language.checking import check_bytes, check_text
+from pidone.language.lint import FAREWELL_SECONDS
 from pidone.language.model import TaskBinding, TaskSet
 from pidone.language.reading import read
 from pidone.language.schemas import API_VERSION, schema
+from pidone.pod.program import TEARDOWN_SECONDS
 from tests.patience import ENDURANCE
 
 HERE = Path(__file__).parent
@@ -135,6 +137,10 @@ def test_the_caret_of_a_long_line_is_under_its_token() -> None:
     _, source, caret = str(finding).split("\n")
     assert source[caret.index("^") :].startswith("nam: x")
     assert len(source) < 180
+
+
+def test_a_farewell_has_half_of_the_time_at_the_end() -> None:
+    assert FAREWELL_SECONDS == TEARDOWN_SECONDS / 2
 
 
 PIECES = [
