@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # The tests start Python a thousand times; without byte code each start would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: containerds help env demo test nightly check format schema doze image image-root controller-image controller-root lock old eureka apps cluster prober clean
+.PHONY: containerds help env demo test nightly check format schema doze image image-root controller-image controller-root lock old eureka peers apps cluster prober clean
 
 help:
 	@echo "make demo    run three pods, a repo and a Eureka on this machine, and check each step (KEEP=1: keep them running)"
@@ -24,6 +24,7 @@ help:
 	@echo "make controller-image  write build/controller.oci.tar in the same way"
 	@echo "make schema  write the JSON Schemas in schema/, the CRDs in k3d/crds/ and the reference in docs/language.md"
 	@echo "make eureka  build the real Eureka server for demo and tests (needs Java 17 and Maven)"
+	@echo "make peers   build Netflix' own Eureka server and client for tests (needs Java 17 and Maven)"
 	@echo "make cluster build a Kubernetes API server and node for tests (needs Go 1.26; takes ten minutes once)"
 	@echo "make prober  build the kubelet's prober for tests (needs Go 1.26)"
 	@echo "make containerds  fetch three versions of containerd for tests into the cache (needs Debian)"
@@ -156,6 +157,12 @@ eureka: k3d/apps/discovery/target/discovery.jar
 
 k3d/apps/discovery/target/discovery.jar: k3d/apps/pom.xml k3d/apps/discovery/pom.xml $(shell find k3d/apps/discovery/src -type f 2>/dev/null)
 	mvn -B -q -f k3d/apps/discovery/pom.xml -Dmaven.repo.local=$(CACHE)/m2 package
+
+# Netflix' own server in a servlet container, of which tests start two, and its official client.
+peers: tests/eureka/java/target/peers-1.jar
+
+tests/eureka/java/target/peers-1.jar: tests/eureka/java/pom.xml $(shell find tests/eureka/java/src -type f 2>/dev/null)
+	mvn -B -q -f tests/eureka/java/pom.xml -Dmaven.repo.local=$(CACHE)/m2 package
 
 # One program. It is cached by the content of its Go module.
 cluster: $(READY)

@@ -55,18 +55,36 @@ def _started_with() -> dict[bytes, bytes]:
 
 
 def process_one() -> int:
-    """Run the stage that the environment names, see ``pidone.pid1.stages``. Only TERM and INT end it."""
+    """Run the stage that the environment names, see ``pidone.pid1.stages``. Only TERM and INT end process 1."""
     import posix
 
     from pidone.pid1 import stages
 
-    stage = posix.environ.get(stages.STAGE)
-    if stage == b"ask":
+    if posix.environ.get(stages.STAGE) == b"ask":
         from pidone.pid1 import ask
 
         posix._exit(ask.main())
+    import time
+
+    while True:
+        try:
+            _run()
+        except BaseException as error:  # noqa: BLE001 - not even the words of a failure could be kept: no memory
+            try:
+                if stages.fail([sys.executable, *sys.orig_argv[1:]], type(error).__name__, 0.0):
+                    posix._exit(0)
+            except BaseException:  # noqa: BLE001 - process 1 does not end, whatever happened
+                time.sleep(1)
+
+
+def _run() -> None:
+    """Become doze at the first start; after that run the program of the pod. Never returns."""
+    import posix
+
+    from pidone.pid1 import stages
+
     argv = _command()
-    if stage is None:
+    if posix.environ.get(stages.STAGE) is None:
         _drop_environment()
         stages.doze(argv)
         if posix.getpid() != 1:
@@ -91,9 +109,8 @@ def process_one() -> int:
             untold = "\n".join(getattr(error, "__notes__", ()))
             stopped = stages.fail(argv, _last_words(error), time.monotonic() - began, untold=untold)
         if stopped:
-            posix._exit(
-                0
-            )  # without the clean-up of the interpreter, which takes longer than all that a pod waits for
+            # without the clean-up of the interpreter, which takes longer than all that a pod waits for
+            posix._exit(0)
 
 
 def _command() -> list[str]:
@@ -109,7 +126,10 @@ def _command() -> list[str]:
         start = f"import sys; sys.path[:] = {sys.path!r}; from pidone.__main__ import main; sys.exit(main())"
         words[words.index("-m") :] = ["-I", "-S", "-c", start]
     elif script in words and not script.startswith("/") and script != "-c":
-        words[words.index(script)] = f"{posix.getcwd()}/{script}"
+        try:
+            words[words.index(script)] = f"{posix.getcwd()}/{script}"
+        except OSError:
+            pass  # the directory is gone, and the script with it
     return [sys.executable, *words]
 
 

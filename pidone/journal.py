@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 RING = 200  # lines; with 200 bytes each 40 KiB, the last half hour of a pod with many events
+MAX_WIDTH = 2000  # characters of a line: others write parts of it, as the reason of a failed request
 
 
 class Journal:
@@ -25,7 +26,7 @@ class Journal:
         """Write one line: the time, ``event=``, then the fields in the order given, without those that are None."""
         stamp = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         pairs = [f"{key}={quoted(value)}" for key, value in fields.items() if value is not None]
-        line = " ".join([stamp, f"event={event}", *pairs])
+        line = " ".join([stamp, f"event={event}", *pairs])[:MAX_WIDTH]
         self.lines.append(line)
         self.written += 1
         self._echo(line)

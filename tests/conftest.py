@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests import ports
+from tests import folders, ports
 from tests.eureka.real import RealEureka, missing, spring_eureka
 from tests.patience import ENDURANCE
 
@@ -39,4 +39,5 @@ def pytest_configure(config: pytest.Config) -> None:
     # A script's background job starts with these ignored, and so would every process that a test starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
-    (config.rootpath / "build").mkdir(exist_ok=True)  # for --basetemp, whose parent pytest does not make
+    if not hasattr(config, "workerinput") and config.option.basetemp is None:  # workers have theirs below it
+        config.option.basetemp = str(folders.reserve(config.rootpath / "build" / "pytest"))

@@ -8,7 +8,8 @@ from xdist.scheduler import LoadScopeScheduling
 
 # Tests that share a fixture which is expensive to make run in the same worker. The first match counts.
 GROUPS = {
-    r"tests/cluster/test_(node|scenario|installed)\.py": "node",
+    r"tests/cluster/test_scenario\.py": "scenario",
+    r"tests/cluster/test_(node|installed)\.py": "node",
     r"tests/cluster/": "cluster",
     r"tests/k3d/test_(installation|policies|running)\.py": "installation",
     r"tests/probes/test_(http|generated|grpc|other)\.py": "prober",
@@ -17,6 +18,7 @@ GROUPS = {
     r"tests/image/test_podman\.py": "podman",
     r"tests/language/test_kubectl\.py": "kubectl",
     r"tests/extension/": "extension",
+    r"tests/eureka/test_peers\.py": "peers",
     r".*\[.*\bspring\b.*\]$": "eureka",
 }
 

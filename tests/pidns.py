@@ -1,6 +1,6 @@
 """Process 1 of a PID namespace of its own, for tests and the demo: as root, or in a user namespace without.
 
-Where the kernel forbids both, a child subreaper stands in: orphans come to it as to a process 1.
+Where the kernel forbids both, it is a child subreaper: the kernel gives it the orphans as to a process 1.
 """
 
 import os

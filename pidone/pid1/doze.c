@@ -17,6 +17,7 @@
 #include <stdlib.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -24,7 +25,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { RING_SPREAD = 30000, RETRY_MAX = 300000, PLAN = 3, NEVER = -1 };
+enum { RING_SPREAD = 30000, RETRY_MAX = 300000, PLAN = 3, NEVER = -1, FILES = 64 };
 
 static long long now(void) {
 	struct timespec t;
@@ -77,13 +78,26 @@ int main(int argc, char **argv) {
 	if (getpid() != 1)
 		prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); // hostPID, a desk; it stays over execve
 	if (chdir("/")) {} // a working directory elsewhere would pin its file system
+	struct rlimit files, more;
+	if (!getrlimit(RLIMIT_NOFILE, &files) && files.rlim_cur < FILES) { // too few for Python
+		more = (struct rlimit){FILES, files.rlim_max < FILES ? FILES : files.rlim_max};
+		if (setrlimit(RLIMIT_NOFILE, &more)) { // only root raises the hard limit
+			more = (struct rlimit){files.rlim_max, files.rlim_max};
+			setrlimit(RLIMIT_NOFILE, &more);
+		}
+	}
 
 	int delayed = argc > 2 && argv[1][0] == '-' && argv[1][1] == 'd';
 	char **program = argv + (delayed ? 3 : 1);
 	long long due = argc > 1 ? now() + (delayed ? atoi(argv[2]) : 0) : NEVER;
 	int retry = 1000, answer = -1;
 	pid_t asked = -1;
-	struct pollfd wait[2] = {{signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK), POLLIN, 0}, {-1, POLLIN, 0}};
+	int signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	if (signals < 0) { // no descriptor is left, and stdin is not used
+		close(0);
+		signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	}
+	struct pollfd wait[2] = {{signals, POLLIN, 0}, {-1, POLLIN, 0}};
 
 	for (;;) {
 		int status;

@@ -15,3 +15,9 @@ def canonical(value: Any) -> bytes:
 def digest(value: Any) -> str:
     """Return ``sha256-`` and the hexadecimal SHA-256 of the value's canonical JSON."""
     return "sha256-" + hashlib.sha256(canonical(value)).hexdigest()
+
+
+def is_digest(text: str) -> bool:
+    """True if the text has the form of a ``digest``."""
+    number = text.removeprefix("sha256-")
+    return len(text) == 71 and len(number) == 64 and all(sign in "0123456789abcdef" for sign in number)

@@ -22,7 +22,7 @@ from typing import Any
 
 from pidone.errors import Refused
 from pidone.pacing import Backoff
-from pidone.plan.digest import digest
+from pidone.plan.digest import digest, is_digest
 from pidone.plan.fields import Fields, kind
 from pidone.plan.model import EVENTS, Bundle, Container, Edge, Phase, Plan, Pod, Task
 from pidone.plan.strict_json import loads
@@ -30,6 +30,7 @@ from pidone.plan.strict_json import loads
 FORMAT = 1
 MEDIA_TYPE = "application/vnd.pidone.bundle.v1+json"
 MAX_TASKS = 1000
+MAX_NAME_WIDTH = 253  # characters of a task's name; the language allows 63
 
 _COMMON = {
     "name",
@@ -88,8 +89,9 @@ def decode_bundle(data: bytes, actions: Iterable[str]) -> Bundle:
     )
     claimed_digest = envelope.text("digest")
     if phase == Phase.TERMINATING:
-        # The end needs no plan, and a pod that cannot decode this one must end too.
-        return Bundle(Phase.TERMINATING, pod, Plan(claimed_digest, ()))
+        # The end needs no plan, and a pod that cannot decode this one must end too. The digest is not compared, so its
+        # form is: it goes back to the repo with each report.
+        return Bundle(Phase.TERMINATING, pod, Plan(claimed_digest if is_digest(claimed_digest) else "", ()))
 
     try:
         plan = decode_plan(value.get("tasks"), actions)
@@ -123,6 +125,8 @@ def _task(value: object, path: str, actions: frozenset[str]) -> Task:
     fields = Fields(value, path)
     assert isinstance(value, dict)
     name = fields.text("name")
+    if len(name) > MAX_NAME_WIDTH:
+        raise Refused(f"{path}.name: a name has at most {MAX_NAME_WIDTH} characters, not {len(name)}")
     path = fields.path = f'task "{name}"'
     keys = [key for key in value if key not in _COMMON and not key.startswith("x-")]
     if len(keys) != 1 or keys[0] not in actions:

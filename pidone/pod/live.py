@@ -21,6 +21,7 @@ from pidone.protocol import POD_UID_HEADER
 from pidone.repo.client import RepoClient
 
 PART_RESTART = Backoff(initial=1.0, maximum=30.0, jitter=0.0)  # of a part that failed
+REVOKED_SECONDS = 5.0  # before the program starts anew: a replica of the repo may know of the pod's end later
 LAST_REPORT_SECONDS = 10.0  # for reporting all lines of the journal before the pod dozes
 COUNTS_SECONDS = (
     60.0  # between two reports if only counts have changed, so that heartbeats cause no report each
@@ -28,7 +29,9 @@ COUNTS_SECONDS = (
 
 
 async def live(program: PodProgram, *, local: bytes | None = None) -> bool:
-    """Run until TERM or INT, undo all tasks and return True; or return False after some time without tasks.
+    """Run until TERM or INT, undo all tasks and return True.
+
+    Return False after some time without tasks, and to start anew if the repo takes back the pod's end.
 
     ``local`` is a bundle that is run without a repo, and never without tasks. Raises ``Refused`` if it cannot be run.
     The refusal of a repo's bundle is reported to the repo.
@@ -90,6 +93,7 @@ def _start_client(program: PodProgram, nursery: trio.Nursery) -> RepoClient:
     nursery.start_soon(_keep_running, client.poll, program.journal)
     nursery.start_soon(_keep_running, client.report, program.journal)
     nursery.start_soon(_report_end, program)
+    nursery.start_soon(_leave_when_end_is_revoked, program, client, nursery.cancel_scope)
     return client
 
 
@@ -104,12 +108,37 @@ async def _leave_when_idle(program: PodProgram, client: RepoClient, scope: trio.
         leave = program.may_doze and not client.refused and not program.engine.stuck
         if lingering.cancelled_caught and leave:
             program.journal.write("idle", reaped=program.reaper.orphans)
-            with trio.move_on_after(LAST_REPORT_SECONDS):  # doze does not keep the journal
-                await client.wait_reported()
+            await _wait_reported(client)
             if program.engine.idle:
-                stages.block()  # a TERM that comes after the receivers are removed stays pending for doze
-                scope.cancel()
+                _leave(scope)
                 return
+
+
+async def _leave_when_end_is_revoked(
+    program: PodProgram, client: RepoClient, scope: trio.CancelScope
+) -> None:
+    """Cancel ``scope`` when all tasks are undone and a repo has taken back the end for ``REVOKED_SECONDS``."""
+    while True:
+        revoked = program.end_revoked
+        await revoked.wait()
+        await trio.sleep(REVOKED_SECONDS)
+        await program.engine.wait_over()
+        if program.end_revoked is revoked and not program.engine.stuck:
+            program.journal.write("end-revoked", by="repo")
+            await _wait_reported(client)
+            if program.end_revoked is revoked:
+                _leave(scope)
+                return
+
+
+async def _wait_reported(client: RepoClient) -> None:
+    with trio.move_on_after(LAST_REPORT_SECONDS):  # doze does not keep the journal
+        await client.wait_reported()
+
+
+def _leave(scope: trio.CancelScope) -> None:
+    stages.block()  # a TERM that comes after the receivers are removed stays pending for what follows
+    scope.cancel()
 
 
 async def _report_end(program: PodProgram) -> None:

@@ -31,6 +31,7 @@ from pidone.pod.settings import Settings
 if TYPE_CHECKING:
     from pidone.pid1.application import Application
 
+MAX_LEFT = 100  # names in a report of tasks that are gone and not undone
 TEARDOWN_SECONDS = 8.0  # below the 10 s between TERM and KILL of runtimes that send TERM to a sandbox
 
 UNKNOWN_POD = Pod(name="", namespace="", uid="", ip="")  # until the first bundle comes
@@ -58,6 +59,9 @@ class PodProgram:
             self._setting(UNKNOWN_POD), journal, changed=self._changed, random=self.random, build=build
         )
         self._phase = Phase.RUNNING
+        self._uid = ""  # of the pod, as the last bundle with a plan has it
+        self._end_is_the_repos = False  # only a repo's bundle has begun the end
+        self.end_revoked = trio.Event()  # a repo says that the pod runs, after a repo has begun its end
         self.start_part: Callable[[Callable[[], Awaitable[None]]], None] = lambda _part: None
         self._application: Application | None = None
 
@@ -67,7 +71,15 @@ class PodProgram:
         if not trusted:
             _refuse_privileged(bundle)
         if bundle.phase is Phase.TERMINATING:
-            self.end("repo")  # the process itself stays until the runtime kills it
+            # the process itself stays until the runtime kills it
+            by_repo = self._end_is_the_repos or not self.engine.ending
+            self.end("repo")
+            self._end_is_the_repos = by_repo
+        elif self._end_is_the_repos and bundle.pod.uid == (self._uid or bundle.pod.uid):
+            # Anybody can answer over plain http that the pod ends. Kubernetes never takes back an end, but a replica
+            # of the repo may not know of it yet, so ``live`` waits a while before the program starts anew.
+            self.end_revoked.set()
+            return
         elif self.engine.ending:
             # A pod that was drained will be deleted, or waits for the person who drained it. The plan is ignored and
             # not refused, because it has no fault, and a refusal would halt a rollout.
@@ -75,6 +87,7 @@ class PodProgram:
             return
         else:
             self.engine.apply(bundle.plan, setting=self._setting(bundle.pod))
+            self._uid = bundle.pod.uid
             self._follow_application(bundle)
             if bundle.containers_started:
                 self.engine.happened(CONTAINERS_STARTED)
@@ -87,7 +100,13 @@ class PodProgram:
         self.counters.bundle_digest, self.counters.bundle_applied = bundle.plan.digest, time()
 
     def end(self, by: str) -> None:
-        """Begin the pod's end, unless it has begun. It cannot be stopped. ``by`` is the cause, for the journal."""
+        """Begin the pod's end, unless it has begun. ``by`` is the cause, for the journal.
+
+        Only a repo can take the end back, and only if nothing else than a repo has asked for it.
+        """
+        self._end_is_the_repos = False
+        if self.end_revoked.is_set():
+            self.end_revoked = trio.Event()
         if not self.engine.ending:
             self.journal.write("ending", by=by, tasks=len(list(self.engine.tasks)))
             self.engine.end(TEARDOWN_SECONDS)
@@ -114,7 +133,7 @@ class PodProgram:
             digest=self.counters.bundle_digest,
             tasks=tasks,
             omitted=len(list(self.engine.tasks)) - len(tasks),
-            left=tuple(sorted(self.engine.left)),
+            left=tuple(sorted(self.engine.left)[:MAX_LEFT]),
         )
 
     def details(self) -> dict[str, Any]:

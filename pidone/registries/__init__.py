@@ -2,7 +2,7 @@
 
 A module of this folder has ``build(fields, pod, source) -> Registry``, which raises ``Refused`` and does no I/O. The
 registry maps answers of the server to ``RegistryError``. Its fields, and those that identify an instance, are in
-``schema/registries``. Modules whose names begin with ``_`` are what several registries share.
+``schema/registries``. Modules whose names begin with ``_`` are shared by several registries.
 """
 
 import os
@@ -19,7 +19,7 @@ from pidone.plan.model import Pod
 
 
 class Status(StrEnum):
-    """How the instance is, in the words of Eureka."""
+    """The status of an instance, in Eureka's words."""
 
     STARTING = "STARTING"
     UP = "UP"
@@ -28,36 +28,36 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What a registry has of an instance."""
+    """A registry's copy of an instance."""
 
-    status: str  # in the registry's words; another one than was registered where an operator overrides it
-    address: str  # where callers are sent; tells the entry of one pod from that of another
+    status: str  # in the registry's words; it differs from ours if an operator overrides it
+    address: str  # that clients get; it tells the entry of one pod from that of another
 
 
 class Registry(Protocol):
     """One instance in one registry. Calls come one after the other, never two at once.
 
-    All calls raise ``RegistryError`` and ``TransferError``. What the registry itself would not answer (a login page,
-    an ingress' 404) is neither a yes nor a no, but an error, and another server is asked if there is one. A call
-    that got no answer in time may have had its effect; the driver looks before it calls that a failure. How long a
-    call may take is bounded by ``lease``, and by the deadline of the scope it is made in.
+    All calls raise ``RegistryError`` and ``TransferError``. An answer that the registry itself does not give (a login
+    page, an ingress' 404) is an error, and another server is asked if there is one. A request without an answer may
+    have been carried out; the driver reads the instance before it reports a failure. A call takes ``lease`` seconds at
+    most, and not longer than the deadline of its scope.
     """
 
     @property
     def where(self) -> str:
-        """The registry's servers, without a password."""
+        """The registry's servers for people, without a password."""
 
     @property
     def places(self) -> frozenset[str]:
-        """Each server in one spelling. Two drivers that have one in common are of the same registry."""
+        """The servers, each in one spelling. Two drivers with a common server have the same registry."""
 
     @property
     def instance(self) -> str:
-        """What tells our instance from all others there: two that have the same overwrite each other."""
+        """The identity of our instance in the registry. Two instances with the same one overwrite each other."""
 
     @property
     def address(self) -> str:
-        """The ``Entry.address`` of what this driver registers."""
+        """The ``Entry.address`` of our instance."""
 
     @property
     def interval(self) -> float:
@@ -68,30 +68,30 @@ class Registry(Protocol):
         """Seconds that the registry keeps the instance without a heartbeat, at least."""
 
     async def register(self, status: Status) -> str:
-        """Make the registry hold our whole document with this status; returns the status that it then shows."""
+        """Send our whole document with this status, and return the status that the registry shows then."""
 
     async def heartbeat(self) -> bool:
-        """Renew; False where the registry does not know this instance (any more).
+        """Renew the lease. Returns False if the registry does not have this instance.
 
-        May be cut off at any time, and does not bring back an instance that is gone.
+        It may be cancelled at any time, and registers nothing.
         """
 
     async def read(self) -> Entry | None:
-        """What the registry has; None if the registry says, and nobody in its place, that it has nothing."""
+        """Return the registry's copy of our instance; None if the registry itself says that it has none."""
 
     async def deregister(self) -> None:
-        """Take the instance out. Success is the registry's own word that it is gone, or was not there."""
+        """Deregister the instance. It returns when the registry itself says that the instance is gone."""
 
     def succeeds(self, previous: "Registry") -> bool:
-        """Whether this is the same instance of the same registry, perhaps with another document."""
+        """True if ``previous`` is the same instance of the same registry; the documents may differ."""
 
     def take_over(self, previous: "Registry") -> None:
-        """Go on from where ``previous`` ended: the next document is newer than its last one."""
+        """Continue after ``previous``: the next document is newer than its last one."""
 
 
 @cache
 def names() -> frozenset[str]:
-    """The registries that this program has."""
+    """Return the names of the registries of this program."""
     files = (file for folder in __path__ for file in os.listdir(folder))
     return frozenset(file.partition(".")[0] for file in files if not file.startswith("_"))
 

@@ -1,7 +1,7 @@
 """The HTTP servers of one registry: one is asked, and the next one if its answer is not the registry's.
 
-What stands between (an ingress, a login page, a proxy) answers too. So it is not the transport alone that
-decides whether another server is asked: the registry's module says of each answer whether the registry gave it.
+An ingress, a login page or a proxy between pod and registry answers too. So the registry's module decides for each
+answer whether the registry gave it, and with any other answer the next server is asked.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -10,30 +10,31 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 import trio
 
-from pidone.errors import RegistryError, RegistryRefused, TransferError
+from pidone.errors import RegistryError, RegistryRefused, TransferError, TransferTimeout
 from pidone.http.client import CONNECT_TIMEOUT, redacted, request
 from pidone.http.message import Response
 from pidone.http.urls import canonical, has_dot_segments, origin
 
-ANSWER_SECONDS = 8.0  # from each server once it is connected, as the official Java client of Eureka has it
-MAX_SERVERS = 3  # asked for one call; the same client's limit
+ANSWER_SECONDS = 8.0  # for an answer after the connection; readTimeout of Eureka's Java client
+MAX_SERVERS = 3  # for one call; the limit of the same client
 MAX_REDIRECTS = 3
-WORDS_WIDTH = 120  # characters of an answer that a message repeats
+MAX_SHOWN = 120  # characters of an answer in a message
 
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """Why an answer is not the one that was asked for. ``refused``: a person has to change something."""
+    """The reason why an answer is no success. ``refused``: a person has to change something."""
 
     text: str
     refused: bool = False
 
 
-Judge = Callable[[str, Response], Awaitable[Trouble | None]]  # a server's URL, and its answer
+# Takes a server's URL and its answer. Returns None if the answer is the registry's, and a success.
+Judge = Callable[[str, Response], Awaitable[Trouble | None]]
 
 
 class Servers:
-    """URLs that end before the part that belongs to the registry's API. ``current`` is the one in use."""
+    """The base URLs of a registry's API. ``current`` is the one in use."""
 
     def __init__(
         self, urls: Sequence[str], source: str | None, headers: Mapping[str, str], *, namespace: str = ""
@@ -43,9 +44,8 @@ class Servers:
         self._headers = headers
         self._namespace = namespace  # of the pod
         self._current = 0
-        self.unanswered: list[
-            str
-        ] = []  # servers that may have done what the last ``ask`` wanted, and did not say so
+        # Servers that may have carried out the request of the last ``ask``, and did not answer it.
+        self.unanswered: list[str] = []
 
     @property
     def current(self) -> str:
@@ -53,26 +53,26 @@ class Servers:
 
     @property
     def shown(self) -> str:
-        """For people, without passwords."""
+        """The URLs for people, without passwords."""
         return ",".join(map(redacted, self._urls))
 
     @property
     def places(self) -> frozenset[str]:
-        """Each server in one spelling, to tell whether two lists have one in common."""
+        """Each URL in one spelling, so that two lists can be compared."""
         return frozenset(canonical(url, self._namespace) for url in self._urls)
 
     def go_on_as(self, previous: "Servers") -> None:
-        """Ask the server first that ``previous`` had in use."""
+        """Use the server that ``previous`` used, if it is in the list."""
         if previous.current in self._urls:
             self._current = self._urls.index(previous.current)
 
     async def ask(
         self, method: str, path: str, judge: Judge, *, within: float, query: str = "", body: bytes = b""
     ) -> Response:
-        """Ask one server after another until one gives the registry's own answer; it stays the current one.
+        """Send a request to one server after another until the registry itself answers it with success.
 
-        ``within`` is seconds for all of them, of which each gets an equal part at least. Raises
-        ``RegistryRefused`` if each one refused, else ``TransferError`` or ``RegistryError``.
+        That server is the current one from then on. ``within`` is seconds for all servers, of which each has an equal
+        part at least. Raises ``RegistryRefused`` if all refused, else ``TransferError`` or ``RegistryError``.
         """
         tries = min(len(self._urls), MAX_SERVERS)
         until = min(trio.current_time() + within, trio.current_effective_deadline())
@@ -80,19 +80,21 @@ class Servers:
         self.unanswered = []
         for left in range(tries, 0, -1):
             server = self.current
+            what = f"{method} {redacted(server)}{path}"
+            seconds = max(0.1, (until - trio.current_time()) / left)
             try:
-                seconds = max(0.1, (until - trio.current_time()) / left)
-                answer = await self.ask_one(server, method, path, query=query, body=body, within=seconds)
-                trouble = await judge(server, answer)
-                if trouble is None:
-                    return answer
+                with trio.move_on_after(seconds):
+                    answer = await self.ask_one(server, method, path, query=query, body=body, within=seconds)
+                    trouble = await judge(server, answer)
+                    if trouble is None:
+                        return answer
+                    text = f"{what}: {shown(answer)}: {trouble.text}"
+                    raise (RegistryRefused if trouble.refused else RegistryError)(text)
+                raise TransferTimeout(f"{what}: no answer within {seconds:.3g} s", sent=True)
             except (TransferError, RegistryError) as error:
                 if isinstance(error, TransferError) and error.sent:
                     self.unanswered.append(server)
                 errors.append(error)
-            else:
-                text = f"{method} {redacted(server)}{path}: {shown(answer)}: {trouble.text}"
-                errors.append((RegistryRefused if trouble.refused else RegistryError)(text))
             self._current = (self._current + 1) % len(self._urls)
         raise _together(errors)
 
@@ -107,13 +109,11 @@ class Servers:
         query: str = "",
         body: bytes = b"",
     ) -> Response:
-        """Ask this server, in ``within`` seconds at most, of which it has ``patience`` for its answer.
+        """Send a request to this server. It has ``within`` seconds, of which ``patience`` is for the answer.
 
-        Redirects are followed by hand.
-
-        Old servers of Eureka pin their clients with a 302 to a PUT, which keeps its method. A redirect is followed to
-        the same resource of the same origin alone: elsewhere may be anybody. Raises ``TransferError``, and
-        ``RegistryError`` for a redirect to anything else.
+        A redirect is followed only to the same resource of the same origin, with the same method and body: old servers
+        of Eureka pin their clients with a 302 to a PUT. Raises ``TransferError``, and ``RegistryError`` for any other
+        redirect.
         """
         url, until = server + path, trio.current_time() + within
         headers = dict(self._headers) | ({"content-type": "application/json"} if body else {})
@@ -136,25 +136,25 @@ class Servers:
 
 
 def shown(answer: Response) -> str:
-    """``answered 400 "Missing hostname"``: a bounded, printable part of what somebody else wrote."""
-    words = printable(answer.text)[:WORDS_WIDTH]
+    """Return the answer for a message, as ``answered 400 "Missing hostname"``: bounded and printable."""
+    words = printable(answer.text)[:MAX_SHOWN]
     return f"answered {answer.status}" + (f' "{words}"' if words and not words.startswith("<") else "")
 
 
 def printable(text: str) -> str:
-    """One line, without anything that a terminal would obey."""
-    return "".join(filter(str.isprintable, " ".join(text[: 8 * WORDS_WIDTH].split())))
+    """Return the text as one line, without control characters."""
+    return "".join(filter(str.isprintable, " ".join(text[: 8 * MAX_SHOWN].split())))
 
 
 def is_page(answer: Response) -> bool:
-    """Whether this is written for people: a login page, or the start page of a proxy."""
+    """True if the answer is an HTML page, such as a login page."""
     start = answer.body[:256].lstrip().lower()
     return start.startswith((b"<!doctype html", b"<html")) or b"<html" in start
 
 
 def _redirected(method: str, url: str, location: str, path: str) -> str:
-    """Where a redirect leads, if that may be followed."""
-    where = printable(redacted(location))[:WORDS_WIDTH]
+    """Return the URL of a redirect. Raises ``RegistryError`` if it must not be followed."""
+    where = printable(redacted(location))[:MAX_SHOWN]
     try:
         target = urljoin(url, location).partition("#")[0].partition("?")[0]
         parts = urlsplit(target)
@@ -174,7 +174,7 @@ def _redirected(method: str, url: str, location: str, path: str) -> str:
 
 
 def _together(errors: Sequence[TransferError | RegistryError]) -> TransferError | RegistryError:
-    """One error for all servers."""
+    """Return one error for the errors of all servers."""
     if len(errors) == 1:
         return errors[0]
     text = "; ".join(dict.fromkeys(map(str, errors)))

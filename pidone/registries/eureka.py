@@ -4,13 +4,14 @@ Rules that are not obvious, all observed on the server (com.netflix.eureka.regis
 
 - ``lastDirtyTimestamp`` is the version number of our document. A POST with an older one than the registry
   holds is answered 204 and ignored, so it never goes back, whatever the wall clock does, and after each
-  POST the instance is read back: a predecessor's clock may have been ahead, or an operator's.
+  POST the instance is read back: the clock of an earlier pod or of an operator may have been ahead.
 - The status in a heartbeat is ignored. UP and DOWN are told by POST. OUT_OF_SERVICE belongs to operators
   (PUT .../status) and is never POSTed; an override survives our documents, and is only reported.
 - 404 to a heartbeat: the registry does not have our latest document; it is sent again at once.
-- What stands in between answers 404 too, and 401, 403, 405, 200. Each call has one or two answers that are
+- An ingress or a proxy answers 404 too, and 401, 403, 405, 200. Each call has one or two answers that are
   Eureka's own; with any other the next server is asked, as the Java client does (its ``ServerStatusEvaluator``).
-  Beyond it, a 404 to a DELETE is believed only from what proves to be an Eureka.
+  Other than with that client, a 404 to a DELETE is confirmed: see ``_why_not_absent``.
+- A server that was too slow to answer a POST may carry it out at any time, even after a DELETE at another server.
 - A stock server that is not UP answers 307 without a location (com.netflix.eureka.StatusFilter).
 """
 
@@ -21,6 +22,8 @@ from time import time
 from typing import Any
 from urllib.parse import urlsplit
 
+import trio
+
 from pidone.errors import PidoneError, Refused, RegistryError, TransferError
 from pidone.http.client import CONNECT_TIMEOUT, redacted
 from pidone.http.message import JSON, Response
@@ -30,7 +33,7 @@ from pidone.plan.model import Pod
 from pidone.registries import Entry, Registry, Status
 from pidone.registries._servers import (
     ANSWER_SECONDS,
-    WORDS_WIDTH,
+    MAX_SHOWN,
     Judge,
     Servers,
     Trouble,
@@ -39,12 +42,12 @@ from pidone.registries._servers import (
     shown,
 )
 
-LOOK_UP_SECONDS = (
-    30.0  # for a server that was too slow to say whether it did what it was asked; the lease at most
-)
-NONSENSE = 10 * 365 * 86_400_000  # ms by which no clock is ahead: such a version is removed, and not outdone
-NOBODY = "pidone-is-this-eureka"  # a name that no application is looked up by
-# How a refusal of com.netflix.eureka.resources.ApplicationResource begins, and one of its JSON parser
+# For a look at whether a slow server has carried out a request that it did not answer; at most the lease.
+LOOK_UP_SECONDS = 30.0
+# No clock is this far ahead. The instance with a later version is deregistered first: such a number has no successor.
+MAX_CLOCK_AHEAD_MS = 10 * 365 * 86_400_000
+UNUSED_VIP = "pidone-is-this-eureka"  # a vipAddress that no application has
+# The beginnings of refusals by com.netflix.eureka.resources.ApplicationResource, and by its JSON parser
 REFUSALS = (
     "Missing ",
     "Mismatched appName",
@@ -55,7 +58,7 @@ REFUSALS = (
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """What we say of ourselves; ``com.netflix.appinfo.InstanceInfo``. Durations are in whole seconds."""
+    """Our document, ``com.netflix.appinfo.InstanceInfo``. Durations are in whole seconds."""
 
     app: str
     id: str
@@ -78,7 +81,7 @@ class Instance:
         return f"apps/{segment(self.app)}/{segment(self.id)}"
 
     def document(self, status: Status, dirty: int) -> dict[str, Any]:
-        """The body of a registration; what the Java client reads back completely. ``dirty``: ms since the epoch."""
+        """Return the body of a registration. The Java client reads all of it. ``dirty``: ms since the epoch."""
         secure = f"https://{authority(self.host, self.secure_port)}"
         base = f"http://{authority(self.host, self.port)}" if self.port_enabled else secure
         health = self.health.removeprefix("/")
@@ -113,7 +116,7 @@ class Instance:
 
 
 class Eureka:
-    """One instance in one Eureka, which may have several servers (peers): one is talked to at a time."""
+    """One instance in one Eureka. Of its servers (peers), one is used at a time."""
 
     def __init__(
         self,
@@ -124,16 +127,17 @@ class Eureka:
         namespace: str = "",
         clock: Callable[[], float] = time,
     ) -> None:
-        # A stock Netflix server answers 406 to whoever cannot take gzip.
+        # A stock Netflix server answers 406 to clients that do not accept gzip.
         self._servers = Servers(
             servers, source, {"accept": JSON, "accept-encoding": "gzip"}, namespace=namespace
         )
         self._instance = instance
         self._clock = clock
-        self._dirty = 0  # the version of our document,
-        self._status: Status | None = None  # and its status
-        self._accepted: tuple[Status, int] | None = None  # the last one that the registry took
-        self._renewed = 0  # the server's time of the last renewal that we know of
+        self._dirty = 0  # the version of our document
+        self._status: Status | None = None  # the status in it
+        self._accepted: tuple[Status, int] | None = None  # status and version that the registry accepted last
+        self._renewed = 0  # the last known time of a renewal, by the server's clock
+        self._unanswered = set[str]()  # servers that may carry out an unanswered registration later
 
     @property
     def where(self) -> str:
@@ -160,13 +164,13 @@ class Eureka:
         return float(self._instance.lease)
 
     async def register(self, status: Status) -> str:
-        """POST the document; returns the status that the registry then shows."""
+        """POST the document, and return the status that the registry shows then."""
         if status is not self._status:
             self._status, self._dirty = status, max(self._dirty + 1, self._now())
         copy = await self._post(status)
         if copy is not None and copy.dirty > self._dirty:
-            # The registry keeps the newer document, whose version a clock ahead of ours has made
-            if copy.dirty - self._now() > NONSENSE:
+            # The registry has kept a newer document, from a clock that is ahead of ours.
+            if copy.dirty - self._now() > MAX_CLOCK_AHEAD_MS:
                 await self.deregister()
                 self._status = status
             else:
@@ -175,7 +179,7 @@ class Eureka:
         return copy.status if copy is not None and copy.status else status.value
 
     async def heartbeat(self) -> bool:
-        # a newer document than it has would be a 404: what it could not be given yet is not its fault
+        # The version of the accepted document: with a newer one, which was not accepted yet, the answer is 404.
         status, dirty = self._accepted or (Status.UP, 0)
         query = f"?status={status}&lastDirtyTimestamp={dirty}"
         try:
@@ -207,6 +211,7 @@ class Eureka:
             else:
                 raise
         self._status = None
+        await self._deregister_late()
 
     def succeeds(self, previous: Registry) -> bool:
         return (
@@ -219,18 +224,39 @@ class Eureka:
         assert isinstance(previous, Eureka)
         self._servers.go_on_as(previous._servers)
         self._dirty, self._renewed, self._accepted = previous._dirty, previous._renewed, previous._accepted
+        self._unanswered = previous._unanswered
+
+    async def _deregister_late(self) -> None:
+        """DELETE also where an unanswered registration may be carried out late. Raises ``RegistryError``."""
+        resource = self._instance.resource
+        for server in sorted(self._unanswered - {self._servers.current}):
+            left = trio.current_effective_deadline() - trio.current_time()
+            within = min(CONNECT_TIMEOUT + ANSWER_SECONDS, 0.9 * left)  # so that the error can be raised
+            try:
+                await self._servers.ask_one(server, "DELETE", resource, within=within)
+            except (TransferError, RegistryError) as error:
+                if isinstance(error, TransferError) and not error.sent:
+                    continue  # no server is there, so none has the registration
+                raise RegistryError(
+                    f"deregistered at {redacted(self._servers.current)}, but {redacted(server)} may carry out later "
+                    f"a registration that it has not answered: {error}"
+                ) from error
+        self._unanswered.clear()
 
     async def _post(self, status: Status) -> "_Copy | None":
-        """Register, and read back what the registry has then; None where it would not tell."""
+        """Register, and read the registry's copy back. Returns None if it could not be read."""
         body = json.dumps(self._instance.document(status, self._dirty)).encode()
         path = self._instance.resource.rpartition("/")[0]
         try:
             await self._ask("POST", path, self._judge_registration, body=body)
         except PidoneError:
+            self._unanswered.update(self._servers.unanswered)
             copy = await self._look_up()
             if copy is None or copy.dirty != self._dirty:
                 raise
         else:
+            self._unanswered.update(self._servers.unanswered)
+            self._unanswered.discard(self._servers.current)
             copy = await self._read_back(self._servers.current, CONNECT_TIMEOUT + ANSWER_SECONDS)
         self._accepted = (status, self._dirty)
         return copy
@@ -240,7 +266,7 @@ class Eureka:
         return min(LOOK_UP_SECONDS, self.lease)
 
     async def _look_up(self) -> "_Copy | None":
-        """What those servers have that did not say whether they did what was asked; they have more time for it."""
+        """Read the copy of the servers that did not answer the last request, with more time than that had."""
         for server in self._servers.unanswered:
             copy = await self._read_back(server, self._look_up_seconds)
             if copy is not None:
@@ -248,9 +274,9 @@ class Eureka:
         return None
 
     async def _read_back(self, server: str, within: float) -> "_Copy | None":
-        """The registry's copy of our document; None where it has none, or would not tell.
+        """Return a server's copy of our document; None if it has none or could not be read.
 
-        A server that waits for its peers answers 403, one that limits fetches 503, and writes go on.
+        A server that waits for its peers answers 403, and one that limits fetches 503; both accept registrations.
         """
         try:
             answer = await self._servers.ask_one(
@@ -268,13 +294,11 @@ class Eureka:
     ) -> Response:
         return await self._servers.ask(method, path, judge, query=query, body=body, within=self.lease)
 
-    # Which answers are Eureka's own
-
     async def _judge_registration(self, server: str, answer: Response) -> Trouble | None:
         return None if answer.status == 204 else self._foreign(server, answer)
 
     async def _judge_heartbeat(self, server: str, answer: Response) -> Trouble | None:
-        # 404 may be anybody's. The registration that follows tells: nobody but Eureka answers 204 to it.
+        # An ingress may have answered 404 too. The POST that follows shows it: only Eureka answers it with 204.
         return None if answer.status == 404 or _is_done(answer) else self._foreign(server, answer)
 
     async def _judge_deregistration(self, server: str, answer: Response) -> Trouble | None:
@@ -283,13 +307,13 @@ class Eureka:
         return None if _is_done(answer) else self._foreign(server, answer)
 
     async def _why_not_absent(self, server: str, patience: float = ANSWER_SECONDS) -> Trouble | None:
-        """None if a 404 can be believed: what answers is an Eureka, and does not have the instance.
+        """Return None if the server is an Eureka that does not have the instance, else the reason for doubt.
 
-        An ingress without a route answers 404 to everything. Eureka answers any ``vips/NAME`` with a list, of no
-        instances for a name that nobody has (com.netflix.eureka.resources.AbstractVIPResource).
+        An ingress without a route answers 404 to everything. Eureka answers any ``vips/NAME`` with a list, which is
+        empty for an unknown name (com.netflix.eureka.resources.AbstractVIPResource).
         """
         within = CONNECT_TIMEOUT + patience
-        vip = f"vips/{NOBODY}"
+        vip = f"vips/{UNUSED_VIP}"
         answer = await self._servers.ask_one(server, "GET", vip, within=within, patience=patience)
         if "applications" not in _object(answer):
             return Trouble(f"this is not the registry's word: {shown(answer)} to GET {vip}")
@@ -300,12 +324,12 @@ class Eureka:
         return Trouble("the instance is still there" if _copy(answer) is not None else shown(answer))
 
     def _foreign(self, server: str, answer: Response) -> Trouble:
-        """What to do about an answer that is not Eureka's yes."""
+        """Return the reason and the remedy for an answer that is no success."""
         status = answer.status
         if status == 400 and answer.text.startswith(REFUSALS):
             return Trouble("the registry does not accept the document", refused=True)
         if status == 429 or status >= 500:
-            return Trouble("the server is in trouble")
+            return Trouble("the server cannot answer at present")
         if status == 307:
             return Trouble("a server that is starting or out of service answers so")
         if self._accepted:
@@ -331,7 +355,7 @@ class Eureka:
 
 @dataclass(frozen=True, slots=True)
 class _Copy:
-    """What we want to know of the registry's copy of our document. Times are in ms since the epoch."""
+    """The registry's copy of our document, as far as it is needed. Times are in ms since the epoch."""
 
     dirty: int
     status: str
@@ -340,13 +364,13 @@ class _Copy:
 
 
 def _is_done(answer: Response) -> bool:
-    """Eureka's 200 has no body, or the instance in JSON or XML; a page or a proxy's "OK" is somebody else's."""
+    """True if this 200 is Eureka's: without a body, or with the instance in JSON or XML. A page or "OK" is not."""
     start = answer.body.lstrip()[:1]
     return answer.status == 200 and (not start or start == b"{" or (start == b"<" and not is_page(answer)))
 
 
 def _copy(answer: Response) -> _Copy | None:
-    """The registry's document, if this is one. Nothing in it is trusted to be what it should be."""
+    """Return the document in an answer; None if it has none. Values of a wrong type or size are 0 or empty."""
     instance = _object(answer).get("instance") if answer.status == 200 else None
     if not isinstance(instance, dict):
         return None
@@ -354,14 +378,14 @@ def _copy(answer: Response) -> _Copy | None:
     renewed = lease.get("lastRenewalTimestamp") if isinstance(lease, dict) else 0
     return _Copy(
         dirty=_number(instance.get("lastDirtyTimestamp")),
-        status=printable(str(instance.get("status", "")))[:WORDS_WIDTH],
-        ip=printable(str(instance.get("ipAddr", "")))[:WORDS_WIDTH],
+        status=printable(str(instance.get("status", "")))[:MAX_SHOWN],
+        ip=printable(str(instance.get("ipAddr", "")))[:MAX_SHOWN],
         renewed=_number(renewed),
     )
 
 
 def _object(answer: Response) -> dict[str, Any]:
-    """The JSON object of an answer; empty where it is none."""
+    """Return the JSON object of an answer; empty if it has none."""
     try:
         value = json.loads(answer.body)
     except (ValueError, RecursionError):
@@ -370,7 +394,7 @@ def _object(answer: Response) -> dict[str, Any]:
 
 
 def _number(value: object) -> int:
-    """A Java long, which JSON has as a number or a string; 0 where it is none."""
+    """Return a Java long, which is a number or a string in JSON; 0 if it is none."""
     text = (
         str(value)[:20] if isinstance(value, str) or (type(value) is int and value.bit_length() < 64) else ""
     )
@@ -378,7 +402,7 @@ def _number(value: object) -> int:
 
 
 def build(fields: Fields, pod: Pod, source: str | None) -> Eureka:
-    """Read ``register: eureka``. Raises ``Refused``."""
+    """Build the driver from ``register: eureka``. Raises ``Refused``."""
     servers = [part.strip() for part in fields.text("url").split(",") if part.strip()]
     for server in servers:
         _check_url(server, f"{fields.path}.url")
@@ -417,11 +441,11 @@ def build(fields: Fields, pod: Pod, source: str | None) -> Eureka:
 
 
 def _check_url(url: str, path: str) -> None:
-    """Raises ``Refused`` where our path behind it would not be what is asked for."""
+    """Raise ``Refused`` for a URL to which a path cannot be added."""
     if not url.startswith(("http://", "https://")):
         raise Refused(f"{path}: expected http:// or https:// URLs that end before apps")
     if any(mark in url for mark in "?#"):
-        # the controller calls it too, after the pod: nothing may come between the path and ours
+        # The controller calls it too: what people write must not hide the path that is added.
         raise Refused(f"{path}: a URL that goes on with a path has no ? and no # (%3F, %23)")
     try:
         origin(url)

@@ -40,6 +40,10 @@ RETRY = Backoff(initial=2.0, maximum=60.0)  # of a request for the bundle
 # The first retries of all pods that lost one repo at the same moment are spread over this time. They have their plans.
 LOST_SPREAD_SECONDS = 12.0
 MAX_REPLICAS = 8  # replicas of the repo that are remembered: more than an installation has
+MAX_REPLICA_WIDTH = 64  # characters of a replica's name
+MAX_ETAG_WIDTH = 200  # characters; an ETag goes back to the repo with each request
+# A bundle that was refused is asked for again after this time: a proxy may have damaged it and kept its ETag.
+REFUSAL_SECONDS = 600.0
 POLL_GAP_SECONDS = 0.2  # between two requests that are answered at once: limits the cost of a faulty repo
 REPORT_GAP_SECONDS = 1.0  # between two reports
 REPORT_TIMEOUT_SECONDS = 10.0
@@ -69,6 +73,16 @@ class Outcome:
     lost: bool = False  # there was no answer: all pods of that repo have lost it at the same moment
 
 
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A bundle that was applied or refused. Its ETag means something to the repo alone that sent it (RFC 9110)."""
+
+    url: str  # of the repo
+    etag: str
+    body: int  # hash of the body
+    at: float  # clock time
+
+
 class RepoClient:
     """The client of one pod. It tries ``urls`` in their order, and stays with the first one that answers."""
 
@@ -93,9 +107,10 @@ class RepoClient:
         self._source = source
         self._random = random
         self._current = 0  # index of the URL in use
-        self._applied = ""  # ETag of the bundle that was applied last
-        self._rejected = ""  # ETag of the bundle that was rejected after it
-        self._error = ""  # the reason of the rejection
+        self._due = dict.fromkeys(self._urls, 0.0)  # by URL: not before this clock time, as its repo demands
+        self._applied: Received | None = None  # the bundle that was applied last
+        self._refused: dict[str, Received] = {}  # by URL: the last bundle of that repo, refused after it
+        self._error = ""  # the reason of the last refusal
         self._changed = trio.Event()  # there is something to report
         self._reached = trio.Event()  # the repo has answered the last request
         self._delivered = trio.Event()  # the repo has got a report
@@ -107,8 +122,8 @@ class RepoClient:
 
     @property
     def refused(self) -> bool:
-        """True if the last bundle that came was rejected."""
-        return bool(self._rejected)
+        """True if the last bundle that came was refused."""
+        return bool(self._refused)
 
     def status_changed(self) -> None:
         """Cause a report; there is at most one in ``REPORT_GAP_SECONDS``."""
@@ -136,24 +151,33 @@ class RepoClient:
                 self._journal.write(
                     "repo-away", repo=redacted(self._urls[self._current]), error=outcome.error
                 )
-            self._current = (self._current + 1) % len(self._urls)
+            now = trio.current_time()
+            self._due[self._urls[self._current]] = now + outcome.pause
+            self._next_repo(now)
             if self._reached.is_set():  # otherwise ``report`` waits for this event, and must not lose it
                 self._reached = trio.Event()
 
             limit = RETRY.limit(failures)
             if outcome.lost and self._replicas:
                 limit = max(LOST_SPREAD_SECONDS, limit)
-            await trio.sleep(max(outcome.pause, limit * self._random.random()))
+            pause = self._due[self._urls[self._current]] - now
+            await trio.sleep(max(pause, limit * self._random.random()))
+
+    def _next_repo(self, now: float = 0.0) -> None:
+        """Change to the next URL, or to the first one after it whose repo demands the shortest wait."""
+        number = len(self._urls)
+        following = [(self._current + step) % number for step in range(1, number + 1)]
+        self._current = min(following, key=lambda index: max(0.0, self._due[self._urls[index]] - now))
 
     async def _poll_once(self) -> Outcome:
         url = self._urls[self._current]
-        etags = ", ".join(etag for etag in (self._applied, self._rejected) if etag)
+        known = self._known(url)
         headers = {**self._headers, **self._authorization(url), "accept": MEDIA_TYPE}
-        if self._counters.repo_up or not etags:
+        if self._counters.repo_up or not known:
             # not after an absence, so that a repo that is back answers at once
             headers["prefer"] = f"wait={WAIT_SECONDS:g}"
-        if etags:
-            headers["if-none-match"] = etags
+        if known:
+            headers["if-none-match"] = ", ".join(received.etag for received in known)
 
         began = trio.current_time()
         try:
@@ -169,20 +193,25 @@ class RepoClient:
         except TransferError as error:
             return Outcome(0.0, str(error), lost=True)
 
-        self._remember_replica(answer.headers.get(REPO_HEADER, ""))
+        self._remember_replica(answer.headers.get(REPO_HEADER, "")[:MAX_REPLICA_WIDTH])
         gap = max(0.0, began + POLL_GAP_SECONDS - trio.current_time())
         held = "preference-applied" in answer.headers or "prefer" not in headers
         match answer.status:
             case 200:
                 etag = answer.headers.get("etag", "")
-                if not etag or etag in etags:
+                if not _is_usable(etag):
+                    shown = f"{etag[:40]}..." if len(etag) > 40 else etag or "none"
                     return Outcome(
                         gap,
-                        f"the bundle has the ETag {etag or 'none'}, "
-                        f"and the pod has {etags or 'no bundle'} already",
+                        f"the ETag of the bundle is {shown}; expected {MAX_ETAG_WIDTH} ASCII characters in quotes",
                     )
-                self._apply(answer, etag, trusted=url.startswith("https://"))
+                received = Received(url, etag, hash(answer.body), trio.current_time())
+                if any((one.etag, one.body) == (etag, received.body) for one in known):
+                    return Outcome(gap, f"the bundle with the ETag {etag} came again, though the pod has it")
+                self._apply(answer, received)
                 return Outcome(gap)
+            case 304 if not known:
+                return Outcome(gap, "304, though the pod has no bundle of this repo")
             case 304 | 426:
                 if answer.status == 426:  # the repo works; the pod keeps its plan, reports, and gets its end
                     self._plan_withheld(_message(answer))
@@ -190,6 +219,16 @@ class RepoClient:
                 return Outcome(gap if held else WAIT_SECONDS * self._random.random())
             case status:
                 return Outcome(_retry_after(answer, self._random), f"{status} {_message(answer)}")
+
+    def _known(self, url: str) -> list[Received]:
+        """Return the bundles whose ETags the repo gets, so that it answers only with another one."""
+        refused = self._refused.get(url)
+        if refused is not None and trio.current_time() - refused.at > REFUSAL_SECONDS:
+            del self._refused[url]
+            refused = None
+        return [
+            received for received in (self._applied, refused) if received is not None and received.url == url
+        ]
 
     def _remember_replica(self, name: str) -> None:
         """Report again to a replica that is new: neither it nor its leader may know this pod's last report."""
@@ -200,12 +239,11 @@ class RepoClient:
             self._changed.set()
 
     def _plan_withheld(self, reason: str) -> None:
-        """Log that the plan needs an https repo, and change to the next URL if there is an https one."""
-        if self._withheld != reason:
+        """Log once that the plan needs an https repo, and change to the next URL."""
+        if not self._withheld:
             self._withheld = reason
             self._journal.write("plan-withheld", repo=redacted(self._urls[self._current]), error=reason)
-        if any(url.startswith("https://") for url in self._urls):
-            self._current = (self._current + 1) % len(self._urls)
+        self._next_repo()
 
     def _authorization(self, url: str) -> dict[str, str]:
         """Return the header with the token, for https only. The kubelet renews the file, so it is read each time."""
@@ -213,27 +251,32 @@ class RepoClient:
             return {}
         try:
             with open(self._token, encoding="ascii") as file:
-                return {"authorization": f"Bearer {file.read().strip()}"}
+                token = file.read().strip()
+            if not token.isprintable():
+                raise ValueError("the token has more than one line, or control characters")
         except (OSError, ValueError) as error:
             self._journal.write("token-unread", file=self._token, error=str(error))
             return {}  # the repo identifies the pod by its address
+        return {"authorization": f"Bearer {token}"}
 
-    def _apply(self, answer: Response, etag: str, *, trusted: bool) -> None:
+    def _apply(self, answer: Response, received: Received) -> None:
         try:
             if not answer.headers.get("content-type", "").startswith(MEDIA_TYPE):
                 raise Refused(f"expected {MEDIA_TYPE}, not {answer.headers.get('content-type', 'nothing')}")
-            self._consumer.apply(answer.body, trusted=trusted)
+            self._consumer.apply(answer.body, trusted=received.url.startswith("https://"))
         except Exception as error:  # noqa: BLE001 - a plan that causes an internal error is rejected as well
             reason = (
                 str(error)
                 if isinstance(error, Refused)
                 else f"internal error: {type(error).__name__}: {error}"
             )
-            self._rejected, self._error = etag, reason
+            self._refused.pop(received.url, None)
+            self._refused[received.url], self._error = received, reason  # the last one is the newest
             self._counters.bundle_rejections += 1
             self._journal.write("plan-refused", error=reason)
+            self._next_repo()  # it may have a plan that this pod can run
         else:
-            self._applied, self._rejected, self._error = etag, "", ""
+            self._applied, self._refused, self._error = received, {}, ""
         self._changed.set()
 
     async def report(self) -> None:
@@ -254,11 +297,11 @@ class RepoClient:
 
     async def _report_once(self) -> bool:
         """Post one report; True if the repo took it."""
-        body, reported = self._status(LINES)
+        body, reported = self._status(LINES, ERROR_WIDTH)
         for most in (LINES // 2, LINES // 10, 1):  # a line may be six times as long in JSON
             if len(body) <= MAX_REPORT_BYTES:
                 break
-            body, reported = self._status(most)
+            body, reported = self._status(most, ERROR_WIDTH * most // LINES)
 
         url = self._urls[self._current]
         try:
@@ -292,25 +335,39 @@ class RepoClient:
                 with trio.move_on_after(LAST_REPORT_SECONDS):
                     self._last_reported = await self._report_once()
 
-    def _status(self, most: int) -> tuple[bytes, int]:
-        """Return a report with at most ``most`` journal lines, and ``Journal.reported`` once the repo has it."""
+    def _status(self, most: int, width: int) -> tuple[bytes, int]:
+        """Return a report with at most ``most`` lines, and ``Journal.reported`` once the repo has it.
+
+        Errors have ``width`` characters at most.
+        """
         lines, reported = self._journal.unreported(most)
         report = replace(
             self._consumer.status(),
             boot=self._boot,
             version=__version__,
-            state=REJECTED if self._rejected else APPLIED,
-            error=self._error[:ERROR_WIDTH],
-            rejected=self._rejected.strip('"') or None,
+            state=REJECTED if self._refused else APPLIED,
+            error=self._error[:width] if self._refused else "",
+            rejected=next((one.etag.strip('"') for one in reversed(self._refused.values())), None),
             logs=tuple(line[:LINE_WIDTH] for line in lines),
         )
-        value = encode(report) | {"time": time(), **self._consumer.details()}
+        details = {
+            name: value[:width] if isinstance(value, str) else value
+            for name, value in self._consumer.details().items()
+        }
+        value = encode(report) | {"time": time(), **details}
         return json.dumps(value, separators=(",", ":")).encode(), reported
 
     async def wait_reported(self) -> None:
         """Return when all lines of the journal are reported."""
         while self._journal.reported < self._journal.written:
             await self._delivered.wait()
+
+
+def _is_usable(etag: str) -> bool:
+    """True for an ETag that any server accepts in If-None-Match: RFC 9110, without the bytes beyond ASCII."""
+    tag = etag.removeprefix("W/")
+    quoted = len(tag) >= 2 and tag[0] == tag[-1] == '"' and tag.count('"') == 2
+    return quoted and len(etag) <= MAX_ETAG_WIDTH and all("!" <= sign <= "~" for sign in tag)
 
 
 def _message(answer: Response) -> str:

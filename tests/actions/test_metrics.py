@@ -22,6 +22,7 @@ from pidone.plan.fields import Fields
 from pidone.plan.format import decode_plan
 from pidone.plan.model import Pod, Task
 from tests.actions.watcher import Watcher
+from tests.patience import PATIENCE_SECONDS
 
 POD = Pod("web-7d9c", "shop", "uid-1", "127.0.0.1", "node-1")
 
@@ -208,7 +209,7 @@ async def test_it_listens_until_it_is_stopped(free_port: Any) -> None:
     watcher = Watcher()
 
     async def ask(path: str, method: str = "GET") -> Response:
-        return await request(method, url + path, timeout=10)
+        return await request(method, url + path, timeout=PATIENCE_SECONDS)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(make({"port": port}).run, watcher)

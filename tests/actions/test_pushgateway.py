@@ -38,7 +38,7 @@ class Gateway:
 
     async def samples(self) -> Samples:
         """What Prometheus would scrape of it, by name."""
-        answer = await request("GET", f"{self.url}/metrics", timeout=5, limit=1 << 20)
+        answer = await request("GET", f"{self.url}/metrics", timeout=PATIENCE_SECONDS, limit=1 << 20)
         assert answer.status == 200
         found: Samples = {}
         for family in text_string_to_metric_families(answer.text):

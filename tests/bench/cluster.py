@@ -17,8 +17,9 @@ from statistics import median
 import httpx
 import psutil
 
+from tests import folders
 from tests.bench import candidates
-from tests.cluster import node, scenario
+from tests.cluster import network, node, scenario
 from tests.cluster.apiserver import Object
 from tests.cluster.node import NodeCluster
 from tests.cluster.process import until
@@ -208,7 +209,8 @@ def main() -> int:
         print(reason, file=sys.stderr)
         return 1
     with (
-        node.node(BUILD / "node") as cluster,
+        network.private(),
+        node.node(folders.reserve(BUILD / "node")) as cluster,
         scenario.installed(cluster),
         registry(cluster) as eureka,
     ):

@@ -1,10 +1,11 @@
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.cluster import apiserver, node, program
+from tests import folders
+from tests.cluster import apiserver, network, node, program
 from tests.cluster.apiserver import Cluster, ControlPlane, control_plane
 from tests.cluster.node import NodeCluster
 from tests.cri.conftest import BUILD, BUSYBOX, busybox
@@ -44,11 +45,20 @@ def plane(tmp_path: Path) -> Iterator[ControlPlane]:
         yield found
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """A test of the node, and its fixtures, are in the node's network."""
+    if "real_node" not in getattr(item, "fixturenames", ()) or node.missing():
+        return (yield)
+    with network.private():
+        return (yield)
+
+
 @pytest.fixture(scope="package")
 def real_node() -> Iterator[NodeCluster]:
-    """A cluster with a node that runs pods, with the CRDs; each sandbox is of the image that was put there last."""
+    """A cluster with a node that runs pods, with the CRDs. Each sandbox is of the image that was put there last."""
     if reason := node.missing():
         pytest.skip(reason)
-    with node.node(BUILD / "node") as found:
+    with node.node(folders.reserve(BUILD / "node")) as found:
         found.containerd.put(busybox(BUSYBOX, "sh"), found.containerd.busybox)
         yield found

@@ -1,11 +1,10 @@
 """A whole node: the control plane with all its controllers, a kubelet, kube-proxy, and Debian's containerd and runc.
 
-Pods are real ones: scheduled, with addresses of their own, reachable by Services; each sandbox is made of the image
-that ``containerd.put`` was given last. Images come by ``containerd.put`` alone (``imagePullPolicy: Never``). There is
-one such node a machine at a time: the address of its API server is on ``lo``, and kube-proxy's rules are the machine's.
+Pods are real ones: scheduled, with addresses of their own, reachable by Services. Each sandbox is made of the image
+that ``containerd.put`` was given last. Images come by ``containerd.put`` alone (``imagePullPolicy: Never``). A node has
+a network namespace of its own (``network.py``), so several nodes run on one machine.
 """
 
-import fcntl
 import json
 import shutil
 import subprocess
@@ -27,9 +26,7 @@ from tests.ports import free_port
 ADDRESS = "10.79.0.1"  # of the node and of the API server; no pod's and no Service's
 PODS = "10.78.0.0/16"
 NAME = "node-1"
-CGROUP = "pidone-node"
 TOKEN = "kubelet-of-the-tests"
-LOCK = Path("/run/lock/pidone-node.lock")
 LINKS = Path("/var/log/containers")
 PLUGINS = Path("/usr/lib/cni")  # Debian's containernetworking-plugins
 INSTALL = (
@@ -98,7 +95,7 @@ class NodeCluster(ControlPlane):
         return self.pod(namespace, name)
 
 
-def kubelet_config(folder: Path, socket: Path, port: int, healthz: int) -> Object:
+def kubelet_config(folder: Path, containerd: cri.Node, port: int, healthz: int) -> Object:
     return {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
@@ -107,13 +104,13 @@ def kubelet_config(folder: Path, socket: Path, port: int, healthz: int) -> Objec
         "healthzPort": healthz,
         "authentication": {"anonymous": {"enabled": True}, "webhook": {"enabled": False}},
         "authorization": {"mode": "AlwaysAllow"},
-        "containerRuntimeEndpoint": f"unix://{socket}",
+        "containerRuntimeEndpoint": f"unix://{containerd.socket}",
         "clusterDNS": [ADDRESS],  # dns.py, in tests that need names
         "clusterDomain": DOMAIN,
         "podLogsDir": str(folder / "logs"),
         "volumePluginDir": str(folder / "plugins"),
         "cgroupDriver": "cgroupfs",
-        "cgroupRoot": f"/{CGROUP}",
+        "cgroupRoot": f"/{containerd.cgroup}",
         "failCgroupV1": False,
         "failSwapOn": False,
         "oomScoreAdj": 0,
@@ -125,15 +122,15 @@ def kubelet_config(folder: Path, socket: Path, port: int, healthz: int) -> Objec
     }
 
 
-def _parts(folder: Path, plane: ControlPlane, socket: Path) -> dict[str, Process]:
-    """What a cluster has besides etcd and the API server."""
+def _parts(folder: Path, plane: ControlPlane, containerd: cri.Node) -> dict[str, Process]:
+    """The parts of a cluster besides etcd and the API server."""
     binary = str(program.find())
     config, login = f"--kubeconfig={plane.kubeconfig}", folder / "kubelet.kubeconfig"
     cluster = {"server": plane.server, "certificate-authority": str(plane.certificate)}
     login.write_text(kubeconfig(cluster, {"token": TOKEN}))
     ports = {name: free_port() for name in ("controller-manager", "scheduler", "proxy", "healthz", "kubelet")}
     settings = folder / "kubelet.config"
-    settings.write_text(json.dumps(kubelet_config(folder, socket, ports["kubelet"], ports["healthz"])))
+    settings.write_text(json.dumps(kubelet_config(folder, containerd, ports["kubelet"], ports["healthz"])))
 
     def part(name: str, health: str, *flags: str) -> Process:
         return Process([binary, name, *flags], folder / f"{name}.log", lambda: answers(health))
@@ -183,7 +180,10 @@ def _parts(folder: Path, plane: ControlPlane, socket: Path) -> dict[str, Process
 
 @contextmanager
 def node(folder: Path) -> Iterator[NodeCluster]:
-    """A cluster of one node, ready after some 15 s, until the end of the block; then its logs are all that is left."""
+    """A cluster of one node, ready after some 15 s, until the end of the block; then only its logs are left.
+
+    It begins in a network of its own (``network.private``).
+    """
     runtime = folder / "containerd"
     (runtime / "cni" / "conf").mkdir(parents=True, exist_ok=True)
     (runtime / "cni" / "bin").unlink(missing_ok=True)
@@ -192,10 +192,8 @@ def node(folder: Path) -> Iterator[NodeCluster]:
     network["plugins"][0]["ipam"]["dataDir"] = str(runtime / "addresses")
     (runtime / "cni" / "conf" / "pods.conflist").write_text(json.dumps(network))
     with ExitStack() as stack:
-        lock = stack.enter_context(LOCK.open("w"))
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        stack.enter_context(_address())
-        containerd = stack.enter_context(cri.node(runtime, cgroup=CGROUP))
+        subprocess.run(["ip", "address", "replace", f"{ADDRESS}/32", "dev", "lo"], check=True)
+        containerd = stack.enter_context(cri.node(runtime))
         # of a killed run; containerd has removed its sandboxes
         _unmount(folder / "kubelet")
         _forget_logs(folder / "logs")
@@ -212,9 +210,8 @@ def node(folder: Path) -> Iterator[NodeCluster]:
             control_plane(folder / "plane", by_address, address=ADDRESS, tokens=[kubelet])
         )
         found = NodeCluster(**(vars(plane) | {"alone": False}), containerd=containerd)
-        _make_cgroups()
-        stack.callback(_forget_rules)
-        for name, part in _parts(folder, plane, containerd.socket).items():
+        _make_cgroups(containerd.cgroup)
+        for name, part in _parts(folder, plane, containerd).items():
             plane.parts[name] = part
             stack.callback(part.kill)
             part.start(wait=False)
@@ -226,22 +223,12 @@ def node(folder: Path) -> Iterator[NodeCluster]:
         yield found
 
 
-@contextmanager
-def _address() -> Iterator[None]:
-    words = [f"{ADDRESS}/32", "dev", "lo"]
-    subprocess.run(["ip", "address", "replace", *words], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["ip", "address", "delete", *words], check=True)
-
-
-def _make_cgroups() -> None:
-    """The one below which a kubelet makes those of pods must be there, in each of version 1's controllers."""
+def _make_cgroups(name: str) -> None:
+    """Make the cgroup below which the kubelet makes those of pods, in each controller of version 1."""
     controllers = [cri.CGROUPS] if (cri.CGROUPS / "cgroup.controllers").exists() else cri.CGROUPS.iterdir()
     for controller in controllers:
         if controller.is_dir() and not controller.is_symlink():
-            (controller / CGROUP).mkdir(exist_ok=True)
+            (controller / name).mkdir(exist_ok=True)
 
 
 def _unmount(folder: Path) -> None:
@@ -260,11 +247,3 @@ def _forget_logs(folder: Path) -> None:
             link.unlink()
     with suppress(OSError):  # other nodes' links
         LINKS.rmdir()
-
-
-def _forget_rules() -> None:
-    """kube-proxy's in iptables; it leaves one chain that it takes for the kubelet's."""
-    subprocess.run([program.find(), "proxy", "--cleanup"], check=False, capture_output=True)
-    for command in ("iptables", "ip6tables"):
-        for words in (["-D", "INPUT", "-j"], ["-D", "OUTPUT", "-j"], ["-F"], ["-X"]):
-            subprocess.run([command, "-w", *words, "KUBE-FIREWALL"], check=False, capture_output=True)

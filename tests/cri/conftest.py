@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import folders
 from tests.cri import containerds, images
 from tests.cri.images import Image
 from tests.cri.node import Node, missing, node
@@ -21,7 +22,7 @@ def containerd(request: pytest.FixtureRequest) -> Iterator[Node]:
     programs = containerds.programs(version)
     if reason := containerds.missing(version) or missing(programs):
         pytest.skip(reason)
-    with node(BUILD / f"cri-{version}", programs=programs) as found:
+    with node(folders.reserve(BUILD / f"cri-{version}"), programs=programs) as found:
         found.put(busybox(BUSYBOX, "sh"), found.busybox)
         yield found
 

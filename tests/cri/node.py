@@ -366,11 +366,10 @@ class Node:
 
 
 @contextmanager
-def node(folder: Path, *, cgroup: str = "", programs: Path | None = None) -> Iterator[Node]:
-    """containerd, until the end of the block; then nothing of it is left. What a killed run left goes first.
+def node(folder: Path, *, programs: Path | None = None) -> Iterator[Node]:
+    """containerd, until the end of the block; then nothing of it is left. What a killed run left is removed first.
 
-    ``cgroup`` is the one below which its callers ask for theirs, else one for this node alone. ``programs`` is the
-    folder of a containerd that is not installed.
+    ``programs`` is the folder of a containerd that is not installed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     words = ["stat", "--file-system", "--format=%T", str(folder)]
@@ -379,7 +378,7 @@ def node(folder: Path, *, cgroup: str = "", programs: Path | None = None) -> Ite
     config = CONFIG.format(folder=folder, image=SANDBOX_IMAGE, snapshotter=snapshotter)
     (folder / "config.toml").write_text(config)
     _forget_cgroups()
-    found = Node(folder, cgroup or f"{CGROUP}-{os.getpid()}-{folder.name}", programs)
+    found = Node(folder, f"{CGROUP}-{os.getpid()}-{folder.name}", programs)
     try:
         found.start()
         found.remove_sandboxes()
@@ -388,7 +387,7 @@ def node(folder: Path, *, cgroup: str = "", programs: Path | None = None) -> Ite
     finally:
         found.end()
         _end_shims(folder)
-    mounted = [line for line in Path("/proc/mounts").read_text().splitlines() if str(folder) in line]
+    mounted = [line for line in Path("/proc/mounts").read_text().splitlines() if f" {folder}/" in line]
     assert not mounted, mounted
     shutil.rmtree(folder)
     _remove_cgroups(found.cgroup)

@@ -53,7 +53,7 @@ async def pod(node: Node, image: Image, **how: Any) -> AsyncIterator[Sandbox]:
 
 
 async def happens(condition: Callable[[], object]) -> None:
-    await trio.to_thread.run_sync(until, condition, 20)
+    await trio.to_thread.run_sync(until, condition)
 
 
 def private(sandbox: Sandbox) -> int:

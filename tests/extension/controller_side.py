@@ -54,7 +54,7 @@ async def deregister(url: str) -> dict[str, int]:
         await wait_all_tasks_blocked()  # it leads: what is due then is done at once
         deregistration.reported(pod, report, digest(plan), lambda: plan)
         deregistration.gone(pod.key)
-        with trio.move_on_after(10):
+        with trio.move_on_after(120):
             while deregistration.pending:
                 await trio.sleep(0.05)
         nursery.cancel_scope.cancel()

@@ -24,6 +24,7 @@ from pidone.generate.assembly import TOP
 from pidone.http.client import request
 from pidone.http.message import Request, Response
 from tests.http.serving import http_server
+from tests.patience import PATIENCE_SECONDS
 
 HERE = Path(__file__).parent
 COPIED = ("pidone", "controller/pidone_controller", "schema")
@@ -179,7 +180,7 @@ class Server:
         return Response(200 if known or asked.method == "PUT" else 404)
 
     async def until(self, lines: dict[str, str]) -> None:
-        with trio.fail_after(20):
+        with trio.fail_after(PATIENCE_SECONDS):
             while self.lines != lines:
                 await self.changed.wait()
 
@@ -208,10 +209,10 @@ async def process(tree: Path, *command: str, **more: str) -> AsyncIterator[trio.
 async def scraped(url: str, *lines: str) -> None:
     """Return when the page has these lines."""
     page = ""
-    with trio.move_on_after(20):
+    with trio.move_on_after(PATIENCE_SECONDS):
         while True:
             try:
-                page = (await request("GET", url, timeout=5.0)).text
+                page = (await request("GET", url, timeout=PATIENCE_SECONDS)).text
             except TransferError:
                 page = ""
             if all(line in page for line in lines):
@@ -265,9 +266,9 @@ async def test_its_states_are_reported(
         async with process(tree, "pidone", **settings, PIDONE_DOZE="/nowhere"):
             await ledger.until({"/web/web": "UP"})
             tasks = dict[str, str]()
-            with trio.fail_after(20):
+            with trio.fail_after(PATIENCE_SECONDS):
                 while tasks.get("registration") != "registered" or tasks.get("count") != "landed":
-                    page = await request("GET", f"{repo}/v1/pods/shop/web", timeout=5.0)
+                    page = await request("GET", f"{repo}/v1/pods/shop/web", timeout=PATIENCE_SECONDS)
                     reported = json.loads(page.body).get("reported") or {"tasks": {}}
                     tasks = {name: task["state"] for name, task in reported["tasks"].items()}
                     await trio.sleep(0.05)
@@ -278,7 +279,7 @@ async def address(controller: trio.Process) -> str:
     """The URL at which the controller listens, from its log."""
     assert controller.stderr is not None
     log = b""
-    with trio.fail_after(20):
+    with trio.fail_after(PATIENCE_SECONDS):
         async for data in controller.stderr:
             log += data
             if found := re.search(rb"event=listening .*?address=(\S+)", log):

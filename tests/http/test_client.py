@@ -20,7 +20,9 @@ OK = b"HTTP/1.1 200 OK\r\n"
 
 async def get(port: int, *, limit: int = 1 << 20, accept_encoding: str = "gzip") -> Response:
     headers = {"accept-encoding": accept_encoding}
-    return await request("GET", f"http://127.0.0.1:{port}/x", timeout=10, limit=limit, headers=headers)
+    return await request(
+        "GET", f"http://127.0.0.1:{port}/x", timeout=PATIENCE_SECONDS, limit=limit, headers=headers
+    )
 
 
 async def refusal(port: int, *, limit: int = 1 << 20) -> TransferError:
@@ -38,7 +40,11 @@ async def test_a_request_arrives_as_it_was_given_and_the_answer_comes_back(nurse
 
     port = await http_server(nursery, handler)
     answer = await request(
-        "PUT", f"http://127.0.0.1:{port}/a%20b?c=d#e", timeout=10, headers={"X-Who": "me"}, body=b"milk"
+        "PUT",
+        f"http://127.0.0.1:{port}/a%20b?c=d#e",
+        timeout=PATIENCE_SECONDS,
+        headers={"X-Who": "me"},
+        body=b"milk",
     )
     assert (answer.status, answer.headers["x-kind"], answer.body) == (418, "tea", b"short and stout")
     assert (got[0].method, got[0].target, got[0].path, got[0].body) == (
@@ -153,13 +159,13 @@ async def test_an_answer_that_does_not_come_is_a_timeout(
     port = await raw_server(nursery, nothing)
     nursery.start_soon(ask)
     await wait_all_tasks_blocked(0.01)
-    mock_clock.jump(9.9)
+    mock_clock.jump(PATIENCE_SECONDS - 0.1)
     await wait_all_tasks_blocked(0.01)
     assert errors == []
     mock_clock.jump(0.2)
     await wait_all_tasks_blocked(0.01)
     assert isinstance(errors[0], TransferTimeout)
-    assert str(errors[0]) == f"GET http://127.0.0.1:{port}/x: no answer within 10 s"
+    assert str(errors[0]) == f"GET http://127.0.0.1:{port}/x: no answer within {PATIENCE_SECONDS:g} s"
     nursery.cancel_scope.cancel()
 
 
@@ -180,9 +186,9 @@ async def test_why_there_is_no_connection_is_said_in_words(free_port: Callable[[
     with pytest.raises(ConnectError, match="Connection refused"):
         await get(free_port())
     with pytest.raises(ConnectError, match="the name does not resolve"):
-        await request("GET", "http://nobody.invalid/", timeout=10)
+        await request("GET", "http://nobody.invalid/", timeout=PATIENCE_SECONDS)
     with pytest.raises(ConnectError, match=r"192\.0\.2\.1"):
-        await request("GET", f"http://127.0.0.1:{free_port()}/", timeout=10, source="192.0.2.1")
+        await request("GET", f"http://127.0.0.1:{free_port()}/", timeout=PATIENCE_SECONDS, source="192.0.2.1")
 
 
 @pytest.mark.parametrize(
@@ -200,14 +206,14 @@ async def test_why_there_is_no_connection_is_said_in_words(free_port: Callable[[
 )
 async def test_a_url_that_cannot_be_asked_is_a_transfer_error(url: str, nursery: trio.Nursery) -> None:
     with pytest.raises(TransferError):
-        await request("GET", url, timeout=10)
+        await request("GET", url, timeout=PATIENCE_SECONDS)
 
 
 async def test_what_http_cannot_carry_is_a_protocol_error(nursery: trio.Nursery) -> None:
     port = await raw_server(nursery, says(OK + b"\r\n"))
     for headers in ({"x": "\N{SNOWMAN}"}, {"x": "a\r\nb"}):
         with pytest.raises(ProtocolError):
-            await request("GET", f"http://127.0.0.1:{port}/", timeout=10, headers=headers)
+            await request("GET", f"http://127.0.0.1:{port}/", timeout=PATIENCE_SECONDS, headers=headers)
     nursery.cancel_scope.cancel()
 
 
@@ -221,7 +227,7 @@ async def test_the_user_in_the_url_is_sent_and_never_shown(
         return Response(200)
 
     port = await http_server(nursery, handler)
-    await request("GET", f"http://me:p%40ss%2Fw@127.0.0.1:{port}/", timeout=10)
+    await request("GET", f"http://me:p%40ss%2Fw@127.0.0.1:{port}/", timeout=PATIENCE_SECONDS)
     assert got[0].headers["authorization"] == "Basic bWU6cEBzcy93"  # me:p@ss/w
     assert got[0].headers["host"] == f"127.0.0.1:{port}"
     for url in (
@@ -231,7 +237,7 @@ async def test_the_user_in_the_url_is_sent_and_never_shown(
         "http://me:hun/ter@host/",
     ):
         with pytest.raises(TransferError) as raised:
-            await request("GET", url, timeout=10)
+            await request("GET", url, timeout=PATIENCE_SECONDS)
         assert "ter" not in str(raised.value)
         assert "me:" not in str(raised.value)
     nursery.cancel_scope.cancel()
@@ -250,7 +256,7 @@ async def test_the_source_address_is_the_one_asked_for(nursery: trio.Nursery) ->
         return Response(204)
 
     port = await http_server(nursery, handler)
-    await request("GET", f"http://127.0.0.1:{port}/", timeout=10, source="127.0.0.7")
+    await request("GET", f"http://127.0.0.1:{port}/", timeout=PATIENCE_SECONDS, source="127.0.0.7")
     assert peers == ["127.0.0.7"]
     nursery.cancel_scope.cancel()
 
@@ -326,11 +332,11 @@ async def test_a_self_signed_server_is_refused_unless_it_is_trusted(
     await nursery.start(trio.serve_listeners, hello, secure)
     url = f"https://127.0.0.1:{listeners[0].socket.getsockname()[1]}/"
     with pytest.raises(ConnectError, match="certificate verify failed: self-signed certificate"):
-        await request("GET", url, timeout=10)
+        await request("GET", url, timeout=PATIENCE_SECONDS)
     monkeypatch.setenv("PIDONE_CA", f"{certificate}.crt")
-    assert (await request("GET", url, timeout=10)).body == b"hello"
+    assert (await request("GET", url, timeout=PATIENCE_SECONDS)).body == b"hello"
     with pytest.raises(ConnectError, match=r"Hostname mismatch|not valid for"):
-        await request("GET", url.replace("127.0.0.1", "localhost"), timeout=10)
+        await request("GET", url.replace("127.0.0.1", "localhost"), timeout=PATIENCE_SECONDS)
     (tmp_path / "empty.pem").touch()
     for file, why in (
         ("/no/such.pem", "No such file"),
@@ -338,7 +344,7 @@ async def test_a_self_signed_server_is_refused_unless_it_is_trusted(
     ):
         monkeypatch.setenv("PIDONE_CA", file)
         with pytest.raises(ConnectError, match=f"PIDONE_CA={file}: {why}.*; it names"):
-            await request("GET", url, timeout=10)
+            await request("GET", url, timeout=PATIENCE_SECONDS)
     nursery.cancel_scope.cancel()
 
 
@@ -351,5 +357,7 @@ async def test_https_to_a_server_that_speaks_none_fails_in_words(nursery: trio.N
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     await nursery.start(trio.serve_listeners, plain, listeners)
     with pytest.raises(ConnectError, match="SSL"):
-        await request("GET", f"https://127.0.0.1:{listeners[0].socket.getsockname()[1]}/", timeout=10)
+        await request(
+            "GET", f"https://127.0.0.1:{listeners[0].socket.getsockname()[1]}/", timeout=PATIENCE_SECONDS
+        )
     nursery.cancel_scope.cancel()

@@ -66,19 +66,19 @@ async def test_a_server_is_reached_by_its_name(nursery: trio.Nursery) -> None:
 
     port = await http_server(nursery, handle)
     with lookups():
-        answer = await request("GET", f"http://localhost:{port}/", timeout=5)
+        answer = await request("GET", f"http://localhost:{port}/", timeout=PATIENCE_SECONDS)
     assert answer.text == f"localhost:{port}"
     nursery.cancel_scope.cancel()
 
 
 async def test_a_name_that_is_not_there_is_said_in_words() -> None:
     with lookups(), pytest.raises(ConnectError, match="the name does not resolve"):
-        await request("GET", "http://no-such-name.invalid/", timeout=20)
+        await request("GET", "http://no-such-name.invalid/", timeout=PATIENCE_SECONDS)
 
 
 async def test_a_name_that_is_not_ascii_is_refused_with_the_remedy() -> None:
     with lookups(), pytest.raises(ConnectError, match=r'"b\u00fccher.example" is not ASCII; .* xn--'):
-        await request("GET", "http://b\u00fccher.example/", timeout=5)
+        await request("GET", "http://b\u00fccher.example/", timeout=PATIENCE_SECONDS)
 
 
 async def test_few_lookups_at_once_and_a_cancelled_one_keeps_its_place_until_it_ends(
@@ -122,9 +122,9 @@ async def test_without_a_thread_the_request_fails_and_the_place_is_free_again(
             patched.setattr("_thread.start_new_thread", no_thread)
             for _ in range(LOOKUPS + 1):
                 with pytest.raises(ConnectError, match="cannot be looked up"):
-                    await request("GET", "http://localhost:1/", timeout=5)
+                    await request("GET", "http://localhost:1/", timeout=PATIENCE_SECONDS)
         with pytest.raises(ConnectError, match="refused"):
-            await request("GET", "http://localhost:1/", timeout=5)
+            await request("GET", "http://localhost:1/", timeout=PATIENCE_SECONDS)
 
 
 def test_a_lookup_of_the_pod_s_loads_no_codec_for_names() -> None:
@@ -136,7 +136,7 @@ async def main():
     trio.socket.set_custom_hostname_resolver(Lookups())
     for host in ("localhost", "127.0.0.1"):
         try:
-            await request("GET", f"http://{host}:1/", timeout=5, source="127.0.0.1")
+            await request("GET", f"http://{host}:1/", timeout=PATIENCE_SECONDS, source="127.0.0.1")
         except Exception:
             pass
 trio.run(main)

@@ -11,6 +11,7 @@ import trio
 from pidone.errors import ConnectError, ProtocolError, TransferError, TransferTimeout
 from pidone.http.grpc import check_health
 from tests.http.serving import raw_server, says
+from tests.patience import PATIENCE_SECONDS
 
 
 class HealthServer:
@@ -59,7 +60,7 @@ async def ask(nursery: trio.Nursery, server: HealthServer, service: str = "") ->
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     await nursery.start(trio.serve_listeners, server.serve, listeners)
     port = listeners[0].socket.getsockname()[1]
-    return await check_health("127.0.0.1", port, service, timeout=5, source=None)
+    return await check_health("127.0.0.1", port, service, timeout=PATIENCE_SECONDS, source=None)
 
 
 @pytest.mark.parametrize(
@@ -110,13 +111,13 @@ async def test_a_server_without_the_health_service_is_told_so(nursery: trio.Nurs
 async def test_what_is_no_answer_is_an_error(nursery: trio.Nursery, said: bytes) -> None:
     port = await raw_server(nursery, says(said))
     with pytest.raises(TransferError, match=r"grpc 127\.0\.0\.1"):
-        await check_health("127.0.0.1", port, "", timeout=5, source=None)
+        await check_health("127.0.0.1", port, "", timeout=PATIENCE_SECONDS, source=None)
     nursery.cancel_scope.cancel()
 
 
 async def test_nobody_and_silence(nursery: trio.Nursery, free_port: Any) -> None:
     with pytest.raises(ConnectError, match="Connection refused"):
-        await check_health("127.0.0.1", free_port(), "", timeout=5, source=None)
+        await check_health("127.0.0.1", free_port(), "", timeout=PATIENCE_SECONDS, source=None)
 
     async def silence(stream: trio.SocketStream) -> None:
         await trio.sleep_forever()

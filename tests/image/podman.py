@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -21,6 +22,8 @@ ROOT = Path(__file__).parents[2]
 ARCHIVE = ROOT / "build" / "image.oci.tar"
 PACKAGES = ("podman", "runc", "buildah", "containernetworking-plugins", "iptables", "busybox-static")
 TOOLS = ("podman", "runc", "buildah", "/usr/lib/cni/bridge", "iptables", "/bin/busybox")
+# The locks of all podmans are one file in /dev/shm, and one that starts anew frees those of the others: here they are
+# files of this podman, as is the mark of its start.
 SETTINGS = """
 [containers]
 default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
@@ -32,6 +35,8 @@ network_config_dir = "{folder}/networks"
 runtime = "runc"
 cgroup_manager = "cgroupfs"
 events_logger = "none"
+lock_type = "file"
+tmp_dir = "{folder}/tmp"
 """
 # An application: answers on 8080, ends at TERM.
 APPLICATION = """#!/bin/sh
@@ -95,10 +100,9 @@ class Podman:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        # Linux allows an interface 15 characters, and podman names the bridge after a free number.
         self.subnet = free_subnet()
         self.gateway = f"{self.subnet}.1"
-        self.network = f"pidone-{os.getpid()}"
+        self.network = f"pods-{self.subnet.replace('.', '-')}"  # also the bridge: at most 15 characters
         self._env = {**os.environ, "CONTAINERS_CONF": str(folder / "containers.conf")}
         self._store = (
             "--root",
@@ -146,6 +150,9 @@ class Podman:
         recipe.write_text('FROM scratch\nCOPY . /\nENV PATH=/bin\nENTRYPOINT ["/app"]\n')
         self._build("application", recipe)
         self("network", "create", "--subnet", f"{self.subnet}.0/24", self.network)
+        # Of two podmans that make their networks before their pods, both would take the same bridge.
+        settings = self.folder / "networks" / f"{self.network}.conflist"
+        settings.write_text(re.sub(r'(?<="bridge": ")[^"]+', self.network, settings.read_text()))
 
     def _build(self, name: str, recipe: Path) -> None:
         context = (

@@ -17,9 +17,11 @@ from typing import IO, Any
 import psutil
 import pytest
 
+from tests import folders
 from tests.image.podman import ARCHIVE, ROOT, Podman, missing, podman, until, version
-from tests.image.world import ALL, World, free_port, world
+from tests.image.world import ALL, World, world
 from tests.patience import PATIENCE_SECONDS
+from tests.ports import free_address, free_port
 
 pytestmark = [
     pytest.mark.image,
@@ -57,7 +59,7 @@ mount -o remount,bind,ro "$root" && exec /usr/sbin/chroot --groups= --userspec="
 
 @pytest.fixture(scope="module")
 def runtime() -> Iterator[Podman]:
-    with podman(ROOT / "build" / f"podman-{os.getpid()}", 6060) as program:
+    with podman(folders.reserve(ROOT / "build" / "podman"), 6060) as program:
         yield program
 
 
@@ -192,7 +194,7 @@ def test_pods_run_their_tasks_and_go_back_to_sleep(
     www = tmp_path
     (www / "index.html").write_text("well")
     names = [f"u{uid}n{number}" for number in range(1, 5)]
-    addresses = {name: f"127.0.{1 + uid % 100}.{number}" for number, name in enumerate(names, 1)}
+    addresses = {name: free_address() for name in names}
     with ExitStack() as closing:
         pods: dict[str, psutil.Process] = {}
         for name, ip in addresses.items():
@@ -239,14 +241,14 @@ def test_pods_run_their_tasks_and_go_back_to_sleep(
 
         here.pods(**dict.fromkeys(names))
         for process in pods.values():
-            until("asleep again", partial(dozes, process), 30)
+            until("asleep again", partial(dozes, process))
             process.send_signal(signal.SIGTERM)
 
 
 def test_an_active_pod_loads_no_more_than_it_needs(
     root: Path, config: dict[str, Any], here: World, tmp_path: Path
 ) -> None:
-    ip, log = "127.0.9.1", tmp_path / "imports"
+    ip, log = free_address(), tmp_path / "imports"
     *words, script = config["Config"]["Entrypoint"][1:]
     env = environment(
         config, PIDONE_STAGE="run", PIDONE_REPO=here.repo, PIDONE_POD_IP=ip, PIDONE_POD_UID="uid-one"
@@ -291,7 +293,7 @@ class Running:
             with suppress(psutil.NoSuchProcess):
                 child.kill()
         self._process.kill()
-        self._process.wait(10)
+        self._process.wait(PATIENCE_SECONDS)
 
 
 def doze_of(pid: int) -> psutil.Process | None:

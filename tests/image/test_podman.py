@@ -10,9 +10,11 @@ from functools import partial
 import psutil
 import pytest
 
+from tests import folders
 from tests.image.podman import ROOT, Pod, Podman, missing, podman, until
-from tests.image.world import ALL, World, free_port, world
+from tests.image.world import ALL, World, world
 from tests.patience import PATIENCE_SECONDS
+from tests.ports import free_port
 from tests.processes import command
 
 pytestmark = [
@@ -31,7 +33,7 @@ def ports() -> tuple[int, int]:
 
 @pytest.fixture(scope="module")
 def runtime(ports: tuple[int, int]) -> Iterator[Podman]:
-    with podman(ROOT / "build" / "podman", ports[0]) as program:
+    with podman(folders.reserve(ROOT / "build" / "podman"), ports[0]) as program:
         yield program
 
 

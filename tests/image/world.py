@@ -1,7 +1,6 @@
 """A repo (standalone) and a Eureka (the fake) on all addresses of this machine, for pods of the image."""
 
 import json
-import socket
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -84,9 +83,3 @@ def world(folder: Path, repo_port: int, eureka_port: int, eureka_host: str) -> I
             yield here
         finally:
             here.close()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port

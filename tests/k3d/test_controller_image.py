@@ -1,6 +1,5 @@
 """The controller's image: all that the controller imports is there, for a user without a name, on a read-only root."""
 
-import os
 import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +8,7 @@ import pytest
 
 import pidone.language
 import pidone_controller
+from tests import folders
 from tests.image.podman import ROOT, Podman, missing, version
 
 ARCHIVE = ROOT / "build" / "controller.oci.tar"
@@ -28,7 +28,7 @@ def runtime() -> Iterator[Podman]:
     if reason := missing():
         pytest.skip(reason)
     skip_without_archive()
-    program = Podman(ROOT / "build" / f"podman-{os.getpid()}")
+    program = Podman(folders.reserve(ROOT / "build" / "podman"))
     program.settle()
     try:
         program("load", "-q", "-i", str(ARCHIVE))

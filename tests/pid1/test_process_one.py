@@ -89,7 +89,7 @@ def test_without_a_repo_it_reaps_and_waits_and_leaves_on_term_with_0(log: Path, 
         wait_for(process.alone)
         assert process.same()
         process.signal(signal.SIGTERM)
-        assert process.wait(30) == 0, "within the usual grace period"
+        assert process.wait(PATIENCE_SECONDS) == 0
     if env["PIDONE_DOZE"] == "/nowhere":
         assert b"reaped=210" in log.read_bytes()
 
@@ -317,7 +317,7 @@ def test_a_program_that_fails_as_a_whole_is_the_same_process_and_begins_anew(
         wait_for(lambda: log.read_bytes().count(b"event=program-failed") == 1)
         process.make_orphans(20)
         wait_for(lambda: process.zombies() == 0)  # reaped while it waits, too
-        wait_for(lambda: b"event=repo-away" in log.read_bytes(), seconds=15)
+        wait_for(lambda: b"event=repo-away" in log.read_bytes())
         assert process.same()
         process.signal(signal.SIGTERM)
         assert process.wait(PATIENCE_SECONDS) == 0

@@ -80,7 +80,7 @@ async def test_commands_and_their_descendants_are_not_foreign(reaper: Reaper, nu
         assert still_exists(found[stranger.pid])
         stranger.kill()
     assert not still_exists(found[stranger.pid])
-    with trio.fail_after(10):
+    with trio.fail_after(PATIENCE_SECONDS):
         await child.end(signal.SIGKILL)
         await child.wait()
     os.close(ours)

@@ -225,8 +225,8 @@ def test_the_end_of_a_doorbell_asks_again_after_a_random_while(director: Directo
 
 def test_it_asks_again_when_it_was_told_to(director: Director) -> None:
     with dozing(*director.program):
-        director.next("later 300")
         began = time.monotonic()
+        director.next("later 300")
         director.next("later 60000")
         assert time.monotonic() - began > 0.29
         assert director.nobody_starts(0.5)

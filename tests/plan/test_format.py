@@ -187,6 +187,23 @@ def test_the_end_of_the_pod_is_understood_whatever_its_plan_has_become() -> None
         decode_bundle(bundle(tasks), ACTIONS)
 
 
+@pytest.mark.parametrize(
+    "text", ["", "x" * 100_000, "sha256-" + "g" * 64, "sha256-" + "0" * 65, "caf\u00e9", "\n"]
+)
+def test_what_is_no_digest_does_not_go_back_to_the_repo(text: str) -> None:
+    body = canonical(encode_bundle([], phase=Phase.TERMINATING, pod=POD) | {"digest": text})
+    assert decode_bundle(body, ACTIONS).plan.digest == ""
+    good = "sha256-" + "0" * 64
+    body = canonical(encode_bundle([], phase=Phase.TERMINATING, pod=POD) | {"digest": good})
+    assert decode_bundle(body, ACTIONS).plan.digest == good
+
+
+def test_a_name_has_a_bound() -> None:
+    with pytest.raises(Refused, match="a name has at most 253 characters") as refused:
+        decode_plan([{"name": "a" * 254, "exec": {}}], ACTIONS)
+    assert len(str(refused.value)) < 200
+
+
 def test_more_facts_in_the_envelope_do_not_matter_to_an_older_pod() -> None:
     assert (
         decode_bundle(

@@ -13,12 +13,16 @@ from typing import Any
 import psutil
 import pytest
 import trio
+from trio.testing import MockClock
 
 from pidone.errors import Refused
 from pidone.http.client import request
 from pidone.http.message import Request, Response
-from pidone.plan.digest import digest
-from pidone.plan.model import Phase
+from pidone.journal import Journal
+from pidone.plan.digest import canonical, digest
+from pidone.plan.format import encode_bundle
+from pidone.plan.model import Phase, Pod
+from pidone.pod.program import PodProgram
 from pidone.pod.settings import STATUS_PORT, Settings
 from tests import pidns
 from tests.http.serving import http_server
@@ -33,7 +37,7 @@ async def repo(nursery: trio.Nursery) -> Repo:
 
 
 async def ask(port: int, path: str) -> dict[str, Any]:
-    answer = await request("GET", f"http://{ADDRESS}:{port}{path}", timeout=30)
+    answer = await request("GET", f"http://{ADDRESS}:{port}{path}", timeout=PATIENCE_SECONDS)
     assert answer.status == 200, answer.text
     found: dict[str, Any] = json.loads(answer.text)
     return found
@@ -346,3 +350,63 @@ def test_where_it_listens(said: str, pod_ip: str | None, address: tuple[str | No
 def test_what_is_no_port_is_refused(said: str) -> None:
     with pytest.raises(Refused, match="expected PORT"):
         Settings(status=said).status_address()
+
+
+@pytest.mark.pidns
+@pytest.mark.parametrize("with_doze", [True, False])
+async def test_a_running_pod_takes_back_an_end_that_a_repo_has_begun(
+    repo: Repo, nursery: trio.Nursery, tmp_path: Path, free_port: Callable[[], int], *, with_doze: bool
+) -> None:
+    if with_doze and not DOZE.exists():
+        pytest.skip("doze is not built: make doze")
+    url, page = await serve_repo(repo, nursery), free_port()
+    doze = str(DOZE) if with_doze else "/nowhere"
+    with pod(url, tmp_path / "log", doze=doze, PIDONE_LINGER="1") as process:
+        await running(repo, [metrics(page)])
+        first = repo.reports[-1]["boot"]
+        repo.put([], phase=Phase.TERMINATING)
+        await repo.report(lambda report: report["phase"] == "Terminating" and not report["tasks"])
+        assert not await listening(page)
+
+        repo.put([metrics(page)])
+        report = await repo.report(
+            lambda report: report["tasks"].get("metrics", {}).get("state") == "listening"
+        )
+        assert report["boot"] != first
+        assert await listening(page)
+        assert process.same()
+        process.signal(signal.SIGTERM)
+        with trio.fail_after(PATIENCE_SECONDS):
+            assert await trio.to_thread.run_sync(process.wait, PATIENCE_SECONDS) == 0
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("events", "revoked"),
+    [
+        (["running", "terminating", "running"], True),
+        (["terminating", "running"], True),  # the first bundle of all
+        (["running", "terminating", "terminating", "running"], True),
+        (["running", "terminating", "running", "terminating"], False),
+        (["running", "terminating", "another pod"], False),
+        (["running", "terminating", "drain", "running"], False),
+        (["running", "drain", "terminating", "running"], False),
+        (["running", "terminating", "running", "drain"], False),
+        (["running", "drain", "running"], False),
+    ],
+)
+async def test_only_a_repo_takes_back_only_the_end_of_a_repo(
+    events: list[str], *, revoked: bool, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    program = PodProgram(Settings(), Journal(lambda line: None))
+    await nursery.start(program.engine.run)
+    for event in events:
+        if event == "drain":
+            await program.drain("GET /drain")
+            continue
+        phase = Phase.TERMINATING if event == "terminating" else Phase.RUNNING
+        facts = Pod("web", "shop", "v" if event == "another pod" else "u", ADDRESS)
+        program.apply(canonical(encode_bundle([], phase=phase, pod=facts)), trusted=False)
+        await trio.sleep(1)
+    assert program.end_revoked.is_set() is revoked
+    nursery.cancel_scope.cancel()

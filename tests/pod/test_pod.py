@@ -131,7 +131,7 @@ def metrics(port: int) -> dict[str, Any]:
 
 async def listening(port: int) -> bool:
     try:
-        answer = await request("GET", f"http://{ADDRESS}:{port}/metrics", timeout=30)
+        answer = await request("GET", f"http://{ADDRESS}:{port}/metrics", timeout=PATIENCE_SECONDS)
     except TransferError:
         return False
     return answer.status == 200

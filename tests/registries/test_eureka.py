@@ -23,6 +23,7 @@ from tests.eureka.between import FOREIGN, Ingress, Network, Node, always
 from tests.eureka.fake import FakeEureka
 from tests.eureka.real import RealEureka
 from tests.http.serving import http_server
+from tests.patience import PATIENCE_SECONDS
 
 POD = Pod("web-7d9c", "shop", "uid-1", "10.42.0.18", "node-1")
 
@@ -54,7 +55,7 @@ class Bench:
     async def call(self, method: str, suffix: str = "") -> Response:
         path = f"apps/{self.app.upper()}/web-7d9c:{self.app}:9080{suffix}"
         headers = {"accept": "application/json"}
-        return await request(method, self.url + path, timeout=10, headers=headers)
+        return await request(method, self.url + path, timeout=PATIENCE_SECONDS, headers=headers)
 
     async def read(self) -> dict[str, Any]:
         answer = await self.call("GET")
@@ -588,6 +589,44 @@ async def test_a_deregistration_shares_the_time_there_is_among_the_servers(
     assert not scope.cancelled_caught
     assert net.calls[-1][0] == pytest.approx(1.5)
     assert net.calls[-1][1:] == ("b", "DELETE")
+
+
+@pytest.mark.parametrize("recovers", [True, False])
+async def test_a_registration_that_a_server_carries_out_late_does_not_outlive_the_deregistration(
+    recovers: bool, network: Callable[..., Network], autojump_clock: MockClock
+) -> None:
+    slow = Node(takes=1000, acts=40)
+    net, registry = network(a=slow, b=Node()), make(f"{URL_A},{URL_B}")
+    await registry.register(Status.UP)  # a has it, and has not said so
+    if recovers:
+        await trio.sleep(60)
+        slow.takes = slow.acts = 0
+        await registry.deregister()
+    else:
+        with pytest.raises(
+            RegistryError, match="may carry out later a registration that it has not answered"
+        ):
+            await registry.deregister()
+    await trio.sleep(100)
+    slow.takes = slow.acts = 0
+    for url in (URL_A, URL_B):
+        assert await make(url).read() is None
+    net.calls.clear()
+    await registry.register(Status.UP)
+    await registry.deregister()
+    assert net.methods("a") == ([] if recovers else ["DELETE"])
+
+
+async def test_the_confirmation_of_a_deregistration_does_not_take_the_time_of_the_next_server(
+    network: Callable[..., Network], autojump_clock: MockClock
+) -> None:
+    net, registry = network(a=Node(), b=Node()), make(f"{URL_A},{URL_B}")
+    await make(URL_B).register(Status.UP)
+    net.nodes["a"] = Node(takes=1000, acts=1000, foreign=Response(404), methods=("DELETE",))
+    with trio.move_on_after(4) as scope:
+        await registry.deregister()
+    assert not scope.cancelled_caught
+    assert await make(URL_B).read() is None
 
 
 # Another document of the same instance

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -630,4 +631,210 @@ async def test_lines_that_are_long_in_json_are_told_in_more_reports(
     assert [line.split("line=")[1][:3] for line in wire.lines if "line=" in line] == [
         f"{number:03}" for number in range(150)
     ]
+    nursery.cancel_scope.cancel()
+
+
+# Answers of a repo, or of what stands before it, that must not keep a pod from its plan
+
+
+def tagged(etag: str, body: bytes = b"one") -> Response:
+    return Response(200, {"etag": etag, "content-type": MEDIA_TYPE}, body)
+
+
+UNUSABLE = [
+    '"caf\xe9"',
+    f'"{"x" * 9000}"',
+    f'"{"x" * 200}"',
+    '"a"b"',
+    '"a\tb"',
+    '"a b"',
+    "one",
+    '"',
+    'w/"one"',
+    "*",
+]
+
+
+@pytest.mark.parametrize("etag", UNUSABLE)
+async def test_an_etag_that_cannot_go_back_is_never_sent(
+    etag: str, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    sent = []
+    answers = [tagged(etag), tagged(etag), tagged('"one"')]
+
+    async def strange(url: str, headers: dict[str, str]) -> Response:
+        sent.append(headers.get("if-none-match"))
+        if answers:
+            return answers.pop(0)
+        return await good(url, headers)
+
+    wire = Wire(monkeypatch, strange)
+    pod = Pod(["http://repo"])
+    pod.start(nursery)
+    await trio.sleep(300)
+    assert pod.taken == [("one", False)]
+    assert sent[:4] == [None, None, None, '"one"']
+    assert min(wire.gaps) >= 0.2
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("etag", ['W/"one"', '""', f'"{"x" * 198}"', '"a,b"'])
+async def test_other_etags_go_back_as_they_came(
+    etag: str, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async def exact(url: str, headers: dict[str, str]) -> Response:
+        if headers.get("if-none-match") != etag:
+            return tagged(etag)
+        await trio.sleep(55)
+        return Response(304, APPLIED_PREFERENCE)
+
+    wire = Wire(monkeypatch, exact)
+    pod = Pod(["http://repo"])
+    pod.start(nursery)
+    await trio.sleep(600)
+    assert pod.taken == [("one", False)]
+    assert len(wire.asked) < 15
+    nursery.cancel_scope.cancel()
+
+
+async def an_etag(url: str, headers: dict[str, str]) -> Response:
+    return tagged('"caf\xe9"')
+
+
+async def a_start_page(url: str, headers: dict[str, str]) -> Response:
+    if "if-none-match" in headers:
+        return Response(304)
+    return Response(200, {"etag": '"one"', "content-type": "text/html"}, b"<html>")
+
+
+async def a_bad_bundle(url: str, headers: dict[str, str]) -> Response:
+    if headers.get("if-none-match") == '"one"':
+        await trio.sleep(55)
+        return Response(304, APPLIED_PREFERENCE)
+    return tagged('"one"', b"bad")
+
+
+async def nothing_new(url: str, headers: dict[str, str]) -> Response:
+    return Response(304, APPLIED_PREFERENCE)
+
+
+async def in_an_hour(url: str, headers: dict[str, str]) -> Response:
+    return Response(503, {"retry-after": "3600"})
+
+
+async def https_needed(url: str, headers: dict[str, str]) -> Response:
+    return Response(426)
+
+
+@pytest.mark.parametrize(
+    "bad", [an_etag, a_start_page, a_bad_bundle, nothing_new, in_an_hour, https_needed, redirected]
+)
+async def test_a_bad_first_repo_does_not_keep_the_pod_from_the_second(
+    bad: Script, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async def two(url: str, headers: dict[str, str]) -> Response:
+        return await (bad if "//a/" in url else good)(url, headers)
+
+    wire = Wire(monkeypatch, two)
+    pod = Pod(["http://a", "http://b"])
+    pod.start(nursery)
+    await trio.sleep(120)
+    assert ("one", False) in pod.taken
+    assert wire.urls[-1] == "http://b/v1/bundle", "and it stays there"
+    nursery.cancel_scope.cancel()
+
+
+async def test_two_repos_whose_bundles_are_refused_are_asked_once_a_minute(
+    monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    wire = Wire(monkeypatch, a_bad_bundle)
+    pod = Pod(["http://a", "http://b"])
+    pod.start(nursery)
+    await trio.sleep(3600)
+    assert set(wire.urls) == {"http://a/v1/bundle", "http://b/v1/bundle"}
+    assert len(wire.asked) < 100
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_retry_after_does_not_hold_for_the_other_repo(
+    monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async def two(url: str, headers: dict[str, str]) -> Response:
+        return await (in_an_hour if "//a/" in url else nobody)(url, headers)
+
+    wire = Wire(monkeypatch, two)
+    Pod(["http://a", "http://b"]).start(nursery)
+    await trio.sleep(3600)
+    assert wire.urls.count("http://a/v1/bundle") == 1
+    asked = [at for at, url in zip(wire.asked, wire.urls, strict=True) if url == "http://b/v1/bundle"]
+    assert max(later - earlier for earlier, later in pairwise(asked)) <= 61
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("damaged", [b"bad: half of it", b"bad"])
+async def test_a_bundle_that_was_damaged_on_the_way_is_asked_for_again(
+    damaged: bytes, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    answers = [tagged('"one"', damaged)]
+
+    async def proxy(url: str, headers: dict[str, str]) -> Response:
+        return answers.pop() if answers else await good(url, headers)
+
+    Wire(monkeypatch, proxy)
+    pod = Pod(["http://repo"])
+    pod.start(nursery)
+    await trio.sleep(900)
+    assert pod.taken == [(damaged.decode(), False), ("one", False)]
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_refused_bundle_with_other_content_is_judged_anew_at_once(
+    monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    answers = [tagged('"one"'), tagged('"one"', b"bad")]
+
+    async def without_conditions(url: str, headers: dict[str, str]) -> Response:
+        return answers.pop() if answers else await good(url, headers)
+
+    Wire(monkeypatch, without_conditions)
+    pod = Pod(["http://repo"])
+    pod.start(nursery)
+    await trio.sleep(10)
+    assert pod.taken == [("bad", False), ("one", False)]
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("token", ["one\ntwo", "a\x00b", "a\x7fb"])
+async def test_a_token_that_no_header_can_have_is_not_sent(
+    token: str,
+    monkeypatch: pytest.MonkeyPatch,
+    nursery: trio.Nursery,
+    autojump_clock: MockClock,
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "token"
+    file.write_text(token)
+    Wire(monkeypatch, good)
+    pod = Pod(["https://repo"], token=str(file))
+    pod.start(nursery)
+    await trio.sleep(10)
+    assert pod.taken == [("one", True)]
+    assert pod.said("token-unread")
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_report_fits_however_long_the_texts_in_it_are(
+    monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    wire = Wire(monkeypatch, a_bad_bundle)
+    pod = Pod(["http://repo"])
+    monkeypatch.setattr(pod, "details", lambda: {"after": "\U0001f600" * 6000, "reaped": 1})
+    monkeypatch.setattr(
+        pod, "apply", lambda data, trusted: (_ for _ in ()).throw(Refused("\U0001f600" * 9000))
+    )
+    pod.start(nursery)
+    for _ in range(150):
+        pod.journal.write("said", text="\u00e9" * 300)
+    await trio.sleep(600)
+    assert sum("event=said" in line for line in wire.lines) == 150
     nursery.cancel_scope.cancel()

@@ -1,4 +1,4 @@
-"""One conversation with an API server, word for word the same with the real one and with the one that stands in.
+"""One conversation with an API server, word for word the same with the real one and with the fake.
 
 ``python -m tests.cluster.record`` writes down what the real one says; ``test_recordings.py`` has the same conversation
 with the fake and compares; ``tests/cluster/test_recordings.py`` has it with the real one again.
@@ -24,7 +24,7 @@ BINDINGS = TASK_BINDINGS.path(SPACE)
 UNREAD = {"managedFields", "creationTimestamp"}
 # What is compared to the letter. Of everything else, that it is text, a number, a list or an object.
 LITERAL = {"kind", "apiVersion", "type", "reason", "code", "authenticated"}
-# What the controller reads: where the real one says it, the one that stands in has to.
+# What the controller reads: the fake has it wherever the real one has it.
 READ = LITERAL | {
     *(
         "metadata",

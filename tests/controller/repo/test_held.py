@@ -20,6 +20,7 @@ from pidone_controller.repo.plans import Plans
 from pidone_controller.repo.server import Repo, Settings
 from tests.controller.factories import binding, pod, rules, task_set
 from tests.controller.repo.requests import CHECKED, RULES, Background, get, put, repo_of, served
+from tests.patience import PATIENCE_SECONDS
 
 
 @pytest.fixture
@@ -264,7 +265,7 @@ async def test_a_pod_that_goes_away_takes_its_bell_with_it(repo: Repo, nursery: 
         if reset:
             stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         await stream.aclose()
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE_SECONDS):
             while repo.plans.waiting.requests:
                 await trio.lowlevel.checkpoint()
     nursery.cancel_scope.cancel()

@@ -17,8 +17,8 @@ from tests.controller.factories import binding, manifest, pod, task_set
 CHECKED = {"check": "yes"}
 
 
-class Said:
-    """Stands in for the log, and for what is printed in full."""
+class FakeLog:
+    """A fake log that also keeps the findings which are printed in full."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -37,8 +37,8 @@ class Desk:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.said = Said()
-        self.files = TaskFiles([folder], self.said.log, self.said.lines.append)
+        self.log = FakeLog()
+        self.files = TaskFiles([folder], self.log.log, self.log.lines.append)
 
     def write(self, name: str, text: str) -> None:
         """As an editor does: another inode, so that no two versions look the same."""
@@ -49,7 +49,7 @@ class Desk:
     def look(self) -> str:
         self.files.look()
         self.files.look()
-        return self.said.take()
+        return self.log.take()
 
     def period(self) -> object:
         tasks = derive(pod(labels=CHECKED), self.files.rules)
@@ -86,7 +86,7 @@ def test_a_file_in_the_middle_of_being_written_is_not_read(desk: Desk) -> None:
     desk.files.look()
     assert not desk.files.pending
     assert desk.period() == 7
-    assert "broken" not in desk.said.take()
+    assert "broken" not in desk.log.take()
 
 
 def test_a_mistake_keeps_the_version_before_and_is_told_once(desk: Desk) -> None:
@@ -128,7 +128,7 @@ def test_a_removed_file_withdraws_its_objects(desk: Desk) -> None:
     assert desk.period() == 5  # an editor may be between two renames
     desk.files.look()
     assert desk.period() is None
-    assert "withdrawn" in desk.said.take()
+    assert "withdrawn" in desk.log.take()
 
 
 def test_a_folder_that_is_away_withdraws_nothing(desk: Desk) -> None:
@@ -217,7 +217,7 @@ def test_a_broken_inventory_keeps_the_one_before(tmp_path: Path) -> None:
         (tmp_path / "new").write_text(value if isinstance(value, str) else json.dumps(value))
         (tmp_path / "new").rename(tmp_path / "pods.yaml")
 
-    said = Said()
+    said = FakeLog()
     watched = InventoryFile(tmp_path / "pods.yaml", said.log)
 
     def look() -> str:
