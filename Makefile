@@ -76,7 +76,7 @@ schema: $(READY)
 	@$(BIN)/python -m pidone.generate.assembly
 	@$(BIN)/python -m pidone.generate.reference docs/language.md
 
-# The static programs of images and wheels. doze has 18 kB, and 12 KiB of memory; pidone contains it. The first run also
+# The static programs of images and wheels. doze has 21 kB, and 12 KiB of memory; pidone contains it. The first run also
 # builds a C library by ziglang.
 MACHINES := x86_64 aarch64
 doze: $(foreach name,doze pidone,$(MACHINES:%=build/$(name)-%))

@@ -134,14 +134,15 @@ def _command() -> list[str]:
 
 
 def _drop_environment() -> None:
-    """Keep the variables of pidone and of the resolver only. The others belong to the application.
+    """Keep the variables of pidone, and those of the resolver and of TLS; doze does the same.
 
-    Commands of tasks that run as the same user can read the environment of process 1.
+    The others belong to the application, and commands of tasks that run as the same user can read those of process 1.
     """
     import posix
 
+    kept = {b"RES_OPTIONS", b"LOCALDOMAIN", b"SSL_CERT_FILE", b"SSL_CERT_DIR"}
     for name in list(posix.environ):
-        if not name.startswith(b"PIDONE_") and name not in {b"RES_OPTIONS", b"LOCALDOMAIN"}:
+        if not name.startswith(b"PIDONE_") and name not in kept:
             del posix.environ[name]
 
 

@@ -14,6 +14,8 @@ GROUPS = {
     r"tests/k3d/test_(installation|policies|running)\.py": "installation",
     r"tests/probes/test_(http|generated|grpc|other)\.py": "prober",
     r"tests/cri/.*\[(1\.6|1\.7|2)\b": r"containerd \1",
+    r"tests/entrypoint/test_docker\.py": "docker",
+    r"tests/pid1/test_environment\.py": "wheel",
     r"tests/image/test_image\.py": "image",
     r"tests/image/test_podman\.py": "podman",
     r"tests/language/test_kubectl\.py": "kubectl",

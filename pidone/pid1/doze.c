@@ -15,6 +15,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/resource.h>
@@ -26,6 +27,22 @@
 #include <unistd.h>
 
 enum { RING_SPREAD = 30000, RETRY_MAX = 300000, PLAN = 3, NEVER = -1, FILES = 64 };
+
+extern char **environ;
+
+// The variables that Python gets. Others could make it or its loader run other code (PYTHONPATH, LD_PRELOAD), or are
+// secrets of the application, which commands of the same user could read in /proc/1/environ.
+static void drop_environment(void) {
+	static const char *const KEPT[] = {"PIDONE_", "RES_OPTIONS=", "LOCALDOMAIN=", "SSL_CERT_FILE=", "SSL_CERT_DIR="};
+	char **kept = environ;
+	for (char **entry = environ; *entry; entry++)
+		for (unsigned i = 0; i < sizeof KEPT / sizeof *KEPT; i++)
+			if (!strncmp(*entry, KEPT[i], strlen(KEPT[i]))) {
+				*kept++ = *entry;
+				break;
+			}
+	*kept = NULL;
+}
 
 static long long now(void) {
 	struct timespec t;
@@ -78,6 +95,7 @@ int main(int argc, char **argv) {
 	if (getpid() != 1)
 		prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); // hostPID, a desk; it stays over execve
 	if (chdir("/")) {} // a working directory elsewhere would pin its file system
+	drop_environment();
 	struct rlimit files, more;
 	if (!getrlimit(RLIMIT_NOFILE, &files) && files.rlim_cur < FILES) { // too few for Python
 		more = (struct rlimit){FILES, files.rlim_max < FILES ? FILES : files.rlim_max};

@@ -4,8 +4,8 @@
 //   pidone                                   process 1 of a pod: this becomes doze, which asks Python for a plan
 //   pidone check, pidone --help, ...         the command line, in Python
 //
-// Python is started with -I and -S, so it reads no variable of its own and runs no sitecustomize. As process 1 it
-// gets PIDONE_* and the settings of the resolver only; the rest of the environment belongs to the application.
+// Python is started with -I and -S, so it reads no variable of its own and runs no sitecustomize. As process 1 of a pod
+// it gets few variables, see doze.c; the rest of the environment belongs to the application.
 //
 // As process 1 of a container it works as follows. All signals are blocked from the first instruction on, and taken
 // one by one by sigtimedwait: no handler, no wakeup while idle, and none is lost. Signals go to the command, and at its
@@ -289,8 +289,6 @@ static void suspend(void) {
 
 // The command
 
-extern char **environ;
-
 static const char *variable(const char *name) {
 	size_t length = strlen(name);
 	for (char **entry = environ; *entry; entry++)
@@ -526,15 +524,7 @@ static char **python_command(char **arguments, int count) {
 
 // Process 1 of a pod. Never returns.
 static int be_process_one(void) {
-	static const char *const KEPT[] = {"PIDONE_", "RES_OPTIONS=", "LOCALDOMAIN="};
-	char **kept = environ;
-	for (char **entry = environ; *entry; entry++)
-		for (int i = 0; i < 3; i++)
-			if (!strncmp(*entry, KEPT[i], strlen(KEPT[i]))) {
-				*kept++ = *entry;
-				break;
-			}
-	*kept = NULL;
+	drop_environment();
 	char **command = python_command(NULL, 0);
 	if (!command) {
 		say("there is no Python beside this program, so it runs no tasks and waits as pause does; "

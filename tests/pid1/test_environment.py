@@ -163,11 +163,17 @@ def repo() -> Iterator[Repo]:
 
 @pytest.mark.pidns
 @private
+@pytest.mark.parametrize("form", ["wheel", "clone", "image"])
 def test_the_sidecar_starts_its_engine_and_process_1_has_no_variable_of_the_application(
-    program: str, injected: dict[str, str], repo: Repo
+    request: pytest.FixtureRequest, form: str, injected: dict[str, str], repo: Repo
 ) -> None:
+    programs = {
+        "wheel": lambda: [str(request.getfixturevalue("wheel"))],
+        "clone": lambda: [str(Path(sys.executable).with_name("pidone"))],
+        "image": lambda: [str(ROOT / "build/doze"), sys.executable, "-I", "-m", "pidone"],
+    }
     environment = {**injected, "PIDONE_REPO": repo.url, "PIDONE_POD_UID": "", "PIDONE_STATUS_PORT": "0"}
-    outer = subprocess.Popen([*pidns.way()[1], program], env=environment, stderr=subprocess.DEVNULL)
+    outer = subprocess.Popen([*pidns.way()[1], *programs[form]()], env=environment, stderr=subprocess.DEVNULL)
     try:
         wait_for(lambda: any("doorbell" not in path for path in repo.paths))
         (pid,) = Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text().split()
