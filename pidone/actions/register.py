@@ -1,6 +1,6 @@
-"""``register``: keeps one instance in one registry, with its status following a probe."""
+"""``register``: keeps one instance in one registry, with its status following probes."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import inf
 from typing import Any
 
@@ -48,7 +48,7 @@ class Register:
     backoff holds for registration and heartbeats then, shorter than a third of the lease.
     """
 
-    def __init__(self, registry: Registry, follow: str | None) -> None:
+    def __init__(self, registry: Registry, follow: Sequence[str]) -> None:
         self.registry = registry
         self._follow = follow
         self._running = False
@@ -69,7 +69,7 @@ class Register:
         try:
             while True:
                 await trio.lowlevel.checkpoint_if_cancelled()  # after the call in flight no other is begun
-                seen = context.state_of(self._follow) if self._follow else HEALTHY
+                seen = self._health(context)
                 # a probe that is begun anew, as by a new plan, takes nothing back before it has an answer
                 status = self._told if self._told and not seen else _STATUS.get(seen, Status.UP)
                 self._due |= status is not self._told
@@ -80,10 +80,8 @@ class Register:
                     await self._call(context, status)
                 else:
                     with trio.move_on_after(wait if wait > 0 else inf) as self._waiting:
-                        if self._follow:
-                            await context.state_change(self._follow, seen)
-                        else:
-                            await trio.sleep_forever()
+                        while self._health(context) == seen:
+                            await context.changed()
         except PidoneError as error:
             self._answer(str(error))
             raise
@@ -95,6 +93,11 @@ class Register:
     def retry_seconds(self) -> float:
         """Until the registry has accepted the instance once, it is sent as often as a heartbeat would be."""
         return self.registry.interval
+
+    def _health(self, context: Context) -> str:
+        """Return the state of the probes that it follows, as of one: it is healthy if all of them are."""
+        states = {context.state_of(name) for name in self._follow} or {HEALTHY}
+        return next((state for state in (UNHEALTHY, "") if state in states), max(states))
 
     async def heartbeat(self) -> None:
         """Have the lease renewed, and the instance registered again where the registry forgot it.
@@ -193,14 +196,14 @@ def families(views: Iterable[TaskView]) -> Iterator[Family]:
 
 
 def build(fields: Fields, setting: Setting) -> Register:
-    follow = fields.text("follow", None)
+    follow = fields.names("follow")
     return Register(build_registry(fields, setting.pod, setting.source), follow)
 
 
 def instance_of(config: Mapping[str, Any], pod: Pod) -> Registry:
     """Return the registry with the instance of a pod, for the controller. Raises ``Refused``."""
     fields = Fields(config, "register")
-    fields.text("follow", None)
+    fields.names("follow")
     return build_registry(fields, pod, None)
 
 

@@ -5,7 +5,8 @@ A task that is left out takes with it what cannot be without it, and holds nothi
 - an edge in ``needs`` or ``while`` to it is dropped: there is nothing to wait for;
 - an event of it in ``runOn`` is dropped, and a task that nothing else would ever start is left out itself;
 - a field that names it is dropped where it may be missing (``follow``), and takes its own task with it where it
-  may not (``heartbeat.of``); a list of tasks (``report.of``) gets shorter, and takes its task with it once empty.
+  may not (``heartbeat.of``); a list of tasks gets shorter; once empty it is dropped where a name could stand instead
+  (``follow``), and takes its task with it elsewhere (``report.of``).
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,7 +40,9 @@ def _without(value: Any, shape: Shape, gone: set[str]) -> Any:
     if isinstance(value, list) and shape.items is not None:
         items = [_without(item, shape.items, gone) for item in value]
         there = [item for item in items if item is not _GONE]
-        return _WHOLE_TASK if items and not there else _same(value, there)
+        if items and not there:
+            return _GONE if shape.task else _WHOLE_TASK
+        return _same(value, there)
     if not isinstance(value, Mapping):
         return value
     rest: dict[str, Any] = {}

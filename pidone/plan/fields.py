@@ -93,6 +93,12 @@ class Fields:
                 raise Refused(f"{self.path}.{name}[{index}]: expected a string, not {kind(item)}")
         return tuple(items)
 
+    def names(self, name: str) -> tuple[str, ...]:
+        """Read a string or a list of strings; empty if the field is missing."""
+        if isinstance(self._left.get(name, []), list):
+            return self.texts(name)
+        return (self._take(name, _REQUIRED, str, "a string or a list of strings"),)
+
     def table(self, name: str) -> dict[str, str]:
         """Read an object whose values are strings; empty if the field is missing."""
         table = self._take(name, {}, dict, "an object")

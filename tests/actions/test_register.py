@@ -15,7 +15,7 @@ from pidone import actions
 from pidone.actions import Action, Context, Setting, register
 from pidone.counters import Counters
 from pidone.engine.runner import Engine
-from pidone.errors import PidoneError, RegistryError, RegistryRefused, TransferError
+from pidone.errors import PidoneError, Refused, RegistryError, RegistryRefused, TransferError
 from pidone.http import probing
 from pidone.http.message import Response
 from pidone.journal import Journal
@@ -111,6 +111,7 @@ class Bench:
         self._moved = trio.Event()
         self.registry = FakeRegistry(self._move)
         self.ready = ScriptedProbe()
+        self.others: dict[str, ScriptedProbe] = {}  # by the names of their tasks
         self.real_probe = False
         self.journal = Journal(echo=lambda line: None)
         setting = Setting(model.Pod("p", "n", "u", "127.0.0.1"), None, Reaper(), Counters(), lambda: ())
@@ -118,7 +119,9 @@ class Bench:
         build = actions.build
 
         def build_action(task: Task, setting: Setting) -> Action:
-            return self.ready if task.action == "probe" and not self.real_probe else build(task, setting)
+            if task.action != "probe" or self.real_probe:
+                return build(task, setting)
+            return self.ready if task.name == "ready" else self.others.setdefault(task.name, ScriptedProbe())
 
         def build_registry(fields: Fields, pod: model.Pod, source: str | None) -> Registry:
             fields.object("fake")
@@ -205,6 +208,38 @@ async def test_a_registration_that_follows_nothing_is_up(bench: Bench, autojump_
     bench.engine.apply(decode_plan([{"name": "web", "register": {"fake": {}}}], actions.names()))
     await trio.sleep(60)
     assert bench.registry.calls == ["UP"]
+
+
+async def test_a_registration_that_follows_several_probes_is_up_while_all_are_healthy(
+    bench: Bench, autojump_clock: MockClock
+) -> None:
+    tasks = [
+        *({"name": name, "probe": {}} for name in ("ready", "warm", "other")),
+        {"name": "web", "register": {"fake": {}, "follow": ["ready", "warm"]}},
+    ]
+    bench.ready.state = ""
+    bench.others |= {name: ScriptedProbe() for name in ("warm", "other")}
+    probes = {"ready": bench.ready, **bench.others}
+    bench.engine.apply(decode_plan(tasks, actions.names()))
+    for name, state, calls in (
+        ("warm", "healthy", ["STARTING"]),
+        ("ready", "healthy", ["UP"]),
+        ("warm", "unhealthy", ["DOWN"]),
+        ("ready", "unhealthy", []),
+        ("warm", "healthy", []),
+        ("other", "unhealthy", []),
+        ("ready", "healthy", ["UP"]),
+    ):
+        probes[name].say(state)
+        await trio.sleep(5)
+        assert bench.registry.calls == calls
+        bench.forget_calls()
+
+
+@pytest.mark.parametrize("follow", [1, True, {}, [1], ["ready", None]])
+def test_what_it_follows_are_names(follow: object) -> None:
+    with pytest.raises(Refused):
+        register.instance_of({"follow": follow, "eureka": {}}, model.Pod("p", "n", "u", "127.0.0.1"))
 
 
 async def test_without_a_first_answer_of_the_probe_it_is_starting(

@@ -65,6 +65,15 @@ def test_what_may_be_missing_is_left_out() -> None:
     assert "follow" not in tasks["registration"]["register"]
 
 
+@pytest.mark.parametrize(("follow", "left"), [("[gone, here]", ["here"]), ("[gone]", None)])
+def test_of_several_probes_those_that_are_there_are_followed(follow: str, left: list[str] | None) -> None:
+    tasks = rendered(
+        f"{{name: registration, register: {{{EUREKA}, follow: {follow}}}}}",
+        "{name: beat, heartbeat: {of: registration}}",
+    )
+    assert tasks["registration"]["register"].get("follow") == left
+
+
 def test_a_param_of_a_task_that_is_left_out_needs_no_value() -> None:
     one = task_set(
         "[{name: a}]",
