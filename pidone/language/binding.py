@@ -23,6 +23,8 @@ from pidone.language.selector import matches
 Key = tuple[bool, str, str]  # of a set or a binding: whether it is the cluster's, its namespace, its name
 Task = Mapping[str, Any]
 PLACES = 10_000  # a pod has one of so many places in a rollout
+MAX_BINDINGS = 200  # of one pod
+_MAX_FAULTS = 20  # of one pod in the text of an error
 
 
 class Bound(Protocol):
@@ -55,7 +57,8 @@ class BindingError(PidoneError):
     """
 
     def __init__(self, faults: Sequence[Fault], rest: Sequence[dict[str, Any]] = ()) -> None:
-        super().__init__("; ".join(fault.text for fault in faults))
+        more = [f"and {len(faults) - _MAX_FAULTS} more"] if len(faults) > _MAX_FAULTS else []
+        super().__init__("; ".join([*(fault.text for fault in faults[:_MAX_FAULTS]), *more]))
         self.faults = tuple(faults)
         self.rest = list(rest)
 
@@ -181,7 +184,11 @@ def derive(pod: Bound, rules: Rules) -> list[dict[str, Any]]:
     """The rendered tasks of one pod; none where nothing binds it. Raises ``BindingError``."""
     brought: list[_Brought] = []
     faults: list[Fault] = []
-    for binding in rules.matching(pod):
+    for number, binding in enumerate(rules.matching(pod)):
+        if number == MAX_BINDINGS:
+            text = f"more than {MAX_BINDINGS} bindings select this pod, {shown(binding)} among them; select fewer pods"
+            faults.append(Fault(text, (binding,)))
+            break
         try:
             found = _bring(binding, pod, rules)
         except BindingError as error:
@@ -216,16 +223,7 @@ class _Brought:
     def origin(self, name: str) -> Key | None:
         """The set that a task comes from, wherever it was inherited."""
         sets = self.version.sets
-        return next(filter(None, (_origin(name, sets.by_key[one.key], sets) for one in self.flat)), None)
-
-
-def _origin(task: str, task_set: TaskSet, sets: Sets) -> Key | None:
-    if any(one["name"] == task for one in task_set.tasks):
-        return task_set.key
-    for base in (sets.base(name, task_set) for name in task_set.extends):
-        if base is not None and (found := _origin(task, base, sets)):
-            return found
-    return None
+        return next(filter(None, (sets.origin(name, one.key) for one in self.flat)), None)
 
 
 def _bring(binding: TaskBinding, pod: Bound, rules: Rules) -> _Brought | None:
@@ -242,17 +240,32 @@ def _bring(binding: TaskBinding, pod: Bound, rules: Rules) -> _Brought | None:
 
 
 def _conflicts(brought: Sequence[_Brought]) -> Iterator[Fault]:
-    """Once for each two bindings. What is bound twice, or inherited twice, is one, if both make the same of it."""
-    for index, second in enumerate(brought):
-        for first in brought[:index]:
-            for name in second.tasks:
-                if name not in first.tasks:
-                    continue
-                same = first.origin(name) == second.origin(name)
-                if not same or first.tasks[name] != second.tasks[name]:
-                    text = _conflict(name, first, second, same=same)
-                    yield Fault(text, (first.binding, second.binding), name)
-                    break
+    """Once for each two bindings. What is bound twice, or inherited twice, is one, if both make the same of it.
+
+    A task is compared with the first one of its name alone, since "the same" is transitive. So the work grows with the
+    tasks, and not with the pairs of bindings.
+    """
+    agreeing: dict[str, list[_Brought]] = {}  # those that make the same of a task as the first one
+    other: dict[str, _Brought] = {}  # the first one that does not
+    pairs: set[tuple[int, int]] = set()
+    for one in brought:
+        for name in one.tasks:
+            before = agreeing.setdefault(name, [])
+            if not before or _agree(name, before[0], one):
+                before.append(one)
+                against = [other[name]] if name in other else []
+            else:
+                against = before if name not in other else before[:1]
+                other.setdefault(name, one)
+            for first in against:
+                if (id(first), id(one)) not in pairs:
+                    pairs.add((id(first), id(one)))
+                    text = _conflict(name, first, one, same=first.origin(name) == one.origin(name))
+                    yield Fault(text, (first.binding, one.binding), name)
+
+
+def _agree(task: str, first: _Brought, second: _Brought) -> bool:
+    return first.origin(task) == second.origin(task) and first.tasks[task] == second.tasks[task]
 
 
 def _conflict(task: str, first: _Brought, second: _Brought, *, same: bool) -> str:

@@ -4,9 +4,11 @@ The schema says what is wrong, one small function for each keyword says it in wo
 what a schema cannot. All mistakes of a file come in one run, in the file's order, none twice.
 """
 
+from bisect import bisect_right
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from pidone.language.across import PASSED_OVER, Placed, check_across
@@ -15,10 +17,11 @@ from pidone.language.findings import Finding, Source, Span, ordered, shown, sugg
 from pidone.language.leftovers import warn_of_leftovers
 from pidone.language.lint import lint_task_set
 from pidone.language.model import TaskBinding, TaskSet, object_of
-from pidone.language.reading import Document, read
+from pidone.language.reading import MAX_DOCUMENTS, Document, Node, read
 from pidone.language.schemas import API_VERSION, KINDS, action_aliases, validator
 from pidone.language.semantics import Path, check_labels, check_task_binding, check_task_set
 
+MAX_FINDINGS = 1000  # of a file, after which the rest of it is not checked
 _GROUP = API_VERSION.partition("/")[0]
 _DOUBTS = {"ambiguous-scalar", "key", "merge-key", "yaml-tag"}
 _LOUDER = {  # rules before which others keep quiet in the same place; before a doubt all but a louder one do
@@ -79,7 +82,12 @@ class Parsed:
     @classmethod
     def of(cls, text: str, file: str) -> "Parsed":
         documents, findings = read(text, file)
-        return cls(tuple(_listed(documents)), tuple(findings))
+        listed = list(islice(_listed(documents), MAX_DOCUMENTS + 1))
+        if len(listed) > MAX_DOCUMENTS:
+            last = listed.pop()
+            message = f"more than {MAX_DOCUMENTS} objects; split it"
+            findings.append(last.source.finding(last.root.span, message, "too-large"))
+        return cls(tuple(listed), tuple(findings))
 
 
 def parse_bytes(data: bytes, file: str) -> Parsed:
@@ -176,7 +184,12 @@ def _examined(parsed: Parsed, sets: Sets) -> _Examined:
     findings, passed = list(parsed.findings), list[Finding]()
     first: dict[tuple[str, str, str], Document] = {}
     ours = []
+    total = 0
     for document in parsed.documents:
+        if total > MAX_FINDINGS:
+            message = f"more than {MAX_FINDINGS} findings before this; what follows was not checked"
+            findings.append(document.source.finding(document.root.span, message, "too-large"))
+            break
         kind = _kind(document)
         if kind is None:
             rules = {"kind", "duplicate-key"} if document.unclear else {"kind"}
@@ -186,6 +199,7 @@ def _examined(parsed: Parsed, sets: Sets) -> _Examined:
             continue
         _check_document(document, kind, sets)
         _check_once(document, kind, first)
+        total += len(document.findings)
         ours.append((document, kind))
     file = parsed.documents[0].source.file if parsed.documents else ""
     return _Examined(file, tuple(ours), tuple(findings), tuple(passed))
@@ -210,8 +224,18 @@ def _listed(documents: Iterable[Document]) -> Iterator[Document]:
         items = document.root.members.get("items") if is_list else None
         if items is None or document.unclear:
             yield document
-        for item in items.items if items is not None else ():
-            yield Document(item, document.source, list(document.findings))
+        if items is not None:
+            yield from _items(items.items, document)
+
+
+def _items(items: Sequence[Node], document: Document) -> Iterator[Document]:
+    """The items of a List, each with the findings about its YAML; the first one has those about the List itself."""
+    starts = [(item.span.line, item.span.column) for item in items]
+    findings: list[list[Finding]] = [[] for _ in items]
+    for finding in document.findings if items else ():
+        findings[max(0, bisect_right(starts, (finding.line, finding.column)) - 1)].append(finding)
+    for item, its in zip(items, findings, strict=True):
+        yield Document(item, document.source, its)
 
 
 def _kind(document: Document) -> str | None:

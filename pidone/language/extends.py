@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pidone.language.findings import suggestion
+from pidone.language.findings import MAX_COMPARED, suggestion
 from pidone.language.model import Param, TaskSet
 from pidone.language.safe_patterns import size
 from pidone.language.schemas import mismatch_of
@@ -22,10 +22,12 @@ from pidone.plan.format import MAX_TASKS
 MAX_DEPTH = 4  # of sets that extend sets that extend sets
 MAX_PARAMS = 100  # of a set with all that it extends, as of one alone
 MAX_PATTERNS = 5000  # instructions of all patterns of such a set, see ``safe_patterns``
+_MAX_CIRCLES = 3  # that are said of one set
 _MAX_WAY = 50  # sets that are visited to find the names of a circle
 ANY = ""  # the namespace of what names none, outside a cluster: it is for all of them
 
 Task = Mapping[str, Any]
+Key = tuple[bool, str, str]  # of a set: whether it is the cluster's, its namespace, its name
 
 
 @dataclass(slots=True)
@@ -34,6 +36,10 @@ class _Memo:
 
     flattened: dict[int, tuple[TaskSet, "Flat"]] = field(default_factory=dict)
     circles: dict[int, int] | None = None
+    origins: dict[Key, dict[str, Key]] = field(
+        default_factory=dict
+    )  # of the tasks of a set, see ``Sets.origin``
+    names: dict[tuple[bool, str], list[str]] = field(default_factory=dict)  # by cluster and namespace
     namespaced: frozenset[str] | None = None  # the names of those that are not the cluster's
 
 
@@ -41,7 +47,7 @@ class _Memo:
 class Sets:
     """The sets there are, and which of them a name means."""
 
-    by_key: Mapping[tuple[bool, str, str], TaskSet] = field(default_factory=dict)  # cluster, namespace, name
+    by_key: Mapping[Key, TaskSet] = field(default_factory=dict)  # cluster, namespace, name
     memo: _Memo = field(default_factory=_Memo, compare=False, repr=False)
 
     @classmethod
@@ -67,9 +73,28 @@ class Sets:
         return [base for base in found if base is not None]
 
     def names(self, of: TaskSet) -> list[str]:
-        """What ``of`` could extend."""
-        mine = {(True, ANY)} if of.cluster else {(False, of.namespace), (False, ANY), (True, ANY)}
-        return sorted({key[2] for key, one in self.by_key.items() if key[:2] in mine and one is not of})
+        """Return the names that ``of`` could extend, in order."""
+        names = self.memo.names.get((of.cluster, of.namespace))
+        if names is None:
+            mine = {(True, ANY)} if of.cluster else {(False, of.namespace), (False, ANY), (True, ANY)}
+            names = sorted({name for *where, name in self.by_key if tuple(where) in mine})
+            self.memo.names[of.cluster, of.namespace] = names
+        return [name for name in names[: MAX_COMPARED + 1] if name != of.name]
+
+    def origin(self, task: str, key: Key) -> Key | None:
+        """Return the key of the set that a task of a set comes from, wherever it was inherited."""
+        origins = self.memo.origins.get(key)
+        if origins is None:
+            origins = self.memo.origins[key] = {}
+            waiting, seen = [self.by_key[key]], {key}
+            while waiting:
+                one = waiting.pop()
+                for written in one.tasks:
+                    origins.setdefault(written["name"], one.key)
+                bases = {base.key: base for base in self.bases(one) if base.key not in seen}
+                seen.update(bases)
+                waiting += reversed(bases.values())
+        return origins.get(task)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +177,8 @@ def _merged(task_set: TaskSet, bases: Iterable[_Base], sets: Sets) -> Flat:
                 missing.append((task_set, base.index))
             continue
         if base.circle:
+            if len(merging.problems) >= _MAX_CIRCLES:
+                continue
             names = " -> ".join([task_set.name, *base.circle])
             merging.say(path, f"these sets extend each other: {names}", "extends-cycle")
             continue

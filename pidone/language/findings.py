@@ -12,7 +12,8 @@ from pidone.language.rule_texts import WARNINGS
 _WIDEST = 160  # characters of a source line that are shown
 _LONGEST = 300  # characters of a message
 _MOST = 20  # words that are listed where none is close
-_MOST_COMPARED = 200
+MAX_COMPARED = 200  # words that are compared with an unknown one
+_LONGEST_COMPARED = 100  # characters of it
 _LINE_END = re.compile(r"\r\n|[\n\r]")  # of YAML 1.2, and of editors
 
 
@@ -111,10 +112,10 @@ def ordered(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 
 def suggestion(word: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown word: what was meant, or what there is."""
-    options = list(known)[:_MOST_COMPARED]
+    options = list(known)[:MAX_COMPARED]
     folded = {option.lower(): option for option in options}
     low = word.lower()
-    close = get_close_matches(low, folded, n=1, cutoff=0.6) or [
+    close = get_close_matches(low[:_LONGEST_COMPARED], folded, n=1, cutoff=0.6) or [
         option
         for option in folded
         if min(len(option), len(low)) > 2 and (option.startswith(low) or low.startswith(option))

@@ -48,6 +48,8 @@ def lint_task_set(document: Document, sound: Callable[[Path], bool]) -> None:
         errors = {(one.line, one.column) for one in document.findings if not one.is_warning}
         for rule in _RULES:
             for span, message, name in rule(whole):
+                if document.full:
+                    return
                 if name not in WARNINGS or (span.line, span.column) not in errors:
                     document.say(span, message, name)
 
@@ -194,10 +196,10 @@ class _Set:
         default = param.get("default")
         return None if default is MISSING else default
 
-    def same(self, one: Any, other: Any) -> bool:
-        """Whether two values are equal in every pod, or are so by default."""
-        known = self.settled(one)
-        return bool(one == other) or (known is not None and bool(known == self.settled(other)))
+    def known(self, value: Any) -> Any:
+        """Return what is equal for two values that are equal in every pod, or by default."""
+        settled = self.settled(value)
+        return value if settled is None else settled
 
     def seconds(self, value: Any) -> float | None:
         return duration.seconds(self.settled(value))
@@ -224,40 +226,52 @@ def _named(
 
 def _ports(tasks: _Set) -> Said:
     listening = [task for task in tasks.tasks.values() if task.action.listens]
-    for index, other in enumerate(listening):
+    asking = _probes_by_port(tasks)
+    leading: dict[Any, list[tuple[_Task, Registry, Any]]] = {}
+    for task, registry in _registrations(tasks):
+        given = task.get("register", registry.name, registry.port) if registry.port else None
+        if given is not None:
+            leading.setdefault(tasks.known(given), []).append((task, registry, given))
+    first: dict[Any, list[_Task]] = {}
+    for other in listening:
         port = other.get(other.action.name, other.action.listens)
-        for one in listening[:index]:
-            if not tasks.same(one.get(one.action.name, one.action.listens), port) or not _together(
-                one, other
-            ):
-                continue
+        same = first.setdefault(tasks.known(port), [])
+        clashing = next((one for one in same if _together(one, other)), None)
+        same.append(other)
+        if clashing is not None:
             message = (
-                f'"{one.name}" on line {one.line} listens on port {tasks.shown(port)} already; '
+                f'"{clashing.name}" on line {clashing.line} listens on port {tasks.shown(port)} already; '
                 f'give "{other.name}" another one'
             )
             yield other.span(other.action.name, other.action.listens), message, "port-clash"
-            break
     for one in listening:
         port = one.get(one.action.name, one.action.listens)
         remedy = f'give "{one.name}" on line {one.line} another port'
-        for probe in tasks.of_action("probe"):
-            for handler in _HANDLERS:
-                asked = probe.get("probe", handler, "port") if probe.has("probe", handler) else None
-                own = probe.get("probe", handler, "host") in {None, *_OWN_HOSTS}
-                if asked is not None and own and tasks.same(port, asked) and _together(one, probe):
-                    message = (
-                        f"port {tasks.shown(asked)} is where pidone itself serves {one.action.name}, "
-                        f"so this would not ask the application; {remedy}"
-                    )
-                    yield probe.span("probe", handler, "port"), message, "port-clash"
-        for task, registry in _registrations(tasks):
-            given = task.get("register", registry.name, registry.port) if registry.port else None
-            if given is not None and tasks.same(port, given) and _together(one, task):
+        for probe, handler, asked in asking.get(tasks.known(port), ()):
+            if _together(one, probe):
+                message = (
+                    f"port {tasks.shown(asked)} is where pidone itself serves {one.action.name}, "
+                    f"so this would not ask the application; {remedy}"
+                )
+                yield probe.span("probe", handler, "port"), message, "port-clash"
+        for task, registry, given in leading.get(tasks.known(port), ()):
+            if _together(one, task):
                 message = (
                     f"port {tasks.shown(given)} is where pidone itself serves {one.action.name}, "
                     f"and callers are led there; {remedy}"
                 )
                 yield task.span("register", registry.name, registry.port), message, "registered-metrics"
+
+
+def _probes_by_port(tasks: _Set) -> dict[Any, list[tuple[_Task, str, Any]]]:
+    """The probes of the pod itself, each with its handler and the port as it is written."""
+    found: dict[Any, list[tuple[_Task, str, Any]]] = {}
+    for probe in tasks.of_action("probe"):
+        for handler in _HANDLERS:
+            asked = probe.get("probe", handler, "port") if probe.has("probe", handler) else None
+            if asked is not None and probe.get("probe", handler, "host") in {None, *_OWN_HOSTS}:
+                found.setdefault(tasks.known(asked), []).append((probe, handler, asked))
+    return found
 
 
 def _together(one: _Task, other: _Task) -> bool:
@@ -274,20 +288,23 @@ def _registrations(tasks: _Set) -> Iterator[tuple[_Task, Registry]]:
 
 
 def _leases(tasks: _Set) -> Said:
+    renewed = tasks.renewed
+    beats: dict[str, list[_Task]] = {}
+    for beat in tasks.of_action("heartbeat"):
+        beats.setdefault(str(beat.get("heartbeat", "of")), []).append(beat)
     for task, registry in _registrations(tasks):
         lease = task.get("register", registry.name, registry.lease) if registry.lease else None
         if lease is None:
             continue
-        if task.name not in tasks.renewed and not tasks.extended:
+        if task.name not in renewed and not tasks.extended:
             message = (
                 f'nothing renews the lease of "{task.name}", which ends after {tasks.shown(lease)}; '
                 f"add a task with heartbeat: {{of: {task.name}}}"
             )
             yield task.key("register"), message, "unrenewed"
         yield from _announced(tasks, task, registry, lease)
-        for beat in tasks.of_action("heartbeat"):
-            if beat.get("heartbeat", "of") == task.name:
-                yield from _lease(tasks, task, beat, lease)
+        for beat in beats.get(task.name, ()):
+            yield from _lease(tasks, task, beat, lease)
 
 
 def _announced(tasks: _Set, task: _Task, registry: Registry, lease: Any) -> Said:
@@ -409,9 +426,9 @@ def _follows(tasks: _Set) -> Said:
 
 
 def _early_heartbeats(tasks: _Set) -> Said:
+    registrations = {task.name for task in tasks.of_action("register")}
     for beat in tasks.of_action("heartbeat"):
         of = beat.get("heartbeat", "of")
-        registrations = {task.name for task in tasks.of_action("register")}
         if of in registrations and of not in {name for name, _, _ in tasks.edges(beat, "needs", "while")}:
             message = f'"{beat.name}" fails until "{of}" has registered; add needs: [{of}]'
             yield beat.key("heartbeat"), message, "early-heartbeat"
@@ -419,13 +436,13 @@ def _early_heartbeats(tasks: _Set) -> Said:
 
 def _instances(tasks: _Set) -> Said:
     """Two tasks that agree in all fields that identify an instance in their registry have the same instance."""
-    for (one, registry), (other, same) in combinations(list(_registrations(tasks)), 2):
-        if registry != same or not _together(one, other):
-            continue
-        if all(
-            one.get("register", registry.name, field) == other.get("register", registry.name, field)
-            for field in registry.instance
-        ):
+    first: dict[str, list[_Task]] = {}
+    for other, registry in _registrations(tasks):
+        values = [other.get("register", registry.name, field) for field in registry.instance]
+        same = first.setdefault(f"{registry.name} {values}", [])
+        one = next((task for task in same if _together(task, other)), None)
+        same.append(other)
+        if one is not None:
             message = (
                 f'"{other.name}" keeps the same instance as "{one.name}" on line {one.line}, and they would '
                 f"overwrite each other; remove one, or give each a different {registry.instance[-1]}"

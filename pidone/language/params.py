@@ -14,6 +14,7 @@ from pidone.language.pods import place, pod_field
 from pidone.language.safe_patterns import MAX_TEXT, matches
 from pidone.language.schemas import MISSING
 
+MAX_LENGTH = 65_536  # of any string, as of an argument of a command
 POD_MAX_LENGTH = 253  # of a string that the pod's author chose, where the param does not say otherwise
 
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,17})")
@@ -56,14 +57,15 @@ def mismatch(param: Param, value: Any, *, max_length: int | None = None) -> str:
     wrong = _wrong_type(param, value)
     if not wrong:
         longest = param.max_length if param.max_length is not None else max_length
+        longest = MAX_LENGTH if longest is None else min(longest, MAX_LENGTH)
         wrong = _wrong_text(param, value, longest) if isinstance(value, str) else _wrong_number(param, value)
     if not wrong and param.enum and value not in param.enum:
         wrong = f"is none of {', '.join(shown(one) for one in param.enum)}"
     return wrong
 
 
-def _wrong_text(param: Param, value: str, longest: int | None) -> str:
-    if longest is not None and len(value) > longest:
+def _wrong_text(param: Param, value: str, longest: int) -> str:
+    if len(value) > longest:
         return f"is longer than {longest} characters"
     if _CONTROL.search(value):  # from anyone: a header or a log line must not be split by a value
         return "holds a control character"

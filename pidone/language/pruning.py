@@ -9,7 +9,7 @@ A task that is left out takes with it what cannot be without it, and holds nothi
   (``follow``), and takes its task with it elsewhere (``report.of``).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pidone.language.schemas import Shape, task_shape
@@ -24,11 +24,51 @@ def pruned(tasks: Sequence[Task], labels: Mapping[str, str]) -> list[Task]:
     """The tasks of a pod with these labels. Tasks that nothing was dropped from are the objects that were given."""
     kept = [task for task in tasks if matches(Selector.of(task.get("podSelector", {})), labels)]
     gone = {task["name"] for task in tasks} - {task["name"] for task in kept}
-    while gone:
-        left = [(task, _without(task, task_shape(), gone)) for task in kept]
-        gone = {task["name"] for task, rest in left if rest is _WHOLE_TASK}
-        kept = [rest for _, rest in left if rest is not _WHOLE_TASK]
-    return kept
+    if not gone:
+        return kept
+    gone = _all_gone(kept, gone)
+    left = (_without(task, task_shape(), gone) for task in kept if task["name"] not in gone)
+    return [task for task in left if task is not _WHOLE_TASK]
+
+
+def _all_gone(tasks: Sequence[Task], gone: set[str]) -> set[str]:
+    """Return the names of all tasks that are gone once those of ``gone`` are. Each reference is looked at once."""
+    groups = [(task["name"], group) for task in tasks for group in _groups(task, task_shape(), top=True)]
+    users: dict[str, list[int]] = {}
+    for number, (_, group) in enumerate(groups):
+        for name in group:
+            users.setdefault(name, []).append(number)
+    left = [len(group) for _, group in groups]
+    found, waiting = set(gone), list(gone)
+    while waiting:
+        for number in users.get(waiting.pop(), ()):
+            left[number] -= 1
+            name = groups[number][0]
+            if not left[number] and name not in found:
+                found.add(name)
+                waiting.append(name)
+    return found
+
+
+def _groups(value: Any, shape: Shape, *, top: bool = False) -> Iterator[set[str]]:
+    """Yield the sets of names of which a task needs one each, or it is gone too."""
+    if isinstance(value, list) and shape.items is not None:
+        if shape.items.task and value:
+            yield {item for item in value if isinstance(item, str)}
+        for item in value:
+            yield from _groups(item, shape.items)
+    if not isinstance(value, Mapping):
+        return
+    for name, inner in value.items():
+        below = shape.properties.get(name)
+        if below is None:
+            continue
+        if below.task and name in shape.required:
+            yield {inner}
+        elif top and name == "runOn" and inner and "every" not in value:
+            yield {edge.partition(".")[0] for edge in inner}
+        else:
+            yield from _groups(inner, below)
 
 
 def _without(value: Any, shape: Shape, gone: set[str]) -> Any:

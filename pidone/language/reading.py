@@ -6,6 +6,7 @@ are read by the YAML 1.2 core schema; those that kubectl's YAML 1.1 reads otherw
 """
 
 import re
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -169,10 +170,12 @@ class _Builder:
     def __init__(self, text: str, source: Source) -> None:
         self._text = text
         self._source = source
-        self._ends = sorted(
-            (found.start(), found.end(), message)
-            for pattern, message in _ENDS
-            for found in pattern.finditer(text)
+        self._ends = deque(
+            sorted(
+                (found.start(), found.end(), message)
+                for pattern, message in _ENDS
+                for found in pattern.finditer(text)
+            )
         )
         self._fresh(Node(Span(1, 1)))
 
@@ -237,7 +240,7 @@ class _Builder:
             self._document.say(*self._doubtful_end())
 
     def _doubtful_end(self) -> tuple[Span, str, str]:
-        start, end, message = self._ends.pop(0)
+        start, end, message = self._ends.popleft()
         found = self._text[start:end]
         name = f"U+{ord(found):04X}" if len(found) == 1 else found
         return self._source.span(start, end), message.format(name), "ambiguous-scalar"

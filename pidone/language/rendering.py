@@ -15,6 +15,8 @@ from pidone.language.pruning import pruned
 from pidone.language.schemas import MISSING, Action, Shape, action_of, task_shape
 from pidone.language.substitution import POD, references, substitute, written
 
+MAX_CHARACTERS = 1 << 20  # of all texts of one pod's plan, four times what a bundle may have
+
 
 def render(
     task_sets: Sequence[TaskSet], arguments: Mapping[str, object], pod: Mapping[str, Any]
@@ -26,6 +28,7 @@ def render(
     sets are flattened; what two of them extend is there once.
     """
     _check_arguments(task_sets, arguments)
+    room = _Room()
     tasks: dict[str, dict[str, Any]] = {}
     origin: dict[str, tuple[TaskSet, Mapping[str, Any]]] = {}
     for task_set in task_sets:
@@ -36,7 +39,7 @@ def render(
                     f'{first.title} and {task_set.title} both have a task "{task["name"]}"; rename one'
                 )
         try:
-            rendered = _tasks(task_set, arguments, pod)
+            rendered = _tasks(task_set, arguments, pod, room)
         except LanguageError as error:
             raise LanguageError(f"{task_set.title}: {error}") from error
         for one in rendered:
@@ -59,7 +62,7 @@ def _check_arguments(task_sets: Sequence[TaskSet], arguments: Mapping[str, objec
 
 
 def _tasks(
-    task_set: TaskSet, arguments: Mapping[str, object], pod: Mapping[str, Any]
+    task_set: TaskSet, arguments: Mapping[str, object], pod: Mapping[str, Any], room: "_Room"
 ) -> list[dict[str, Any]]:
     tasks = pruned(task_set.tasks, (pod.get("metadata") or {}).get("labels") or {})
     table = _facts(pod)
@@ -69,14 +72,14 @@ def _tasks(
         if f"params.{param.name}" in wanted or param.name in arguments:
             table[f"params.{param.name}"] = value_of(param, arguments, pod)
     found = {task["name"]: action_of(task) for task in tasks}
-    return [_task(task, found, table, pod) for task in tasks]
+    setting = _Setting(table, pod, room)
+    return [_task(task, found, setting) for task in tasks]
 
 
 def _task(
     task: Mapping[str, Any],
     actions: Mapping[str, Action | None],
-    table: Mapping[str, Any],
-    pod: Mapping[str, Any],
+    setting: "_Setting",
 ) -> dict[str, Any]:
     action = actions[task["name"]]
     if action is None:
@@ -84,10 +87,10 @@ def _task(
     try:
         given = {**action.defaults, **task}
         if action.name == "probe":
-            given["probe"] = _whole_probe(task["probe"], pod)
-        rendered = _object(given, task_shape(), _Setting(table, pod), "")
+            given["probe"] = _whole_probe(task["probe"], setting.pod)
+        rendered = _object(given, task_shape(), setting, "")
         if action.name == "probe":
-            _number_ports(rendered["probe"], given["probe"].get("container", ""), pod)
+            _number_ports(rendered["probe"], given["probe"].get("container", ""), setting.pod)
     except LanguageError as error:
         raise LanguageError(f'task "{task["name"]}": {error}') from error
     for name, shape in task_shape().properties.items():
@@ -157,12 +160,27 @@ def _number_ports(probe: dict[str, Any], container: str, pod: Mapping[str, Any])
                 raise LanguageError(f"probe.{handler}.port: {error}") from error
 
 
+@dataclass(slots=True)
+class _Room:
+    """How many characters the texts of a plan may still have: a param may stand in a text ten thousand times."""
+
+    left: int = MAX_CHARACTERS
+
+    def take(self, value: Any) -> None:
+        self.left -= len(value) if isinstance(value, str) else 1
+        if self.left < 0:
+            raise LanguageError(
+                f"the values make a plan of more than {MAX_CHARACTERS} characters; give shorter ones"
+            )
+
+
 @dataclass(frozen=True, slots=True)
 class _Setting:
     """What a value may be made of."""
 
     table: Mapping[str, Any]  # params.* and pod.*
     pod: Mapping[str, Any]
+    room: _Room
 
 
 def _value(value: Any, shape: Shape, setting: _Setting, path: str) -> Any:
@@ -178,7 +196,7 @@ def _value(value: Any, shape: Shape, setting: _Setting, path: str) -> Any:
     result = value
     if isinstance(value, str) and "$(" in value:
         try:
-            result = substitute(value, setting.table)
+            result = substitute(value, setting.table, setting.room.left)
             if shape.type == "string":  # a string is asked for here, whatever the param's type
                 result = written(result)
         except LanguageError as error:
@@ -186,6 +204,7 @@ def _value(value: Any, shape: Shape, setting: _Setting, path: str) -> Any:
         if not shape.literal.is_valid(result):
             wrong = f"is not {shape.what}; {shape.write}" if shape.what else "does not fit here"
             raise LanguageError(f"{path}: {shown(result)} {wrong}")
+    setting.room.take(result)
     return _seconds(result, shape, path) if shape.type == "duration" else result
 
 

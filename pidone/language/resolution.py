@@ -27,5 +27,5 @@ def flatten(task_set: TaskSet, sets: Sets) -> TaskSet:
 def heirs(task_sets: Sequence[TaskSet]) -> list[TaskSet]:
     """What a file of sets comes to: those that no other of them extends, flattened. Raises ``LanguageError``."""
     sets = Sets.of(task_sets)
-    extended = [sets.base(name, one) for one in task_sets for name in one.extends]
-    return [flatten(one, sets) for one in task_sets if not any(one is base for base in extended)]
+    extended = {id(base) for one in task_sets for base in sets.bases(one)}
+    return [flatten(one, sets) for one in task_sets if id(one) not in extended]

@@ -73,18 +73,32 @@ def validator(kind: str) -> Any:
             if found > 1 or not (found or len(names) < len(branches)):
                 yield ValidationError("not exactly one", context=())
 
-    def pattern(_validator: Any, pattern: Any, instance: Any, _part: Any) -> Iterator[Any]:
-        if isinstance(instance, str) and not regex(pattern).search(instance):
-            yield ValidationError("does not match")
-
     types = Draft202012Validator.TYPE_CHECKER.redefine(
         "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
     )
     extend: Any = validators.extend  # untyped where it comes from
     strict = extend(
-        Draft202012Validator, {"anyOf": any_of, "oneOf": one_of, "pattern": pattern}, type_checker=types
+        Draft202012Validator,
+        {"anyOf": any_of, "oneOf": one_of, "pattern": _pattern, "uniqueItems": _unique_items},
+        type_checker=types,
     )
     return strict(schema(kind))
+
+
+def _pattern(_validator: Any, pattern: Any, instance: Any, _part: Any) -> Iterator[Any]:
+    from jsonschema.exceptions import ValidationError
+
+    if isinstance(instance, str) and not regex(pattern).search(instance):
+        yield ValidationError("does not match")
+
+
+def _unique_items(_validator: Any, _wanted: Any, instance: Any, part: Any) -> Iterator[Any]:
+    from jsonschema.exceptions import ValidationError
+
+    if not isinstance(instance, list) or len(instance) > part.get("maxItems", 1000):
+        return  # said by maxItems; to compare each two of many items takes too long
+    if any(item in instance[:index] for index, item in enumerate(instance)):
+        yield ValidationError("an item twice")
 
 
 def mismatch_of(definition: str, value: object) -> str:

@@ -32,6 +32,7 @@ EVENTS = {
     "signal": ("SIGHUP",),
 }  # what runOn takes beside states
 _VERBS = {"needs": "needs", "while": "runs while", "runOn": "runs on"}
+_MAX_CYCLES = 20  # of one set that are said: each costs a walk along all edges
 _WAITING = ("needs", "while")  # what may not lead around in a circle
 _SHELLS = {"ash", "bash", "busybox", "dash", "ksh", "sh", "zsh"}
 _OPERATORS = {"&", "&&", "|", "||", ";", ">", ">>", "<", "<<", "2>", "2>&1", ">/dev/null", "2>/dev/null"}
@@ -502,7 +503,7 @@ class _Tasks:
         return Span(span.line, at + 1, len(reference.text)) if at >= 0 else span
 
     def _check_cycles(self) -> None:
-        """Every cycle once: the edge that closes one is taken out before the next is looked for."""
+        """The first cycles, each once: the edge that closes one is taken out before the next is looked for."""
         needs: dict[str, list[str]] = {}
         where: dict[tuple[str, str], Path] = {}
         for index, task in self._tasks.items():
@@ -515,7 +516,10 @@ class _Tasks:
                         targets.append(target)
                         where.setdefault((task["name"], target), (*_TASKS, index, key, place))
         order = list(needs)
-        while not self._document.full and (cycle := find_cycle(needs)):
+        for _ in range(_MAX_CYCLES):
+            cycle = [] if self._document.full else find_cycle(needs)
+            if not cycle:
+                return
             first = min(range(len(cycle) - 1), key=lambda at: order.index(cycle[at]))
             turned = [*cycle[first:-1], *cycle[:first], cycle[first]]
             message = f"these tasks wait for each other: {' -> '.join(turned)}"

@@ -26,6 +26,7 @@ POD = {  # the facts of a pod that every task may refer to, and where a Pod obje
 
 # What stands before a reference that is the host of a URL. An IPv6 address gets its brackets there.
 _IS_HOST = re.compile(r"//(?:[^/?#@\s]*@)?\Z")
+_MAX_USER = 256  # characters before the host of a URL that are looked at
 _TOKEN = re.compile(r"\$\$\(|\$\(([^()]*)\)|\$\(")
 
 
@@ -46,17 +47,27 @@ def references(text: str) -> list[Reference]:
     ]
 
 
-def substitute(text: str, table: Mapping[str, Any]) -> Any:
-    """``text`` with the values of ``table`` in it. Raises ``LanguageError`` for a name that has none."""
+def substitute(text: str, table: Mapping[str, Any], longest: int = 1 << 20) -> Any:
+    """Return ``text`` with the values of ``table`` in it.
+
+    Raises ``LanguageError`` for a name that has none, and for values of more than ``longest`` characters together.
+    """
     whole = _TOKEN.fullmatch(text)
     if whole and whole.group(1) is not None:
         return _look_up(whole.group(1), table)
 
+    room = longest
+
     def replacement(found: re.Match[str]) -> str:
+        nonlocal room
         if found.group() == "$$(":
             return "$("
         value = written(_look_up(found.group(1) or "", table))
-        return bracketed(value) if _IS_HOST.search(text, 0, found.start()) and _is_ipv6(value) else value
+        room -= len(value)
+        if room < 0:
+            raise LanguageError(f"the values of this text have more than {longest} characters")
+        before = max(0, found.start() - _MAX_USER)
+        return bracketed(value) if _IS_HOST.search(text, before, found.start()) and _is_ipv6(value) else value
 
     return _TOKEN.sub(replacement, text)
 
