@@ -314,7 +314,8 @@ class Engine:
                 ended = RunEnded(task.name)
         except Exception as error:  # noqa: BLE001 - whatever a task does, the others and the process go on
             # around the scope: it takes the cancellation out of a group, and what is left of it comes here
-            retry = getattr(self._actions[task.digest], "retry_seconds", inf)
+            # the action may be gone: a run that was cancelled can end after its task has left
+            retry = getattr(self._actions.get(task.digest), "retry_seconds", inf)
             ended = RunEnded(task.name, describe(error), isinstance(error, RegistryRefused), retry)
             bug = not isinstance(error, PidoneError)
         except BaseException:  # the engine itself is cancelled

@@ -4,13 +4,16 @@ from pidone.errors import RegistryError
 from pidone.http.client import redacted, request
 from pidone.plan.fields import Fields
 from pidone.plan.model import Pod
-from pidone.registries import Status
+from pidone.registries import Entry, Status
 
 
 class Ledger:
-    def __init__(self, server: str, book: str, line: str, source: str | None) -> None:
+    interval = 30.0
+
+    def __init__(self, server: str, instance: str, address: str, lease: float, source: str | None) -> None:
         self._server, self._source = server.rstrip("/"), source
-        self.where, self.instance = redacted(server), f"{book}/{line}"
+        self.where, self.places = redacted(server), frozenset({self._server})
+        self.instance, self.address, self.lease = instance, address, lease
 
     async def register(self, status: Status) -> str:
         await self._call("PUT", status.value.encode())
@@ -18,6 +21,9 @@ class Ledger:
 
     async def heartbeat(self) -> bool:
         return await self._call("POST") == 200
+
+    async def read(self) -> Entry | None:
+        return Entry("UP", self.address) if await self._call("GET") == 200 else None
 
     async def deregister(self) -> None:
         await self._call("DELETE")
@@ -33,6 +39,6 @@ class Ledger:
 def build(fields: Fields, pod: Pod, source: str | None) -> Ledger:
     server, book, line = fields.text("server"), fields.text("book"), fields.text("line", pod.name)
     fields.integer("openPort", least=1, most=65535)
-    fields.seconds("validFor", 90.0)
+    lease = fields.seconds("validFor", 90.0)
     fields.done()
-    return Ledger(server, book, line, source)
+    return Ledger(server, f"{book}/{line}", pod.ip, lease, source)
