@@ -46,7 +46,7 @@ def build_cached(module: Path, name: str, *flags: str) -> Path:
     program = cached(module, name)
     if not program.exists():
         program.parent.mkdir(parents=True, exist_ok=True)
-        new = program.with_name(f"new-{program.name}")
+        new = program.with_name(f"new-{os.getpid()}-{program.name}")
         build(module, new, *flags)
         new.rename(program)
     return program

@@ -19,6 +19,7 @@ GROUPS = {
     r"tests/image/test_image\.py": "image",
     r"tests/image/test_podman\.py": "podman",
     r"tests/language/test_kubectl\.py": "kubectl",
+    r"tests/pid1/test_environment\.py.*\[wheel": "wheel",
     r"tests/extension/": "extension",
     r"tests/eureka/test_peers\.py": "peers",
     r".*\[.*\bspring\b.*\]$": "eureka",

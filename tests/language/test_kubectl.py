@@ -22,14 +22,12 @@ HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
-def kubectl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def kubectl() -> Path:
     """The program. Its first build takes ten seconds and fetches four small modules."""
-    program = tmp_path_factory.mktemp("kubectl") / "kubectl_yaml"
     try:
-        golang.build(HERE / "kubectl_yaml", program)
+        return golang.build_cached(HERE / "kubectl_yaml", "kubectl_yaml")
     except golang.NoGo as error:
         pytest.skip(str(error))
-    return program
 
 
 @pytest.fixture(scope="module")

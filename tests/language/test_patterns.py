@@ -214,13 +214,11 @@ TEXTS = (
 
 
 @pytest.fixture(scope="module")
-def go(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    program = tmp_path_factory.mktemp("go") / "go_patterns"
+def go() -> Path:
     try:
-        golang.build(HERE / "go_patterns", program)
+        return golang.build_cached(HERE / "go_patterns", "go_patterns")
     except golang.NoGo as error:
         pytest.skip(str(error))
-    return program
 
 
 def verdicts(program: Path, patterns: Sequence[str], texts: Sequence[str]) -> list[list[bool] | None]:
