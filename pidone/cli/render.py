@@ -135,7 +135,7 @@ def task_sets(objects: Objects) -> list[TaskSet]:
 def read_pod(file: str) -> DeskPod:
     """Return the pod of a file that contains exactly one. Raises ``LanguageError`` and ``OSError``."""
     try:
-        pods = [DeskPod(pod) for pod in read_pods(Path(file).read_text(encoding="utf-8", errors="replace"))]
+        pods = [DeskPod(pod) for pod in read_pods(Path(file).read_bytes())]
     except LanguageError as error:
         raise LanguageError(f"{file}: {error}") from error
     if len(pods) != 1:

@@ -397,7 +397,8 @@ def _type(document: Document, path: Path, error: Any) -> None:
     key, span = document.key(path), document.span(path)
     # a block that is of another kind is wrong from the line of its key on
     span = key if isinstance(error.instance, dict | list) and key.line < span.line else span
-    document.say(span, f"expected {expected}, not {shown(error.instance)}{remedy}", "type")
+    found = document.written(path) or shown(error.instance)
+    document.say(span, f"expected {expected}, not {found}{remedy}", "type")
 
 
 def _value(document: Document, path: Path, error: Any) -> None:

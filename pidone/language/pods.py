@@ -2,24 +2,58 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pidone.errors import LanguageError
+from pidone.language import foreign
+from pidone.language.foreign import decoded, parts
 from pidone.plan.model import Pod
 
+_BLANK = re.compile(r"[ \t\r\n]*")
 _KEYED = re.compile(r"(metadata\.(?:labels|annotations))\['([^']+)'\]")
 
 
-def read_pods(text: str) -> list[dict[str, Any]]:
-    """The core/v1 Pod objects of a List, a PodList, or of Pods in a row.
+@dataclass(frozen=True, slots=True)
+class PodProblem:
+    """Why a pod of a file is left out."""
+
+    text: str
+    name: str = ""  # namespace/name; empty if it is not known
+
+
+def read_pods(text: str | bytes) -> list[dict[str, Any]]:
+    """Return the core/v1 Pod objects of a List, a PodList, or of Pods in a row.
 
     Raises ``LanguageError`` that says what stands where a pod should.
     """
-    documents = [document for document in _documents(text) if document is not None]
-    if not documents:
+    pods, problems = read_inventory(text)
+    for problem in problems:
+        raise LanguageError(problem.text)
+    return pods
+
+
+def read_inventory(text: str | bytes) -> tuple[list[dict[str, Any]], list[PodProblem]]:
+    """Return the Pod objects as in ``read_pods``, and why others are left out.
+
+    Raises ``LanguageError`` if there are only problems.
+    """
+    text = decoded(text) if isinstance(text, bytes) else text
+    pods: list[dict[str, Any]] = []
+    problems: list[PodProblem] = []
+    empty = True
+    for document in _documents(text, problems):
+        empty = False
+        try:
+            pods += _items(document, problems)
+        except LanguageError as error:
+            problems.append(PodProblem(str(error)))
+    if empty and not problems:
         raise LanguageError("empty; no pods at all are written as a List with items: []")
-    return [pod for document in documents for pod in _items(document)]
+    if problems and not pods:
+        raise LanguageError(problems[0].text)
+    return pods, problems
 
 
 def pod_facts(pod: Mapping[str, Any]) -> Pod:
@@ -69,24 +103,35 @@ def place(path: str) -> str:
     return f'{"label" if keyed.group(1).endswith("labels") else "annotation"} "{keyed.group(2)}"'
 
 
-def _documents(text: str) -> list[Any]:
+def _documents(text: str, problems: list[PodProblem]) -> Iterator[Any]:
+    """Yield the documents that are not empty."""
     if text.lstrip().startswith("{"):  # JSON is YAML, and its own reader a hundred times as fast
         try:
-            return [json.loads(text)]
+            yield from _json(text)
         except (ValueError, RecursionError):
             pass  # {flow: mapping}, or an error that the YAML reader says better
-    from io import StringIO
+        else:
+            return
+    for lines, part in parts(text):
+        try:
+            document = foreign.value(part, lines=lines)
+        except LanguageError as error:
+            problems.append(PodProblem(f"not YAML: {error}"))
+        else:
+            if document is not None:
+                yield document
 
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
 
-    try:
-        return list(YAML(typ="safe", pure=True).load_all(StringIO(text)))
-    except (YAMLError, ValueError, RecursionError) as error:
-        raise LanguageError(f"not YAML: {' '.join(str(error).split())}") from error
+def _json(text: str) -> list[Any]:
+    """Return the values of a text of JSON; several stand one after the other."""
+    decoder, values, end = json.JSONDecoder(), [], 0
+    while (start := _BLANK.match(text, end).end()) < len(text):  # type: ignore[union-attr] # nothing is a match too
+        value, end = decoder.raw_decode(text, start)
+        values.append(value)
+    return values
 
 
-def _items(document: object) -> Iterable[dict[str, Any]]:
+def _items(document: object, problems: list[PodProblem]) -> Iterable[dict[str, Any]]:
     if not isinstance(document, dict):
         raise LanguageError(f"expected a List or Pods, not {document!r:.40}")
     kind = str(document.get("kind", "a mapping without a kind"))
@@ -97,7 +142,10 @@ def _items(document: object) -> Iterable[dict[str, Any]]:
     items = document.get("items", [])
     if not isinstance(items, list):
         raise LanguageError(f"items of the {kind}: expected a list")
+    pods = []
     for index, item in enumerate(items):
-        if not isinstance(item, dict) or item.get("kind", "Pod") != "Pod":
-            raise LanguageError(f"items[{index}] of the {kind}: expected a Pod, not {item!r:.40}")
-    return items
+        if isinstance(item, dict) and item.get("kind", "Pod") == "Pod":
+            pods.append(item)
+        else:
+            problems.append(PodProblem(f"items[{index}] of the {kind}: expected a Pod, not {item!r:.40}"))
+    return pods

@@ -120,6 +120,14 @@ class Document:
             return around.keys.get(path[-1], around.span)
         return self.span(path)
 
+    def written(self, path: Sequence[str | int]) -> str:
+        """Return the characters of a number as they stand in the file: 1.10 is not 1.1. Empty for other values."""
+        node = self._node(path)
+        line = self.source.lines[node.span.line - 1]
+        text = line[node.span.column - 1 :][: node.span.width]
+        is_number = isinstance(node.value, int | float) and not isinstance(node.value, bool)
+        return text if is_number and len(text) <= 60 and _plain(text)[0] == node.value else ""
+
     def _node(self, path: Sequence[str | int]) -> Node:
         node = self.root
         for step in path:
@@ -132,7 +140,7 @@ class Document:
         return node
 
 
-class _Stop(Exception):
+class Stop(Exception):
     """The rest of the file is not looked at."""
 
     def __init__(self, span: Span, message: str, rule: str) -> None:
@@ -151,11 +159,11 @@ def read(text: str, file: str) -> tuple[list[Document], list[Finding]]:
     source = Source.of(text, file)
     documents: list[Document] = []
     try:
-        for document in _Builder(text, source).documents():
+        for document in Builder(text, source).documents():
             if len(documents) == MAX_DOCUMENTS:
-                raise _Stop(document.root.span, f"more than {MAX_DOCUMENTS} documents; split it", "too-large")
+                raise Stop(document.root.span, f"more than {MAX_DOCUMENTS} documents; split it", "too-large")
             documents.append(document)  # one by one: what came before an error is kept
-    except _Stop as stop:
+    except Stop as stop:
         return documents, [source.finding(*stop.said)]
     if not documents:
         return [], [
@@ -164,13 +172,13 @@ def read(text: str, file: str) -> tuple[list[Document], list[Finding]]:
     return documents, []
 
 
-class _Builder:
+class Builder:
     """Events to nodes, with a stack of its own: depth is a finding, not the end of Python's stack."""
 
     def __init__(self, text: str, source: Source) -> None:
         self._text = text
         self._source = source
-        self._ends = deque(
+        self._ends = deque[tuple[int, int, str]](
             sorted(
                 (found.start(), found.end(), message)
                 for pattern, message in _ENDS
@@ -218,18 +226,18 @@ class _Builder:
             conflict = _CONFLICT.search(self._text)
             if conflict:
                 message = "a conflict of a merge is left here; keep one of its sides"
-                raise _Stop(self._source.span(*conflict.span()), message, "yaml-syntax") from error
+                raise Stop(self._source.span(*conflict.span()), message, "yaml-syntax") from error
             start, problem = _syntax(error, self._text)
             if self._ends and self._ends[0][0] < start:
-                raise _Stop(*self._doubtful_end()) from error
-            raise _Stop(self._source.span(start), problem, "yaml-syntax") from error
+                raise Stop(*self._doubtful_end()) from error
+            raise Stop(self._source.span(start), problem, "yaml-syntax") from error
         except ReaderError as error:
             name = f"U+{ord(self._text[error.position]):04X}"
             message = f"{name} stands here, a character that YAML does not take; remove it"
-            raise _Stop(self._source.span(error.position), message, "yaml-syntax") from error
+            raise Stop(self._source.span(error.position), message, "yaml-syntax") from error
         except (ValueError, IndexError, AttributeError, TypeError, AssertionError, RecursionError) as error:
             # ruamel trips over a few inputs itself, such as a %YAML directive without a number
-            raise _Stop(Span(1, 1), "the file is not YAML", "yaml-syntax") from error
+            raise Stop(Span(1, 1), "the file is not YAML", "yaml-syntax") from error
 
     def _span(self, event: Any) -> Span:
         return self._source.span(event.start_mark.index, event.end_mark.index)
@@ -249,7 +257,7 @@ class _Builder:
         node = Node(self._span(event), value)
         self._tag(event)
         if len(self._open) == MAX_DEPTH:
-            raise _Stop(node.span, f"nested more than {MAX_DEPTH} deep", "too-deep")
+            raise Stop(node.span, f"nested more than {MAX_DEPTH} deep", "too-deep")
         self._open.append((node, event.anchor))
         self._key.append(None)
         self._flow = self._flow + 1 if event.flow_style else 0
@@ -284,12 +292,12 @@ class _Builder:
         span = self._span(event)
         self._aliases += 1
         if self._aliases > MAX_ALIASES:
-            raise _Stop(span, f"more than {MAX_ALIASES} aliases; write the values out", "too-many-aliases")
+            raise Stop(span, f"more than {MAX_ALIASES} aliases; write the values out", "too-many-aliases")
         node = self._anchors.get(event.anchor)
         if node is None:  # also one around the alias itself: its anchor counts once it is complete
             text = shown(f"*{event.anchor}")
             message = f"no anchor &{event.anchor:.60} stands before this alias; for the text {text} quote it"
-            raise _Stop(span, message, "unknown-anchor")
+            raise Stop(span, message, "unknown-anchor")
         self._put(node, None)
 
     def _tag(self, event: Any) -> None:
@@ -308,7 +316,7 @@ class _Builder:
         around, key = self._open[-1][0], self._key[-1]
         around.size += node.size
         if around.size > MAX_VALUES:
-            raise _Stop(node.span, f"more than {MAX_VALUES} values in a document; split it", "too-large")
+            raise Stop(node.span, f"more than {MAX_VALUES} values in a document; split it", "too-large")
         if isinstance(around.value, list):
             around.items.append(node)
             around.value.append(node.value)

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable
 from pathlib import Path
 from random import Random
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from pidone.errors import LanguageError
+from pidone.language import foreign
 from pidone.language.checking import check_text
 from pidone.language.reading import read
 from pidone.language.schemas import API_VERSION
@@ -40,10 +43,10 @@ def readings(kubectl: Path, files: Iterable[Path]) -> dict[Path, Any]:
     """The documents of each file, or None for a file that kubectl does not accept as YAML."""
     names = "".join(f"{file}\n" for file in files)
     done = subprocess.run(
-        [kubectl], input=names, capture_output=True, text=True, check=True, timeout=PATIENCE_SECONDS
+        [kubectl], input=names.encode(), capture_output=True, check=True, timeout=PATIENCE_SECONDS
     )
     # not splitlines: a string may hold other ends of lines, as U+2028
-    found = [json.loads(line) for line in done.stdout.split("\n") if line]
+    found = [json.loads(line) for line in done.stdout.decode("utf-8", "replace").split("\n") if line]
     return {Path(one["file"]): None if one.get("error") else one["documents"] for one in found}
 
 
@@ -201,3 +204,112 @@ def test_damaged_files_are_read_the_same_or_something_is_said(kubectl: Path, tmp
         if expected[file]:
             assert documents is not None, file.read_text("utf-8")
         assert ours(documents or []) == expected[file], file.read_text("utf-8")
+
+
+# What is not ours: pods, kubeconfigs
+
+ODD = (
+    *(
+        "a: &a {x: 1}\nb: {<<: *a, y: 2}\n",
+        "a: 1\n<<: {a: 2}\n",
+        "<<: [{a: 1}, {a: 2, b: 3}]\n",
+        "a: 1\na: 2\n",
+    ),
+    *("1: a\ntrue: b\n1.5: c\n", "", "# c\n", "--- \n---\na: b\n", "a: b\n--- # c\nc: d\n", "a: b\n...\n"),
+    *(
+        "a: !!binary aGk=\n",
+        "a: !x 1\n",
+        'a: !!int "1"\n',
+        "\ufeffa: b\n",
+        "- {name: X, value: =}\n",
+        "a: <<\n",
+    ),
+    *(
+        "'<<': {a: b}\n",
+        "a: 1e999\n",
+        "{a: 1}\n",
+        '{"a": "\\ud83d\\ude00"}',
+        "on: off\n",
+        "a: 1.10\nb: 010\n",
+    ),
+)
+TABS = (
+    *(
+        "a:\tb\n",
+        "a: b\t\n",
+        "a: b\t# c\n",
+        "a: b\tc\n",
+        "a: |\t\n  x\n",
+        "a: >-\t# c\n  x\n",
+        "a:\t|2\n  x\n",
+    ),
+    *(
+        "a: [\tb,\tc\t]\t\n",
+        "a:\t\n  b: c\n",
+        "a:\n  - x\t\n",
+        "'a'\t: b\n",
+        "a: 'x'\t# c\n",
+    ),
+    *(
+        "a: &x\tb\nc: *x\t\n",
+        "---\t\na: b\n",
+        "{a:\tb}\n",
+        "a: b # c\td\n",
+        'a: "x\ty"\n',
+        "a: x\t\n  y\n",
+        "a: b\tc\td \n",
+    ),
+)
+
+
+def foreign_values(data: bytes) -> list[Any]:
+    text = foreign.decoded(data)
+    values = (foreign.value(part, lines=lines) for lines, part in foreign.parts(text))
+    return [plain(value) for value in values if value is not None]
+
+
+def compare(kubectl: Path, folder: Path, inputs: Iterable[bytes]) -> list[str]:
+    """What kubectl reads and we do not, or otherwise."""
+    files = []
+    for number, data in enumerate(inputs):
+        files.append(folder / f"{number}.yaml")
+        files[-1].write_bytes(data)
+    wrong = []
+    for file, documents in readings(kubectl, files).items():
+        try:
+            found = foreign_values(file.read_bytes())
+        except LanguageError as error:
+            wrong += [] if documents is None else [f"{file.read_bytes()!r}: {error}"]
+            continue
+        if documents is not None and found != [plain(document) for document in documents]:
+            wrong.append(f"{file.read_bytes()!r}: {found}, kubectl {documents}")
+    return wrong
+
+
+def test_pods_and_kubeconfigs_are_read_as_kubectl_reads_them(kubectl: Path, tmp_path: Path) -> None:
+    random = Random(3)
+    scalars = [*FORMS, *("".join(random.choices(SCALAR, k=random.randrange(1, 6))) for _ in range(3000))]
+    texts = [*ODD, *TABS, *(f"v: {scalar}\nl: [{scalar}]\n" for scalar in scalars)]
+    utf16 = [
+        codec + "a: caf\u00e9\n".encode(name)
+        for codec, name in ((BOM_UTF16_LE, "utf-16-le"), (BOM_UTF16_BE, "utf-16-be"))
+    ]
+    assert compare(kubectl, tmp_path, [*(text.encode() for text in texts), *utf16]) == []
+
+
+@pytest.mark.parametrize("text", TABS)
+def test_a_tab_between_tokens_is_no_mistake(text: str) -> None:
+    documents, findings = read(text, "x.yaml")
+    assert not findings
+    assert not documents[0].findings
+
+
+def test_damaged_files_of_others_are_read_as_kubectl_reads_them(kubectl: Path, tmp_path: Path) -> None:
+    """Other ends of lines than that of YAML 1.2 are left to TaskSets, where they are findings."""
+    fuzzer = Fuzzer(4, seeds())
+    inputs = [fuzzer.input(number) for number in range(1500)]
+    ends = ("\x85", "\u2028", "\u2029")
+    utf16 = (BOM_UTF16_LE, BOM_UTF16_BE)  # of which kubectl reads the first document alone
+    inputs = [data for data in inputs if not data.startswith(utf16)]
+    inputs = [data for data in inputs if not any(end in foreign.decoded(data) for end in ends)]
+    assert compare(kubectl, tmp_path, inputs) == []

@@ -1,4 +1,4 @@
-"""Our shorter ways through ruamel.yaml's parser lead where its own lead."""
+"""Our shorter ways through ruamel.yaml's parser lead where its own lead, except where kubectl takes a tab."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -40,5 +40,5 @@ def test_events_and_errors_are_those_of_ruamel(part: int) -> None:
     corpus = seeds()
     fuzzer = Fuzzer(part, corpus)
     for data in (*corpus[part::PARTS], *map(fuzzer.input, range(INPUTS))):
-        text = data.decode("utf-8", "replace")
+        text = data.decode("utf-8", "replace").replace("\t", " ")
         assert reading(events, text) == reading(stock, text)

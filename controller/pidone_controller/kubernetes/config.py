@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pidone.errors import LanguageError
 from pidone.http.urls import authority
 from pidone_controller.kubernetes.errors import ConfigError
 
@@ -123,15 +124,17 @@ _Read = list[tuple[Path, dict[str, Any]]]
 
 
 def _read(path: Path) -> tuple[Path, dict[str, Any]]:
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
+    """Return a kubeconfig; an empty file has no entries, as for kubectl."""
+    from pidone.language import foreign
 
     try:
-        document = YAML(typ="safe", pure=True).load(path.read_text())
+        document = foreign.value(foreign.decoded(path.read_bytes()))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
-    except (YAMLError, UnicodeDecodeError) as error:
+    except LanguageError as error:
         raise ConfigError(f"{path}: not YAML: {error}") from error
+    if document is None:
+        return path, {}
     if not isinstance(document, dict):
         raise ConfigError(
             f"{path}: not a kubeconfig: kind: Config, clusters, users and contexts are expected"

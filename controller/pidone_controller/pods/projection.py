@@ -159,7 +159,8 @@ def _text(mapping: Mapping[str, Any], field: str, path: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise ProjectionError(f'{path}.{field}: expected a string, not {value!r}; write "{value}"')
+        text = f"{path}.{field}: expected a string, not {_kind(field, value)}; write it in quotation marks"
+        raise ProjectionError(text)
     return value
 
 
@@ -169,6 +170,21 @@ def _labels(metadata: Mapping[str, Any], field: str) -> FrozenLabels:
     for key, value in labels.items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise ProjectionError(
-                f'metadata.{field}.{key}: expected a string, not {value!r}; write {key}: "{value}"'
+                f"metadata.{field}.{key}: expected a string, not {_kind(key, value)}; write it in quotation marks"
             )
     return FrozenLabels((intern(key), value) for key, value in labels.items())
+
+
+def _kind(key: object, value: object) -> str:
+    """Return what stands where text is expected. Its text is not repeated: 1.10 was read as 1.1, and on as true."""
+    if not isinstance(key, str):
+        return "a key without quotation marks"
+    match value:
+        case bool():
+            return "true or false"
+        case int() | float():
+            return "a number"
+        case None:
+            return "nothing"
+        case _:
+            return "a list" if isinstance(value, list) else "an object"

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pidone.errors import LanguageError, PidoneError
+from pidone.errors import LanguageError
 from pidone.language.binding import Rules, collect, shown
 from pidone.language.checking import check_parsed, extended_sets, parse_bytes
 from pidone.language.model import TaskBinding, TaskSet
-from pidone.language.pods import read_pods
+from pidone.language.pods import PodProblem, read_inventory, shown_pod
 from pidone_controller.log import Log
 from pidone_controller.pods.model import Pod, Pool
 from pidone_controller.pods.projection import ProjectionError, project
@@ -22,11 +22,8 @@ from pidone_controller.pods.projection import ProjectionError, project
 Signature = tuple[int, int, int]  # mtime in ns, size, inode
 Print = Callable[[str], None]
 
+MAX_PROBLEMS = 20  # of one version of the inventory that are logged
 SUFFIXES = {".yaml", ".yml", ".json"}
-
-
-class DuplicateError(PidoneError):
-    """Two pods of an inventory have the same name or uid."""
 
 
 @dataclass(slots=True)
@@ -148,7 +145,7 @@ class TaskFiles:
 
 @dataclass(slots=True)
 class InventoryFile:
-    """The file of pods. Its last good version counts; ``pods`` is None until there is one."""
+    """The file of pods. Of each pod the last good version counts; ``pods`` is None until there is one."""
 
     path: Path
     log: Log
@@ -169,12 +166,22 @@ class InventoryFile:
         if data is None:
             return
         try:
-            self.pods = listed_pods(read_pods(data.decode(errors="replace")))
-        except (LanguageError, ProjectionError, DuplicateError) as error:
+            objects, problems = read_inventory(data)
+        except LanguageError as error:
             self._problem(str(error))
             return
-        self.problem = ""
+        pods, more = listed_pods(objects)
+        problems += more
+        kept = _kept(self.pods or (), pods, problems)
+        if problems and not pods and not kept:
+            self._problem(problems[0].text)
+            return
+        self.pods, self.problem = [*pods, *kept], ""
         self.log("read", file=self.path, pods=len(self.pods))
+        for problem in problems[:MAX_PROBLEMS]:
+            self.log(
+                "broken", file=self.path, error=f"{problem.text}; the pods without mistakes are in force"
+            )
 
     def _problem(self, text: str) -> None:
         if text != self.problem:
@@ -183,20 +190,39 @@ class InventoryFile:
         self.problem = text
 
 
-def listed_pods(objects: Iterable[Mapping[str, Any]]) -> list[Pod]:
-    """Pods from their objects. Raises ``ProjectionError``, and ``DuplicateError`` if one is listed twice."""
+def listed_pods(objects: Iterable[Mapping[str, Any]]) -> tuple[list[Pod], list[PodProblem]]:
+    """Return the pods of their objects, and why others are left out. Of two pods with one name the first counts."""
     pods: dict[str, Pod] = {}
     names: set[str] = set()
+    problems: list[PodProblem] = []
     pool = Pool()
     for item in objects:
-        pod = project(item, pool)
+        try:
+            pod = project(item, pool)
+        except ProjectionError as error:
+            problems.append(PodProblem(str(error), shown_pod(item).removeprefix("pod ")))
+            continue
         if pod.path in names:
-            raise DuplicateError(f"pod {pod.path} is there twice")
-        if pod.key in pods:
-            raise DuplicateError(f"pods {pods[pod.key].path} and {pod.path} have the same uid {pod.uid}")
-        names.add(pod.path)
-        pods[pod.key] = pod
-    return list(pods.values())
+            problems.append(PodProblem(f"pod {pod.path} is there twice", pod.path))
+        elif pod.key in pods:
+            text = f"pods {pods[pod.key].path} and {pod.path} have the same uid {pod.uid}"
+            problems.append(PodProblem(text, pod.path))
+        else:
+            names.add(pod.path)
+            pods[pod.key] = pod
+    return list(pods.values()), problems
+
+
+def _kept(before: Iterable[Pod], pods: Sequence[Pod], problems: Sequence[PodProblem]) -> list[Pod]:
+    """Return the pods of the version before that stay: a mistake takes nothing away that was good."""
+    unknown = any(not problem.name for problem in problems)
+    names = {problem.name for problem in problems}
+    taken = {pod.path for pod in pods} | {pod.key for pod in pods}
+    return [
+        pod
+        for pod in before
+        if (unknown or pod.path in names) and pod.path not in taken and pod.key not in taken
+    ]
 
 
 def _signature(stat: os.stat_result) -> Signature:

@@ -164,3 +164,21 @@ def test_what_is_no_kubeconfig_is_said_to_be_none(text: str, tmp_path: Path) -> 
 def test_a_folder_is_no_kubeconfig(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="directory"):
         kubeconfig([tmp_path])
+
+
+def test_a_kubeconfig_is_read_as_kubectl_reads_it(tmp_path: Path) -> None:
+    """Empty files have no entries; tabs, a bare "=" and UTF-16 are what kubectl takes too."""
+    path = written(tmp_path / "config", user={"token": "="})
+    for name, data in (("empty", b""), ("comment", b"# nothing yet\n"), ("dashes", b"---\n")):
+        (tmp_path / name).write_bytes(data)
+        assert kubeconfig([tmp_path / name, path]).token == "="
+        with pytest.raises(ConfigError, match="no current-context"):
+            kubeconfig([tmp_path / name])
+    text = path.read_text().replace(": here", ":\there\t# this one").replace("token: '='", "token: =")
+    assert "token: =" in text
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        path.write_bytes(text.encode(encoding))
+        assert kubeconfig([path]).token == "="
+    path.write_text("a: 'b\n")
+    with pytest.raises(ConfigError, match="line 1, column 4: this quotation mark is not closed"):
+        kubeconfig([path])

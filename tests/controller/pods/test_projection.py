@@ -28,7 +28,7 @@ def test_a_deletion_timestamp_is_the_beginning_of_the_end() -> None:
         ({"kind": "Deployment"}, "expected a Pod, not kind: Deployment"),
         (
             {"metadata": {"name": "web", "annotations": {"pidone.dev/port": 8080}}},
-            'annotations.pidone.dev/port: expected a string, not 8080; write pidone.dev/port: "8080"',
+            "annotations.pidone.dev/port: expected a string, not a number; write it in quotation marks",
         ),
         ({"status": {"podIP": ["10.1.2.3"]}}, "is not an IP address"),
         ({"status": {"podIP": "10.1.2"}}, 'status.podIP: "10.1.2" is not an IP address'),

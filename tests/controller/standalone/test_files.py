@@ -9,9 +9,8 @@ import pytest
 
 from pidone.errors import LanguageError
 from pidone.language.binding import derive
-from pidone.language.pods import read_pods
-from pidone_controller.pods.projection import ProjectionError
-from pidone_controller.standalone.files import DuplicateError, InventoryFile, TaskFiles, listed_pods
+from pidone.language.pods import read_inventory, read_pods
+from pidone_controller.standalone.files import InventoryFile, TaskFiles, listed_pods
 from tests.controller.factories import binding, manifest, pod, task_set
 
 CHECKED = {"check": "yes"}
@@ -179,7 +178,7 @@ TEXT = "metadata: {name: web, namespace: shop}\nstatus: {podIP: 127.0.0.2}\n"
     ],
 )
 def test_pods_are_read_as_kubectl_prints_them(text: str) -> None:
-    assert [found.path for found in listed_pods(read_pods(text))] == ["shop/web", "shop/db"]
+    assert [found.path for found in listed_pods(read_pods(text))[0]] == ["shop/web", "shop/db"]
 
 
 def test_no_pods_at_all_must_be_said() -> None:
@@ -195,21 +194,63 @@ def test_no_pods_at_all_must_be_said() -> None:
         ("kind: Deployment\n", "expected a List or Pods, not Deployment"),
         ("kind: List\nitems: 5\n", "items of the List: expected a list"),
         ("kind: [List]\n", "expected a List or Pods"),
-        ("kind: Pod\nkind: Pod\n", "not YAML"),
         ("kind: 'Pod\n", "not YAML"),
         ('{"kind": "List"', "not YAML"),
-        (f"kind: Pod\n{TEXT}---\nkind: Pod\n{TEXT}", "pod shop/web is there twice"),
-        (
-            json.dumps({"kind": "List", "items": [POD, manifest("db", uid="uid-web")]}),
-            "shop/web and shop/db have the same uid",
-        ),
     ],
 )
 def test_what_is_no_inventory_is_said_so(text: str, said: str) -> None:
-    with pytest.raises((LanguageError, ProjectionError, DuplicateError)) as raised:
-        listed_pods(read_pods(text))
+    with pytest.raises(LanguageError) as raised:
+        read_inventory(text)
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+GOOD = json.dumps(POD)
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (
+            json.dumps(manifest("db", annotations={"version": 1.1})),
+            "annotations.version: expected a string, not a number",
+        ),
+        (
+            json.dumps(manifest("db", annotations={"registry": True})),
+            "annotations.registry: expected a string, not true or false",
+        ),
+        (json.dumps(manifest("db", uid="uid-web")), "shop/web and shop/db have the same uid"),
+        (GOOD, "pod shop/web is there twice"),
+        (
+            "kind: Pod\nmetadata: {name: 'db\n",
+            "not YAML: line 4, column 18: this quotation mark is not closed",
+        ),
+        ("kind: Deployment\n", "expected a List or Pods, not Deployment"),
+        ("[1]", "expected a List or Pods"),
+        ("kind: List\nitems: [{kind: Service}]", "expected a Pod, not {'kind': 'Service'}"),
+    ],
+)
+def test_one_bad_pod_costs_that_pod_alone(tmp_path: Path, broken: str, said: str) -> None:
+    log = FakeLog()
+    watched = InventoryFile(tmp_path / "pods.yaml", log.log)
+
+    def write(*documents: str) -> str:
+        (tmp_path / "new").write_text("\n---\n".join(documents))
+        (tmp_path / "new").rename(tmp_path / "pods.yaml")
+        watched.look()
+        watched.look()
+        return log.take()
+
+    assert said in write(GOOD, broken)
+    assert watched.pods is not None
+    assert [found.path for found in watched.pods] == ["shop/web"]
+    assert said not in write(GOOD, json.dumps(manifest("db")))
+    assert [found.path for found in watched.pods] == ["shop/web", "shop/db"]
+    assert said in write(GOOD, broken)
+    kept = (
+        "db" in broken or broken[0] in "k["
+    )  # the pod was good before, or it is not known which one is meant
+    assert [found.path for found in watched.pods] == ["shop/web", *["shop/db"] * kept]
 
 
 def test_a_broken_inventory_keeps_the_one_before(tmp_path: Path) -> None:
