@@ -22,7 +22,7 @@ class Renewable(Protocol):
 
 
 class Heartbeat:
-    """Asks the registration's own task to renew: that task sends all calls of its instance, in order."""
+    """Lets the registration's task renew the lease: that task sends all calls of its instance, in order."""
 
     def __init__(self, of: str) -> None:
         self._of = of

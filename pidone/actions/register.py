@@ -1,4 +1,4 @@
-"""``register``: keeps one instance in one registry, with its status following probes."""
+"""``register``: keeps one instance registered in one registry, with the status of probes."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import inf
@@ -20,16 +20,14 @@ from pidone.registries import Registry, Status
 STATES = ("registered", "lost")
 REGISTERED, LOST = STATES
 HOLDS_OUTSIDE = True
-ON_POD_GONE, LEAVE = (
-    "onPodGone",
-    "none",
-)  # for the controller: do not deregister the instance of a pod that is gone
-ERRORS_BURST, ERRORS_SECONDS = 3, 300.0  # lines of the journal at once, and until one more
+# A field for the controller. With this value it does not deregister the instance of a pod that is gone.
+ON_POD_GONE, NONE = "onPodGone", "none"
+ERRORS_BURST, ERRORS_SECONDS = 3, 300.0  # lines of the journal at once, and seconds until one more
 _STATUS = {HEALTHY: Status.UP, UNHEALTHY: Status.DOWN, "": Status.STARTING}
 
 
 class _HeartbeatRequest:
-    """A heartbeat that a task waits for."""
+    """A heartbeat that the heartbeat task waits for."""
 
     def __init__(self) -> None:
         self.done = trio.Event()
@@ -37,29 +35,29 @@ class _HeartbeatRequest:
 
 
 class Register:
-    """All calls of one instance go through ``run`` and then ``undo``, one after the other.
+    """Sends all calls of one instance, one after the other: in ``run``, and then in ``undo``.
 
-    Parallel calls are the classic bug of registry clients: a late registration that lands after the
-    deregistration brings the instance back. For the same reason a registration that is on its way is not broken
-    off while there is time; a heartbeat is.
+    Parallel calls are the classic bug of registry clients: a late registration that arrives after the deregistration
+    brings the instance back. For the same reason a registration in flight is not cancelled while there is time; a
+    heartbeat is.
 
-    Until the registry has accepted the instance once, an error ends the run, and the engine tries again. After
-    that no error does: it is the registry that is away, or something in between, and the lease goes on. One
-    backoff holds for registration and heartbeats then, shorter than a third of the lease.
+    Until the registry has accepted the instance once, an error ends the run, and the engine retries. After that no
+    error ends it: the registry, or the way to it, is out of order, and the lease goes on. Registration and heartbeats
+    then share one backoff, of at most a third of the lease.
     """
 
     def __init__(self, registry: Registry, follow: Sequence[str]) -> None:
         self.registry = registry
         self._follow = follow
         self._running = False
-        self._asked = False  # whether the registry may know the instance
-        self._accepted = False  # whether it has said so
-        self._cut_off = False  # whether a registration got no answer, and may arrive at any time
-        self._told: Status | None = None  # the last status that it accepted
-        self._due = True  # whether the document is to be sent
+        self._sent = False  # the registry may have the instance
+        self._accepted = False  # the registry has had the instance
+        self._cut_off = False  # a registration was cancelled without an answer, and may arrive at any time
+        self._status: Status | None = None  # the last one that the registry accepted
+        self._due = True  # the document must be sent
         self._failures = 0  # in a row
         self._retry_at = -inf
-        self._away = False  # whether the last heartbeat failed as well
+        self._away = False  # the last heartbeat failed too
         self._errors = RateLimit(ERRORS_BURST, ERRORS_SECONDS)
         self._request: _HeartbeatRequest | None = None
         self._waiting = trio.CancelScope()
@@ -68,11 +66,11 @@ class Register:
         self._due = self._running = True
         try:
             while True:
-                await trio.lowlevel.checkpoint_if_cancelled()  # after the call in flight no other is begun
+                await trio.lowlevel.checkpoint_if_cancelled()  # the call in flight is the last one
                 seen = self._health(context)
-                # a probe that is begun anew, as by a new plan, takes nothing back before it has an answer
-                status = self._told if self._told and not seen else _STATUS.get(seen, Status.UP)
-                self._due |= status is not self._told
+                # A probe that starts again, after a new plan, changes nothing before its first result.
+                status = self._status if self._status and not seen else _STATUS.get(seen, Status.UP)
+                self._due |= status is not self._status
 
                 wait = self._retry_at - trio.current_time()
                 may_beat = self._request is not None and (wait <= 0 or not self._away)
@@ -95,14 +93,14 @@ class Register:
         return self.registry.interval
 
     def _health(self, context: Context) -> str:
-        """Return the state of the probes that it follows, as of one: it is healthy if all of them are."""
+        """Return the common state of the probes that it follows: healthy if all of them are."""
         states = {context.state_of(name) for name in self._follow} or {HEALTHY}
         return next((state for state in (UNHEALTHY, "") if state in states), max(states))
 
     async def heartbeat(self) -> None:
-        """Have the lease renewed, and the instance registered again where the registry forgot it.
+        """Let ``run`` renew the lease, or register again if the registry has lost the instance.
 
-        Raises ``TaskFailed``. Cancelling the wait does not cancel the call.
+        Raises ``TaskFailed``. To cancel this does not cancel the call.
         """
         if not self._running:
             raise TaskFailed("not registered at present, so there is no lease to renew")
@@ -115,15 +113,15 @@ class Register:
             raise TaskFailed(request.error)
 
     async def undo(self, context: Context) -> None:
-        if not self._asked:
+        if not self._sent:
             return
         await self.registry.deregister()
         if self._cut_off:
             raise TaskFailed(
                 "deregistered, but a registration before it was cut off without an answer and may arrive later"
             )
-        self._asked = self._accepted = False
-        self._told = None
+        self._sent = self._accepted = False
+        self._status = None
         context.log("deregistered")
         context.report("")
 
@@ -133,12 +131,12 @@ class Register:
     def take_over(self, previous: Action) -> None:
         assert isinstance(previous, Register)
         self.registry.take_over(previous.registry)
-        self._asked, self._accepted, self._told = previous._asked, previous._accepted, previous._told
+        self._sent, self._accepted, self._status = previous._sent, previous._accepted, previous._status
         self._cut_off = previous._cut_off
         self._failures, self._retry_at, self._away = previous._failures, previous._retry_at, previous._away
 
     async def _call(self, context: Context, status: Status) -> None:
-        """Answer the heartbeat that is waited for, and send the document where it is due."""
+        """Send the heartbeat that a task waits for, and the document if it is due."""
         renewed = False
         try:
             if self._request is not None and self._accepted:
@@ -158,18 +156,18 @@ class Register:
             self._answer("")
 
     async def _register(self, context: Context, status: Status) -> None:
-        self._asked = True
+        self._sent = True
         with context.unbroken() as scope:
             shown = await self.registry.register(status)
         if scope.cancelled_caught:
             self._cut_off = True
             raise TaskFailed("cut off without an answer")
-        self._accepted, self._told, self._due, self._cut_off = True, status, False, False
+        self._accepted, self._status, self._due, self._cut_off = True, status, False, False
         context.log("registered", status=status, overridden=shown if shown != status else None)
         context.report(REGISTERED)
 
     def _failed(self, context: Context, error: PidoneError, *, renewed: bool) -> None:
-        """No answer is not a "no": what the registry has outlives short absences, and is not given up."""
+        """Set the backoff and log the error. The registration stays: the registry keeps it until the lease ends."""
         self._failures += 1
         self._away = not renewed
         now = trio.current_time()
@@ -208,8 +206,8 @@ def instance_of(config: Mapping[str, Any], pod: Pod) -> Registry:
 
 
 def is_left(config: Mapping[str, Any]) -> bool:
-    """Whether the controller leaves the instance of a pod that is gone until its lease ends."""
-    return config.get(ON_POD_GONE) == LEAVE
+    """True if the controller leaves the instance of a pod that is gone to the registry's lease."""
+    return config.get(ON_POD_GONE) == NONE
 
 
 def build_registry(fields: Fields, pod: Pod, source: str | None) -> Registry:

@@ -1,5 +1,6 @@
 """The Eureka driver: its rules against a real registry and the fake, its errors against scripted servers."""
 
+import contextlib
 import itertools
 import json
 import time
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from pidone.errors import PidoneError, Refused, RegistryError, RegistryRefused, TransferTimeout
@@ -841,3 +844,82 @@ def test_one_registry_is_named_and_no_more() -> None:
     for config in ({}, both):
         with pytest.raises(Refused, match="expected exactly one variant"):
             build(Fields(config, 'task "r".register'), POD, None)
+
+
+# Whatever a server answers
+
+_odd: st.SearchStrategy[Any] = st.sampled_from(
+    [
+        "9" * 4300,
+        (1 << 63) - 1,
+        10**400,
+        1e308,
+        "\ud800",
+        "\x1b[2J",
+        "1" * 19,
+        "\u0661",
+        "",
+        None,
+        True,
+        [],
+        {},
+        -1,
+    ]
+)
+_instances: st.SearchStrategy[Any] = st.fixed_dictionaries(
+    {},
+    optional={
+        "lastDirtyTimestamp": _odd,
+        "status": _odd,
+        "ipAddr": _odd,
+        "leaseInfo": _odd | st.fixed_dictionaries({"lastRenewalTimestamp": _odd}),
+    },
+)
+_bodies = st.one_of(
+    st.binary(max_size=40),
+    st.sampled_from(
+        [b"[" * 100_000, b'{"instance":' * 30_000, b"NaN", b'{"instance": 1e999}', b"<a/>", b"\x1f\x8b"]
+    ),
+    st.builds(
+        lambda key, value: json.dumps({key: value}).encode(),
+        st.sampled_from(["instance", "applications"]),
+        _instances | _odd,
+    ),
+)
+_locations = st.one_of(
+    st.sampled_from(
+        ["http://[::1", "//", "http://a:b/", "\\\\a", "http://h:99999/", "?", "#", "javascript:x", "a" * 9000]
+    ),
+    st.text(st.characters(max_codepoint=255), max_size=30),
+)
+_answers = st.builds(
+    Response,
+    st.sampled_from([200, 201, 204, 301, 302, 307, 308, 400, 401, 403, 404, 405, 429, 500, 503, 599]),
+    st.fixed_dictionaries({}, optional={"location": _locations, "content-type": st.just("text/html")}),
+    _bodies,
+)
+
+
+@given(st.lists(_answers, min_size=12, max_size=12))
+def test_whatever_a_server_answers_is_a_result_or_the_registrys_error(answers: list[Response]) -> None:
+    async def scenario() -> None:
+        registry, left = make("http://a/eureka,http://b/eureka"), iter(answers * 9)
+
+        async def answer(*_: object, **__: object) -> Response:
+            return next(left)
+
+        errors = list[str]()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("pidone.registries._servers.request", answer)
+            for call in (registry.read, registry.heartbeat, registry.deregister):
+                with contextlib.suppress(PidoneError):
+                    assert str(await registry.register(Status.UP)).isprintable()
+                try:
+                    entry = await call()
+                    assert not isinstance(entry, Entry) or len(f"{entry.status}{entry.address}") < 300
+                except PidoneError as error:
+                    errors.append(str(error))
+        assert all(map(str.isprintable, errors))
+        assert registry._dirty < time.time() * 1000 + 11 * 365 * 86_400_000
+
+    trio.run(scenario)
