@@ -3,26 +3,25 @@
 All texts here are UTF-8 bytes as latin-1, one character for each byte, since Go works on bytes.
 """
 
-import re
 import socket
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-_PATH_SAFE = "$&+,/:;=@"  # of net/url's encodePath, besides letters, digits and "-_.~"
+_DIGITS = "0123456789"
+_HEX = f"{_DIGITS}abcdefABCDEF"
+_UNRESERVED = f"{_DIGITS}ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_.~"
+_NOT_ASCII = "".join(map(chr, range(128, 256)))
+_PATH_SAFE = "$&+,/:;=@"  # which net/url does not escape in a path, besides _UNRESERVED
 _FRAGMENT_SAFE = "!()*$&+,/:;=?@"
-_USER_SAFE = "$&+,;="
-_VALID_PATH = re.compile(r"[-\w.~!$&'()*+,;=:@\[\]%/]*", re.ASCII)
-_VALID_FRAGMENT = re.compile(r"[-\w.~!$&'()*+,;=:@\[\]%/?]*", re.ASCII)
-_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_SCHEME = re.compile(r"([A-Za-z][-A-Za-z0-9+.]*):")
-_HOST = re.compile(r"(?:[-\w.~!$&'()*+,;=:<>\"\]\x80-\xff]|%25|%[89A-Fa-f][0-9A-Fa-f])*", re.ASCII)
-_USER = re.compile(r"[-\w.~:!$&'()*+,;=%@]*", re.ASCII)
-_PORT = re.compile(r"(?::[0-9]*)?")
+# Characters of valid parts. A text has no others if strip() leaves nothing: a regular expression would cost 20 KiB.
+_PATH = f"{_UNRESERVED}!$&'()*+,;=:@[]%/"
+_FRAGMENT = f"{_PATH}?"
+_USER = f"{_UNRESERVED}:!$&'()*+,;=%@"
+_HOST = f"{_UNRESERVED}!$&'()*+,;=:<>\"]{_NOT_ASCII}"
+_SCHEME = f"{_UNRESERVED}+".translate({ord("_"): None, ord("~"): None})
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(NamedTuple):
     """A URL in parts. Path and fragment are escaped; ``query`` is None without "?"."""
 
     scheme: str = ""
@@ -76,50 +75,52 @@ def of_path(scheme: str, host: str, path: str) -> Reference:
     if parts.opaque or not _is_host(host, scheme):
         raise ValueError("no host")
     slash = "/" if parts.path and parts.path[0] != "/" else ""
-    return replace(parts, scheme=scheme, host=host, path=slash + parts.path)
+    return parts._replace(scheme=scheme, host=host, path=slash + parts.path)
 
 
 def parse(text: str) -> Reference:
     """Read a URL or a relative reference. Raises ``ValueError``."""
     text, _, fragment = text.partition("#")
-    if _CONTROL.search(text):
+    if is_control_in(text):
         raise ValueError("a control character")
-    scheme = ""
-    if found := _SCHEME.match(text):
-        scheme, text = found[1].lower(), text[found.end() :]
-    elif text[:1] == ":":
+    scheme, colon, rest = text.partition(":")
+    if not scheme and colon:
         raise ValueError("no scheme before the colon")
+    if colon and "A" <= scheme[0].upper() <= "Z" and not scheme.strip(_SCHEME):
+        scheme, text = scheme.lower(), rest
+    else:
+        scheme = ""
     rest, mark, query = text.partition("?")
     parts = Reference(
         scheme=scheme,
         query=query if mark else None,
-        fragment=_normal(fragment, _VALID_FRAGMENT, _FRAGMENT_SAFE),
+        fragment=_normal(fragment, _FRAGMENT, _FRAGMENT_SAFE),
     )
     if rest[:1] != "/":
         if scheme:
-            return replace(parts, opaque=rest)
+            return parts._replace(opaque=rest)
         if ":" in rest.partition("/")[0]:
             raise ValueError("a colon in the first segment")
     if rest[:2] == "//" and (scheme or rest[:3] != "///"):
         authority, slash, path = rest[2:].partition("/")
         user, at, host = authority.rpartition("@")
-        if not _is_host(host, scheme) or not _USER.fullmatch(user) or _BAD_ESCAPE.search(user):
+        if not _is_host(host, scheme) or user.strip(_USER) or not _escapes_are_valid(user):
             raise ValueError("no host or user")
-        parts, rest = replace(parts, user=user if at else None, host=host), slash + path
-    return replace(parts, path=_normal(rest, _VALID_PATH, _PATH_SAFE))
+        parts, rest = parts._replace(user=user if at else None, host=host), slash + path
+    return parts._replace(path=_normal(rest, _PATH, _PATH_SAFE))
 
 
 def resolve(base: Reference, text: str) -> Reference:
     """Return the URL that ``text`` means beside ``base`` (RFC 3986, 5.2). Raises ``ValueError``."""
     parts = parse(text)
     if parts.scheme or parts.host or parts.user is not None:
-        return replace(parts, scheme=parts.scheme or base.scheme, path=_without_dots(parts.path))
+        return parts._replace(scheme=parts.scheme or base.scheme, path=_without_dots(parts.path))
     if not parts.path and parts.query is None:
-        parts = replace(parts, query=base.query, fragment=parts.fragment or base.fragment)
+        parts = parts._replace(query=base.query, fragment=parts.fragment or base.fragment)
     path = parts.path
     if path[:1] != "/":
         path = base.path[: base.path.rfind("/") + 1] + path if path else base.path
-    return replace(parts, scheme=base.scheme, host=base.host, user=base.user, path=_without_dots(path))
+    return parts._replace(scheme=base.scheme, host=base.host, user=base.user, path=_without_dots(path))
 
 
 def _without_dots(path: str) -> str:
@@ -137,18 +138,26 @@ def _without_dots(path: str) -> str:
     return "/" + "/".join(kept)
 
 
-def _normal(text: str, valid: re.Pattern[str], safe: str) -> str:
-    if _BAD_ESCAPE.search(text):
+def is_control_in(text: str) -> bool:
+    """True for a control character of ASCII."""
+    return any(character < " " or character == "\x7f" for character in text)
+
+
+def _normal(text: str, valid: str, safe: str) -> str:
+    """Return the text as it is if all its characters are valid, else unescaped and escaped. Raises ``ValueError``."""
+    if not _escapes_are_valid(text):
         raise ValueError("% without two digits")
-    return (
-        text
-        if valid.fullmatch(text)
-        else _escaped(unquote_to_bytes(text.encode("latin-1")).decode("latin-1"), safe)
-    )
+    if not text.strip(valid):
+        return text
+    return _escaped(unquote_to_bytes(text.encode("latin-1")).decode("latin-1"), safe)
 
 
 def _escaped(text: str, safe: str) -> str:
     return quote_from_bytes(text.encode("latin-1"), safe)
+
+
+def _escapes_are_valid(text: str) -> bool:
+    return all(len(part) > 1 and not part[:2].strip(_HEX) for part in text.split("%")[1:])
 
 
 def _is_host(text: str, scheme: str) -> bool:
@@ -158,6 +167,20 @@ def _is_host(text: str, scheme: str) -> bool:
             socket.inet_pton(socket.AF_INET6, name.partition("%25")[0])
         except OSError:
             return False
-        return bool(_PORT.fullmatch(port))
+        return _is_port(port)
     colon = text.find(":") if scheme in {"http", "https"} else text.rfind(":")
-    return bool(_HOST.fullmatch(text) and (colon < 0 or _PORT.fullmatch(text[colon:])))
+    first, *escapes = text.split("%")
+    # only "%" itself and bytes that are not ASCII may be escaped
+    valid = all(part[:2] == "25" or part[:1] in set("89ABCDEFabcdef") for part in escapes)
+    characters = "".join([first, *(part[2:] for part in escapes)])
+    return (
+        valid
+        and _escapes_are_valid(text)
+        and not characters.strip(_HOST)
+        and (colon < 0 or _is_port(text[colon:]))
+    )
+
+
+def _is_port(text: str) -> bool:
+    """True for a colon and digits, or nothing."""
+    return not text or (text[0] == ":" and not text[1:].strip(_DIGITS))
