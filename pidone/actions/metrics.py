@@ -9,6 +9,7 @@ from pidone.actions import Context, Setting, task_families
 from pidone.errors import Refused, TaskFailed
 from pidone.http.connect import encoded
 from pidone.http.message import Request, Response, text_response
+from pidone.http.pod_rooms import CONNECTIONS, assign_in_pod, default_gateways
 from pidone.http.server import serve
 from pidone.http.urls import authority
 from pidone.metrics.exposition import CONTENT_TYPE, Family, gauge, render
@@ -17,7 +18,6 @@ from pidone.plan.fields import Fields
 STATES = ("listening",)
 (LISTENING,) = STATES
 PORT = 19100  # not 9100 (node-exporter with hostNetwork) and not 9464 (OpenTelemetry)
-MAX_CONNECTIONS = 16  # two Prometheus servers and a person use three
 
 Collector = Callable[[], Iterable[Family]]
 
@@ -41,7 +41,13 @@ class Metrics:
             raise TaskFailed(f"cannot listen on {address}: {error.strerror or error}") from error
         context.report(LISTENING)
         try:
-            await serve(self._answer, listeners, max_connections=MAX_CONNECTIONS)
+            await serve(
+                self._answer,
+                listeners,
+                max_connections=CONNECTIONS,
+                max_body=0,
+                assign=assign_in_pod(default_gateways()),
+            )
         finally:
             context.report("")
 

@@ -41,7 +41,6 @@ from pidone.pod.settings import Settings
 
 LOG_LINES = 50  # the newest lines of the journal
 RETRY_SECONDS = 60.0  # between two attempts to listen on a port that is taken
-MAX_CONNECTIONS = 8
 
 
 class Program(Protocol):
@@ -88,9 +87,17 @@ async def serve_status(program: Program) -> None:
         async with trio.open_nursery() as nursery:
             for listener in listeners:
                 nursery.start_soon(_first_connection, listener, nursery.cancel_scope)
-        from pidone.http.server import serve  # 2.8 MiB if no task has loaded it; loaded for the first request
+        # 2.8 MiB if no task has loaded them; loaded for the first request
+        from pidone.http.pod_rooms import CONNECTIONS, assign_in_pod, default_gateways
+        from pidone.http.server import serve
 
-        await serve(partial(answer, program), listeners, max_connections=MAX_CONNECTIONS)
+        await serve(
+            partial(answer, program),
+            listeners,
+            max_connections=CONNECTIONS,
+            max_body=0,
+            assign=assign_in_pod(default_gateways()),
+        )
     finally:
         for listener in listeners:  # so that this part, when it is restarted, finds the port free
             listener.socket.close()

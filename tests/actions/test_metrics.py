@@ -1,5 +1,5 @@
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from random import Random
 from typing import Any
 
@@ -22,6 +22,7 @@ from pidone.plan.fields import Fields
 from pidone.plan.format import decode_plan
 from pidone.plan.model import Pod, Task
 from tests.actions.watcher import Watcher
+from tests.http.serving import flood_and_ask
 from tests.patience import PATIENCE_SECONDS
 
 POD = Pod("web-7d9c", "shop", "uid-1", "127.0.0.1", "node-1")
@@ -245,4 +246,15 @@ async def test_a_port_that_is_taken_fails_the_run_by_name_and_is_tried_again(
     assert state.shown == "due"
     await listeners[0].aclose()  # the application let it go
     await heard.wait()
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /metr", b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"])
+async def test_many_connections_keep_no_scraper_out(
+    sent: bytes, nursery: trio.Nursery, free_port: Callable[[], int]
+) -> None:
+    port, watcher = free_port(), Watcher()
+    nursery.start_soon(make({"port": port}).run, watcher)
+    assert await watcher.next_state() == "listening"
+    await flood_and_ask(port, "/metrics", sent, "127.9.0.1", ["127.0.0.1", "127.8.0.1", "127.9.0.1"])
     nursery.cancel_scope.cancel()

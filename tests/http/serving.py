@@ -1,12 +1,15 @@
 """Servers for tests, each on a free port of 127.0.0.1, until the nursery is cancelled."""
 
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 
 import trio
 
 from pidone.http.admission import Assign
+from pidone.http.pod_rooms import CONNECTIONS
 from pidone.http.server import Fatal, Handler, Refuse, serve
+from tests.patience import PATIENCE_SECONDS
 
 Talk = Callable[[trio.SocketStream], Awaitable[None]]
 
@@ -57,3 +60,21 @@ def says(*parts: bytes) -> Talk:
         await stream.aclose()
 
     return talk
+
+
+async def flood_and_ask(
+    port: int, path: str, sent: bytes, sources: str, askers: list[str], host: str = "127.0.0.1"
+) -> None:
+    """Open many connections from ``sources`` that send this, and see meanwhile that all ``askers`` get 200."""
+    connect = partial(trio.open_tcp_stream, host, port)
+    async with AsyncExitStack() as stack:
+        for number in range(3 * CONNECTIONS):
+            stream = await connect(local_address=sources.format(number % 30))
+            await stack.enter_async_context(stream)
+            with suppress(trio.BrokenResourceError):
+                await stream.send_all(sent)
+        for source in askers * 3:
+            with trio.fail_after(PATIENCE_SECONDS):
+                async with await connect(local_address=source) as stream:
+                    await stream.send_all(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                    assert await stream.receive_some(12) == b"HTTP/1.1 200"

@@ -25,7 +25,7 @@ from pidone.plan.model import Phase, Pod
 from pidone.pod.program import PodProgram
 from pidone.pod.settings import STATUS_PORT, Settings
 from tests import pidns
-from tests.http.serving import http_server
+from tests.http.serving import flood_and_ask, http_server
 from tests.patience import PATIENCE_SECONDS
 from tests.pod.test_pod import ADDRESS, DOZE, Repo, listening, metrics, pod, serve_repo
 from tests.processes import named
@@ -72,6 +72,8 @@ async def test_what_a_pod_does_is_seen_from_inside_with_the_reasons(
     with pod(url, tmp_path / "log", PIDONE_STATUS_PORT=str(port)):
         await running(repo, tasks)
         await repo.report(lambda report: report["tasks"]["ready"]["state"] == "unhealthy")
+        await flood_and_ask(port, "/status", b"", ADDRESS, [ADDRESS], ADDRESS)
+        await flood_and_ask(port, "/status", b"GET /st", "127.9.0.{}", [ADDRESS, "127.8.0.1"], ADDRESS)
         seen = await ask(port, "/status")
         env = {**os.environ, "PIDONE_POD_IP": ADDRESS, "PIDONE_STATUS_PORT": str(port)}
         shown_to_people = await trio.run_process(
