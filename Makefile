@@ -53,12 +53,14 @@ test: $(READY) quick-doze
 	$(BIN)/python -m pytest -p tests.groups -n $(WORKERS) -q $(ARGS)
 
 # Takes about half an hour: new random examples in each run, and many times as many examples and faults.
+NIGHTLY := $(BIN)/python -m pytest -o faulthandler_timeout=7200
+
 nightly: $(READY) quick-doze
 	PIDONE_TEST_RANDOM=1 PIDONE_TEST_STEPS=1000000 PIDONE_TEST_ENDURANCE=60 PIDONE_TEST_AWAY=20 \
-	  $(BIN)/python -m pytest -q -s tests/engine/test_invariants.py tests/engine/test_faults.py \
+	  $(NIGHTLY) -q -s tests/engine/test_invariants.py tests/engine/test_faults.py \
 	  tests/pod/test_faults.py tests/demo
-	PIDONE_TEST_ENDURANCE=10 $(BIN)/python -m pytest -q tests/pid1
-	PIDONE_TEST_RANDOM=1 PIDONE_TEST_ENDURANCE=20 $(BIN)/python -m pytest -p tests.groups -n $(WORKERS) -q \
+	PIDONE_TEST_ENDURANCE=10 $(NIGHTLY) -q tests/pid1
+	PIDONE_TEST_RANDOM=1 PIDONE_TEST_ENDURANCE=20 $(NIGHTLY) -p tests.groups -n $(WORKERS) -q \
 	  tests/actions tests/cli tests/controller tests/generate tests/http tests/language tests/metrics tests/plan
 
 check: $(READY)

@@ -169,7 +169,8 @@ def test_a_storm_of_orphans_never_falsifies_an_exit_code(tmp_path: Path, log: Pa
             [sys.executable, str(script), str(STORM_ORPHANS)], env={}, output=output
         ) as process,
     ):
-        while not process.ended():
+        deadline = time.monotonic() + ENDURANCE * PATIENCE_SECONDS
+        while not process.ended() and time.monotonic() < deadline:
             try:
                 process.make_orphans(50)
             except (OSError, AssertionError):

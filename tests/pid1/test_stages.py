@@ -258,9 +258,12 @@ def test_changes_lose_no_signal_no_zombie_and_no_bell(director: Director, storm:
                 wait_for(lambda process=process: process.zombies() <= 1)  # type: ignore[misc] # the loop's own
             time.sleep(random.random() * 0.05)  # any moment of the next one
             process.signal(signal.SIGTERM)
-            while not process.ended():  # the test's own limit is that of whoever waits below
+
+            def ended(process: pidns.ProcessOne = process) -> bool:
                 director.drain()
-                time.sleep(0.002)
+                return process.ended()
+
+            wait_for(ended)
             assert process.wait(PATIENCE_SECONDS) == 0
         director.drain()
     assert changes
