@@ -91,7 +91,7 @@ class Strategy:
     canary: int = 10  # percent of the pods that get it first
     step: int = 100  # percent that are added after each pause
     pause: float = 60.0  # seconds
-    max_rejected: int = 0
+    max_rejected: int | None = None  # pods that may refuse it; None: one, if more than one has it
 
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> "Strategy":

@@ -2,9 +2,12 @@
 
 A rollout begins when the binding's wanted version differs from ``current``. ``canary`` percent of the pods, at least
 one, get the target; after each ``pause`` another ``step`` percent get it; it is complete one pause after all have it.
-It does not continue while none of the pods that report runs the target. It is halted when more than ``maxRejected``
-pods refuse the target, or a task that worked with the version before fails in a pod that runs the target; then all
-pods get ``current`` again. It begins again from the same ``current`` when the wanted version changes, and when a
+It does not continue while none of the pods that report runs the target. It is halted when too many pods with the target
+refuse it, or run it and fail in a task that worked with the version before; then all pods get ``current`` again. With
+``maxRejected`` too many are more pods than that which refuse, or one that fails. Without it two are too many, and one
+where only one pod has the target, so that a false report of one pod does not halt the rollout of the others.
+
+It begins again from the same ``current`` when the wanted version changes, and when a
 person asks for it (``pidone.dev/resume``). A new binding begins with nothing as ``current``.
 """
 
@@ -16,10 +19,12 @@ from pidone.language.binding import PLACES, place
 from pidone.language.model import Strategy
 from pidone.language.schemas import BAD, GOOD, states_of_class
 from pidone.plan.report import TaskReport
+from pidone.text import printable
 from pidone_controller.repo.selection import SelectedPod
 from pidone_controller.rollout.state import Phase, RolloutState, VersionRef, micro_time
 
 NAMED = 3  # pods and tasks that a message names
+ERROR_WIDTH = 500  # characters of a pod's error in a message
 
 Health = dict[str, set[str]]  # by a pod's uid: the tasks that were seen to work
 
@@ -72,7 +77,7 @@ def _continued(
     """The next state of a rollout that is under way to the wanted version."""
     assert state.target is not None
     chosen = [pod for pod in pods if place(pod.uid, state.target.digest) < state.share]
-    trouble = _refusals(chosen, strategy) or _failures(chosen, health)
+    trouble = _refusals(chosen, strategy) or _failures(chosen, health, strategy)
     if trouble:
         return replace(state, phase=Phase.HALTED, percent=0, share=0, since=now, message=trouble)
     if now < max(not_before, state.since + strategy.pause) or not _proven(chosen):
@@ -124,29 +129,37 @@ def _proven(chosen: Sequence[SelectedPod]) -> bool:
 def _refusals(chosen: Sequence[SelectedPod], strategy: Strategy) -> str:
     """The message of a halt because of refusals; empty if they are few enough."""
     refusing = [pod for pod in chosen if pod.rejected]
-    if len(refusing) <= strategy.max_rejected:
+    most = strategy.max_rejected
+    if len(refusing) <= (_spared(chosen) if most is None else most):
         return ""
     reasons = (pod.report.error for pod in refusing if pod.report and pod.report.error)
-    reason = next(reasons, "without a reason")
-    pods = f"{_count(refusing, 'pod')} refused it, and maxRejected is {strategy.max_rejected}"
-    return f"{pods}: {_some([pod.pod for pod in refusing])}: {reason[:500]}"
+    reason = printable(next(reasons, "without a reason"), ERROR_WIDTH)
+    bound = f" of {len(chosen)} with it" if most is None else f", and maxRejected is {most}"
+    return f"{_count(refusing, 'pod')} refused it{bound}: {_some([pod.pod for pod in refusing])}: {reason}"
 
 
-def _failures(chosen: Sequence[SelectedPod], health: Health) -> str:
-    """The message of a halt because of tasks that worked before and fail; empty if there are none."""
+def _failures(chosen: Sequence[SelectedPod], health: Health, strategy: Strategy) -> str:
+    """The message of a halt because of tasks that worked before and fail; empty if they are few enough."""
     failed = [
-        (f'"{name}" of {pod.pod}', task)
+        (pod.pod, name, task)
         for pod in chosen
         if pod.running and pod.report is not None
         for name, task in pod.report.tasks.items()
         if name in health.get(pod.uid, ()) and _is_ill(task)
     ]
-    if not failed:
+    pods = {pod for pod, _, _ in failed}
+    if len(pods) <= (_spared(chosen) if strategy.max_rejected is None else 0):
         return ""
-    _, first = failed[0]
-    error = f": {first.error[:500]}" if first.error else ""
+    _, _, first = failed[0]
+    error = f": {printable(first.error, ERROR_WIDTH)}" if first.error else ""
     tasks = f"{_count(failed, 'task')} that {'was' if len(failed) == 1 else 'were'} well"
-    return f"{tasks} with the version before: {_some([name for name, _ in failed])}, {first.state}{error}"
+    names = _some([f'"{name}" of {pod}' for pod, name, _ in failed])
+    return f"{tasks} with the version before: {names}, {first.state}{error}"
+
+
+def _spared(chosen: Sequence[SelectedPod]) -> int:
+    """The number of pods that alone do not halt a rollout without ``maxRejected``."""
+    return min(1, len(chosen) - 1)
 
 
 def _is_ill(task: TaskReport) -> bool:

@@ -24,7 +24,7 @@ from pidone_controller.rollout.catalog import Affected, Catalog
 from pidone_controller.rollout.leader import Leader, merge_patch
 from pidone_controller.rollout.resolve import pins
 from pidone_controller.rollout.state import Phase, RolloutState, VersionRef
-from pidone_controller.rollout.step import remember, step
+from pidone_controller.rollout.step import Health, remember, step
 from tests.controller.factories import binding_spec, pod, set_spec
 from tests.controller.fakes import HOME, FakeClient, merged
 from tests.controller.objects.test_revisions import ANYTHING
@@ -119,6 +119,50 @@ def test_more_refusals_than_are_allowed_halt_it() -> None:
     for text in ("2 pods refused it", "maxRejected is 1", first.pod, "no such action"):
         assert text in halted.message
     assert step(STRATEGY, halted, NEW, found, {}, 1e6) == halted
+
+
+@pytest.mark.parametrize("how", ["refuses", "fails"])
+@pytest.mark.parametrize(
+    ("most", "cohort", "troubled", "halts"),
+    [
+        (None, 1, 1, True),  # one pod alone has the change
+        (None, 4, 1, False),  # its report may be false
+        (None, 2, 2, True),
+        (None, 4, 2, True),
+        (0, 4, 1, True),  # as people have set it
+        (0, 1, 1, True),
+    ],
+)
+def test_a_report_of_one_pod_alone_halts_no_rollout_of_others(
+    how: str, most: int | None, cohort: int, troubled: int, *, halts: bool
+) -> None:
+    strategy = replace(STRATEGY, max_rejected=most)
+    found = pods(10 * cohort)
+    state = step(strategy, BEFORE, NEW, found, {}, 0.0)
+    members = having(state, found)
+    assert len(members) == cohort
+    health: Health = {}
+    remember(health, [said(pod) for pod in members])
+    bad = [
+        said(pod, applied=how == "fails", task="unhealthy", error="it is\x1b[2J")
+        for pod in members[:troubled]
+    ]
+    after = step(strategy, state, NEW, [*bad, *map(said, members[troubled:])], health, 1.0)
+    assert (after.phase is Phase.HALTED) is halts
+    if halts:
+        assert all(pod.pod in after.message for pod in bad)
+        assert after.message.isprintable()
+
+
+def test_many_failing_tasks_of_one_pod_are_one_pod() -> None:
+    found = pods(40)
+    strategy = replace(STRATEGY, max_rejected=None)
+    state = step(strategy, BEFORE, NEW, found, {}, 0.0)
+    first, *others = having(state, found)
+    tasks = {f"task-{number}": TaskReport("unhealthy") for number in range(9)}
+    bad = replace(first, report=Report("applied", digest="d", tasks=tasks))
+    health: Health = {first.uid: set(tasks)}
+    assert step(strategy, state, NEW, [bad, *map(said, others)], health, 1.0) == state
 
 
 def test_a_refusal_of_something_else_is_not_one_of_this() -> None:
