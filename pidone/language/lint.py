@@ -11,6 +11,7 @@ from itertools import combinations
 from typing import Any
 
 from pidone.actions import PROGRAMS
+from pidone.http.urls import canonical
 from pidone.language import duration, literals
 from pidone.language.findings import Source, Span, shown
 from pidone.language.model import TaskSet
@@ -435,19 +436,40 @@ def _early_heartbeats(tasks: _Set) -> Said:
 
 
 def _instances(tasks: _Set) -> Said:
-    """Two tasks that agree in all fields that identify an instance in their registry have the same instance."""
-    first: dict[str, list[_Task]] = {}
+    """Two tasks that agree in all fields that identify an instance in their registry have the same instance.
+
+    URLs agree if they have a server in common, in whatever spelling.
+    """
+    first: dict[str, list[tuple[_Task, frozenset[str]]]] = {}
     for other, registry in _registrations(tasks):
         values = [other.get("register", registry.name, field) for field in registry.instance]
-        same = first.setdefault(f"{registry.name} {values}", [])
-        one = next((task for task in same if _together(task, other)), None)
-        same.append(other)
+        places = frozenset(place for value in values for place in _places(value))
+        names = [value for value in values if not _places(value)]
+        same = first.setdefault(f"{registry.name} {names}", [])
+        one = next(
+            (task for task, known in same if (known == places or known & places) and _together(task, other)),
+            None,
+        )
+        same.append((other, places))
         if one is not None:
             message = (
                 f'"{other.name}" keeps the same instance as "{one.name}" on line {one.line}, and they would '
                 f"overwrite each other; remove one, or give each a different {registry.instance[-1]}"
             )
             yield other.key("register", registry.name), message, "instance-clash"
+
+
+def _places(value: object) -> list[str]:
+    """Return the servers in a field, each in one spelling; empty if it has no URLs."""
+    if not isinstance(value, str) or not value.startswith(("http://", "https://")):
+        return []
+    places = []
+    for url in value.split(","):
+        try:
+            places.append(canonical(url.strip()))
+        except ValueError:
+            places.append(url)
+    return places
 
 
 def _periods(tasks: _Set) -> Said:
