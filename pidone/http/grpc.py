@@ -14,6 +14,8 @@ from pidone.http.connect import connect
 from pidone.http.hpack import Decoder, HpackError
 from pidone.http.urls import authority
 
+Headers = list[tuple[bytes, bytes]]
+
 _DATA, _HEADERS, _RESET, _SETTINGS, _PUSH, _PING, _GOAWAY, _CONTINUATION = 0, 1, 3, 4, 5, 6, 7, 9
 _ACK = _END_STREAM = 0x1
 _END_HEADERS, _PADDED, _PRIORITY = 0x4, 0x8, 0x20
@@ -98,27 +100,62 @@ async def _answer(stream: trio.SocketStream) -> bytes:
                 continue
         elif not ends:
             raise _Broken("the trailer does not end the answer")
+        _check_values(headers)
         if ends:
             _check_end(headers)
             return message
 
 
-def _is_head(headers: dict[bytes, bytes]) -> bool:
+def _is_head(headers: Headers) -> bool:
     """True for the header of an answer, False for an informational one. Raises ``_Broken`` if it is not gRPC."""
-    kind, status = headers.get(b"content-type", b""), headers.get(b":status", b"")
-    if kind == b"application/grpc" or kind.startswith((b"application/grpc+", b"application/grpc;")):
+    kinds = [value for name, value in headers if name == b"content-type"]
+    if any(
+        kind == b"application/grpc" or kind.startswith((b"application/grpc+", b"application/grpc;"))
+        for kind in kinds
+    ):
         return True  # whatever its status, as in grpc-go
+    status = dict(headers).get(b":status", b"")
     if len(status) == 3 and status.startswith(b"1"):
         return False
     raise _Broken(f"answered {status[:20].decode('latin-1')}, not with gRPC")
 
 
-def _check_end(headers: dict[bytes, bytes]) -> None:
-    code = headers.get(b"grpc-status", b"missing")
-    if code == b"12":
+def _check_values(headers: Headers) -> None:
+    """Raise ``_Broken`` for a header that grpc-go cannot read."""
+    for name, value in headers:
+        if (name == b"grpc-status" and _code(value) is None) or (
+            name.endswith(b"-bin") and not _is_base64(value)
+        ):
+            raise _Broken(f"its header {name.decode('latin-1')} is {value[:20].decode('latin-1')!r}")
+
+
+def _check_end(headers: Headers) -> None:
+    text = dict(headers).get(b"grpc-status", b"missing")
+    code = _code(text)
+    if code == 12:
         raise _Broken("answered without a health status; does it serve grpc.health.v1.Health?")
-    if not code.isdigit() or int(code[:9]):
-        raise _Broken(f"the call failed; its grpc-status is {code[:20].decode('latin-1')}")
+    if code != 0:
+        raise _Broken(f"the call failed; its grpc-status is {text[:20].decode('latin-1')}")
+
+
+def _code(text: bytes) -> int | None:
+    """Return the number as strconv.ParseInt reads it; None if it is none or has more than 32 bits."""
+    digits = text[1:] if text[:1] in {b"+", b"-"} else text
+    significant = digits.lstrip(b"0")[:11]
+    if not digits.isdigit() or int(significant or b"0") >= 1 << 31:
+        return None
+    return int(significant or b"0")
+
+
+def _is_base64(text: bytes) -> bool:
+    from binascii import Error, a2b_base64
+
+    padding = -len(text) % 4
+    try:
+        a2b_base64(text + b"=" * padding, strict_mode=True)
+    except Error:
+        return False
+    return not (padding and b"=" in text)
 
 
 class _Connection:

@@ -34,10 +34,10 @@ class Decoder:
         self._limit = _TABLE_MAX
         self._codes = _huffman_codes()
 
-    def decode(self, block: bytes) -> dict[bytes, bytes]:
-        """Return the headers; of repeated ones the last. Names of the static table that nobody needs are empty."""
+    def decode(self, block: bytes) -> list[tuple[bytes, bytes]]:
+        """Return names and values. A name of the static table that nobody needs is empty."""
         try:
-            return dict(self._fields(block))
+            return list(self._fields(block))
         except IndexError:
             raise HpackError("a header block that ends early") from None
 

@@ -8,13 +8,14 @@ from typing import Any
 import h2.config
 import h2.connection
 import h2.events
+import pytest
 import trio
 
 from pidone.http import probing
 from tests.probes import test_grpc
 from tests.probes.comparing import Outcome, Server, of_kubelet, of_pidone, pod_with
 from tests.probes.kubelet import Kubelet
-from tests.probes.test_http import EMPTY, OK, certificate, says, status, tls
+from tests.probes.test_http import EMPTY, OK, certificate, lenient, says, self_signed, status, tls
 
 __all__ = ["certificate"]  # a fixture
 
@@ -65,6 +66,16 @@ async def test_http_2_over_tls(kubelet: Kubelet, certificate: Path, nursery: tri
         assert (expected.healthy, outcome.healthy) == (True, not alone)
     assert protocols[0] == "h2"
     assert None in protocols
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("key", ["-newkey ed448", "-newkey rsa:2048 -md5", "-newkey rsa:2048 -set_serial -5"])
+async def test_weak_certificates(kubelet: Kubelet, tmp_path: Path, key: str, nursery: trio.Nursery) -> None:
+    server = Server(says(OK))
+    await server.start(nursery, "127.0.0.1", lenient(self_signed(tmp_path / "key.pem", key)))
+    probe = {"httpGet": {"port": server.port, "scheme": "HTTPS"}, "timeoutSeconds": 60}
+    expected, outcome = await both(kubelet, probe)
+    assert (expected.healthy, outcome.healthy) == (False, True)
     nursery.cancel_scope.cancel()
 
 

@@ -6,6 +6,7 @@ import trio
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from tests.probes import test_grpc
 from tests.probes.comparing import Behaviour, Outcome, Server, Steps, of_kubelet, of_pidone, pod_with
 from tests.probes.kubelet import Kubelet
 from tests.probes.test_http import EMPTY, HEADS, LOCATIONS, OK, PATHS
@@ -103,3 +104,33 @@ def test_redirects(kubelet: Kubelet, path: str, hops: list[str], pairs: list[dic
         return [f"HTTP/1.1 307 x\r\nLocation: {line}\r\n{EMPTY}\r\n\r\n".encode() if left else OK]
 
     compare(kubelet, behaviour, path=path, httpHeaders=[pair for pair in pairs if pair["name"] != "Referer"])
+
+
+calls = st.lists(
+    st.tuples(
+        st.sampled_from(["grpc-status", "content-type", "grpc-message", "x-a", "x-b-bin", "grpc-encoding"]),
+        st.sampled_from(
+            ["0", "2", "00", "", "application/grpc", "application/grpc+x", "text/html", "identity", "AAE"]
+        ),
+    ),
+    max_size=3,
+)
+fields = st.lists(
+    st.one_of(
+        st.sampled_from(
+            [b"\x08\x01", b"\x08\x02", b"\x08", b"\x10\x01", b"\x1a\x01a", b"\x13", b"\x14", b"\x08\x81\x00"]
+        ),
+        st.binary(max_size=3),
+    ),
+    max_size=4,
+).map(b"".join)
+
+
+@ONE_BY_ONE
+@given(head=calls, end=calls, message=st.one_of(st.just(b"\x08\x01"), fields), good=st.booleans())
+def test_calls(
+    kubelet: Kubelet, head: list[tuple[str, str]], end: list[tuple[str, str]], message: bytes, good: bool
+) -> None:
+    trailers = [*end, *test_grpc.GOOD] if good else end
+    answer = test_grpc.says([*test_grpc.HEAD, *head], test_grpc.framed(message), end=trailers or None)
+    trio.run(test_grpc.compare, kubelet, answer)

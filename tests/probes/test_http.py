@@ -475,16 +475,22 @@ async def test_host(kubelet: Kubelet, host: str) -> None:
     await compare(kubelet, says(OK), host=host)
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Self-signed, expired and for another name, with its key in the same file."""
+EC = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1"
+
+
+def self_signed(path: Path, key: str = EC) -> Path:
+    """Write a certificate for another name, with its key in the same file."""
     if shutil.which("openssl") is None:
         pytest.skip("no openssl: apt-get install openssl")
-    path = tmp_path_factory.mktemp("tls") / "certificate.pem"
-    key = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=other.example"
-    subprocess.run([*key.split(), "-keyout", path, "-out", f"{path}.crt"], check=True, capture_output=True)
+    words = ["openssl", "req", "-x509", *key.split(), "-nodes", "-days", "1", "-subj", "/CN=other.example"]
+    subprocess.run([*words, "-keyout", path, "-out", f"{path}.crt"], check=True, capture_output=True)
     path.write_text(path.read_text() + Path(f"{path}.crt").read_text())
     return path
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return self_signed(tmp_path_factory.mktemp("tls") / "certificate.pem")
 
 
 def tls(certificate: Path) -> ssl.SSLContext:
@@ -528,6 +534,51 @@ async def test_versions_and_certificates_of_clients(
     context.verify_mode = wanted
     outcome = await compare(kubelet, says(OK), certificate=context, scheme="HTTPS")
     assert outcome.healthy == (wanted != ssl.CERT_REQUIRED)
+
+
+KEYS = {
+    "RSA": "-newkey rsa:2048",
+    "RSA 1024": "-newkey rsa:1024",
+    "RSA with SHA-1": "-newkey rsa:2048 -sha1",
+    "Ed25519": "-newkey ed25519",
+    "P-521": "-newkey ec -pkeyopt ec_paramgen_curve:secp521r1",
+    "secp256k1": "-newkey ec -pkeyopt ec_paramgen_curve:secp256k1",
+}
+CIPHERS = {
+    "AES128-GCM-SHA256": False,
+    "AES128-SHA": False,
+    "DHE-RSA-AES128-GCM-SHA256": False,
+    "ECDHE-RSA-AES128-SHA": True,
+    "ECDHE-RSA-AES256-SHA": True,
+    "ECDHE-RSA-AES128-SHA256": False,
+    "ECDHE-RSA-AES256-SHA384": False,
+    "ECDHE-RSA-AES256-GCM-SHA384": True,
+    "ECDHE-RSA-CHACHA20-POLY1305": True,
+}
+
+
+def lenient(certificate: Path) -> ssl.SSLContext:
+    """Return a context that allows the server what is weak."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    context.load_cert_chain(certificate)
+    return context
+
+
+@pytest.mark.parametrize("key", KEYS)
+async def test_key_of_the_server(kubelet: Kubelet, tmp_path: Path, key: str) -> None:
+    context = lenient(self_signed(tmp_path / "key.pem", KEYS[key]))
+    outcome = await compare(kubelet, says(OK), certificate=context, scheme="HTTPS")
+    assert outcome.healthy == (key != "secp256k1")
+
+
+@pytest.mark.parametrize("cipher", CIPHERS)
+async def test_cipher_of_the_server(kubelet: Kubelet, tmp_path: Path, cipher: str) -> None:
+    context = lenient(self_signed(tmp_path / "key.pem", "-newkey rsa:2048"))
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(f"{cipher}:@SECLEVEL=0")
+    outcome = await compare(kubelet, says(OK), certificate=context, scheme="HTTPS")
+    assert outcome.healthy == CIPHERS[cipher]
 
 
 async def test_https_without_the_end_of_tls(kubelet: Kubelet, certificate: Path) -> None:

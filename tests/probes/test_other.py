@@ -3,7 +3,8 @@
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +23,9 @@ from tests.probes.comparing import (
     pod_with,
 )
 from tests.probes.kubelet import Kubelet
-from tests.probes.test_http import CHUNKED, EMPTY, OK, status
+from tests.probes.test_http import CHUNKED, EMPTY, OK, certificate, status, tls
+
+__all__ = ["certificate"]  # a fixture
 
 
 async def compare(
@@ -170,7 +173,7 @@ async def test_slow_servers(kubelet: Kubelet) -> None:
         assert first[0] == healthy, name
 
 
-async def test_slow_calls(kubelet: Kubelet, free_port: Callable[[], int]) -> None:
+async def test_slow_calls(kubelet: Kubelet, free_port: Callable[[], int], certificate: Path) -> None:
     """What a gRPC server can do to be waited for; the kubelet connects again until the timeout."""
 
     async def silent(stream: trio.SocketStream) -> None:
@@ -189,6 +192,13 @@ async def test_slow_calls(kubelet: Kubelet, free_port: Callable[[], int]) -> Non
     async def settings_alone(stream: trio.SocketStream) -> None:
         await stream.send_all(b"\0\0\0\x04\0\0\0\0\0")
         await silent(stream)
+
+    context = tls(certificate)
+    context.set_alpn_protocols(["h2"])
+
+    async def secure(stream: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError):
+            await trio.SSLStream(stream, context, server_side=True).do_handshake()
 
     async def one(serve: Callable[[trio.SocketStream], Awaitable[None]] | None) -> None:
         async with trio.open_nursery() as nursery:
@@ -209,7 +219,7 @@ async def test_slow_calls(kubelet: Kubelet, free_port: Callable[[], int]) -> Non
         )
 
     async with trio.open_nursery() as nursery:
-        for serve in (None, silent, http1, ping_first, settings_alone, trio.aclose_forcefully):
+        for serve in (None, silent, http1, ping_first, settings_alone, secure, trio.aclose_forcefully):
             nursery.start_soon(one, serve)
         nursery.start_soon(unanswered)
         nursery.start_soon(reset)
