@@ -53,7 +53,9 @@ def _all_gone(tasks: Sequence[Task], gone: set[str]) -> set[str]:
 def _groups(value: Any, shape: Shape, *, top: bool = False) -> Iterator[set[str]]:
     """Yield the sets of names of which a task needs one each, or it is gone too."""
     if isinstance(value, list) and shape.items is not None:
-        if shape.items.task and value:
+        if (
+            shape.items.task and value and not shape.task
+        ):  # where a name could stand instead, the list is dropped
             yield {item for item in value if isinstance(item, str)}
         for item in value:
             yield from _groups(item, shape.items)
