@@ -1,6 +1,6 @@
-"""``exec``: runs a command, an argument vector and never a shell.
+"""``exec``: runs a program with its arguments, without a shell.
 
-A run is the command with all processes that it starts: it begins with them, and none outlives it.
+A run includes all processes that the program starts. When the run ends, all of them are ended.
 """
 
 import os
@@ -20,15 +20,15 @@ from pidone.plan.variables import objection
 STATES = ("started", "succeeded", "failed", "completed")
 STARTED, SUCCEEDED, FAILED, _ = STATES
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-AFTER_KILL = 1.0  # seconds; a process that hangs in the kernel must not keep its task for ever
+AFTER_KILL = 1.0  # seconds; a process that hangs in the kernel must not hold its task for ever
 
-LINES, WIDTH = 50, 300  # of the output, kept; a line has that many bytes
+LINES, WIDTH = 50, 300  # lines of the output that are kept, and bytes of each
 LINES_BURST, LINES_SECONDS = 10, 1.0  # lines that reach the journal at once, and seconds until one more does
-PIECE, PACE = 16_384, 4 << 20  # bytes read at once, and a second: who says more than that waits
+PIECE, PACE = 16_384, 4 << 20  # bytes read at once, and in a second: a program that writes more has to wait
 
 
 class Output:
-    """The last lines that a command said. ``tell`` gets lines at a bounded rate; ``untold`` counts the others."""
+    """The last lines of a command's output. ``tell`` gets lines at a bounded rate; ``untold`` counts the others."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self.lines: deque[str] = deque(maxlen=LINES)
@@ -38,9 +38,9 @@ class Output:
         self._rate = RateLimit(LINES_BURST, LINES_SECONDS)
 
     def take(self, data: bytes) -> None:
-        """More of it, in any pieces and any encoding."""
+        """Add bytes, in any pieces and any encoding."""
         *lines, rest = (self._rest + data).rsplit(b"\n", LINES)
-        self._rest = rest[:WIDTH]  # what a line has beyond its width is left out, however long it becomes
+        self._rest = rest[:WIDTH]  # a longer line is cut
         if lines:
             first, *lines = lines[0].rsplit(b"\n", 1)[-1], *lines[1:]
             self.untold += max(0, data.count(b"\n") - 1 - len(lines))
@@ -48,7 +48,7 @@ class Output:
                 self._line(line)
 
     def end(self) -> None:
-        """The last line may have no end of its own."""
+        """Add the last line, which may have no line end."""
         if self._rest:
             self._line(self._rest)
             self._rest = b""
@@ -65,10 +65,10 @@ class Output:
 
 
 class Command:
-    """A program and what it is started with."""
+    """A program with its arguments, environment, directory and user."""
 
     def __init__(self, fields: Fields, setting: Setting) -> None:
-        """Raises ``Refused``: also for a program outside of the folder that this process runs programs from."""
+        """Raises ``Refused``, also for a program outside of ``Setting.programs``."""
         self._argv = tuple(_text(word, f"{fields.path}.command") for word in fields.texts("command"))
         program = self._argv[0] if self._argv else ""
         if not program.startswith("/"):
@@ -99,10 +99,10 @@ class Command:
         return self._argv[0]
 
     async def run(self, context: Context) -> str:
-        """Why it failed, with the last line it said; empty where its exit code was 0. Raises ``StartError``.
+        """Run it, and return why it failed with its last line of output; "" if its exit code was 0.
 
-        On cancel, and where processes are left when the command has ended, all of them get TERM, and KILL
-        after ``stopTimeout``.
+        When it is cancelled, or ends and leaves processes behind, all of them get TERM, and KILL after
+        ``stopTimeout``. Raises ``StartError``.
         """
         output = Output(lambda line: context.log("output", line=line))
         reading, writing = os.pipe2(os.O_CLOEXEC)
@@ -122,7 +122,7 @@ class Command:
         finally:
             os.close(writing)
         async with pipe, trio.open_nursery() as nursery:
-            # not cancelled with us: a command that cannot write its last words would not end
+            # shielded from the cancellation: a command that cannot write its last output would not end
             listening = await nursery.start(_listen, pipe, output)
             try:
                 await child.wait()
@@ -151,13 +151,13 @@ class Command:
 
 
 class Exec:
-    """One command; each run starts it anew."""
+    """The action: each run starts the command anew."""
 
     def __init__(self, command: Command) -> None:
         self._command = command
 
     async def run(self, context: Context) -> None:
-        """Start it and wait for its end; ``TaskFailed`` where that is not exit code 0."""
+        """Start the command and wait for its end. Raises ``TaskFailed`` if its exit code is not 0."""
         context.report(STARTED)
         try:
             why = await self._command.run(context)
@@ -165,18 +165,18 @@ class Exec:
             context.report(FAILED)
             raise TaskFailed(str(error)) from error
         except BaseException:
-            context.report(FAILED)  # its timeout; or its end, when nobody looks at the state any more
+            context.report(FAILED)  # the timeout, or the end of the task, when nothing reads the state
             raise
         context.report(FAILED if why else SUCCEEDED)
         if why:
             raise TaskFailed(why)
 
     async def undo(self, context: Context) -> None:
-        """What a command did, another command must undo."""
+        """Do nothing: the effects of a command are undone by another task."""
 
 
 def privileged(config: Mapping[str, object]) -> bool:
-    """Always: a plan with commands makes whoever serves it able to run programs in every pod."""
+    """Return True: with commands in a plan, a repo could run programs in every pod."""
     del config
     return True
 
@@ -202,11 +202,11 @@ def _name(number: int) -> str:
     try:
         return signal.Signals(number).name
     except ValueError:
-        return f"signal {number}"  # a real-time one
+        return f"signal {number}"  # a real-time signal
 
 
 def _text(text: str, path: str) -> str:
-    """What the kernel takes: no NUL, and nothing that UTF-8 cannot write."""
+    """Return the text if it can be passed to a program: without NUL, and encodable as UTF-8. Else raise ``Refused``."""
     try:
         usable = b"\0" not in text.encode()
     except UnicodeEncodeError:

@@ -1,12 +1,12 @@
-"""The changes between doze and Python, in this one process. Built-in modules only.
+"""The changes between doze and Python in process 1. Imports built-in modules only.
 
-    doze ──child──► ask          is there a plan? (``pidone.pid1.ask``)
-    doze ──execve─► run          there is one: the engine (``pidone.pod.live``)
-    run  ──execve─► doze         nothing to do any more, or the program is at its end
+    doze ──child──► ask          asks the repo whether there is a plan (``pidone.pid1.ask``)
+    doze ──execve─► run          there is a plan: the engine (``pidone.pod.live``)
+    run  ──execve─► doze         there are no tasks any more, or the program failed
 
-Children, zombies, and blocked and pending signals survive an ``execve``; handlers, threads and descriptors
-do not. So everything is blocked before each, and whoever comes up sweeps once, sets its handlers, and
-unblocks last. Where there is no doze (a desk without a compiler) the engine runs, and waits, all the time.
+Children, zombies, and blocked and pending signals survive an ``execve``; handlers, threads and descriptors do not. So
+all signals are blocked before each. The program that starts reaps once, sets its handlers, and unblocks last. Without
+doze (a desk without a compiler) the engine runs all the time.
 """
 
 import _signal
@@ -14,21 +14,20 @@ import posix
 
 RETRY_MAX = 300.0  # seconds of doze after a failure of the program, at most
 GOOD_RUN = 600.0  # seconds after which earlier failures are forgotten
-WORDS_MAX = 6000  # characters of last words carried over; a request may have a head of 16 KiB
-
-LINES_MAX = 60_000  # bytes of the journal carried over; one variable may have 128 KiB
+WORDS_MAX = 6000  # characters of last words that are kept; a request may have a head of 16 KiB
+LINES_MAX = 60_000  # bytes of the journal that are kept; one variable may have 128 KiB
 
 STAGE, WORDS, FAILURES = b"PIDONE_STAGE", b"PIDONE_LAST_WORDS", b"PIDONE_FAILURES"
-UNTOLD = b"PIDONE_UNTOLD"  # lines of the journal that the repo has not got
+UNTOLD = b"PIDONE_UNTOLD"  # lines of the journal that were not reported to the repo
 
 
 def block() -> None:
-    """To process 1 the kernel drops a signal that is neither handled nor blocked; a blocked one stays pending."""
+    """Block all signals. The kernel drops a signal to process 1 that is neither handled nor blocked."""
     _signal.pthread_sigmask(_signal.SIG_SETMASK, _signal.valid_signals())
 
 
 def doze_program() -> str:
-    """Where doze is: PIDONE_DOZE, else in the wheel, else built in the clone; empty where it is not."""
+    """Return the path of doze: PIDONE_DOZE, that in the wheel or in the clone's build folder, or ""."""
     here = __file__.rpartition("/")[0]
     said = posix.environ.get(b"PIDONE_DOZE", b"").decode()
     places = (said,) if said else (f"{here}/doze-{posix.uname().machine}", f"{here}/../../build/doze")
@@ -36,7 +35,7 @@ def doze_program() -> str:
 
 
 def doze(argv: list[str], *, delay: float = 0.0) -> None:
-    """Become doze, which asks ``argv`` for a plan after ``delay`` seconds. Returns only where that cannot be."""
+    """Exec doze, which runs ``argv`` to ask for a plan after ``delay`` seconds. Returns only if that is impossible."""
     program = doze_program()
     block()
     posix.environ.pop(STAGE, None)
@@ -45,17 +44,17 @@ def doze(argv: list[str], *, delay: float = 0.0) -> None:
         try:
             posix.execve(program, [program, *options, *argv], posix.environ)
         except OSError:
-            pass  # not executable after all, or no memory
+            pass  # it is not executable, or there is no memory
 
 
 def fail(argv: list[str], words: str, ran: float, *, untold: str = "") -> bool:
-    """The program is at its end, after ``ran`` seconds: doze, longer each time, and begin anew.
+    """Exec doze after a failure of the program, which ran for ``ran`` seconds. doze waits, longer after each failure.
 
-    The words are carried over in the environment, and told to the repo by whoever asks next; the lines that it
-    was not told go into the journal of the next program. Returns only after TERM or INT (True),
-    or where neither doze nor Python can be started now (False).
+    The environment keeps the reason, ``words``, for the next request to the repo, and the unreported lines for the
+    journal of the next program. Return True after TERM or INT, and False if neither doze nor Python can be started.
     """
-    failures = 0 if ran > GOOD_RUN else int(posix.environ.get(FAILURES, b"0"))
+    before = posix.environ.get(FAILURES, b"0")
+    failures = int(before) if ran <= GOOD_RUN and before.isdigit() and len(before) < 5 else 0
     delay = min(RETRY_MAX, 2.0 ** min(failures, 16))
     posix.environ[FAILURES] = b"%d" % (failures + 1)
     posix.environ[WORDS] = words[:WORDS_MAX].encode("utf-8", "replace").replace(b"\0", b"?")
@@ -72,7 +71,7 @@ def fail(argv: list[str], words: str, ran: float, *, untold: str = "") -> bool:
 
 
 def pause(seconds: float) -> bool:
-    """What doze does, here: reap for that long; True when asked to end in the meantime."""
+    """Reap for some seconds, as doze does. Return True as soon as TERM or INT arrives."""
     import time
 
     until = time.monotonic() + seconds
