@@ -26,9 +26,10 @@ from pidone_controller.kubernetes.election import Election
 from pidone_controller.kubernetes.recorder import Recorder
 from pidone_controller.kubernetes.reflector import Reflector, silence
 from pidone_controller.kubernetes.reflector import families as reflector_families
-from pidone_controller.kubernetes.resources import CONTROLLER_REVISIONS, PODS
+from pidone_controller.kubernetes.resources import CONTROLLER_REVISIONS, NAMESPACES, PODS
 from pidone_controller.kubernetes.reviews import is_allowed, review_token
 from pidone_controller.log import LimitedLog, Log, log
+from pidone_controller.objects.policy import EXEC_SELECTOR
 from pidone_controller.objects.revisions import SELECTOR
 from pidone_controller.objects.written import Written
 from pidone_controller.peers import PATH, Account, Peers, identity_of
@@ -159,7 +160,7 @@ class Controller:
         )
         self._deregistration = Deregistration(log, namespace=self._namespace)
         self._selection = Selection(self._plans)
-        self._catalog = Catalog(self._namespace, self._objects_changed)
+        self._catalog = Catalog(self._namespace, self._objects_changed, judging=True)
         self._changes = Changes(self._catalog, self._plans, self._selection)
         self._composer = Composer(self._catalog, self._plans, self._selection, hearing=self._is_hearing)
 
@@ -183,6 +184,12 @@ class Controller:
             )
             for resource, sink in self._catalog.sinks.items()
         ]
+        namespaces = self._catalog.exec_namespaces
+        self._object_reflectors.append(
+            Reflector(
+                client, NAMESPACES, namespaces.project, namespaces, label_selector=EXEC_SELECTOR, log=log
+            )
+        )
         self._edited = trio.Event()
         self._term: _Term | None = None
 

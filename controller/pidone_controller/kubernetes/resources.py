@@ -35,6 +35,7 @@ class Resource:
 PIDONE = "pidone.dev"
 
 PODS = Resource("", "v1", "pods", "Pod")
+NAMESPACES = Resource("", "v1", "namespaces", "Namespace", namespaced=False)
 TASK_SETS = Resource(PIDONE, "v1alpha1", "tasksets", "TaskSet")
 CLUSTER_TASK_SETS = Resource(PIDONE, "v1alpha1", "clustertasksets", "ClusterTaskSet", namespaced=False)
 TASK_BINDINGS = Resource(PIDONE, "v1alpha1", "taskbindings", "TaskBinding")

@@ -24,6 +24,7 @@ from pidone_controller.kubernetes.resources import (
     PIDONE,
     TASK_SETS,
 )
+from pidone_controller.objects.policy import runs_programs
 from pidone_controller.objects.written import CAUSE, CLUSTER_KINDS, Written, check, version_digest
 
 LABEL = "pidone.dev/task-set"
@@ -101,10 +102,17 @@ def read(value: Mapping[str, Any], home: str, before: Revision | None = None) ->
 class History:
     """All versions of all sets: those that are present and those that are kept, by the key of the set.
 
-    A change costs the same at any number of sets.
+    A change costs the same at any number of sets. ``may_exec`` is whether the TaskSets of a namespace may run programs
+    today; ``judge`` is called when that has changed.
     """
 
-    def __init__(self, sets: Iterable[Written] = (), revisions: Iterable[Revision] = ()) -> None:
+    def __init__(
+        self,
+        sets: Iterable[Written] = (),
+        revisions: Iterable[Revision] = (),
+        may_exec: Callable[[str], bool] = lambda _: True,
+    ) -> None:
+        self._may_exec = may_exec
         self.present: dict[Key, Written] = {}
         # What each set brings, with its digest: the present version, or the last kept one without findings.
         self.good: dict[Key, tuple[TaskSet, str]] = {}
@@ -157,7 +165,19 @@ class History:
         if written is not None and written.digest == digest and written.task_set is not None:
             return written.task_set
         revision = self.revision(key, digest)
-        return revision.task_set if revision is not None else None
+        return revision.task_set if revision is not None and self.is_allowed(revision) else None
+
+    def is_allowed(self, revision: Revision) -> bool:
+        """Whether the present policy allows a kept version."""
+        cluster, namespace, _ = revision.key
+        return cluster or self._may_exec(namespace) or not runs_programs(revision.spec)
+
+    def judge(self, namespace: str) -> list[Key]:
+        """Judge the kept versions of a namespace again. Returns the keys of its sets."""
+        keys = [key for key in self._revisions if key[:2] == (False, namespace)]
+        for key in keys:
+            self._update(key)
+        return keys
 
     @property
     def sets(self) -> Sets:
@@ -195,7 +215,7 @@ class History:
         if written.task_set is not None:
             return written.task_set, written.digest
         for revision in reversed(self.kept(key)):
-            if revision.task_set is not None:
+            if revision.task_set is not None and self.is_allowed(revision):
                 return revision.task_set, revision.digest
         return None
 

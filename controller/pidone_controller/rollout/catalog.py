@@ -75,10 +75,19 @@ class _Rule:
 class Catalog:
     """The objects. ``changed`` is called with each change, before ``update`` has made rules of it."""
 
-    def __init__(self, home: str, changed: Callable[[Affected], None] = lambda _: None) -> None:
-        """``home`` is the controller's namespace."""
+    def __init__(
+        self, home: str, changed: Callable[[Affected], None] = lambda _: None, *, judging: bool = False
+    ) -> None:
+        """``home`` is the controller's namespace.
+
+        With ``judging`` a kept version that runs programs counts only in a namespace of ``exec_namespaces``. Without,
+        these are not watched.
+        """
         self.home = home
-        self.history = History()
+        self.exec_namespaces: Store[str] = Store(
+            lambda value, _: str(value["metadata"]["name"]), self._namespace_changed
+        )
+        self.history = History(may_exec=self._may_exec if judging else lambda _: True)
         self.rules = Rules()
         self._on_change = changed
         self._revisions: Store[Revision] = Store(
@@ -285,6 +294,13 @@ class Catalog:
             pass
 
     # Changes
+
+    def _may_exec(self, namespace: str) -> bool:
+        return self.exec_namespaces.get("", namespace) is not None
+
+    def _namespace_changed(self, before: str | None, after: str | None) -> None:
+        keys = self.history.judge(after or before or "")
+        self._changed(self._users.dependents(keys))
 
     def _store(
         self, resource: Resource, changed: Callable[[Written | None, Written | None], None]

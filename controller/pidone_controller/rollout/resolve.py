@@ -6,6 +6,7 @@ from pidone.errors import PidoneError
 from pidone.language.binding import Key, Version
 from pidone.language.extends import Sets
 from pidone.language.model import TaskBinding, TaskSet
+from pidone_controller.objects.policy import EXEC_SELECTOR
 from pidone_controller.objects.revisions import History, sets_of
 from pidone_controller.objects.written import PIN
 from pidone_controller.rollout.state import VersionRef, short_version
@@ -89,7 +90,9 @@ def pinned(binding: TaskBinding, annotation: str, history: History) -> VersionRe
         ((key, digest),) = matches
         task_set = history.task_set(key, digest)
         if task_set is None:
-            raise RolloutError(f'{PIN}: {title(key)} has mistakes in version "{digits}"')
+            raise _forbidden(key, digest, history) or RolloutError(
+                f'{PIN}: {title(key)} has mistakes in version "{digits}"'
+            )
         if named.setdefault(key, digest) != digest:
             raise RolloutError(f"{PIN}: two versions of {title(key)}; pin one")
         good[key] = task_set, digest
@@ -110,9 +113,23 @@ def version_of(ref: VersionRef, binding: TaskBinding, history: History) -> Versi
         if task_set is None:
             if key not in history.present:
                 raise RolloutError(f"{title(key)} is not there any more")
+            forbidden = _forbidden(key, digest, history)
+            if forbidden is not None:
+                raise forbidden
             raise RolloutError(f"version {short_version(digest)} of {title(key)} is not kept any more")
         sets[key] = task_set
     return Version(ref.task_sets, ref.params, Sets(sets))
+
+
+def _forbidden(key: Key, digest: str, history: History) -> RolloutError | None:
+    """The error for a kept version that the present policy does not allow; None for any other."""
+    revision = history.revision(key, digest)
+    if revision is None or history.is_allowed(revision):
+        return None
+    return RolloutError(
+        f"version {short_version(digest)} of {title(key)} runs programs, which namespace {key[1]} does not allow any "
+        f"more: pin another version, or ask a cluster administrator for the label {EXEC_SELECTOR}"
+    )
 
 
 def title(key: Key) -> str:

@@ -1,7 +1,7 @@
 """Rollouts: the next state, what is served meanwhile, and the leader's loop."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -323,8 +323,8 @@ def served(catalog: Catalog, name: str = "web", **more: Any) -> int | str | None
 class Cluster:
     """A server, a leader and a replica, and time as a number."""
 
-    def __init__(self) -> None:
-        self.catalog = Catalog(HOME, self.changed)
+    def __init__(self, *, judging: bool = False) -> None:
+        self.catalog = Catalog(HOME, self.changed, judging=judging)
         self.server = FakeClient(self.catalog)
         self.now = 1000.0
         self.pods: list[SelectedPod] = []
@@ -584,11 +584,17 @@ async def test_the_loop_wakes_for_a_look_and_when_the_pause_is_over(
 # Pins, mistakes, what is not kept
 
 
-async def versions(cluster: Cluster, *periods: int, kind: str = "TaskSet", name: str = "check") -> list[str]:
+async def versions(
+    cluster: Cluster,
+    *periods: int,
+    kind: str = "TaskSet",
+    name: str = "check",
+    make: Callable[[int], dict[str, Any]] = set_spec,
+) -> list[str]:
     """The digests of a set's versions, the last one is there."""
     found = []
     for period in periods:
-        cluster.server.put(kind, name, set_spec(period))
+        cluster.server.put(kind, name, make(period))
         await cluster.settle()
         found.append(next(one.digest for one in cluster.catalog.sets if one.name == name))
     return found
@@ -651,6 +657,77 @@ async def test_a_pin_that_means_nothing_leaves_the_pods_as_they_are(
     for text in ("TaskBinding shop/web", *named):
         assert text in said
     assert not cluster.server.status("TaskBinding", "web")
+
+
+def exec_spec(period: int = 5, *, probe: bool = False) -> dict[str, Any]:
+    """The spec of a TaskSet that runs a program, and has a probe with this period first."""
+    spec = set_spec(period)
+    program = {"command": ["/opt/pidone/x"]}
+    spec["tasks"].append({"name": "run", **({"probe": {"exec": program}} if probe else {"exec": program})})
+    return spec
+
+
+@pytest.mark.parametrize("probe", [False, True])
+@pytest.mark.parametrize("back", ["pin", "halt"])
+async def test_a_kept_version_is_judged_by_the_present_policy(back: str, *, probe: bool) -> None:
+    cluster = Cluster(judging=True)
+    cluster.pods = pods(10)
+    careful = binding_spec(rollout=CAREFUL) if back == "halt" else binding_spec()
+    namespaces = cluster.catalog.exec_namespaces
+    namespaces.changed(("", "shop"), "shop")
+    cluster.server.put("TaskBinding", "web", careful)
+    cluster.server.put("TaskSet", "check", exec_spec(5, probe=probe))
+    await cluster.settle()
+    for _ in range(4):  # the rollout of the first version
+        cluster.now += 61
+        await cluster.settle()
+    first = next(cluster.catalog.sets).digest
+    assert served(cluster.catalog) == 5
+
+    cluster.server.put("TaskSet", "check", set_spec(7))
+    await cluster.settle()
+    namespaces.removed(("", "shop"))
+    await cluster.settle()
+    if back == "pin":
+        cluster.server.put("TaskBinding", "web", careful, annotations={PIN: first})
+    cluster.server.deliver()
+    plans = [served(cluster.catalog, uid=each.uid) for each in cluster.pods]
+    assert 5 not in plans
+    assert any("does not allow any more" in str(plan) for plan in plans)
+    namespaces.changed(("", "shop"), "shop")
+    cluster.server.deliver()
+    assert 5 in [served(cluster.catalog, uid=each.uid) for each in cluster.pods]
+
+
+async def test_a_mistake_brings_back_the_last_version_that_the_present_policy_allows() -> None:
+    cluster = Cluster(judging=True)
+    namespaces = cluster.catalog.exec_namespaces
+    namespaces.changed(("", "shop"), "shop")
+    cluster.server.put("TaskBinding", "web", binding_spec())
+    await versions(cluster, 7)
+    await versions(cluster, 5, make=exec_spec)
+    cluster.server.put("TaskSet", "check", {"tasks": [{"name": "ready"}]})
+    await cluster.settle()
+    assert served(cluster.catalog) == 5
+    namespaces.removed(("", "shop"))
+    assert served(cluster.catalog) == 7
+    namespaces.changed(("", "shop"), "shop")
+    assert served(cluster.catalog) == 5
+
+
+async def test_the_present_version_and_those_of_the_cluster_stay_as_they_were_admitted() -> None:
+    cluster = Cluster(judging=True)
+    cluster.server.put("TaskSet", "check", exec_spec(5))
+    cluster.server.put("TaskBinding", "web", binding_spec())
+    await cluster.settle()
+    assert served(cluster.catalog) == 5
+
+    cluster = Cluster(judging=True)
+    first, _ = await versions(cluster, 5, 7, kind="ClusterTaskSet", name="base", make=exec_spec)
+    cluster.server.put("TaskSet", "heir", set_spec(1, task="own", extends=["base"]))
+    cluster.server.put("TaskBinding", "web", binding_spec("heir"), annotations={PIN: first})
+    await cluster.settle()
+    assert served(cluster.catalog) == 5
 
 
 def test_a_pin_s_digests() -> None:
