@@ -4,10 +4,12 @@ The schema says what is wrong, one small function for each keyword says it in wo
 what a schema cannot. All mistakes of a file come in one run, in the file's order, none twice.
 """
 
+import re
 from bisect import bisect_right
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import islice
 from typing import Any
 
@@ -21,6 +23,10 @@ from pidone.language.reading import MAX_DOCUMENTS, Document, Node, read
 from pidone.language.schemas import API_VERSION, KINDS, action_aliases, validator
 from pidone.language.semantics import Path, check_labels, check_task_binding, check_task_set
 
+_JOINTS = re.compile(r"[,;|&+]+|\band\b")  # between words that are to be a list
+_WORD = re.compile(r"-*[A-Za-z0-9/$(][-A-Za-z0-9._/=:()$]*")
+_NO_JOINTS = str.maketrans("", "", "-_ ")
+_HEADS = ("apiVersion", "kind")
 MAX_FINDINGS = 1000  # of a file, after which the rest of it is not checked
 _GROUP = API_VERSION.partition("/")[0]
 _DOUBTS = {"ambiguous-scalar", "key", "merge-key", "yaml-tag"}
@@ -251,7 +257,12 @@ def _kind(document: Document) -> str | None:
     if kind in KINDS and (version is None or group == _GROUP):
         return str(kind)
     expected = ", ".join(KINDS[:-1]) + f" or {KINDS[-1]}"
-    if group == _GROUP and kind is None:
+    heads = _misspelt_heads(value)
+    if heads and (group == _GROUP or _is_ours(kind) or "spec" in value or len(heads) > 1):
+        key, meant = heads[0]
+        message = f'unknown field {shown(key)}; did you mean "{meant}"?'
+        document.say(document.key((key,)), message, "kind")
+    elif group == _GROUP and kind is None:
         document.say(document.span(()), f'"kind" is missing; expected {expected}', "kind")
     elif group == _GROUP:
         meant = suggestion(kind if isinstance(kind, str) else "", KINDS)
@@ -265,6 +276,17 @@ def _kind(document: Document) -> str | None:
         message = f'"apiVersion" and "kind" are missing; expected {API_VERSION} and {expected}'
         document.say(document.span(()), message, "kind")
     return None
+
+
+def _misspelt_heads(value: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the keys that are nearly ``apiVersion`` or ``kind``, each with what it is meant to be."""
+    missing = {name.lower(): name for name in _HEADS if name not in value}
+    found = []
+    for key in islice(value, 100):
+        folded = key.lower().translate(_NO_JOINTS)[:100]
+        if key not in _HEADS and (close := get_close_matches(folded, missing, n=1, cutoff=0.75)):
+            found.append((key, missing[close[0]]))
+    return found
 
 
 def _is_ours(kind: object) -> bool:
@@ -391,7 +413,7 @@ def _type(document: Document, path: Path, error: Any) -> None:
     elif "string" in wanted and not isinstance(error.instance, dict | list):
         remedy = "; quote it"
     elif wanted == "array" and isinstance(error.instance, str):
-        remedy = f"; write [{', '.join(error.instance.split())}]" if len(error.instance) < 40 else ""
+        remedy = _as_list(error.instance, error.schema)
     elif wanted == "array" and "name" in error.schema.get("items", {}).get("properties", {}):
         remedy = '; begin each item with "- name:"'
     key, span = document.key(path), document.span(path)
@@ -399,6 +421,19 @@ def _type(document: Document, path: Path, error: Any) -> None:
     span = key if isinstance(error.instance, dict | list) and key.line < span.line else span
     found = document.written(path) or shown(error.instance)
     document.say(span, f"expected {expected}, not {found}{remedy}", "type")
+
+
+def _as_list(text: str, part: Mapping[str, Any]) -> str:
+    """Return how a text that stands for a list is written as one; empty if that is not clear."""
+    if len(text) > 100:
+        return ""
+    items = [
+        item.strip("\"'") for item in _JOINTS.sub(" ", text.strip().strip("[](){}")).split() if item != "-"
+    ]
+    fits = validator("TaskSet").evolve(schema=part).is_valid(items)
+    if not items or not fits or not all(map(_WORD.fullmatch, items)):
+        return ""
+    return f"; write [{', '.join(items)}]"
 
 
 def _value(document: Document, path: Path, error: Any) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pidone.language.findings import Finding, Source, Span, shown
+from pidone.language.syntax import HIDDEN, explain, hidden, quoted_otherwise
 
 MAX_CHARACTERS = 1 << 20
 MAX_DEPTH = 40  # the language needs 9
@@ -78,6 +79,10 @@ _DOUBTFUL = (
 _GROUPED = re.compile(
     r"[-+]?(0[xX][0-9a-fA-F]+|0[oO][0-7]+|0[bB][01]+|(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?)"
 )
+
+
+_OBJECT = {"apiVersion", "kind", "metadata", "spec"}
+_SECOND_OBJECT = 3  # of these keys twice in a document are a second object
 
 
 @dataclass(slots=True)
@@ -193,6 +198,7 @@ class Builder:
         self._key: list[tuple[str, Span] | None] = []  # for each of them, the key that waits for its value
         self._anchors: dict[str, Node] = {}
         self._aliases = 0
+        self._twice: list[tuple[str, Span, int]] = []  # the keys of the document that stand there twice
         self._flow = 0  # brackets around what is read; inside of them nothing is without
 
     def documents(self) -> Iterator[Document]:
@@ -203,6 +209,7 @@ class Builder:
                 case events.DocumentStartEvent():
                     self._fresh(Node(self._span(event)))
                 case events.DocumentEndEvent():
+                    self._say_twice()
                     self._say_ends(event.end_mark.index)
                     yield self._document
                 case events.MappingStartEvent() | events.SequenceStartEvent():
@@ -218,16 +225,17 @@ class Builder:
         from ruamel.yaml.error import MarkedYAMLError
         from ruamel.yaml.reader import ReaderError
 
-        from pidone.language.yaml_events import events
+        from pidone.language.yaml_events import Seen, events
 
+        seen = Seen()
         try:
-            yield from events(self._text)
+            yield from events(self._text, seen)
         except MarkedYAMLError as error:
             conflict = _CONFLICT.search(self._text)
             if conflict:
                 message = "a conflict of a merge is left here; keep one of its sides"
                 raise Stop(self._source.span(*conflict.span()), message, "yaml-syntax") from error
-            start, problem = _syntax(error, self._text)
+            start, problem = explain(error, self._text, seen.quoted, seen.plain)
             if self._ends and self._ends[0][0] < start:
                 raise Stop(*self._doubtful_end()) from error
             raise Stop(self._source.span(start), problem, "yaml-syntax") from error
@@ -272,7 +280,8 @@ class Builder:
         node = Node(self._span(event), event.value)
         self._tag(event)
         if event.style is None:
-            node.value, wrong = _plain(event.value)
+            text = self._seen(event)
+            node.value, wrong = _plain(text)
             if self._flow and ("?" in event.value or event.value.startswith(":")):
                 wrong = 'between brackets kubectl reads no text with "?" in it or ":" before it; quote it'
             if wrong:
@@ -287,6 +296,22 @@ class Builder:
         elif event.style in "|>":
             node.span = self._source.span(event.start_mark.index)
         self._put(node, event.anchor)
+
+    def _seen(self, event: Any) -> str:
+        """Return a text without quotation marks, and without hidden characters in a word or around words."""
+        text: str = event.value
+        found = HIDDEN.search(text)
+        is_key = bool(self._open) and isinstance(self._open[-1][0].value, dict) and self._key[-1] is None
+        seen = HIDDEN.sub("", text)
+        if wrong := quoted_otherwise(text):
+            self._document.say(self._span(event), wrong, "character")
+            return text[1:-1]
+        if found is None or not (is_key or " " not in text or seen == text.strip(found[0])):
+            return text
+        start = self._text.find(found[0], event.start_mark.index, event.end_mark.index)
+        span = self._source.span(start, start + 1) if start >= 0 else self._span(event)
+        self._document.say(span, hidden(found[0]), "character")
+        return HIDDEN.sub(lambda one: " " if one[0].isspace() else "", text).strip()
 
     def _alias(self, event: Any) -> None:
         span = self._span(event)
@@ -334,7 +359,7 @@ class Builder:
             message = (
                 "templates are not filled in here; give the value, or a reference such as $(params.name)"
             )
-            self._document.say(node.span, message, "key")
+            self._document.say(self._open[-1][0].span, message, "key")
         elif not isinstance(node.value, str):
             self._document.say(node.span, "a key is text; quote it", "key")
         return str(node.value) if not isinstance(node.value, dict | list) else ""
@@ -344,13 +369,31 @@ class Builder:
         if name in around.keys:
             self._document.unclear |= len(self._open) == 1 and name in {"apiVersion", "kind", "items"}
             there = around.keys[name].line
-            self._document.say(
-                span, f"{shown(name)} is there already, on line {there}; remove one", "duplicate-key"
-            )
+            if len(self._open) == 1 and name in _OBJECT and len(self._twice) < MAX_FINDINGS:
+                self._twice.append((name, span, there))
+            else:
+                self._say_duplicate(name, span, there)
             return
         around.keys[name] = span
         around.members[name] = node
         around.value[name] = node.value
+
+    def _say_duplicate(self, name: str, span: Span, line: int) -> None:
+        message = f"{shown(name)} is there already, on line {line}; remove one"
+        self._document.say(span, message, "duplicate-key")
+
+    def _say_twice(self) -> None:
+        """Say of keys of an object that stand there twice where the second object begins, or else each alone."""
+        own: set[str] = set()
+        for index, (name, span, line) in enumerate(self._twice):
+            if len({one for one, _, _ in self._twice}) < _SECOND_OBJECT:
+                self._say_duplicate(name, span, line)
+                continue
+            if index == 0 or name in own:
+                own = set()
+                message = f'a second object begins here, with {shown(name)}; put a line "---" before it'
+                self._document.say(span, message, "duplicate-key")
+            own.add(name)
 
 
 def _plain(text: str) -> tuple[Any, str]:
@@ -366,52 +409,3 @@ def _plain(text: str) -> tuple[Any, str]:
     if _FLOAT.fullmatch(text):
         return float(text), ""
     return _CONSTANT.get(text, text), ""
-
-
-def _syntax(error: Any, text: str) -> tuple[int, str]:
-    """Where a person would look, in characters, and a parser's error in our words where they are plainer."""
-    mark, problem = error.problem_mark, str(error.problem)
-    start = _open_bracket(error, text)
-    if start >= 0:
-        return start, f'this "{text[start]}" is not closed'
-    if error.context_mark is not None and "end of stream" in problem:
-        mark, problem = error.context_mark, "this quotation mark is not closed"
-    elif "'\\t'" in problem:
-        problem = "a tab stands here; YAML is indented with spaces"
-    elif "expected <block end>" in problem:
-        problem = "this does not belong to what stands above; is the indentation right?"
-    elif "mapping values are not allowed" in problem and ":" not in _line_before(text, mark):
-        problem = (
-            'this line is read as going on from the one above, which has a value; is a ": " missing there?'
-        )
-    elif "mapping values are not allowed" in problem:
-        problem = 'a second ": " in one line; quote the value, or begin a new line'
-    elif "could not find expected ':'" in problem and error.context_mark is not None:
-        mark, problem = error.context_mark, 'this line has no ": "; is it a key without a value?'
-    elif "unknown escape character" in problem:
-        problem = f"\\{problem[-2]} is no escape; write \\\\ for the backslash itself, or use single quotation marks"
-    elif found := re.fullmatch(r"expected ',' or '([]}])', but got .*", problem):
-        problem = f'a "," or "{found.group(1)}" is missing before this'
-    elif "cannot start any token" in problem:
-        problem = (
-            f"{problem.removeprefix('found character ').split()[0]} cannot begin a value; quote the value"
-        )
-    mark = mark or error.context_mark
-    return (mark.index if mark is not None else 0), problem
-
-
-def _line_before(text: str, mark: Any) -> str:
-    """The line of a mark, up to it."""
-    return text[text.rfind("\n", 0, mark.index) + 1 : mark.index]
-
-
-def _open_bracket(error: Any, text: str) -> int:
-    """Where the bracket stands that an error in another line, or at the end, is about; -1 where there is none."""
-    around, mark = error.context_mark, error.problem_mark
-    if around is None or "flow" not in str(error.context):
-        return -1
-    if mark is not None and mark.line == around.line and "stream end" not in str(error.problem):
-        return -1
-    if text[around.index : around.index + 1] in {"[", "{"}:
-        return int(around.index)
-    return max(text.rfind("[", 0, around.index), text.rfind("{", 0, around.index))

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 ERRORS: Mapping[str, str] = {
     # the file
     "ambiguous-scalar": "Readers of YAML 1.1 and of YAML 1.2 make different values of the same word.",
+    "character": "A character that cannot be seen, or looks like another one, is a part of a word.",
     "duplicate-key": "A key stands twice in one mapping; readers keep the first, the last, or neither.",
     "empty": "A file that is to be checked has nothing in it.",
     "encoding": "A file is not UTF-8.",

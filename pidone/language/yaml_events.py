@@ -7,6 +7,7 @@ for each character or token where they have nothing to do.
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -22,10 +23,20 @@ _BLANK = re.compile("[ ]*(?:#[^\\0\n\r\x85\u2028\u2029]*)?")
 _BLANK_WITH_TABS = re.compile("[ \t]*(?:#[^\\0\n\r\x85\u2028\u2029]*)?")
 
 
-def events(text: str) -> Iterator[Any]:
-    """The events of YAML 1.2. Raises what ruamel.yaml raises."""
+@dataclass(slots=True)
+class Seen:
+    """What the scanner has passed last, in characters from the begin of the text; it helps to explain an error."""
+
+    quoted: tuple[int, int] | None = None  # begin and end of a quoted text of several lines
+    plain: int | None = None  # begin of a text without quotation marks
+
+
+def events(text: str, seen: Seen | None = None) -> Iterator[Any]:
+    """Yield the events of YAML 1.2. Raises what ruamel.yaml raises. ``seen`` is kept up to date."""
     yaml = YAML(typ="safe", pure=True)
     yaml.Reader, yaml.Scanner, yaml.Parser = _Reader, _Scanner, _Parser
+    if seen is not None:
+        yaml.scanner.seen = seen
     yield from yaml.parse(text)
 
 
@@ -46,10 +57,22 @@ class _Reader(Reader):
 
 class _Scanner(Scanner):
     reader: Any = None  # a property there
+    seen: Seen | None = None
 
     def __init__(self, loader: Any) -> None:
         self.reader = loader.reader
         super().__init__(loader)
+
+    def scan_flow_scalar(self, style: Any) -> Any:
+        token = super().scan_flow_scalar(style)
+        if self.seen is not None and token.start_mark.line != token.end_mark.line:
+            self.seen.quoted = token.start_mark.index, token.end_mark.index
+        return token
+
+    def scan_plain(self) -> Any:
+        if self.seen is not None:
+            self.seen.plain = self.reader.index
+        return super().scan_plain()
 
     def scan_to_next_token(self) -> None:
         reader = self.reader
