@@ -26,7 +26,8 @@ _CHUNK_LINE_MAX = 4096
 _CHUNK_EXCESS_MAX = 16 << 10
 _BLANK = " \t\r\n"
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_KEPT = frozenset({b"location", b"content-length", b"transfer-encoding", b"trailer"})
+# The headers of an answer that are used, each with the number of its values that are kept in memory.
+_KEPT = {b"location": 1, b"content-length": 2, b"transfer-encoding": 2, b"trailer": 9}
 _UNWRITTEN = frozenset({"Host", "User-Agent", "Content-Length", "Transfer-Encoding", "Trailer"})
 
 # Characters of valid parts. A text has no others if strip() leaves nothing: a regular expression would cost 20 KiB.
@@ -251,8 +252,10 @@ class _Answer:
             name, _, value = line.partition(b":")
             if not name or name.strip(_NAME) or value.strip(_VALUE):
                 raise _Broken(f"not a header: {line[:40]!r}")
-            if (name := name.lower()) in _KEPT and len(values := kept.setdefault(name, [])) < 9:
-                values.append(value.lstrip(b" \t"))
+            name, value = name.lower(), value.lstrip(b" \t")
+            values = kept.setdefault(name, []) if name in _KEPT else []
+            if len(values) < _KEPT.get(name, 0) and (name != b"content-length" or value not in values):
+                values.append(value)
         return kept
 
     def _frame(self, version: bytes) -> None:

@@ -136,6 +136,7 @@ HEADS = {
     "a length of arabic digits": "HTTP/1.1 200 OK\r\nContent-Length: ٢\r\n\r\nok".encode(),
     "an empty length": status("200 OK", "Content-Length:"),
     "two equal lengths": status("200 OK", "Content-Length: 2", "Content-Length: 2", body=b"ok"),
+    "many equal lengths and another": status("200 OK", *["Content-Length: 2"] * 20, "Content-Length: 3", body=b"ok"),
     "two equal lengths in a list": status("200 OK", "Content-Length: 2, 2", body=b"ok"),
     "two lengths": status("200 OK", "Content-Length: 2", "Content-Length: 3", body=b"ok"),
     "a length and a zero": status("200 OK", "Content-Length: 2", "Content-Length: 02", body=b"ok"),
