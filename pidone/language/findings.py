@@ -136,11 +136,19 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
+def _visible(text: str) -> str:
+    """Return a text with the code points of characters that cannot be seen."""
+    if text.isprintable():
+        return text
+    marks = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+    return "".join(one if one.isprintable() else marks.get(one, f"<U+{ord(one):04X}>") for one in text)
+
+
 def shown(value: object) -> str:
-    """A value as a message shows it: briefly, and never a whole object."""
+    """Return a value as a message shows it: shortened, never a whole object, and with what cannot be seen in it."""
     match value:
         case str():
-            return f'"{value}"' if len(value) <= 60 else f'"{value[:57]}..."'
+            return f'"{_visible(value)}"' if len(value) <= 60 else f'"{_visible(value[:57])}..."'
         case None:
             return "null"
         case bool():

@@ -49,6 +49,11 @@ CASES: dict[str, tuple[str, int, str]] = {
         6,
         "U+201C (left double quotation mark)",
     ),
+    "no-break space in quotation marks": (
+        replaced("name: web", 'name: "web\u00a0"'),
+        3,
+        '"web<U+00A0>" is not a name',
+    ),
     # quotation marks
     "not closed": (replaced(READY, "name: 'ready"), 6, "not closed"),
     "not closed, with others below": (

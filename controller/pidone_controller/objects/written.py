@@ -6,7 +6,7 @@ without it, and are checked when a plan is derived.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from pidone.language.checking import Checked, Parsed, check_parsed
 from pidone.language.extends import Sets
 from pidone.language.findings import Finding, Source, Span, printable
 from pidone.language.model import TaskBinding, TaskSet
-from pidone.language.reading import MAX_DEPTH, Document, Node
+from pidone.language.reading import MAX_DEPTH, MAX_VALUES, Document, Node
 from pidone.language.schemas import API_VERSION, validator
 from pidone.language.selector import Selector
 from pidone.plan.digest import digest
@@ -24,6 +24,8 @@ from pidone.plan.digest import digest
 PIN = "pidone.dev/pin"
 RESUME = "pidone.dev/resume"  # the time at which a rollout was halted that must begin again
 CAUSE = "kubernetes.io/change-cause"  # kubectl's annotation; a revision copies that of its set
+MAX_PATH = 200  # characters of a path in a finding
+MAX_FINDINGS = 50  # of one object that are kept
 CLUSTER_KINDS = {"ClusterTaskSet", "ClusterTaskBinding"}
 
 _LINE = re.compile(r"\bon line (\d+)\b")
@@ -125,11 +127,10 @@ def check(
     value = {"apiVersion": API_VERSION, "kind": kind, "metadata": metadata, "spec": spec}
     try:
         paths, document = _document(value)
-    except _TooDeep as error:
-        return None, (f"{error}: nested more than {MAX_DEPTH} deep",), ()
+    except _Refused as error:
+        return None, (str(error),), ()
     checked: Checked = check_parsed(Parsed((document,)), Sets())
-    findings = tuple(_text(finding, paths) for finding in checked.findings)
-    warnings = tuple(_text(warning, paths) for warning in checked.warnings)
+    findings, warnings = (_texts(said, paths) for said in (checked.findings, checked.warnings))
     if not findings:
         return checked.objects[0], (), warnings
     return (_selecting(value) if kind.endswith("Binding") else None), findings, warnings
@@ -148,8 +149,8 @@ def _selecting(value: Mapping[str, Any]) -> TaskBinding | None:
     return TaskBinding(metadata["name"], metadata.get("namespace", ""), selector, cluster=cluster)
 
 
-class _TooDeep(Exception):
-    """The value is nested too deeply; the text is the path."""
+class _Refused(Exception):
+    """The value is nested too deeply, or is too large; the text is the finding."""
 
 
 def _document(value: Mapping[str, Any]) -> tuple[list[str], Document]:
@@ -158,7 +159,11 @@ def _document(value: Mapping[str, Any]) -> tuple[list[str], Document]:
 
     def node(value: Any, path: str, depth: int) -> Node:
         if depth > MAX_DEPTH:
-            raise _TooDeep(path[:200])
+            raise _Refused(f"{path}: nested more than {MAX_DEPTH} deep")
+        if len(paths) == MAX_VALUES:
+            raise _Refused(f"{path}: more than {MAX_VALUES} values")
+        if len(path) > MAX_PATH:  # the key of an object may have a megabyte, and a path repeats it
+            path = f"{path[: MAX_PATH - 3]}..."
         paths.append(path)
         parsed = Node(Span(len(paths), 1), value)
         if isinstance(value, dict):
@@ -173,6 +178,13 @@ def _document(value: Mapping[str, Any]) -> tuple[list[str], Document]:
 
     root = node(value, "", 0)
     return paths, Document(root, Source("", tuple(paths), ()))
+
+
+def _texts(findings: Sequence[Finding], paths: list[str]) -> tuple[str, ...]:
+    """Return the first findings: the author of an object decides how many there are."""
+    more = len(findings) - MAX_FINDINGS
+    texts = (_text(finding, paths) for finding in findings[:MAX_FINDINGS])
+    return (*texts, f"and {more} more") if more > 0 else tuple(texts)
 
 
 def _text(finding: Finding, paths: list[str]) -> str:

@@ -22,7 +22,7 @@ from pidone_controller.pods.projection import ProjectionError, project
 Signature = tuple[int, int, int]  # mtime in ns, size, inode
 Print = Callable[[str], None]
 
-MAX_PROBLEMS = 20  # of one version of the inventory that are logged
+MAX_PROBLEMS = 20  # of one version of a file that are logged
 SUFFIXES = {".yaml", ".yml", ".json"}
 
 
@@ -127,8 +127,10 @@ class TaskFiles:
         checked = check_parsed(parsed, extended_sets([parsed]))
         if checked.findings:
             self.log("broken", file=path, findings=len(checked.findings), error=kept)
-            for finding in checked.findings:
+            for finding in checked.findings[:MAX_PROBLEMS]:
                 self.say(str(finding))
+            if len(checked.findings) > MAX_PROBLEMS:
+                self.say(f"and {len(checked.findings) - MAX_PROBLEMS} more: pidone check {path}")
             return
         if self.good.get(path) and not checked.objects:
             # An editor that crashed while saving leaves an empty file, and so does commenting everything out.

@@ -12,7 +12,7 @@ from pidone_controller.kubernetes.resources import CONTROLLER_REVISIONS
 from pidone_controller.objects import revisions
 from pidone_controller.objects.revisions import Create, Delete, Update, changes
 from pidone_controller.objects.store import Store
-from pidone_controller.objects.written import CAUSE, ObjectError, Written, read, version_digest
+from pidone_controller.objects.written import CAUSE, MAX_FINDINGS, ObjectError, Written, read, version_digest
 from pidone_controller.rollout.catalog import Catalog
 from tests.controller.factories import binding_spec, set_spec
 from tests.controller.fakes import HOME, FakeClient
@@ -125,6 +125,19 @@ def test_nothing_that_stands_in_an_object_is_more_than_a_finding(part: object, k
         assert written.findings or written.value is not None
         for finding in written.findings:
             assert "\n" not in finding
+
+
+def test_what_an_author_writes_fills_no_memory() -> None:
+    needs = [f"gone-{number}" for number in range(90)]
+    tasks = [{"name": f"t{number}", "needs": needs, "exec": {"command": ["/x"]}} for number in range(10)]
+    written = read("TaskSet", given_object({"tasks": tasks}))
+    assert len(written.findings) == MAX_FINDINGS + 1
+    assert written.findings[-1] == f"and {450 + 50 - MAX_FINDINGS} more"
+    for default in ({"k" * 100_000: [0] * 1000}, [0] * 60_000):
+        (finding,) = read(
+            "TaskSet", given_object(set_spec() | {"params": [{"name": "a", "default": default}]})
+        ).findings
+        assert len(finding) < 1000
 
 
 def test_a_generation_is_checked_once() -> None:

@@ -10,7 +10,7 @@ import pytest
 from pidone.errors import LanguageError
 from pidone.language.binding import derive
 from pidone.language.pods import read_inventory, read_pods
-from pidone_controller.standalone.files import InventoryFile, TaskFiles, listed_pods
+from pidone_controller.standalone.files import MAX_PROBLEMS, InventoryFile, TaskFiles, listed_pods
 from tests.controller.factories import binding, manifest, pod, task_set
 
 CHECKED = {"check": "yes"}
@@ -291,3 +291,10 @@ def test_a_file_that_may_be_read_later_is_read_then(desk: Desk) -> None:
     (desk.folder / "later").write_text(task_set("more", task="more"))
     assert "read" in desk.look()
     assert desk.files.rules.sets.find("more", "")
+
+
+def test_a_file_of_mistakes_does_not_fill_the_log(desk: Desk) -> None:
+    desk.write("broken.yaml", task_set("check") + "".join(f"unknown{number}: 1\n" for number in range(200)))
+    lines = desk.look().split("\n")
+    assert sum("unknown field" in line for line in lines) == MAX_PROBLEMS
+    assert any("more: pidone check" in line for line in lines)
