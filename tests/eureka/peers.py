@@ -33,6 +33,8 @@ SERVER = NO_CLIENT | {
     "waitTimeInMsWhenSyncEmpty": "0",
     "numberRegistrySyncRetries": "0",
     "shouldUseReadOnlyResponseCache": "false",
+    # A list that is read while it changes may be kept as it was; by default for three minutes.
+    "responseCacheAutoExpirationInSeconds": "1",
     "evictionIntervalTimerInMs": "500",
     "enableSelfPreservation": "false",
 }
