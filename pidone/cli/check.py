@@ -8,8 +8,10 @@ from typing import TextIO
 
 from pidone.cli.files import parse_file, yaml_files
 from pidone.cli.formats import FORMATS, coloured
+from pidone.cli.output import complain
 from pidone.language.checking import Checked, check_files
-from pidone.language.findings import Finding, printable
+from pidone.language.findings import Finding
+from pidone.text import printable
 
 PASSED_OVER_LINES = 10
 
@@ -30,7 +32,7 @@ def check(paths: Sequence[str], *, form: str = "text", strict: bool = False) -> 
     for line in _passed_over([one for file in checked for one in file.passed_over]):
         print(line, file=sys.stderr)
     for problem in problems:
-        print(f"pidone check: {problem}", file=sys.stderr)
+        complain(f"pidone check: {problem}")
     if checked:
         print(_summary(checked), file=sys.stderr)
     if problems:
@@ -47,7 +49,7 @@ def _checked(files: Sequence[str]) -> tuple[list[Checked], list[str]]:
         try:
             parsed.append(parse_file(file))
         except OSError as error:
-            unread.append(f"{printable(file)}: {error.strerror or error}")
+            unread.append(f"{file}: {error.strerror or error}")
     return check_files(parsed), unread
 
 

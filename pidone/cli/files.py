@@ -24,7 +24,17 @@ def yaml_files(path: str) -> Iterator[str]:
 
 def parse_file(path: str) -> Parsed:
     """Parse a file, or standard input for ``-``. Raises ``OSError``."""
+    return parse_bytes(read_bytes(path, _READ_LIMIT), "<stdin>" if path == STANDARD_INPUT else path)
+
+
+def read_bytes(path: str, most: int = -1) -> bytes:
+    """Return the bytes of a file, or of standard input for ``-``. Raises ``OSError``."""
     if path == STANDARD_INPUT:
-        return parse_bytes(sys.stdin.buffer.read(_READ_LIMIT), "<stdin>")
+        return sys.stdin.buffer.read(most)
     with Path(path).open("rb") as stream:
-        return parse_bytes(stream.read(_READ_LIMIT), path)
+        return stream.read(most)
+
+
+def read_text(path: str) -> str:
+    """Return the text of a file, or of standard input for ``-``. Raises ``OSError``."""
+    return read_bytes(path).decode("utf-8", "replace")

@@ -8,8 +8,9 @@ from typing import Any
 from urllib.parse import quote
 
 from pidone import __version__
-from pidone.language.findings import Finding, printable
+from pidone.language.findings import Finding
 from pidone.language.rule_texts import description
+from pidone.text import printable
 
 _BOLD, _RED, _YELLOW, _DIM, _END = "\x1b[1m", "\x1b[1;31m", "\x1b[1;33m", "\x1b[2m", "\x1b[0m"
 
@@ -71,7 +72,7 @@ def github(findings: Iterable[Finding]) -> str:
 
 def _data(text: str) -> str:
     """Escape as actions/toolkit does; otherwise a message could end its command and begin another."""
-    return _unicode(text).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return printable(text).replace("%", "%25")
 
 
 def _property(text: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pidone.cli.drawing import KINDS, Edge, Graph, draw
+from pidone.cli.output import complain, unreadable
 from pidone.cli.render import read_objects, task_sets
 from pidone.errors import PidoneError
 from pidone.language.model import TaskSet
@@ -23,10 +24,9 @@ def print_graph(paths: Sequence[str], form: str) -> int:
     try:
         graphs = [graph_of(task_set) for task_set in task_sets(read_objects(paths))]
     except OSError as error:
-        print(f"pidone graph: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
+        return unreadable("graph", error)
     except PidoneError as error:
-        print(error, file=sys.stderr)
+        complain(error)
         return 1
     match form:
         case "dot":

@@ -38,15 +38,17 @@ def run(argv: Sequence[str]) -> int:
         return BROKEN_PIPE
     except OSError as error:
         _discard_output()
-        print(f"pidone: {error.strerror or error}", file=sys.stderr)
+        name = f"{error.filename}: " if error.filename else ""
+        print(f"pidone: {name}{error.strerror or error}", file=sys.stderr)
         return 2
     except Exception as error:  # noqa: BLE001 - a traceback helps nobody but us, and is in the line
+        from pidone.cli.output import complain
         from pidone.errors import last_words
 
-        print(
-            f"pidone {__version__} failed, and should not have: {last_words(error)}. "
-            "Please report this line, with the command and its files, where you have pidone from.",
-            file=sys.stderr,
+        words = last_words(error).replace("\n", " ")
+        complain(
+            f"pidone {__version__} failed, and should not have: {words}. "
+            "Please report this line, with the command and its files, where you have pidone from."
         )
         return 1
     return code

@@ -1,14 +1,13 @@
 """``pidone render``: prints the plan of a pod, rendered by the code that the controller uses."""
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
-from pathlib import Path
 from typing import Any
 
-from pidone.cli.files import parse_file, yaml_files
+from pidone.cli.files import STANDARD_INPUT, parse_file, read_bytes, yaml_files
+from pidone.cli.output import complain, escaped, unreadable
 from pidone.errors import LanguageError, PidoneError
 from pidone.language.binding import collect, derive
 from pidone.language.checking import check_files
@@ -18,6 +17,7 @@ from pidone.language.params import from_text, mismatch
 from pidone.language.pods import pod_facts, read_pods
 from pidone.language.rendering import render
 from pidone.language.resolution import heirs
+from pidone.language.selector import matches
 from pidone.plan.format import encode_bundle
 from pidone.plan.model import Phase
 
@@ -86,22 +86,20 @@ def render_files(paths: Sequence[str], pod_file: str, arguments: Mapping[str, st
     Exit code 0, 1 for mistakes in the files, 2 for a file that cannot be read.
     """
     try:
-        original = read_pod(pod_file)
+        original = read_pod(pod_file, paths)
         pod = original.with_facts(EXAMPLE_ADDRESS)
         objects = read_objects(paths)
         bundle = bundle_for(pod, objects, param_values(objects, arguments))
     except OSError as error:
-        print(f"pidone render: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
+        return unreadable("render", error)
     except PidoneError as error:
-        print(error, file=sys.stderr)
+        complain(error)
         return 1
 
-    if pod_facts(original.manifest).ip != bundle["pod"]["ip"]:
-        print(f"{pod} has no address yet; the plan contains {EXAMPLE_ADDRESS} instead", file=sys.stderr)
     if not bundle["tasks"]:
-        labels = ", ".join(f"{key}={value}" for key, value in sorted(pod.labels.items())) or "none"
-        print(f"no TaskBinding selects {pod}, whose labels are: {labels}", file=sys.stderr)
+        complain(f"the plan has no tasks: {why_no_tasks(pod, objects)}")
+    if pod_facts(original.manifest).ip != bundle["pod"]["ip"]:
+        complain(f"{pod} has no address yet; the plan contains {EXAMPLE_ADDRESS} instead")
 
     match output:
         case "digest":
@@ -109,7 +107,7 @@ def render_files(paths: Sequence[str], pod_file: str, arguments: Mapping[str, st
         case "yaml":
             print(_yaml(bundle))
         case _:
-            print(json.dumps(bundle, indent=2, ensure_ascii=False))
+            print(escaped(json.dumps(bundle, indent=2, ensure_ascii=False)))
     return 0
 
 
@@ -132,10 +130,17 @@ def task_sets(objects: Objects) -> list[TaskSet]:
     return heirs([item for items in objects.values() for item in items if isinstance(item, TaskSet)])
 
 
-def read_pod(file: str) -> DeskPod:
-    """Return the pod of a file that contains exactly one. Raises ``LanguageError`` and ``OSError``."""
+def read_pod(file: str, others: Sequence[str]) -> DeskPod:
+    """Return the pod of a file that contains exactly one. Raises ``LanguageError`` and ``OSError``.
+
+    ``others`` are the paths of the TaskSets; only one of all can be the standard input.
+    """
+    if file == STANDARD_INPUT and STANDARD_INPUT in others:
+        raise LanguageError(
+            "the standard input can be read once: as the pod or as the TaskSets; write one to a file"
+        )
     try:
-        pods = [DeskPod(pod) for pod in read_pods(Path(file).read_bytes())]
+        pods = [DeskPod(pod) for pod in read_pods(read_bytes(file))]
     except LanguageError as error:
         raise LanguageError(f"{file}: {error}") from error
     if len(pods) != 1:
@@ -181,6 +186,21 @@ def bundle_for(pod: DeskPod, objects: Objects, values: Mapping[str, Any]) -> dic
     return encode_bundle(tasks, phase=Phase.RUNNING, pod=pod_facts(pod.manifest))
 
 
+def why_no_tasks(pod: DeskPod, objects: Objects) -> str:
+    """Return why a pod gets no tasks of these objects, and what to do."""
+    labels = ", ".join(f"{key}={value}" for key, value in sorted(pod.labels.items())) or "none"
+    bindings = [item for items in objects.values() for item in items if isinstance(item, TaskBinding)]
+    selecting = [binding for binding in bindings if matches(binding.pod_selector, pod.labels)]
+    elsewhere = [one for one in selecting if one.namespace and one.namespace != pod.namespace]
+    if not bindings or len(elsewhere) < len(selecting):
+        return f"the podSelector of each task excludes {pod}, whose labels are: {labels}"
+    if elsewhere:
+        names = ", ".join(f"{one.namespace}/{one.name}" for one in elsewhere[:3])
+        return f"{pod} is not in the namespace of {names}; give it the namespace"
+    remedy = "give it labels that one selects, or leave out the TaskBindings"
+    return f"no TaskBinding selects {pod}, whose labels are: {labels}; {remedy}"
+
+
 def _bound_tasks(pod: DeskPod, objects: Objects) -> list[dict[str, Any]]:
     rules, complaints = collect(objects.items())
     if complaints:
@@ -194,6 +214,7 @@ def _yaml(bundle: Mapping[str, Any]) -> str:
     text = StringIO()
     writer: Any = YAML(typ="safe", pure=True)  # its attributes are typed as None
     writer.default_flow_style = False
+    writer.allow_unicode = escaped(json_text := json.dumps(bundle, ensure_ascii=False)) == json_text
     writer.sort_base_mapping_type_on_output = False
     writer.dump(bundle, text)
     return text.getvalue().rstrip()

@@ -15,7 +15,8 @@ from time import time
 import trio
 
 from pidone import __version__
-from pidone.cli.render import DeskPod, bundle_for, param_values, read_objects, read_pod
+from pidone.cli.output import complain, unreadable
+from pidone.cli.render import DeskPod, bundle_for, param_values, read_objects, read_pod, why_no_tasks
 from pidone.cli.status import columns, since
 from pidone.counters import TaskView
 from pidone.errors import PidoneError, Refused
@@ -24,6 +25,7 @@ from pidone.plan.digest import canonical
 from pidone.pod.live import live
 from pidone.pod.program import PodProgram
 from pidone.pod.settings import Settings
+from pidone.text import printable
 
 REDRAW_SECONDS = 0.1  # between two drawings, at least: nobody can read faster changes
 
@@ -31,17 +33,20 @@ REDRAW_SECONDS = 0.1  # between two drawings, at least: nobody can read faster c
 def run_files(paths: Sequence[str], pod_file: str | None, arguments: Mapping[str, str]) -> int:
     """Run until TERM or INT, then undo everything.
 
-    Exit code 0, 1 for mistakes in the files, 2 for a file that cannot be read.
+    Exit code 0, 1 for mistakes in the files and if there is nothing to run, 2 for a file that cannot be read.
     """
     try:
-        pod = (read_pod(pod_file) if pod_file else _this_machine()).with_facts("127.0.0.1")
+        pod = (read_pod(pod_file, paths) if pod_file else _this_machine()).with_facts("127.0.0.1")
         objects = read_objects(paths)
         bundle = bundle_for(pod, objects, param_values(objects, arguments))
     except OSError as error:
-        print(f"pidone run: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
+        return unreadable("run", error)
     except PidoneError as error:
-        print(error, file=sys.stderr)
+        complain(error)
+        return 1
+    if not bundle["tasks"]:
+        remedy = "" if pod_file else "; --pod POD gives the labels of a pod"
+        complain(f"pidone run: nothing to run: {why_no_tasks(pod, objects)}{remedy}")
         return 1
     return _live(canonical(bundle))
 
@@ -73,7 +78,7 @@ def _live(bundle: bytes) -> int:
         refused, others = group.split(Refused)
         if others is not None or refused is None:
             raise
-        print("\n".join(f"refused: {error}" for error in _leaves(refused)), file=sys.stderr)
+        complain("\n".join(f"refused: {error}" for error in _leaves(refused)))
         return 1
     return 0
 
@@ -145,9 +150,9 @@ class Screen:
         epoch = time() - trio.current_time()
         table = task_table(list(program.engine.tasks), epoch, max(2, height - 1))
         # The cursor goes up by the number of lines, so no line may be wrapped or contain control characters.
-        table = ["".join(sign if sign.isprintable() else "?" for sign in line)[: width - 1] for line in table]
+        table = [printable(line)[: width - 1] for line in table]
 
-        new_lines, self._new_lines = self._new_lines, []
+        new_lines, self._new_lines = [printable(line) for line in self._new_lines], []
         up = f"\x1b[{self._table_height}A" if self._table_height else ""
         self._table_height = len(table)
         try:

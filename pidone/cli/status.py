@@ -2,17 +2,18 @@
 
 import json
 import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import trio
 
+from pidone.cli.output import complain
 from pidone.errors import PidoneError, Refused
 from pidone.http.client import request
 from pidone.http.urls import authority
 from pidone.pod.settings import Settings
+from pidone.text import printable
 
 TIMEOUT_SECONDS = 5.0  # a process 1 that takes longer gets no processor time
 LOG_LINES = 10  # of the journal, the newest
@@ -27,7 +28,7 @@ def status(port: int | None, *, as_json: bool) -> int:
             raise Refused("PIDONE_STATUS_PORT is 0, so this pod serves no status; give --port or change it")
         document = trio.run(_fetch, host, number)
     except PidoneError as error:
-        print(f"pidone status: {error}", file=sys.stderr)
+        complain(f"pidone status: {error}")
         return 1
     print(json.dumps(document, indent=2) if as_json else page(document))
     return 0
@@ -44,15 +45,21 @@ async def _fetch(host: str, port: int) -> dict[str, Any]:
         ) from error
     try:
         document = json.loads(answer.body)
-        if answer.status == 200 and isinstance(document["tasks"], dict):
-            return dict(document)
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise Refused(f"{url} answers {answer.status}, and not as pidone does: another program uses this port")
+        page(document)
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, OSError, RecursionError):
+        document = None
+    if answer.status != 200 or document is None:
+        raise Refused(
+            f"{url} answers {answer.status}, and not as pidone does: another program uses this port"
+        )
+    return dict(document)
 
 
-def page(document: dict[str, Any]) -> str:
-    """Return the document of ``pidone.pod.local`` as text for people."""
+def page(document: Mapping[str, Any]) -> str:
+    """Return the document of ``pidone.pod.local`` as text for people.
+
+    Every text in it may be of others. Raises ``ValueError``, ``KeyError`` and the like for another document.
+    """
     reached = {True: "reached", False: "not reached", None: "not asked yet"}
     repo = document["repo"]
     urls = ", ".join(repo["urls"])
@@ -82,11 +89,14 @@ def page(document: dict[str, Any]) -> str:
             )
         )
     table = columns(rows) if document["tasks"] else ["no tasks"]
-    return "\n".join([*head, "", *table, "", *document["logs"][-LOG_LINES:]]).rstrip()
+    return "\n".join(
+        [*map(printable, head), "", *table, "", *map(printable, document["logs"][-LOG_LINES:])]
+    ).rstrip()
 
 
 def columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Return the rows as lines; each column is as wide as its widest value."""
+    """Return the rows as printable lines; each column is as wide as its widest value."""
+    rows = [tuple(map(printable, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 

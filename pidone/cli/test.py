@@ -2,7 +2,7 @@
 
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from itertools import groupby
 from typing import Any
@@ -12,6 +12,8 @@ import trio.testing
 from trio._core import _run
 
 from pidone.cli.cases import GONE, STARTED, TERMINATES, CaseFile, Path, check_names, read_cases, task_actions
+from pidone.cli.files import read_text
+from pidone.cli.output import complain, unreadable
 from pidone.cli.rehearsal import Answer, World, Zeros
 from pidone.cli.render import DeskPod, Objects, bundle_for, read_objects, task_sets
 from pidone.errors import LanguageError, PidoneError
@@ -22,6 +24,7 @@ from pidone.plan.digest import canonical
 from pidone.plan.model import Phase
 from pidone.pod.program import PodProgram
 from pidone.pod.settings import Settings
+from pidone.text import printable
 
 ENDING = ".test.yaml"
 ADDRESS = "10.0.0.1"  # of a pod whose case has no address
@@ -39,10 +42,9 @@ def test(paths: Sequence[str]) -> int:
         files = list(dict.fromkeys(file for path in paths for file in _case_files(path)))
         results = [result for file in files for result in _test_file(file)]
     except OSError as error:
-        print(f"pidone test: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
+        return unreadable("test", error)
     if not files:
-        print(f"pidone test: no *{ENDING} in {', '.join(paths)}", file=sys.stderr)
+        complain(f"pidone test: no *{ENDING} in {', '.join(paths)}")
         return 2
     failed = results.count(False)
     number = f"{len(results)} case{'' if len(results) == 1 else 's'}"
@@ -59,28 +61,33 @@ def _case_files(path: str) -> Iterator[str]:
 
 def _test_file(file: str) -> Iterator[bool]:
     """Run the cases; yield for each if it passed. Yield one False for a file with mistakes."""
-    print(file)
-    case_file, findings = read_cases(pathlib.Path(file).read_text(encoding="utf-8", errors="replace"), file)
+    print(printable(file))
+    case_file, findings = read_cases(read_text(file), file)
     objects: Objects = {}
     if case_file is not None:
         try:
             objects = read_objects(_sets_of(file, case_file))
             findings = check_names(case_file, task_sets(objects))
         except LanguageError as error:
-            print(error)
+            _print_lines(str(error).split("\n"))
             yield False
             return
     if case_file is None or findings:
-        print("\n".join(map(str, findings)))
+        _print_lines(map(str, findings))
         yield False
         return
 
     for index, case in enumerate(case_file.cases):
         differences, history = Run(case_file, index, objects).outcome()
-        print(f"  {'FAIL' if differences else 'ok  '}  {case['name']}")
+        print(printable(f"  {'FAIL' if differences else 'ok  '}  {case['name']}"))
         if differences:
-            print("\n".join([*map(str, differences), *(f"          {line}" for line in history)]))
+            _print_lines([*map(str, differences), *(f"          {line}" for line in history)])
         yield not differences
+
+
+def _print_lines(texts: Iterable[str]) -> None:
+    for text in texts:
+        print("\n".join(map(printable, text.split("\n"))))
 
 
 def _sets_of(file: str, cases: CaseFile) -> list[str]:

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from unicodedata import combining, east_asian_width
 
 from pidone.language.rule_texts import WARNINGS
+from pidone.text import printable
 
 _WIDEST = 160  # characters of a source line that are shown
 _LONGEST = 300  # characters of a message
@@ -66,10 +67,7 @@ class Finding:
             cut = max(0, before - _WIDEST // 2)
             source, before = source[cut : cut + _WIDEST], before - cut
         source = printable(source).ljust(before)
-        # what stands before the caret keeps its tabs, so that the caret stays under its token
-        space = "".join(
-            "\t" if character == "\t" else " " * _cells(character) for character in source[:before]
-        )
+        space = " " * _cells(source[:before])
         width = max(1, _cells(source[before : before + self.width]))
         return [f"{self.line:>5} | {source.rstrip()}", f"      | {space}^{'~' * (width - 1)}"]
 
@@ -129,11 +127,6 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 def _cells(text: str) -> int:
     """Columns of a terminal."""
     return sum(0 if combining(one) else 1 + (east_asian_width(one) in {"W", "F"}) for one in text)
-
-
-def printable(text: str) -> str:
-    """What may go to a terminal: nothing in a file that is checked can move its cursor."""
-    return "".join(c if c.isprintable() or c == "\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _visible(text: str) -> str:

@@ -160,8 +160,9 @@ def test_github_gets_workflow_commands(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_no_text_of_a_file_ends_a_workflow_command() -> None:
     finding = Finding("a,b:c%.yaml", 1, 2, "100%\r\n::error::no", "kind")
+    assert "\x1b" not in github([Finding("\x1b[2J", 1, 2, "\x1b]52;c;eA==\x07", "kind")])
     assert github([finding]) == (
-        "::error file=a%2Cb%3Ac%25.yaml,line=1,col=2,endColumn=3,title=pidone kind::100%25%0D%0A::error::no\n"
+        "::error file=a%2Cb%3Ac%25.yaml,line=1,col=2,endColumn=3,title=pidone kind::100%25  ::error::no\n"
     )
 
 

@@ -111,6 +111,20 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     assert ended.stderr == ""
 
 
+@pytest.mark.parametrize(
+    "command", ["test tasks", "check tests/language/bad", "graph tasks", "explain TaskSet"]
+)
+def test_no_command_complains_of_a_reader_that_leaves(command: str, pytestconfig: pytest.Config) -> None:
+    """The reader leaves before the first line, so that every command meets the end of the pipe."""
+    program = (
+        f'set -o pipefail; {sys.executable} -m pidone {command} 2>err | true; echo "$?"; cat err; rm err'
+    )
+    program = f"cd {pytestconfig.rootpath} && err=$(mktemp) && {program.replace('err', '$err')}"
+    ended = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[0] in {"141", "0", "1"}  # 0 and 1 where the pipe took it all first
+    assert "roken pipe" not in ended.stdout
+
+
 def test_a_full_disk_is_said_not_traced() -> None:
     with open("/dev/full", "w", encoding="utf-8") as full:
         ended = subprocess.run(

@@ -1,10 +1,12 @@
 """``pidone render``: the bundle that a pod would get, and why it gets none."""
 
+import io
 import json
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
+from ruamel.yaml import YAML
 
 from pidone.cli.render import render_files
 from pidone.plan.digest import digest
@@ -99,7 +101,9 @@ def test_with_bindings_the_labels_decide(desk: Desk) -> None:
     code, output, said = desk.render(files, pod=desk.write("other.yaml", POD.replace("ratings", "web")))
     assert code == 0
     assert json.loads(output)["tasks"] == []
-    assert said == "no TaskBinding selects pod shop/web-1, whose labels are: app=web\n"
+    assert said.startswith(
+        "the plan has no tasks: no TaskBinding selects pod shop/web-1, whose labels are: app=web; give it labels"
+    )
 
 
 def test_sets_and_bindings_may_be_in_several_files_and_folders(desk: Desk) -> None:
@@ -203,6 +207,55 @@ def test_what_is_no_pod_is_1_and_says_so(desk: Desk, pod: str, said: str) -> Non
     assert code == 1
     assert error.startswith(f"{path}: ")
     assert said in error
+
+
+def test_the_pod_or_the_sets_may_come_from_the_standard_input(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"pod": desk.write("pod.yaml", POD), "set": desk.write("set.yaml", SET)}
+    both = desk.render(files["set"], pod=files["pod"])
+    for name, arguments in {"pod": (files["set"], "-"), "set": ("-", files["pod"])}.items():
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(Path(files[name]).read_bytes())))
+        assert desk.render(arguments[0], pod=arguments[1]) == both
+    code, _, error = desk.render("-", pod="-")
+    assert code == 1
+    assert "can be read once" in error
+
+
+@pytest.mark.parametrize("output", ["json", "yaml"])
+def test_what_a_pod_holds_moves_no_cursor(desk: Desk, output: str) -> None:
+    text = "a\N{RIGHT-TO-LEFT OVERRIDE}\x9b2J\N{LINE SEPARATOR}é"
+    pod = {
+        "kind": "Pod",
+        "metadata": {"name": "web", "annotations": {"note": text}},
+        "status": {"podIP": "10.1.2.3"},
+    }
+    fields = "{fieldRef: {fieldPath: \"metadata.annotations['note']\"}}"
+    written = f"""
+        apiVersion: pidone.dev/v1alpha1
+        kind: TaskSet
+        metadata: {{name: note}}
+        spec:
+          tasks:
+            - name: tell
+              exec: {{command: [/opt/pidone/tell], env: [{{name: NOTE, valueFrom: {fields}}}]}}
+        """
+    code, printed, _ = desk.render(
+        desk.write("set.yaml", written), pod=desk.write("pod.yaml", json.dumps(pod)), output=output
+    )
+    assert code == 0
+    assert all(character.isprintable() or character == "\n" for character in printed)
+    value = json.loads(printed) if output == "json" else YAML(typ="safe", pure=True).load(printed)
+    assert value["tasks"][0]["exec"]["env"] == [{"name": "NOTE", "value": text}]
+
+
+def test_labels_and_names_of_files_in_messages_move_no_cursor(desk: Desk) -> None:
+    pod = desk.write("pod.yaml", '{kind: Pod, metadata: {name: web, labels: {app: "\\e[2Jx\\n"}}}')
+    code, _, error = desk.render(desk.write("set.yaml", SET, BINDING), pod=pod)
+    assert code == 0
+    assert "no TaskBinding selects" in error
+    _, _, other = desk.render("no\x1b[2J.yaml", pod=pod)
+    assert "\x1b" not in error + other
 
 
 def test_no_such_file_is_2(desk: Desk) -> None:

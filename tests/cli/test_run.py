@@ -74,6 +74,57 @@ def test_elsewhere_each_event_is_a_line_of_json(file: str) -> None:
     assert events[-1]["event"] == "stopped"
 
 
+BINDING = """
+---
+apiVersion: pidone.dev/v1alpha1
+kind: TaskBinding
+metadata: {name: desk, namespace: shop}
+spec: {podSelector: {matchLabels: {app: web}}, taskSets: [desk]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "pod", "reason"),
+    [
+        (SET + BINDING, None, r"no TaskBinding selects pod default/\S+, whose labels are: none; .*--pod POD"),
+        (
+            SET + BINDING,
+            "{kind: Pod, metadata: {name: a, namespace: shop, labels: {app: api}}}",
+            "labels are: app=api",
+        ),
+        (
+            SET + BINDING,
+            "{kind: Pod, metadata: {name: a, labels: {app: web}}}",
+            "not in the namespace of shop/desk",
+        ),
+        (
+            re.sub("(?m)^    - {", "    - {podSelector: {matchLabels: {a: b}}, ", SET),
+            None,
+            "podSelector of each task excludes .*--pod POD",
+        ),
+    ],
+)
+def test_with_nothing_to_run_it_says_why_and_ends(
+    tmp_path: Path, text: str, pod: str | None, reason: str
+) -> None:
+    (tmp_path / "set.yaml").write_text(text)
+    (tmp_path / "pod.yaml").write_text(pod or "")
+    arguments = [str(tmp_path / "set.yaml"), *(["--pod", str(tmp_path / "pod.yaml")] if pod else [])]
+    ended = subprocess.run(
+        [*PIDONE, *arguments],
+        capture_output=True,
+        env=ENVIRONMENT,
+        text=True,
+        check=False,
+        timeout=PATIENCE_SECONDS,
+    )
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    assert ended.stderr.startswith("pidone run: nothing to run: ")
+    assert re.search(reason, ended.stderr)
+    assert ended.stderr.count("\n") == 1
+
+
 class Terminal:
     """A terminal of 80 columns and some rows, and what is to be read on it."""
 

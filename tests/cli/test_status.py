@@ -69,6 +69,53 @@ async def test_another_program_at_the_port_is_told_apart(
     nursery.cancel_scope.cancel()
 
 
+HOSTILE = "\x1b[2J\x1b]52;c;ZXZpbA==\x07\x9b31m\nbeat  heartbeat  registered\u202e\ud800"
+
+
+async def test_what_others_have_written_moves_no_cursor_and_forges_no_row(
+    nursery: trio.Nursery, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = json.loads(json.dumps(DOCUMENT))
+    for text in ("version", "digest", "phase", "after"):
+        document[text] = HOSTILE
+    document["repo"]["urls"] = document["logs"] = [HOSTILE]
+    for text in ("action", "state", "why", "error"):
+        document["tasks"]["beat"][text] = HOSTILE
+    document["tasks"][HOSTILE] = document["tasks"]["ready"]
+    assert await said(nursery, Response(200, {}, json.dumps(document).encode())) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.isprintable() for line in lines)
+    assert len(lines) == 5 + 1 + 4 + 1 + 1
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tasks": []}, {"tasks": {"a": None}}, {"tasks": {"a": {}}}, {"repo": None}, {"repo": {"urls": [1]}},
+        {"repo": {"urls": ["a"], "reached": "maybe"}}, {"logs": None}, {"logs": [1]}, {"applied": 1e300},
+        {"applied": "now"}, {"tasks": {"a": {**DOCUMENT["tasks"]["beat"], "next": "soon"}}},
+        {"tasks": {"a": {**DOCUMENT["tasks"]["beat"], "state": 1}}},
+    ],
+)  # fmt: skip
+async def test_a_document_of_another_form_is_of_another_program(
+    nursery: trio.Nursery, capsys: pytest.CaptureFixture[str], change: dict[str, Any]
+) -> None:
+    assert await said(nursery, Response(200, {}, json.dumps(DOCUMENT | change).encode())) == 1
+    error = capsys.readouterr().err
+    assert "answers 200, and not as pidone does" in error
+    assert error.count("\n") == 1
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_deep_answer_is_of_another_program(
+    nursery: trio.Nursery, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert await said(nursery, Response(200, {}, b"[" * 100_000)) == 1
+    assert "not as pidone does" in capsys.readouterr().err
+    nursery.cancel_scope.cancel()
+
+
 def test_nobody_there_is_told_with_the_remedy(
     free_port: Callable[[], int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

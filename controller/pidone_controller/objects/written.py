@@ -14,12 +14,13 @@ from pidone.errors import PidoneError
 from pidone.language.binding import Key
 from pidone.language.checking import Checked, Parsed, check_parsed
 from pidone.language.extends import Sets
-from pidone.language.findings import Finding, Source, Span, printable
+from pidone.language.findings import Finding, Source, Span
 from pidone.language.model import TaskBinding, TaskSet
 from pidone.language.reading import MAX_DEPTH, MAX_VALUES, Document, Node
 from pidone.language.schemas import API_VERSION, validator
 from pidone.language.selector import Selector
 from pidone.plan.digest import digest
+from pidone.text import printable
 
 PIN = "pidone.dev/pin"
 RESUME = "pidone.dev/resume"  # the time at which a rollout was halted that must begin again
