@@ -20,7 +20,7 @@ inventory written by hand, a pod needs metadata.name, metadata.labels and status
 Changes of the files reach their pods within a second. A file with a mistake changes nothing. SIGTERM and SIGINT end
 the server.
 
-  pidone-controller standalone --tasks tasks --inventory pods.yaml --listen 127.0.0.1:6060
+  pidone-controller standalone --tasks tasks --tasks examples --inventory pods.yaml
   curl http://127.0.0.1:6060/v1/pods
 """
 

@@ -24,6 +24,7 @@ Print = Callable[[str], None]
 
 MAX_PROBLEMS = 20  # of one version of a file that are logged
 SUFFIXES = {".yaml", ".yml", ".json"}
+CASES = ".test.yaml"  # the end of the names of case files, which ``pidone test`` reads
 
 
 @dataclass(slots=True)
@@ -158,6 +159,11 @@ class InventoryFile:
     def __post_init__(self) -> None:
         self.file = WatchedFile(self.path)
 
+    @property
+    def pending(self) -> bool:
+        """Whether the file may be readable at the next look and was not read yet."""
+        return self.file.pending and not self.problem
+
     def look(self) -> None:
         """Look once. ``pods`` is another object afterwards if the file has changed."""
         try:
@@ -235,4 +241,8 @@ def _listed(folder: Path) -> list[Path]:
     """The files of a folder. Names that begin with a dot belong to editors and ConfigMap volumes."""
     with os.scandir(folder) as entries:
         paths = [Path(entry) for entry in entries if not entry.name.startswith(".")]
-    return sorted(path for path in paths if path.suffix in SUFFIXES and not path.is_dir())
+    return sorted(
+        path
+        for path in paths
+        if path.suffix in SUFFIXES and not path.name.endswith(CASES) and not path.is_dir()
+    )

@@ -12,6 +12,7 @@ from pathlib import Path
 import trio
 
 from pidone import __version__
+from pidone.language.binding import Rules
 from pidone.protocol import MAX_REPORT_BYTES
 from pidone_controller.log import LimitedLog, Log, log, say
 from pidone_controller.pods.model import Pod
@@ -48,6 +49,42 @@ async def run(settings: Settings, log: Log = log) -> None:
                 break
 
 
+def why_idle(rules: Rules, pods: Sequence[Pod] | None, settings: Settings) -> str:
+    """Return why no pod gets a task, and what to do; empty if one gets some."""
+    folders = ", ".join(map(str, settings.tasks))
+    if pods is None:
+        return f"{settings.inventory} was not read, and no pod gets an answer before it is; mend it"
+    if not pods:
+        return f"{settings.inventory} lists no pods; write kubectl get pods -A -o yaml into it"
+    if not rules.bindings:
+        sets = len(rules.sets.by_key)
+        what = f"{sets} TaskSets and no TaskBinding" if sets else "no TaskSet and no TaskBinding"
+        return f"{folders}: {what}, so no pod gets a task; add a TaskBinding, as in examples/bindings.yaml"
+    if not any(next(rules.matching(pod), None) for pod in pods):
+        return (
+            f"no TaskBinding in {folders} selects one of the {len(pods)} pods of {settings.inventory}; "
+            f"compare their podSelector with metadata.labels of {pods[0].path}"
+        )
+    return ""
+
+
+class Idleness:
+    """Logs why no pod gets a task, once for each reason."""
+
+    def __init__(self, settings: Settings, log: Log) -> None:
+        self._settings, self._log = settings, log
+        self._judged: tuple[Rules, Sequence[Pod] | None] | None = None
+        self._reason = ""
+
+    def judge(self, rules: Rules, pods: Sequence[Pod] | None) -> None:
+        if self._judged is not None and self._judged[0] is rules and self._judged[1] is pods:
+            return
+        self._judged = rules, pods
+        before, self._reason = self._reason, why_idle(rules, pods, self._settings)
+        if self._reason and self._reason != before:
+            self._log("idle", reason=self._reason)
+
+
 async def _serve(settings: Settings, listeners: list[trio.SocketListener], log: Log) -> None:
     plans = Plans(log)
     repo = Repo(plans, log)
@@ -58,6 +95,7 @@ async def _serve(settings: Settings, listeners: list[trio.SocketListener], log: 
         tasks.look()
         inventory.look()
 
+    idleness = Idleness(settings, log)
     listed: Sequence[Pod] | None = None  # the pods that the plans were given last
 
     async def refresh() -> None:
@@ -65,6 +103,8 @@ async def _serve(settings: Settings, listeners: list[trio.SocketListener], log: 
         # In a thread: a large inventory takes seconds to read, which must not delay held requests.
         await trio.to_thread.run_sync(look)
         pods, rules = inventory.pods, tasks.rules
+        if not (inventory.pending or tasks.pending):
+            await trio.to_thread.run_sync(idleness.judge, rules, pods)
         # Nothing is served until every file was read: a pod with a plan must not learn that there is none.
         if pods is None or (tasks.pending and not plans.ready):
             return

@@ -255,3 +255,39 @@ def test_an_address_that_cannot_be_had_is_told(tmp_path: Path, address: str) -> 
 def test_help_shows_how(tmp_path: Path) -> None:
     assert "standalone" in run("--help").stdout
     assert "curl http://127.0.0.1:6060/v1/pods" in run("standalone", "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("objects", "pods", "reason"),
+    [
+        ([task_set()], [manifest()], "1 TaskSets and no TaskBinding"),
+        ([], [manifest()], "no TaskSet and no TaskBinding"),
+        ([task_set(), binding()], [], "lists no pods"),
+        (
+            [task_set(), binding()],
+            [manifest("web"), manifest("db", "127.0.0.3")],
+            "selects one of the 2 pods",
+        ),
+    ],
+)
+async def test_a_repo_that_serves_nothing_says_why_before_it_listens(
+    desk: Controller, objects: list[str], pods: list[dict[str, Any]], reason: str
+) -> None:
+    for file in (desk.folder / "tasks").iterdir():
+        file.unlink()
+    for index, item in enumerate(objects):
+        desk.write(f"tasks/{index}.yaml", item)
+    desk.write("tasks/cases.test.yaml", "cases: []")
+    desk.pods(*pods)
+    async with running(desk.folder) as controller:
+        idle = await controller.line("event=idle")
+        assert reason in idle
+        events = [text.split()[1] for text in controller.lines]
+        assert events.index("event=idle") < events.index("event=listening")
+        assert not any("cases.test.yaml" in text for text in controller.lines)
+
+
+async def test_a_repo_whose_pods_get_tasks_is_not_idle(desk: Controller) -> None:
+    async with running(desk.folder) as controller:
+        await controller.line("event=listening")
+        assert not any("event=idle" in text for text in controller.lines)
