@@ -13,12 +13,13 @@ from typing import Any
 import trio
 
 from pidone.errors import PidoneError
+from pidone.http.client import redacted
 from pidone.http.urls import has_dot_segments
 from pidone.language.model import TaskSet
 from pidone.text import printable
 from pidone_controller.kubernetes.client import Client, connect
 from pidone_controller.kubernetes.config import Config, kubeconfig, load
-from pidone_controller.kubernetes.errors import Conflict, Forbidden
+from pidone_controller.kubernetes.errors import Conflict, Forbidden, Unreachable
 from pidone_controller.kubernetes.reflector import Reflector
 from pidone_controller.kubernetes.resources import (
     CLUSTER_TASK_BINDINGS,
@@ -104,6 +105,14 @@ def _config(request: Request) -> Config:
 
 
 async def _run(config: Config, request: Request, subject: Subject, say: Print) -> None:
+    try:
+        await _with_server(config, request, subject, say)
+    except Unreachable as error:
+        server = redacted(config.server)
+        raise CommandError(f"{server} of the kubeconfig: {error}; is this the API server?") from error
+
+
+async def _with_server(config: Config, request: Request, subject: Subject, say: Print) -> None:
     async with connect(config) as client:
         match request.verb:
             case "history":

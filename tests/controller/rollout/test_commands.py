@@ -1,6 +1,7 @@
 """The command line of ``pidone-controller rollout``; what it does is tested on a real API server."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,27 @@ def test_every_command_in_the_documents_is_one(monkeypatch: pytest.MonkeyPatch) 
     assert {request.verb for request in asked} == {"history", "undo", "status", "resume"}
     assert [request.timeout for request in asked if request.verb == "status"] == [900.0]
     assert [request.revision for request in asked if request.verb == "undo"] == [3]
+
+
+@pytest.mark.parametrize("verb", ["history", "undo", "status", "resume"])
+def test_an_api_server_that_does_not_answer_is_named(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], free_port: Callable[[], int]
+) -> None:
+    server = f"http://127.0.0.1:{free_port()}"
+    (tmp_path / "config").write_text(f"""
+        apiVersion: v1
+        kind: Config
+        current-context: a
+        clusters: [{{name: a, cluster: {{server: "{server}"}}}}]
+        users: [{{name: a, user: {{token: secret}}}}]
+        contexts: [{{name: a, context: {{cluster: a, user: a}}}}]
+        """)
+    kind = "taskbinding" if verb == "resume" else "taskset"
+    assert main(["rollout", verb, f"{kind}/a", "--kubeconfig", str(tmp_path / "config")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"pidone-controller: {server} of the kubeconfig: ")
+    assert "refused" in said
+    assert said.count("\n") == 1
 
 
 async def test_no_text_of_an_object_forges_a_row_or_moves_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
