@@ -24,13 +24,13 @@ from typing import Any
 from pidone.cli.formats import FORMATS, coloured
 from pidone.errors import LanguageError
 from pidone.language.checking import Checked, check_bytes
-from pidone.language.findings import printable
 from pidone.language.model import TaskSet
 from pidone.language.reading import read
 from pidone.language.rendering import render
 from pidone.language.resolution import heirs
 from pidone.language.schemas import actions
 from pidone.plan.format import decode_plan
+from pidone.text import printable
 
 HERE = Path(__file__).parent
 PROGRESS = 50_000
