@@ -6,6 +6,7 @@ from textwrap import dedent
 
 import pytest
 
+from pidone.cli.cases import read_cases
 from pidone.cli.rehearsal import Answer, words
 from pidone.cli.test import test as run_cases
 from pidone.language.schemas import actions
@@ -68,9 +69,18 @@ def test_the_cases_of_the_ready_made_sets_pass_and_hours_take_no_time(
 
 @pytest.mark.parametrize("folder", READY_MADE, ids=lambda folder: folder.name)
 def test_every_ready_made_set_has_cases(folder: Path) -> None:
-    cases = {file.name for file in folder.glob("*.test.yaml")}
-    sets = {file.name for file in folder.glob("*.yaml")} - cases
-    assert cases == {f"{name.removesuffix('.yaml')}.test.yaml" for name in sets}
+    cases = {
+        file.name: read_cases(file.read_text("utf-8"), file.name)[0] for file in folder.glob("*.test.yaml")
+    }
+    sets = {file.name for file in folder.glob("*.yaml")} - cases.keys()
+    tested = {
+        set_file
+        for name, case_file in cases.items()
+        if case_file is not None
+        for set_file in case_file.files or [name.replace(".test.yaml", ".yaml")]
+        if "/" not in set_file
+    }
+    assert tested == sets
     assert sets
 
 

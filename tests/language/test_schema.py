@@ -1,6 +1,7 @@
 """The schemas themselves: valid, described, and of one opinion with each other and with the code."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -136,3 +137,22 @@ def test_schemas_are_json_without_duplicate_keys() -> None:
 
     for file in (Path(__file__).parent.parent.parent / "schema").glob("*.json"):
         json.loads(file.read_text("utf-8"), object_pairs_hook=unique)
+
+
+ROOT = Path(__file__).parents[2]
+MODELINE = re.compile(r"# yaml-language-server: \$schema=(\S+)")
+
+
+@pytest.mark.parametrize(
+    "file",
+    sorted(file for folder in ("examples", "tasks") for file in (ROOT / folder).glob("*.yaml")),
+    ids=lambda file: file.name,
+)
+def test_every_document_of_a_file_fits_the_schema_in_its_first_line(file: Path) -> None:
+    """Some editors apply the line to all documents of the file."""
+    text = file.read_text("utf-8")
+    named = MODELINE.match(text)
+    assert named, "the first line names no schema"
+    validator = Draft202012Validator(json.loads((file.parent / named[1]).resolve().read_text("utf-8")))
+    for document in read(text, file.name)[0]:
+        validator.validate(document.root.value)
