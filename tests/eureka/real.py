@@ -23,6 +23,8 @@ JAVA_OPTIONS = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx256m")
 # lists are up to 30 s old, the dead are looked for once a minute, and not at all when many seem to die.
 AT_ONCE = {
     "EUREKA_SERVER_USEREADONLYRESPONSECACHE": "false",
+    # A list that is read while it changes may be kept as it was; by default for three minutes.
+    "EUREKA_SERVER_RESPONSECACHEAUTOEXPIRATIONINSECONDS": "1",
     "EUREKA_SERVER_EVICTIONINTERVALTIMERINMS": "500",
     "EUREKA_SERVER_ENABLESELFPRESERVATION": "false",
 }
