@@ -119,6 +119,7 @@ def allowed(
 
 EVERYWHERE = (
     allowed("", ["pods"], READ)
+    | allowed("", ["namespaces"], ["list", "watch"])
     | allowed("", ["events"], ["create", "patch"])
     | allowed("pidone.dev", KINDS, READ)
     | allowed("pidone.dev", [f"{kind}/status" for kind in KINDS], ["patch"])
@@ -153,6 +154,7 @@ def test_the_controller_may_do_what_it_does_and_nothing_else(installed: Cluster,
         ("list", "secrets", "no"),
         ("get", "configmaps", "no"),
         ("list", "nodes", "no"),
+        ("patch", "namespaces", "no"),
         ("patch", "tasksets.pidone.dev", "no"),
         ("create", "taskbindings.pidone.dev", "no"),
         ("impersonate", "serviceaccounts", "no"),

@@ -2,7 +2,7 @@
 
 A revision is owned by its set and is named ``<set>-<hash>``. ``revision`` counts up, and a spec that comes back gets
 the next number instead of a second revision. ``data`` is a patch with the whole spec. Revisions of ClusterTaskSets are
-in the controller's own namespace and are ignored in any other: whoever may write there may change plans everywhere.
+in the controller's own namespace and are ignored in any other: a right to write there is a right to change all plans.
 
 - ``read`` reads a ControllerRevision of a watch with the label selector ``SELECTOR``.
 - ``History`` holds the versions that exist, in every replica.

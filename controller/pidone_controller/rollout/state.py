@@ -77,7 +77,7 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RolloutState:
-    """``status.rollout``. Without a target all pods have ``current``; None in ``current`` is nothing of the binding."""
+    """``status.rollout``. Without a target all pods have ``current``. None in ``current`` means no version yet."""
 
     phase: Phase
     current: VersionRef | None
