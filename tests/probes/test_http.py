@@ -195,6 +195,8 @@ HEADS = {
     "1xx alone": status("100 Continue"),
     "199 first": status("199 x") + OK,
     "101 and more": status("101 x", "Connection: x") + OK,
+    "101 to another protocol": status("101 x", "Upgrade: x", "Connection: a, Upgrade", body=b"x" * 20_000),
+    "101 to another protocol, in part": status("101 x", "Upgrade: x", "Connection: keep-alive", body=b"x"),
     "a big head": status("200 OK", *[f"X-{number}: {'x' * 1000}" for number in range(300)], EMPTY),
     "a big line": status("200 OK", f"X: {'x' * 200_000}", EMPTY),
     "many names": status("200 OK", *[f"X-{number}: x" for number in range(3000)], EMPTY),
