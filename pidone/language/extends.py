@@ -35,6 +35,7 @@ class _Memo:
     """What was found out about some sets, by the identity of each."""
 
     flattened: dict[int, tuple[TaskSet, "Flat"]] = field(default_factory=dict)
+    inconsistencies: dict[int, list[tuple[str, str]]] = field(default_factory=dict)  # of flattened sets
     circles: dict[int, int] | None = None
     origins: dict[Key, dict[str, Key]] = field(
         default_factory=dict
@@ -151,15 +152,14 @@ class _Base:
     index: int
     name: str
     task_set: TaskSet | None  # None: it does not exist
-    circle: tuple[str, ...] = ()  # the names on the way back to the set that extends it
+    circle: bool = False  # it extends, perhaps through others, the set that extends it
 
     @classmethod
     def of(cls, index: int, name: str, heir: TaskSet, sets: Sets) -> "_Base":
         base = sets.base(name, heir)
         circles = _circles(sets)
-        if base is None or circles.get(id(base)) is None or circles.get(id(base)) != circles.get(id(heir)):
-            return cls(index, name, base)
-        return cls(index, name, base, _way(base, heir, sets))
+        number = circles.get(id(base))
+        return cls(index, name, base, circle=number is not None and number == circles.get(id(heir)))
 
 
 def _merged(task_set: TaskSet, bases: Iterable[_Base], sets: Sets) -> Flat:
@@ -179,7 +179,7 @@ def _merged(task_set: TaskSet, bases: Iterable[_Base], sets: Sets) -> Flat:
         if base.circle:
             if len(merging.problems) >= _MAX_CIRCLES:
                 continue
-            names = " -> ".join([task_set.name, *base.circle])
+            names = " -> ".join([task_set.name, *_way(base.task_set, task_set, sets)])
             merging.say(path, f"these sets extend each other: {names}", "extends-cycle")
             continue
         inherited = sets.memo.flattened[id(base.task_set)][1]

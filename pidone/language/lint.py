@@ -7,7 +7,6 @@ where it has one: what does not work by default is a mistake; of what is not kno
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
 from pidone.actions import PROGRAMS
@@ -583,13 +582,17 @@ def _contradictions(tasks: _Set) -> Said:
     for task in tasks.tasks.values():
         yield from _own_states(tasks, task)
         for key, never in (("needs", "start"), ("while", "run")):
-            for (name, state, _), (other, second, span) in combinations(list(tasks.edges(task, key)), 2):
-                if name == other and not _at_once(state, second):
-                    message = (
-                        f'"{name}" is never {state} and {second} at once, so "{task.name}" would never {never}; '
-                        "keep one of the two"
-                    )
-                    yield span, message, "contradiction"
+            states: dict[str, list[str]] = {}
+            for name, second, span in tasks.edges(task, key):
+                before = states.setdefault(name, [])
+                for state in before:
+                    if not _at_once(state, second):
+                        message = (
+                            f'"{name}" is never {state} and {second} at once, so "{task.name}" would never {never}; '
+                            "keep one of the two"
+                        )
+                        yield span, message, "contradiction"
+                before.append(second)
 
 
 def _own_states(tasks: _Set, task: _Task) -> Said:

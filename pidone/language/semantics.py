@@ -60,9 +60,7 @@ def check_task_set(document: Document, sound: Callable[[Path], bool], sets: Sets
     _Tasks(document, tasks, types, sound, inherited).check()
     if heir.extends and not inherited.open_ended and len(document.findings) == before:
         bases = (sets.base(name, heir) for name in heir.extends)
-        known = {
-            one for base in bases if base is not None for one in inconsistencies(flat(base, sets).task_set)
-        }
+        known = {one for base in bases if base is not None for one in _inherited_inconsistencies(base, sets)}
         for message, rule in inconsistencies(found.task_set):
             if (message, rule) not in known:
                 disabled = (place for place, name in enumerate(heir.disable) if f'"{name}"' in message)
@@ -102,6 +100,14 @@ def _say_problems(document: Document, found: Flat, sets: Sets) -> None:
     for problem in found.problems:
         if problem.owner.key == found.task_set.key:
             document.say(document.span(("spec", *problem.path)), problem.message, problem.rule)
+
+
+def _inherited_inconsistencies(base: TaskSet, sets: Sets) -> list[tuple[str, str]]:
+    """``inconsistencies`` of a set with all that it extends; found once, however many sets extend it."""
+    task_set, known = flat(base, sets).task_set, sets.memo.inconsistencies
+    if id(task_set) not in known:
+        known[id(task_set)] = inconsistencies(task_set)
+    return known[id(task_set)]
 
 
 def inconsistencies(task_set: TaskSet) -> list[tuple[str, str]]:
