@@ -13,8 +13,8 @@ class Backoff:
     it: 1 is full jitter, so that those who failed together do not come back together; 0 is none.
     """
 
-    initial: float = 1.0  # seconds
-    maximum: float = 300.0  # seconds
+    initial: float  # seconds
+    maximum: float  # seconds
     factor: float = 2.0
     jitter: float = 1.0
 

@@ -60,7 +60,7 @@ QUIET_SECONDS = 0.1
 MAX_DELAY_SECONDS = 1.0
 
 DRAIN_SECONDS = 5.0  # over which the held requests are ended: their pods ask other replicas
-HEARING_SECONDS = 15.0  # in which a new leader receives the reports of the other replicas
+COLLECTING_SECONDS = 15.0  # in which a new leader receives the reports of the other replicas
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +162,9 @@ class Controller:
         self._selection = Selection(self._plans)
         self._catalog = Catalog(self._namespace, self._objects_changed, judging=True)
         self._changes = Changes(self._catalog, self._plans, self._selection)
-        self._composer = Composer(self._catalog, self._plans, self._selection, hearing=self._is_hearing)
+        self._composer = Composer(
+            self._catalog, self._plans, self._selection, collecting_reports=self._is_collecting_reports
+        )
 
         pool = Pool()
         self._pod_reflector: Reflector[Pod] = Reflector(
@@ -323,7 +325,9 @@ class Controller:
         events = EventQueue(recorder)
         self._term = term = _Term(
             trio.current_time(),
-            Leader(self._client, self._catalog, self._selected, self._log, hearing=HEARING_SECONDS),
+            Leader(
+                self._client, self._catalog, self._selected, self._log, collecting_seconds=COLLECTING_SECONDS
+            ),
             StatusWriter(self._client, self._composer.compose, self._log, on_write=events.status_written),
             events,
         )
@@ -334,13 +338,13 @@ class Controller:
                 nursery.start_soon(term.leader.run)
                 nursery.start_soon(self._deregistration.run)
                 nursery.start_soon(events.run)
-                await trio.sleep(HEARING_SECONDS)
+                await trio.sleep(COLLECTING_SECONDS)
                 self._mark_all()
         finally:
             self._term = None
 
-    def _is_hearing(self) -> bool:
-        return self._term is not None and trio.current_time() < self._term.began + HEARING_SECONDS
+    def _is_collecting_reports(self) -> bool:
+        return self._term is not None and trio.current_time() < self._term.began + COLLECTING_SECONDS
 
     def _mark_all(self) -> None:
         self._mark(self._catalog.everything())

@@ -24,7 +24,7 @@ from pidone.errors import Refused
 from pidone.pacing import Backoff
 from pidone.plan.digest import digest, is_digest
 from pidone.plan.fields import Fields, kind
-from pidone.plan.model import EVENTS, Bundle, Container, Edge, Phase, Plan, Pod, Task
+from pidone.plan.model import EVENTS, TASK_BACKOFF, Bundle, Container, Edge, Phase, Plan, Pod, Task
 from pidone.plan.strict_json import loads
 
 FORMAT = 1
@@ -135,7 +135,7 @@ def _task(value: object, path: str, actions: frozenset[str]) -> Task:
     action = keys[0]
     fields.object(action)  # its fields are decoded by the action's module
 
-    backoff = Backoff()
+    backoff = TASK_BACKOFF
     if "backoff" in fields:
         given = fields.object("backoff")
         backoff = Backoff(

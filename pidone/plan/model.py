@@ -7,6 +7,10 @@ from typing import Any
 
 from pidone.pacing import Backoff
 
+TASK_BACKOFF = Backoff(
+    initial=1.0, maximum=300.0
+)  # of a task that sets none; schema/parts/task.json describes it
+
 
 class Phase(StrEnum):
     """The pod's phase as the controller sees it. ``Terminating``: ``metadata.deletionTimestamp`` is set."""
@@ -47,7 +51,7 @@ class Task:
     timeout: float | None = None  # seconds for one run
     stop_timeout: float = 2.0  # seconds for undoing the task
     restart: str = "Always"  # Always | OnFailure | Never, as a pod's restartPolicy
-    backoff: Backoff = field(default_factory=Backoff)
+    backoff: Backoff = TASK_BACKOFF
     backoff_limit: int | None = None
 
     @property

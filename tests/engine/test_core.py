@@ -104,7 +104,7 @@ def test_an_error_that_needs_a_person_waits_for_half_of_the_cap_at_least() -> No
     waits = []
     for seed in range(200):
         core = Core(Random(seed))
-        core.handle(PlanChanged((task("a", backoff=Backoff(maximum=30)),)), 0)
+        core.handle(PlanChanged((task("a", backoff=Backoff(1, 30)),)), 0)
         core.handle(RunEnded("a", "403", lasting=True), 1)
         waits.append(core.next_due() - 1)
     assert 15 <= min(waits) < 16
@@ -121,7 +121,7 @@ def test_a_run_may_end_with_a_shorter_pause_than_the_backoff_but_not_after_a_las
         waits = []
         for seed in range(200):
             core = Core(Random(seed))
-            core.handle(PlanChanged((task("a", backoff=Backoff(initial=300)),)), 0)
+            core.handle(PlanChanged((task("a", backoff=Backoff(300, 300)),)), 0)
             core.handle(ended, 1)
             waits.append(core.next_due() - 1)
         assert longest * 0.9 < max(waits) <= longest
@@ -530,7 +530,7 @@ def test_a_task_at_its_backoff_limit_is_failed_for_good(core: Core) -> None:
 
 
 def test_what_should_run_for_ever_and_ends_well_backs_off_as_in_a_pod(core: Core) -> None:
-    core.handle(PlanChanged((task("a", backoff=Backoff(jitter=0)),)), 0)
+    core.handle(PlanChanged((task("a", backoff=Backoff(1, 300, jitter=0)),)), 0)
     now, waits = 0.0, []
     for _ in range(5):
         core.handle(RunEnded("a"), now)
@@ -547,7 +547,7 @@ def test_jitter_is_the_part_of_a_wait_that_is_left_to_chance(jitter: float, leas
     waits = []
     for seed in range(200):
         core = Core(Random(seed))
-        core.handle(PlanChanged((task("a", backoff=Backoff(initial=8, jitter=jitter)),)), 0)
+        core.handle(PlanChanged((task("a", backoff=Backoff(8, 300, jitter=jitter)),)), 0)
         core.handle(RunEnded("a", "no"), 0)
         waits.append(core.next_due())
     assert least <= min(waits) <= least + 0.1

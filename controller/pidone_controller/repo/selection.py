@@ -11,13 +11,13 @@ from pidone_controller.pods.model import Pod
 from pidone_controller.repo.plans import Plans
 
 
-class Outcome(Enum):
+class PlanState(Enum):
     """Whether one pod runs the plan that it is served."""
 
     APPLIED = "applied"
     REJECTED = "rejected"
     WAITING = "waiting"  # the pod has not reported it yet
-    UNDERIVED = "underived"  # there is no plan to serve
+    WITHOUT_PLAN = "without plan"  # there is no plan to serve
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +49,15 @@ class SelectedPod:
         return self.report is not None and self.report.digest == self.digest and not self.rejected
 
     @property
-    def outcome(self) -> Outcome:
+    def state(self) -> PlanState:
         if self.error or self.withheld:
-            return Outcome.UNDERIVED
+            return PlanState.WITHOUT_PLAN
         if self.rejected:
-            return Outcome.REJECTED
+            return PlanState.REJECTED
         if self.report is not None and self.report.digest:
-            return Outcome.APPLIED if self.report.digest == self.digest else Outcome.WAITING
+            return PlanState.APPLIED if self.report.digest == self.digest else PlanState.WAITING
         # A pod without tasks sleeps and reports nothing.
-        return Outcome.WAITING if self.tasks else Outcome.APPLIED
+        return PlanState.WAITING if self.tasks else PlanState.APPLIED
 
 
 class Selection:

@@ -220,7 +220,7 @@ class Catalog:
         resumed = state.phase is Phase.HALTED and written.annotations.get(RESUME) == micro_time(state.since)
         if state.target != wanted or resumed:
             return NOT_BEGUN, ""
-        return state.moving, state.halted
+        return state.progress, state.halt_reason
 
     def _updated_rules(self, changed: Iterable[Key]) -> Rules:
         """The present rules with new sets, and with the present rule of each changed binding."""

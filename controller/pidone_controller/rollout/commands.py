@@ -345,13 +345,13 @@ def waits_for(subject: Subject, catalog: Catalog, *, whole: bool = True) -> list
         reached = [key for key, _ in wanted.keys(binding.namespace)]
         if binding is not written and written.key not in reached:
             continue
-        moving, halted = catalog.progress(binding, wanted)
-        if halted:
+        progress, halt_reason = catalog.progress(binding, wanted)
+        if halt_reason:
             resume = f"pidone-controller rollout resume {binding.kind.lower()}/{binding.name}"
-            raise CommandError(f"{binding} is halted: {halted}. Change it, undo it, or {resume}")
-        if not moving and _complete_version(binding) != wanted:
-            moving = UNSEEN
-        texts += [f"{binding}: {moving}"] if moving else []
+            raise CommandError(f"{binding} is halted: {halt_reason}. Change it, undo it, or {resume}")
+        if not progress and _complete_version(binding) != wanted:
+            progress = UNSEEN
+        texts += [f"{binding}: {progress}"] if progress else []
     return texts
 
 
@@ -388,7 +388,9 @@ async def resume(client: Client, subject: Subject, say: Print) -> None:
     value = await client.get(subject.resource, subject.name, subject.namespace)
     state = RolloutState.of(read(subject.resource.kind, value).rollout)
     if state is None or state.phase is not Phase.HALTED:
-        raise CommandError(f"{subject} is not halted{f': {state.moving}' if state and state.moving else ''}")
+        raise CommandError(
+            f"{subject} is not halted{f': {state.progress}' if state and state.progress else ''}"
+        )
     patch = {"metadata": {"annotations": {RESUME: micro_time(state.since)}}}
     await client.merge(subject.resource, subject.name, patch, namespace=subject.namespace)
     say(f"{subject} resumed")

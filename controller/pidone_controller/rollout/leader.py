@@ -40,9 +40,9 @@ Move = tuple[Written, RolloutState]
 class Leader:
     """The loop of one term.
 
-    ``selected`` returns all live pods that a binding selects. For ``hearing`` seconds a new leader receives the reports
-    of the other replicas; until then no rollout that is under way continues. ``now`` is in seconds since 1970: a pause
-    continues under the next leader.
+    ``selected`` returns all live pods that a binding selects. A new leader receives the reports of the other replicas
+    for ``collecting_seconds``; until then no rollout that is under way continues. ``now`` is in seconds since 1970: a
+    pause continues under the next leader.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Leader:
         selected: Callable[[Written], Sequence[SelectedPod]],
         log: Log,
         *,
-        hearing: float = 0.0,
+        collecting_seconds: float = 0.0,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._client, self._catalog, self._selected, self._log, self._now = (
@@ -73,7 +73,7 @@ class Leader:
         self._retries: dict[
             str, tuple[int, float]
         ] = {}  # by an object's name: failures, and when to try again
-        self._not_before = now() + hearing
+        self._not_before = now() + collecting_seconds
 
     def look(self, affected: Affected | None = None) -> None:
         """These objects have changed; without any: pods or reports have."""

@@ -118,14 +118,14 @@ class RolloutState:
         return value
 
     @property
-    def moving(self) -> str:
-        """The progress, for people; empty if nothing is under way."""
+    def progress(self) -> str:
+        """Return the progress, for people; empty if nothing is under way."""
         if self.phase is not Phase.PROGRESSING or self.target is None:
             return ""
         return f"{self.percent}% of the pods have version {short_version(self.target.digest)}"
 
     @property
-    def halted(self) -> str:
+    def halt_reason(self) -> str:
         """Why it is halted; empty if it is not."""
         return self.message if self.phase is Phase.HALTED else ""
 

@@ -30,7 +30,7 @@ from pidone_controller.kubernetes.resources import (
 )
 from pidone_controller.objects.written import Written
 from pidone_controller.repo.plans import Plans
-from pidone_controller.repo.selection import Outcome, SelectedPod, Selection
+from pidone_controller.repo.selection import PlanState, SelectedPod, Selection
 from pidone_controller.rollout.catalog import Affected, Catalog
 from pidone_controller.status.conditions import (
     Status,
@@ -65,7 +65,7 @@ def utc_now() -> str:
 class Composer:
     """Composes the status of one object from the catalog, the plans and the reports of its pods.
 
-    ``hearing`` is whether this replica, as a new leader, still receives the reports of the others.
+    ``collecting_reports`` returns True while this replica, as a new leader, still receives the reports of the others.
     """
 
     def __init__(
@@ -74,11 +74,11 @@ class Composer:
         plans: Plans,
         selection: Selection,
         *,
-        hearing: Callable[[], bool] = lambda: False,
+        collecting_reports: Callable[[], bool] = lambda: False,
         now: Callable[[], str] = utc_now,
     ) -> None:
         self._catalog, self._plans, self._selection = catalog, plans, selection
-        self._hearing, self._now = hearing, now
+        self._collecting_reports, self._now = collecting_reports, now
 
     def refs(self, affected: Affected) -> Iterable[ObjectRef]:
         """References to these objects in the order in which their statuses are written: bindings before sets."""
@@ -99,13 +99,13 @@ class Composer:
 
     def _set(self, written: Written, previous: Mapping[str, Any]) -> Status:
         task_set = written.task_set
-        trouble, tasks = extends_trouble(task_set, self._plans.rules) if task_set else ("", 0)
+        error, tasks = extends_error(task_set, self._plans.rules) if task_set else ("", 0)
         return set_status(
             written.generation,
             previous=previous,
             now=self._now(),
             findings=written.findings,
-            trouble=trouble,
+            error=error,
             tasks=tasks,
             bindings=self._catalog.naming(written.key),
             kept=self._catalog.history.revision(written.key, written.digest) is not None,
@@ -113,7 +113,7 @@ class Composer:
 
     def _binding(self, written: Written, previous: Mapping[str, Any]) -> Status:
         binding = written.binding
-        moving, halted = self._catalog.progress(written)
+        progress, halt_reason = self._catalog.progress(written)
         return binding_status(
             str(written),
             written.generation,
@@ -121,10 +121,10 @@ class Composer:
             previous=previous,
             now=self._now(),
             refused=written.findings,
-            trouble=sets_trouble(binding, self._plans.rules, https=True) if binding else None,
-            moving=moving,
-            halted=halted,
-            hearing=self._hearing(),
+            error=sets_error(binding, self._plans.rules, https=True) if binding else None,
+            progress=progress,
+            halt_reason=halt_reason,
+            collecting_reports=self._collecting_reports(),
         )
 
 
@@ -136,17 +136,17 @@ def binding_status(
     previous: Mapping[str, Any],
     now: str,
     refused: Sequence[str] = (),
-    trouble: Verdict | None = None,
-    moving: str = "",
-    halted: str = "",
-    hearing: bool = False,
+    error: Verdict | None = None,
+    progress: str = "",
+    halt_reason: str = "",
+    collecting_reports: bool = False,
 ) -> Status:
     """The status of a binding whose title is ``binding``, as in ``language.binding.shown``.
 
-    ``pods`` are all live pods that it selects, ``refused`` the checker's findings, ``trouble`` what keeps every pod
-    from running it (see ``sets_trouble``), ``moving`` and ``halted`` the progress of its rollout, ``previous`` its
-    present status and ``now`` a time as Kubernetes writes it. While a new leader is ``hearing`` the reports of the
-    other replicas, a missing report changes nothing.
+    ``pods`` are all live pods that it selects, ``refused`` the checker's findings, ``error`` what keeps every pod
+    from running it (see ``sets_error``), ``progress`` and ``halt_reason`` texts about its rollout, ``previous`` its
+    present status and ``now`` a time as Kubernetes writes it. While a new leader still receives the reports of the
+    other replicas (``collecting_reports``), a missing report changes nothing.
     """
     counts = _PodCounts(binding)
     for pod in pods:
@@ -169,10 +169,10 @@ def binding_status(
         "findings": [one_line(text) for text in refused[:MAX_FINDINGS]],
     }
     same = all(previous.get(key) == fields[key] for key in ("matched", "digests"))
-    if hearing and counts.unreported and previous.get("observedGeneration") == generation and same:
+    if collecting_reports and counts.unreported and previous.get("observedGeneration") == generation and same:
         return owned(previous)
 
-    verdict = _verdict(counts, refused, trouble, moving, halted)
+    verdict = _verdict(counts, refused, error, progress, halt_reason)
     return _status(fields, verdict, generation, previous, now)
 
 
@@ -182,21 +182,21 @@ def set_status(
     previous: Mapping[str, Any],
     now: str,
     findings: Sequence[str] = (),
-    trouble: str = "",
+    error: str = "",
     tasks: int = 0,
     bindings: int = 0,
     kept: bool = True,
 ) -> Status:
     """The status of a set.
 
-    ``findings`` are the checker's, ``trouble`` is what is wrong with the sets that it extends (see
-    ``extends_trouble``), ``tasks`` the number of its tasks with theirs, ``bindings`` the number of bindings that name
+    ``findings`` are the checker's, ``error`` is what is wrong with the sets that it extends (see
+    ``extends_error``), ``tasks`` the number of its tasks with theirs, ``bindings`` the number of bindings that name
     it. ``kept`` is whether a ControllerRevision keeps this version: then a mistake in a later version does no harm.
     """
     if findings:
         verdict = Verdict("Stalled", "Refused", first_finding(findings))
-    elif trouble:
-        verdict = Verdict("Stalled", "ExtendsUnresolved", one_line(trouble))
+    elif error:
+        verdict = Verdict("Stalled", "ExtendsUnresolved", one_line(error))
     elif not kept:
         verdict = Verdict("Reconciling", "Recording", "this version is not among its ControllerRevisions yet")
     else:
@@ -217,7 +217,7 @@ def _status(
     return {**without_empty(status), "conditions": conditions(verdict, generation, previous, now)}
 
 
-def extends_trouble(task_set: TaskSet, rules: Rules) -> tuple[str, int]:
+def extends_error(task_set: TaskSet, rules: Rules) -> tuple[str, int]:
     """What is wrong with the sets that a set extends (empty: nothing), and the number of tasks of all together."""
     try:
         return "", len(flatten(task_set, rules.sets).tasks)
@@ -225,7 +225,7 @@ def extends_trouble(task_set: TaskSet, rules: Rules) -> tuple[str, int]:
         return str(error), 0
 
 
-def sets_trouble(binding: TaskBinding, rules: Rules, *, https: bool) -> Verdict | None:
+def sets_error(binding: TaskBinding, rules: Rules, *, https: bool) -> Verdict | None:
     """What keeps every pod from running this binding; None if nothing does.
 
     Without ``https`` pods refuse privileged actions; the status says so before the first pod does.
@@ -249,12 +249,12 @@ def sets_trouble(binding: TaskBinding, rules: Rules, *, https: bool) -> Verdict 
 
 
 class _PodCounts:
-    """The pods of one binding, counted by outcome, with the first of each kind for messages."""
+    """The pods of one binding, counted by state, with the first of each kind for messages."""
 
     def __init__(self, binding: str) -> None:
         self.binding = binding
         self.matched = 0
-        self.applied = self.rejected = self.underived = self.withheld = 0
+        self.applied = self.rejected = self.without_plan = self.withheld = 0
         self.digests = Counter[str]()
         self.unreported = 0  # pods without any report
         self.waiting = ""  # the first pod that has not reported that it runs its plan
@@ -267,23 +267,23 @@ class _PodCounts:
         self.insecure: tuple[str, str] | None = None
 
     def add(self, pod: SelectedPod) -> None:
-        outcome = pod.outcome
+        state = pod.state
         self.matched += 1
         if pod.digest:
             self.digests[pod.digest] += 1
 
-        if outcome is Outcome.APPLIED:
+        if state is PlanState.APPLIED:
             self.applied += 1
-        elif outcome is Outcome.REJECTED:
+        elif state is PlanState.REJECTED:
             self.rejected += 1
             if pod.report is not None and len(self.rejections) < MAX_ITEMS:
                 message = one_line(pod.report.error)
                 self.rejections.append({"pod": pod.pod, "digest": pod.digest, "message": message})
-        elif outcome is Outcome.WAITING:
+        elif state is PlanState.WAITING:
             self.waiting = self.waiting or pod.pod
             self.unreported += pod.report is None
         elif pod.error:
-            self.underived += 1
+            self.without_plan += 1
             self._add_faults(pod)
         else:
             self.withheld += 1
@@ -308,12 +308,12 @@ class _PodCounts:
 
 
 def _verdict(
-    counts: _PodCounts, refused: Sequence[str], trouble: Verdict | None, moving: str, halted: str
+    counts: _PodCounts, refused: Sequence[str], error: Verdict | None, progress: str, halt_reason: str
 ) -> Verdict:
     """The worst condition: what needs a person before what resolves itself."""
     if refused:
         return Verdict("Stalled", "Refused", first_finding(refused))
-    stalled = trouble or _stalled(counts, halted)
+    stalled = error or _stalled(counts, halt_reason)
     if stalled is not None:
         return stalled
 
@@ -325,8 +325,8 @@ def _verdict(
         )
         text = f"{counts.applied} of {counted(matched, 'pod')} {run}; {counts.waiting} {reported}"
         return Verdict("Reconciling", "Applying", text)
-    if moving:
-        return Verdict("Reconciling", "RollingOut", one_line(moving))
+    if progress:
+        return Verdict("Reconciling", "RollingOut", one_line(progress))
     if not matched:
         return Verdict("Ready", "NoPods", "no live pod has these labels")
     return Verdict(
@@ -334,7 +334,7 @@ def _verdict(
     )
 
 
-def _stalled(counts: _PodCounts, halted: str) -> Verdict | None:
+def _stalled(counts: _PodCounts, halt_reason: str) -> Verdict | None:
     """The worst that pods and rollout report and that needs a person."""
     if counts.conflicts:
         _, (text, names) = min(counts.conflicts.items())
@@ -342,14 +342,14 @@ def _stalled(counts: _PodCounts, halted: str) -> Verdict | None:
             "Stalled", "Conflict", one_line(f"{text} (pod {names[0]}{and_others(len(names) - 1)})")
         )
 
-    underived = counts.at_fault or counts.blocked
-    if underived is not None:
+    without_plan = counts.at_fault or counts.blocked
+    if without_plan is not None:
         reason = "NoPlan" if counts.at_fault else "Blocked"
-        return _named(reason, underived, counts.underived)
+        return _named(reason, without_plan, counts.without_plan)
     if counts.insecure is not None:
         return _named("NeedsHTTPS", counts.insecure, counts.withheld)
-    if halted:
-        return Verdict("Stalled", "RolloutHalted", one_line(halted))
+    if halt_reason:
+        return Verdict("Stalled", "RolloutHalted", one_line(halt_reason))
     if counts.rejections:
         first = counts.rejections[0]
         return _named("PlanRefused", (first["pod"], first["message"]), counts.rejected)

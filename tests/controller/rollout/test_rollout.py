@@ -468,7 +468,7 @@ async def test_halted_undone_and_on_again() -> None:
     cluster.pods = [said(one, applied=False, error="too new") for one in cluster.pods]
     await cluster.settle()
     assert cluster.state().phase is Phase.HALTED
-    assert "too new" in cluster.state().halted
+    assert "too new" in cluster.state().halt_reason
     assert {served(cluster.catalog, uid=one.uid) for one in cluster.pods} == {5}
     assert any("phase=Halted" in line for line in cluster.log)
 

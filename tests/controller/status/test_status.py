@@ -15,14 +15,14 @@ from pidone.plan.report import Report
 from pidone_controller.kubernetes.errors import NotFound, ServerError
 from pidone_controller.kubernetes.resources import TASK_BINDINGS, ObjectRef, Resource
 from pidone_controller.log import log
-from pidone_controller.repo.selection import Outcome, SelectedPod
+from pidone_controller.repo.selection import PlanState, SelectedPod
 from pidone_controller.status import compose as module
 from pidone_controller.status.compose import (
     MAX_ITEMS,
     binding_status,
-    extends_trouble,
+    extends_error,
     set_status,
-    sets_trouble,
+    sets_error,
 )
 from pidone_controller.status.conditions import Status
 from pidone_controller.status.writer import StatusWriter
@@ -63,25 +63,25 @@ def stands(found: Status) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("report", "tasks", "outcome"),
+    ("report", "tasks", "state"),
     [
-        (None, 1, Outcome.WAITING),
-        (None, 0, Outcome.APPLIED),  # asleep: it has nothing to say
-        (Report("applied", digest=PLAN), 1, Outcome.APPLIED),
-        (Report("applied", digest=OLD), 1, Outcome.WAITING),
-        (Report("applied", digest=OLD), 0, Outcome.WAITING),  # it has yet to take back what it did
-        (Report("rejected", digest=OLD, rejected=ETAG), 1, Outcome.REJECTED),
-        (Report("rejected", digest=OLD, rejected="sha256-f"), 1, Outcome.WAITING),  # that was another plan
+        (None, 1, PlanState.WAITING),
+        (None, 0, PlanState.APPLIED),  # asleep: it has nothing to say
+        (Report("applied", digest=PLAN), 1, PlanState.APPLIED),
+        (Report("applied", digest=OLD), 1, PlanState.WAITING),
+        (Report("applied", digest=OLD), 0, PlanState.WAITING),  # it has yet to take back what it did
+        (Report("rejected", digest=OLD, rejected=ETAG), 1, PlanState.REJECTED),
+        (Report("rejected", digest=OLD, rejected="sha256-f"), 1, PlanState.WAITING),  # that was another plan
         (
             Report("rejected", digest=PLAN, rejected="sha256-f"),
             1,
-            Outcome.APPLIED,
+            PlanState.APPLIED,
         ),  # served again: a rollback
-        (Report("rejected", rejected=ETAG), 0, Outcome.REJECTED),
+        (Report("rejected", rejected=ETAG), 0, PlanState.REJECTED),
     ],
 )
-def test_what_became_of_a_pods_plan(report: Report | None, tasks: int, outcome: Outcome) -> None:
-    assert SelectedPod("shop/web", "", PLAN, ETAG, tasks, report).outcome is outcome
+def test_what_became_of_a_pods_plan(report: Report | None, tasks: int, state: PlanState) -> None:
+    assert SelectedPod("shop/web", "", PLAN, ETAG, tasks, report).state is state
 
 
 def test_all_apply_and_it_is_ready() -> None:
@@ -171,12 +171,12 @@ def test_what_no_pod_could_run_is_said_without_pods_too() -> None:
     )
     found = rules(task_set(), command, binding(), binding("runs", sets="runs"), binding("lost", sets="gone"))
     plain, runs, lost = sorted(found.bindings, key=lambda one: ("checked", "runs", "lost").index(one.name))
-    assert sets_trouble(plain, found, https=False) is None
-    assert sets_trouble(runs, found, https=True) is None
-    made = status(trouble=sets_trouble(runs, found, https=False))
+    assert sets_error(plain, found, https=False) is None
+    assert sets_error(runs, found, https=True) is None
+    made = status(error=sets_error(runs, found, https=False))
     assert stands(made) == ("Stalled", "NeedsHTTPS")
     assert 'task "ready": probe needs the https repo' in condition(made)["message"]
-    made = status(trouble=sets_trouble(lost, found, https=True))
+    made = status(error=sets_error(lost, found, https=True))
     assert stands(made) == ("Stalled", "TaskSetUnusable")
     assert 'names TaskSet "gone", which is not there' in condition(made)["message"]
 
@@ -189,8 +189,8 @@ def test_what_the_checker_refuses_goes_before_everything() -> None:
 
 
 def test_a_rollout_is_reconciling_until_it_is_over() -> None:
-    assert stands(status(applied(), moving="50 % have version 2")) == ("Reconciling", "RollingOut")
-    assert stands(status(applied(), halted="2 pods refused")) == ("Stalled", "RolloutHalted")
+    assert stands(status(applied(), progress="50 % have version 2")) == ("Reconciling", "RollingOut")
+    assert stands(status(applied(), halt_reason="2 pods refused")) == ("Stalled", "RolloutHalted")
 
 
 def test_a_transition_is_a_change_of_status_alone() -> None:
@@ -210,17 +210,20 @@ def test_the_same_is_made_of_the_same_so_nothing_is_written() -> None:
 
 def test_a_new_leader_that_has_heard_nothing_yet_keeps_what_is_there() -> None:
     before = {**status(applied(), generation=3), "rollout": {"current": "x"}}
-    kept = status(matched(), generation=3, previous=before, now=LATER, hearing=True)
+    kept = status(matched(), generation=3, previous=before, now=LATER, collecting_reports=True)
     assert stands(kept) == ("Ready", "AllApplied")
     assert "rollout" not in kept
     assert stands(status(matched(), generation=3, previous=before, now=LATER)) == ("Reconciling", "Applying")
-    assert stands(status(matched(), generation=4, previous=before, hearing=True)) == (
+    assert stands(status(matched(), generation=4, previous=before, collecting_reports=True)) == (
         "Reconciling",
         "Applying",
     )
     changed = SelectedPod("shop/web-0", "", OLD, ETAG, 1)
-    assert stands(status(changed, generation=3, previous=before, hearing=True)) == ("Reconciling", "Applying")
-    assert stands(status(rejected(), generation=3, previous=before, hearing=True)) == (
+    assert stands(status(changed, generation=3, previous=before, collecting_reports=True)) == (
+        "Reconciling",
+        "Applying",
+    )
+    assert stands(status(rejected(), generation=3, previous=before, collecting_reports=True)) == (
         "Stalled",
         "PlanRefused",
     )
@@ -232,12 +235,12 @@ def test_a_set_is_ready_when_it_is_whole() -> None:
         task_set().replace("spec:", "spec:\n  extends: [base, gone]").replace("ready", "two"),
     )
     whole, half = (found.sets.by_key[False, "", name] for name in ("base", "check"))
-    trouble, tasks = extends_trouble(whole, found)
-    made = set_status(1, previous={}, now=NOW, trouble=trouble, tasks=tasks, bindings=2)
+    error, tasks = extends_error(whole, found)
+    made = set_status(1, previous={}, now=NOW, error=error, tasks=tasks, bindings=2)
     assert stands(made) == ("Ready", "Accepted")
     assert (made["tasks"], made["bindings"]) == (1, 2)
-    trouble, tasks = extends_trouble(half, found)
-    made = set_status(1, previous={}, now=NOW, trouble=trouble, tasks=tasks)
+    error, tasks = extends_error(half, found)
+    made = set_status(1, previous={}, now=NOW, error=error, tasks=tasks)
     assert stands(made) == ("Stalled", "ExtendsUnresolved")
     assert 'extends "gone", which is not there' in condition(made)["message"]
     made = set_status(1, previous=made, now=NOW, findings=["spec.tasks[0].needs[0]: no such task"])
