@@ -108,7 +108,8 @@ quick-doze:
 	@mkdir -p build
 	@for name in doze pidone; do \
 	if [ -x build/$$name ] && [ ! pidone/pid1/doze.c -nt build/$$name ] && [ ! pidone/pid1/$$name.c -nt build/$$name ]; then :; \
-	elif command -v $(CC) >/dev/null; then $(CC) -Os -static -s -o build/$$name pidone/pid1/$$name.c; \
+	elif command -v $(CC) >/dev/null; then $(CC) -Os -static -s -o build/$$name pidone/pid1/$$name.c 2> build/$$name.log \
+	    || { cat build/$$name.log; exit 1; }; \
 	else echo "no C compiler: pods without tasks stay in Python; make doze needs none"; fi; done
 	@if [ -x build/pidone ]; then install build/pidone $(BIN)/; fi
 

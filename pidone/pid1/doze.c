@@ -3,15 +3,24 @@
 //   doze                        pause: reap, leave on TERM and INT with 0, survive every other signal, never poll
 //   doze [-d MS] PROGRAM ARG... the same, and at once (or after MS) ask PROGRAM whether there is a plan
 //
-// Asking is a child: PROGRAM with PIDONE_STAGE=ask and descriptor 3 for its answer, which is a number of
-// milliseconds ("ask again then", 0 for never) and, beside it, the doorbell: a socket on which a byte means
-// "ask again now", and whose end means "within RING_SPREAD": a repo that restarts ends a thousand bells.
-// Exit code 3 is the other answer: there is a plan. Then this process becomes PROGRAM with PIDONE_STAGE=run,
-// by execve: the same pid, children, zombies and pending signals, every signal blocked.
+// PROGRAM is asked as a child, with PIDONE_STAGE=ask and descriptor 3 for its answer. Its exit code says:
 //
-// So Python is process 1 only where it has work, and a Python that does not even start costs the pod nothing:
-// it is asked again after 1 s to 5 min.
+//   3      there is a plan. This process becomes PROGRAM with PIDONE_STAGE=run, by execve: it keeps its pid, children,
+//          zombies and pending signals, and every signal is blocked.
+//   0      wait. With the answer comes the doorbell, a socket on which a byte means "ask again now", and whose end means
+//          "within RING_SPREAD": a repo that restarts ends a thousand doorbells. Without it, ask again after a time.
+//   5      there is no repo: never ask again.
+//   other  nobody answered. Without places to knock at, PROGRAM itself is broken.
+//
+// The answer consists of texts that end with NUL: the milliseconds to wait at least, then host, port and request of each
+// place. Python needs 20 ms of processor time for a question, so while no repo is there doze knocks instead: a child
+// sends the request, and PROGRAM is asked as soon as a repo answers.
+//
+// Whatever others answer, PROGRAM is asked at growing intervals (spread_ms). Two doorbells that ring soon one after the
+// other belong to no repo, and neither do two plans without tasks: PIDONE_HASTE counts the latter over execve, and
+// PROGRAM removes it after it had tasks.
 #define _GNU_SOURCE
+#include <netdb.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -26,7 +35,9 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { RING_SPREAD = 30000, RETRY_MAX = 300000, PLAN = 3, NEVER = -1, FILES = 64 };
+enum { PLAN = 3, NOTHING = 5, NEVER = -1 };
+enum { RING_SPREAD = 30000, QUIET = 60000, KNOCK_LIMIT = 20, ANSWER_LIMIT = 3 }; // ms, ms, s, s
+enum { MOST = 6, MOST_BROKEN = 9, FILES = 64 }; // steps of spread_ms: 16 to 48 s, and 128 to 384 s
 
 extern char **environ;
 
@@ -56,6 +67,15 @@ static unsigned below(unsigned limit) {
 	return number % limit;
 }
 
+// The time to wait at the given step of a series: 0 s, 0.5 to 1.5 s, 1 to 3 s and so on.
+static int spread_ms(int step) {
+	return step ? (250 << step) + below(500 << step) : 0;
+}
+
+static int next_step(int step, int most) {
+	return step < most ? step + 1 : most;
+}
+
 // PROGRAM as a child, its answers on *answer; -1 when there is no process to be had.
 static pid_t ask(char **program, int *answer) {
 	int pair[2];
@@ -73,18 +93,59 @@ static pid_t ask(char **program, int *answer) {
 	return child;
 }
 
-// The doorbell that came with the answer, or -1; *due becomes the time to ask again.
-static int take(int answer, long long *due) {
-	char text[16] = {0};
+// Reads the answer into text, which then ends with NUL. Returns the doorbell that came with it, or -1.
+static int take(int answer, char *text, int *size) {
 	union { struct cmsghdr head; char space[CMSG_SPACE(sizeof(int))]; } control;
-	struct iovec part = {text, sizeof text - 1};
+	struct iovec part = {text, *size};
 	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
-	if (recvmsg(answer, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT) <= 0)
-		return -1;
-	struct cmsghdr *head = CMSG_FIRSTHDR(&message);
-	int bell = head && head->cmsg_type == SCM_RIGHTS ? *(int *)CMSG_DATA(head) : -1;
-	*due = atoi(text) > 0 ? now() + atoi(text) : bell < 0 ? *due : NEVER;
-	return bell;
+	int got = recvmsg(answer, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+	*size = got > 0 ? got : 0;
+	text[*size] = 0;
+	struct cmsghdr *head = got > 0 ? CMSG_FIRSTHDR(&message) : NULL;
+	return head && head->cmsg_type == SCM_RIGHTS ? *(int *)CMSG_DATA(head) : -1;
+}
+
+// Whether a repo answers at this address. Anything else that listens there has no header of the repo's.
+static int answers(struct addrinfo *address, const char *request) {
+	struct timeval limit = {ANSWER_LIMIT, 0};
+	int connection = socket(address->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	setsockopt(connection, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit); // for connect too
+	setsockopt(connection, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+	char head[1024];
+	int size = 0, got = 0;
+	if (connect(connection, address->ai_addr, address->ai_addrlen) == 0
+	    && send(connection, request, strlen(request), MSG_NOSIGNAL) > 0)
+		do {
+			size += got;
+			head[size] = 0;
+		} while (!strstr(head, "\r\n\r\n") && size < (int)sizeof head - 1
+		         && (got = recv(connection, head + size, sizeof head - 1 - size, 0)) > 0);
+	close(connection);
+	return size > 12 && (!memcmp(head + 9, "200", 3) || !memcmp(head + 9, "303", 3) || strcasestr(head, "\npidone-repo:"));
+}
+
+// A child that ends with 0 if there is a repo at one of the places, texts that end with NUL.
+static pid_t knock(const char *place, const char *end) {
+	pid_t child = fork();
+	if (child)
+		return child;
+	sigset_t none;
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	alarm(KNOCK_LIMIT); // a resolver may hang
+	while (place < end) {
+		const char *host = place, *port = host + strlen(host) + 1, *request = port + strlen(port) + 1;
+		if (request >= end)
+			break;
+		place = request + strlen(request) + 1;
+		struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *address;
+		if (getaddrinfo(host, port, &hints, &address))
+			continue;
+		for (; address; address = address->ai_next)
+			if (answers(address, request))
+				_exit(0);
+	}
+	_exit(1);
 }
 
 int main(int argc, char **argv) {
@@ -107,9 +168,13 @@ int main(int argc, char **argv) {
 
 	int delayed = argc > 2 && argv[1][0] == '-' && argv[1][1] == 'd';
 	char **program = argv + (delayed ? 3 : 1);
-	long long due = argc > 1 ? now() + (delayed ? atoi(argv[2]) : 0) : NEVER;
-	int retry = 1000, answer = -1;
+	const char *word = getenv("PIDONE_HASTE");
+	int haste = word && *word >= '0' && *word < '0' + MOST ? *word - '0' : word ? MOST : 0;
+	long long due = argc > 1 ? now() + (delayed ? atoi(argv[2]) : spread_ms(haste)) : NEVER, rung = 0;
+	int tries = 1, answer = -1, knocking = 0, size = 0;
 	pid_t asked = -1;
+	char text[2048];
+	text[0] = 0;
 	int signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 	if (signals < 0) { // no descriptor is left, and stdin is not used
 		close(0);
@@ -123,30 +188,55 @@ int main(int argc, char **argv) {
 			if (pid != asked)
 				continue;
 			asked = -1;
-			due = now() + retry / 2 + below(retry); // where the answer says nothing else
-			if (WIFEXITED(status) && WEXITSTATUS(status) == PLAN) {
-				setenv("PIDONE_STAGE", "run", 1);
-				execv(*program, program);
-			} else if (WIFEXITED(status) && WEXITSTATUS(status) == 0 && (wait[1].fd = take(answer, &due)) >= 0)
-				retry = 500;
-			close(answer);
-			retry = retry < RETRY_MAX / 2 ? retry * 2 : RETRY_MAX;
+			int code = WIFEXITED(status) ? WEXITSTATUS(status) : -1, pause = spread_ms(tries);
+			if (knocking) {
+				if (code == 0)
+					size = pause = 0; // a repo is there: ask
+				knocking = 0;
+				tries = next_step(tries, MOST);
+			} else {
+				size = sizeof text - 1;
+				int bell = take(answer, text, &size), told = atoi(text), places = (int)strlen(text) + 1 < size;
+				close(answer);
+				if (code == PLAN) {
+					char next[2] = {'0' + next_step(haste, MOST), 0};
+					setenv("PIDONE_HASTE", next, 1);
+					setenv("PIDONE_STAGE", "run", 1);
+					execv(*program, program);
+				}
+				if (code == 0 && bell >= 0) {
+					wait[1].fd = bell;
+					rung = now();
+					pause = told > 0 ? told : NEVER;
+					tries = 1;
+				} else {
+					pause = code == NOTHING ? NEVER : code == 0 && told > pause ? told : pause;
+					tries = next_step(tries, code == 0 || places ? MOST : MOST_BROKEN);
+				}
+			}
+			due = pause == NEVER ? NEVER : now() + pause;
 		}
 		if (due != NEVER && asked < 0 && now() >= due) {
 			close(wait[1].fd);
 			wait[1].fd = -1;
-			asked = ask(program, &answer);
-			due = asked < 0 ? now() + retry : NEVER;
+			char *places = text + strlen(text) + 1;
+			knocking = size > 0 && places < text + size;
+			asked = knocking ? knock(places, text + size) : ask(program, &answer);
+			due = asked < 0 ? now() + spread_ms(tries) : NEVER;
 		}
 		long long left = due - now();
-		poll(wait, 2, due == NEVER ? -1 : left < 0 ? 0 : left < RETRY_MAX ? (int)left : RETRY_MAX);
+		poll(wait, 2, due == NEVER ? -1 : left < 0 ? 0 : left < 300000 ? (int)left : 300000);
 		struct signalfd_siginfo info[8]; // all that is pending in one call: with each orphan comes a signal
 		int count = read(wait[0].fd, info, sizeof info) / (int)sizeof *info;
 		for (int i = 0; i < count; i++)
 			if (info[i].ssi_signo == SIGTERM || info[i].ssi_signo == SIGINT)
 				_exit(asked > 0 ? kill(asked, SIGKILL) & 0 : 0);
 		if (wait[1].revents) {
-			due = now() + (recv(wait[1].fd, info, 1, MSG_DONTWAIT) == 1 ? 0 : below(RING_SPREAD));
+			if (now() - rung > QUIET)
+				haste = 0;
+			int pause = spread_ms(haste), ended = recv(wait[1].fd, info, 1, MSG_DONTWAIT) != 1, spread = below(RING_SPREAD);
+			due = now() + (ended && spread > pause ? spread : pause);
+			haste = next_step(haste, MOST);
 			close(wait[1].fd);
 			wait[1].fd = -1;
 		}

@@ -18,6 +18,7 @@ WORDS_MAX = 6000  # characters of last words that are kept; a request may have a
 LINES_MAX = 60_000  # bytes of the journal that are kept; one variable may have 128 KiB
 
 STAGE, WORDS, FAILURES = b"PIDONE_STAGE", b"PIDONE_LAST_WORDS", b"PIDONE_FAILURES"
+HASTE = b"PIDONE_HASTE"  # number of runs in a row without a task, though a repo had announced one; see doze.c
 UNTOLD = b"PIDONE_UNTOLD"  # lines of the journal that were not reported to the repo
 
 

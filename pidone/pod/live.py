@@ -110,7 +110,7 @@ async def _leave_when_idle(program: PodProgram, client: RepoClient, scope: trio.
             program.journal.write("idle", reaped=program.reaper.orphans)
             await _wait_reported(client)
             if program.engine.idle:
-                _leave(scope)
+                _leave(program, scope)
                 return
 
 
@@ -127,7 +127,7 @@ async def _leave_when_end_is_revoked(
             program.journal.write("end-revoked", by="repo")
             await _wait_reported(client)
             if program.end_revoked is revoked:
-                _leave(scope)
+                _leave(program, scope)
                 return
 
 
@@ -136,7 +136,9 @@ async def _wait_reported(client: RepoClient) -> None:
         await client.wait_reported()
 
 
-def _leave(scope: trio.CancelScope) -> None:
+def _leave(program: PodProgram, scope: trio.CancelScope) -> None:
+    if program.had_tasks:
+        posix.environ.pop(stages.HASTE, None)
     stages.block()  # a TERM that comes after the receivers are removed stays pending for what follows
     scope.cancel()
 

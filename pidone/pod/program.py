@@ -59,6 +59,7 @@ class PodProgram:
             self._setting(UNKNOWN_POD), journal, changed=self._changed, random=self.random, build=build
         )
         self._phase = Phase.RUNNING
+        self.had_tasks = False
         self._uid = ""  # of the pod, as the last bundle with a plan has it
         self._end_is_the_repos = False  # only a repo's bundle has begun the end
         self.end_revoked = trio.Event()  # a repo says that the pod runs, after a repo has begun its end
@@ -87,7 +88,7 @@ class PodProgram:
             return
         else:
             self.engine.apply(bundle.plan, setting=self._setting(bundle.pod))
-            self._uid = bundle.pod.uid
+            self._uid, self.had_tasks = bundle.pod.uid, self.had_tasks or bool(bundle.plan.tasks)
             self._follow_application(bundle)
             if bundle.containers_started:
                 self.engine.happened(CONTAINERS_STARTED)

@@ -27,10 +27,10 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> "Settings":
-        repos = tuple(url.strip() for url in environ.get("PIDONE_REPO", IN_CLUSTER).split(",") if url.strip())
+        repos = tuple(url.strip() for url in environ.get("PIDONE_REPO", "").split(",") if url.strip())
         linger = environ.get("PIDONE_LINGER", "")
         return cls(
-            repos,
+            repos or (IN_CLUSTER,),
             pod_ip=environ.get("PIDONE_POD_IP") or None,
             linger=max(1.0, float(linger)) if linger.isdecimal() else LINGER_SECONDS,
             programs=environ.get("PIDONE_PROGRAMS") or actions.PROGRAMS,

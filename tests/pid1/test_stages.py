@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from textwrap import dedent
 
@@ -126,6 +127,8 @@ ASKER = dedent("""
         import signal
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         os.environ.pop("PIDONE_STAGE")
+        if "idle" not in order:  # as an engine that had tasks
+            os.environ.pop("PIDONE_HASTE")
         os.execv(sys.argv[2], [sys.argv[2], sys.executable, *sys.argv])
 """)
 
@@ -237,6 +240,43 @@ def test_a_delay_on_the_command_line(director: Director) -> None:
     with dozing("-d", "700", *director.program):
         director.next("later 60000")
         assert time.monotonic() - began >= 0.7
+
+
+def test_a_doorbell_that_rings_at_once_each_time_is_no_repos_and_slows_down(director: Director) -> None:
+    """Any web server answers 200 with a body."""
+    with dozing(*director.program):
+        times = []
+        for _ in range(4):
+            _, bell = director.next("bell")
+            times.append(time.monotonic())
+            bell.sendall(b"<html>")
+        gaps = [later - earlier for earlier, later in pairwise(times)]
+        assert gaps[1] >= 0.5
+        assert gaps[2] >= 1.0
+
+
+def test_plans_without_tasks_slow_down_too(director: Director) -> None:
+    """Any web server may answer 303. The count survives the change to the engine and back."""
+    with dozing(*director.program):
+        times = []
+        for _ in range(3):
+            director.next("plan")
+            times.append(time.monotonic())
+            director.next("doze idle")
+        gaps = [later - earlier for earlier, later in pairwise(times)]
+        assert gaps[0] >= 0.5
+        assert gaps[1] >= 1.0
+
+
+def test_a_short_pause_that_is_asked_for_again_and_again_grows(director: Director) -> None:
+    with dozing(*director.program):
+        times = []
+        for _ in range(3):
+            director.next("later 1")
+            times.append(time.monotonic())
+        gaps = [later - earlier for earlier, later in pairwise(times)]
+        assert gaps[0] >= 0.5
+        assert gaps[1] >= 1.0
 
 
 @pytest.mark.parametrize("storm", [False, True])
