@@ -57,8 +57,11 @@ class Context(Protocol):
     def every(self) -> float | None:
         """The task's period in seconds, for an action whose run does not end."""
 
-    def report(self, state: str) -> None:
-        """Set the state of the task, for the edges of other tasks and for people."""
+    def report(self, state: str, reason: str | None = None) -> None:
+        """Set the state of the task, for the edges of other tasks and for people.
+
+        ``reason`` becomes the error of the task, which its report and webhooks have; None leaves the last one.
+        """
 
     def log(self, event: str, **fields: object) -> None:
         """Write a line with the task's name to the journal."""

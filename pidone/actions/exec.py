@@ -162,12 +162,13 @@ class Exec:
         try:
             why = await self._command.run(context)
         except StartError as error:
-            context.report(FAILED)
+            context.report(FAILED, str(error))
             raise TaskFailed(str(error)) from error
         except BaseException:
-            context.report(FAILED)  # the timeout, or the end of the task, when nothing reads the state
+            # the timeout, or the end of the task, when nothing reads the state
+            context.report(FAILED, "cut off")
             raise
-        context.report(FAILED if why else SUCCEEDED)
+        context.report(FAILED if why else SUCCEEDED, why)
         if why:
             raise TaskFailed(why)
 

@@ -33,8 +33,8 @@ class Heartbeat:
             if not isinstance(registration, Renewable):
                 raise TaskFailed(f'there is no registration "{self._of}" to renew')
             await registration.heartbeat()
-        except TaskFailed:
-            context.report(FAILING)
+        except TaskFailed as error:
+            context.report(FAILING, str(error))
             raise
         context.report(STARTED)
 

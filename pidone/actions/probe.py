@@ -82,7 +82,7 @@ class Probe:
             if asked >= due or not failure:
                 state = self._thresholds.take(not failure)
                 if state:
-                    context.report(state)
+                    context.report(state, failure)
                 # Counted from the start of the last request, so that a slow answer does not stretch the period. After
                 # an answer that took longer than a period, one request follows at once.
                 due = max(min(due, asked) + self._period, trio.current_time())

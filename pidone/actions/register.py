@@ -143,7 +143,7 @@ class Register:
                 renewed = await self.registry.heartbeat()
                 self._away = False
                 if not renewed:
-                    context.report(LOST)
+                    context.report(LOST, "the registry does not have the instance any more")
                     self._due = True
             if self._due:
                 await self._register(context, status)
@@ -164,7 +164,7 @@ class Register:
             raise TaskFailed("cut off without an answer")
         self._accepted, self._status, self._due, self._cut_off = True, status, False, False
         context.log("registered", status=status, overridden=shown if shown != status else None)
-        context.report(REGISTERED)
+        context.report(REGISTERED, "")
 
     def _failed(self, context: Context, error: PidoneError, *, renewed: bool) -> None:
         """Set the backoff and log the error. The registration stays: the registry keeps it until the lease ends."""

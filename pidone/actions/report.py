@@ -104,12 +104,12 @@ class Report:
                     failures += 1
                     if failures == 1:
                         context.log("report-failed", error=error)
-                    context.report(FAILING)
+                    context.report(FAILING, str(error))
                     await trio.sleep(max(RETRY_MIN_SECONDS, RETRY.delay(failures, self._random)))
                     pending.set()
                 else:
                     failures = 0
-                    context.report(REPORTING)
+                    context.report(REPORTING, "")
 
     async def undo(self, context: Context) -> None:
         """Close the destination. A failure is logged and not retried, since it must not delay the end of the pod."""

@@ -128,6 +128,7 @@ class StateReported:
 
     name: str
     state: str
+    reason: str | None = None  # for people; None: the last error stays
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,9 +244,9 @@ class Core:
                 if name not in self._lasting:
                     self._lasting |= LASTING & {name}
                     self._fire(name)
-            case StateReported(name, word):
+            case StateReported(name, word, reason):
                 if name in self.tasks:
-                    self._reported(self.tasks[name], word, now)
+                    self._reported(self.tasks[name], word, reason, now)
             case RunEnded(name):
                 if name in self.tasks:
                     self._run_ended(self.tasks[name], event, now)
@@ -466,11 +467,13 @@ class Core:
 
     # What happened
 
-    def _reported(self, state: TaskState, word: str, now: float) -> None:
+    def _reported(self, state: TaskState, word: str, reason: str | None, now: float) -> None:
         at_work = {Stage.RUNNING, Stage.PAUSING, Stage.STOPPING, Stage.UNDOING}
         if state.state == word or state.stage not in at_work:
             return
         state.state, state.since = word, now
+        if reason is not None:
+            state.error = reason
         self.changes += 1
         self.news += 1
         if not state.leaving and state.stage is not Stage.PAUSING:

@@ -398,10 +398,10 @@ class _TaskContext:
         self.task = task.name
         self.every = task.every
 
-    def report(self, state: str) -> None:
+    def report(self, state: str, reason: str | None = None) -> None:
         if self.state_of(self.task) != state and self._engine._scopes.get(self.task) is self._scope:
             self._engine._tell_state(self.task, state)
-            self._engine._handle(StateReported(self.task, state))
+            self._engine._handle(StateReported(self.task, state, reason))
 
     def log(self, event: str, **fields: object) -> None:
         self._engine._journal.write(event, task=self.task, **fields)

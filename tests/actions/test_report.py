@@ -1,6 +1,7 @@
 """Results to a webhook and a Pushgateway: real servers on loopback, the engine's own view of its tasks."""
 
 import json
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -110,6 +111,41 @@ async def test_a_webhook_gets_each_change_with_the_pod_and_its_headers(
     numbers = [one["number"] for message in receiver.messages for one in message["results"]]
     assert numbers == sorted(set(numbers))
     nursery.cancel_scope.cancel()
+
+
+async def test_a_webhook_gets_the_reason_of_each_bad_state_with_it(
+    receiver: Receiver, bench: Bench, nursery: trio.Nursery, free_port: Callable[[], int]
+) -> None:
+    url, dead = await serve(nursery, receiver), free_port()
+    bench.apply(
+        {"webhook": {"url": url}},
+        {"name": "ready", "probe": {"tcpSocket": {"port": dead}, "failureThreshold": 1}},
+        {"name": "run", "exec": {"command": ["/opt/pidone/absent"]}, "restartPolicy": "Never"},
+        {"name": "beat", "every": 0.2, "heartbeat": {"of": "ready"}},
+    )
+
+    def reasons() -> dict[tuple[str, str], str]:
+        results = [result for message in receiver.messages for result in message["results"]]
+        return {(result["task"], result["state"]): result["error"] for result in reversed(results)}
+
+    bad = {("ready", "unhealthy"), ("run", "failed"), ("beat", "failing")}
+    await receiver.until(lambda: bad <= set(reasons()))
+    told = reasons()
+    assert told["ready", "unhealthy"] == f"127.0.0.1:{dead}: Connection refused"
+    assert "/opt/pidone/absent" in told["run", "failed"]
+    assert "no registration" in told["beat", "failing"]
+
+    async with trio.open_nursery() as serving:
+        listeners = await trio.open_tcp_listeners(dead, host="127.0.0.1")
+        serving.start_soon(trio.serve_listeners, drop, listeners)
+        await receiver.until(lambda: ("ready", "healthy") in reasons())
+        assert reasons()["ready", "healthy"] == ""
+        serving.cancel_scope.cancel()
+    nursery.cancel_scope.cancel()
+
+
+async def drop(stream: trio.SocketStream) -> None:
+    await stream.aclose()
 
 
 async def test_of_chooses_the_tasks_and_every_tells_them_again_and_again(

@@ -20,7 +20,7 @@ class Watcher:
         self.lines: list[str] = []  # of output
         self._send, self._receive = trio.open_memory_channel[str](100)
 
-    def report(self, state: str) -> None:
+    def report(self, state: str, reason: str | None = None) -> None:
         if not self.states or self.states[-1] != state:
             self.states.append(state)
             self._send.send_nowait(state)
