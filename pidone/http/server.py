@@ -671,5 +671,5 @@ async def _close_gracefully(stream: trio.abc.Stream) -> None:
         if isinstance(stream, trio.abc.HalfCloseableStream):  # TLS cannot be half closed
             await stream.send_eof()
         with trio.move_on_after(1):
-            while await stream.receive_some():
+            while await stream.receive_some(_PART_BYTES):
                 pass
