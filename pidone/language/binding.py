@@ -1,8 +1,8 @@
-"""From labels to tasks: which TaskBindings choose a pod, and what their TaskSets come to in it.
+"""The plan of a pod: the TaskBindings that select it, and the tasks of their TaskSets.
 
-Pure: the same rules and pod give the same tasks in the same order in any process, so every replica serves
-the same bytes. Where two bindings disagree nothing of either is derived and both are named: the last one winning
-is how people lose an afternoon.
+Functions over values: the same rules and pod give the same tasks in the same order in every process, so all replicas
+serve the same bytes. If two bindings bring different tasks of one name, the pod gets nothing of either, and the error
+names both.
 
 A binding brings the sets as they are, unless the rules have a rollout for it: then a pod gets one of two versions,
 by a number that is made of its uid.
@@ -50,10 +50,9 @@ class Fault:
 
 
 class BindingError(PidoneError):
-    """No plan with everything that binds a pod can be derived; the text names the bindings at fault.
+    """The plan of a pod cannot be derived; the text names the bindings at fault.
 
-    ``rest`` are the tasks without theirs, for a pod that has no plan yet: whoever has one keeps all of it, for what
-    was good before is not taken away by a mistake.
+    ``rest`` are the tasks of all other bindings, for a pod that has no plan yet. A pod that has one keeps it.
     """
 
     def __init__(self, faults: Sequence[Fault], rest: Sequence[dict[str, Any]] = ()) -> None:
@@ -240,7 +239,7 @@ def _bring(binding: TaskBinding, pod: Bound, rules: Rules) -> _Brought | None:
 
 
 def _conflicts(brought: Sequence[_Brought]) -> Iterator[Fault]:
-    """Once for each two bindings. What is bound twice, or inherited twice, is one, if both make the same of it.
+    """Yield a fault for each two bindings that bring different tasks of one name. Equal ones of one origin are one.
 
     A task is compared with the first one of its name alone, since "the same" is transitive. So the work grows with the
     tasks, and not with the pairs of bindings.

@@ -1,7 +1,7 @@
 """What a task may take from the containers of its pod: plain variables, numbers of named ports, their own probes.
 
 All of it comes from the Pod object. Nothing is read out of a container, and nothing that a Secret or a
-ConfigMap fills: the plan can be read by whoever reads plans.
+ConfigMap fills: everybody who may read plans would see it.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
-"""A set with all that it extends: ``extends``, ``override``, ``disable``.
+"""Merges a set with the sets that it extends: ``extends``, ``override``, ``disable``.
 
-Earlier sets come first, tasks are merged by name, and nothing is replaced that was not meant to be: a task of
-the same name is an error unless it says ``override``, or the inherited one is disabled. A param that a set
+Earlier sets come first, and tasks are merged by name. A task with the name of an inherited one is an error, unless it
+has ``override`` or the inherited one is disabled. A param that a set
 declares itself counts before inherited ones of its name, and keeps their type, since inherited tasks refer to it.
 A set that is reached on two ways is there once.
 

@@ -109,7 +109,7 @@ def ordered(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown word: what was meant, or what there is."""
+    """Return the end of a message about an unknown word: the nearest known word, or all of them."""
     options = list(known)[:MAX_COMPARED]
     folded = {option.lower(): option for option in options}
     low = word.lower()

@@ -1,6 +1,6 @@
-"""Which tasks of a set a pod has at all: ``podSelector`` of each, and what becomes of those that refer to others.
+"""The tasks of a set that a pod has: those whose ``podSelector`` selects it, without references to the others.
 
-A task that is left out takes with it what cannot be without it, and holds nothing up:
+A task that is left out delays no other task, and takes tasks with it that cannot work without it:
 
 - an edge in ``needs`` or ``while`` to it is dropped: there is nothing to wait for;
 - an event of it in ``runOn`` is dropped, and a task that nothing else would ever start is left out itself;
@@ -21,7 +21,7 @@ _WHOLE_TASK = object()  # instead of a value without which its task is not wante
 
 
 def pruned(tasks: Sequence[Task], labels: Mapping[str, str]) -> list[Task]:
-    """The tasks of a pod with these labels. Tasks that nothing was dropped from are the objects that were given."""
+    """Return the tasks of a pod with these labels. Tasks without changes are the same objects as before."""
     kept = [task for task in tasks if matches(Selector.of(task.get("podSelector", {})), labels)]
     gone = {task["name"] for task in tasks} - {task["name"] for task in kept}
     if not gone:
@@ -53,9 +53,8 @@ def _all_gone(tasks: Sequence[Task], gone: set[str]) -> set[str]:
 def _groups(value: Any, shape: Shape, *, top: bool = False) -> Iterator[set[str]]:
     """Yield the sets of names of which a task needs one each, or it is gone too."""
     if isinstance(value, list) and shape.items is not None:
-        if (
-            shape.items.task and value and not shape.task
-        ):  # where a name could stand instead, the list is dropped
+        # where a name may stand instead of the list, as in follow, an empty list is dropped
+        if shape.items.task and value and not shape.task:
             yield {item for item in value if isinstance(item, str)}
         for item in value:
             yield from _groups(item, shape.items)
@@ -65,7 +64,7 @@ def _groups(value: Any, shape: Shape, *, top: bool = False) -> Iterator[set[str]
         below = shape.properties.get(name)
         if below is None:
             continue
-        if below.task and name in shape.required:
+        if below.task and name in shape.required and isinstance(inner, str):
             yield {inner}
         elif top and name == "runOn" and inner and "every" not in value:
             yield {edge.partition(".")[0] for edge in inner}
@@ -74,7 +73,7 @@ def _groups(value: Any, shape: Shape, *, top: bool = False) -> Iterator[set[str]
 
 
 def _without(value: Any, shape: Shape, gone: set[str]) -> Any:
-    """``value`` without what refers to tasks that are gone."""
+    """Return ``value`` without references to tasks that are gone."""
     if isinstance(value, str) and shape.task:
         return _GONE if value in gone else value
     if isinstance(value, list) and shape.edges:

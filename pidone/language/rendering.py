@@ -21,7 +21,7 @@ MAX_CHARACTERS = 1 << 20  # of all texts of one pod's plan, four times what a bu
 def render(
     task_sets: Sequence[TaskSet], arguments: Mapping[str, object], pod: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """The plan's ``tasks``, in the order of the sets and of their files.
+    """Return the ``tasks`` of the plan, in the order of the sets and of their files.
 
     ``arguments`` are the values the binding gives; ``pod`` is a core/v1 Pod object. Raises ``LanguageError``
     where a param has no fitting value, an argument belongs to no param, or two sets have a task of one name. The
@@ -184,7 +184,7 @@ class _Setting:
 
 
 def _value(value: Any, shape: Shape, setting: _Setting, path: str) -> Any:
-    """``value`` as the plan has it; the shape says what stands at its position."""
+    """Return ``value`` as it stands in the plan, by the shape of its position."""
     if shape.type == "object":
         return _object(value, shape, setting, path)
     if shape.type == "array" and shape.items is not None:

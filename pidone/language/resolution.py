@@ -1,4 +1,4 @@
-"""Sets as they are rendered: each with all that it extends, and consistent as a whole."""
+"""Flattened sets: each with all that it extends, and without contradictions."""
 
 from collections.abc import Sequence
 
@@ -18,14 +18,14 @@ def flatten(task_set: TaskSet, sets: Sets) -> TaskSet:
         raise LanguageError(f'{owner.title} extends "{name}", which is not there{meant}')
     for problem in found.problems:
         raise LanguageError(f"{problem.owner.title}: {problem.message}")
-    if task_set.extends:  # without, the checker has said what there is to say
+    if task_set.extends:  # a set without extends was checked as a whole already
         for message, _ in inconsistencies(found.task_set):
             raise LanguageError(f"{task_set.title} with all that it extends: {message}")
     return found.task_set
 
 
 def heirs(task_sets: Sequence[TaskSet]) -> list[TaskSet]:
-    """What a file of sets comes to: those that no other of them extends, flattened. Raises ``LanguageError``."""
+    """Return the sets that no other set extends, flattened. Raises ``LanguageError``."""
     sets = Sets.of(task_sets)
     extended = {id(base) for one in task_sets for base in sets.bases(one)}
     return [flatten(one, sets) for one in task_sets if id(one) not in extended]

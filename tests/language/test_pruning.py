@@ -1,9 +1,12 @@
 """``podSelector`` of a task: what a pod without it gets of the others."""
 
+from collections.abc import Callable
+from random import Random
 from typing import Any
 
 import pytest
 
+from pidone.language.pruning import pruned
 from pidone.language.rendering import render
 from tests.language.test_rendering import POD, task_set
 
@@ -94,3 +97,37 @@ def test_a_param_of_a_task_that_is_left_out_needs_no_value() -> None:
 def test_expressions_are_those_of_kubernetes(expression: str, there: bool) -> None:
     one = task_set("[]", f"[{{name: run, podSelector: {{matchExpressions: [{expression}]}}, {RUN}}}]")
     assert bool(render([one], {}, POD)) is there
+
+
+def test_no_task_refers_to_one_that_is_gone() -> None:
+    """For any tasks: what is kept is complete, and nothing more than needed is dropped."""
+    random = Random(1)
+    labels = {"matchLabels": {"never": "there"}}
+    for _ in range(500):
+        names = [f"t{number}" for number in range(random.randrange(2, 9))]
+        tasks: list[dict[str, Any]] = []
+        for name in names:
+            others = random.sample(names, random.randrange(1, len(names)))
+            task: dict[str, Any] = {"name": name, **random.choice(ACTIONS)(others)}
+            task |= {
+                key: [f"{one}.x" for one in others] for key in ("needs", "runOn") if random.random() < 0.3
+            }
+            task |= {"every": "5s"} if random.random() < 0.2 else {}
+            task |= {"podSelector": labels} if random.random() < 0.2 else {}
+            tasks.append(task)
+        kept = {task["name"]: task for task in pruned(tasks, {})}
+        for left in kept.values():
+            edges = [edge.partition(".")[0] for key in ("needs", "runOn") for edge in left.get(key, ())]
+            named = [left.get("heartbeat", {}).get("of"), left.get("register", {}).get("follow")]
+            named += left.get("report", {}).get("of", [])
+            assert {*edges, *(name for name in named if name is not None)} <= kept.keys()
+        if not any("podSelector" in task for task in tasks):
+            assert list(kept.values()) == tasks
+
+
+ACTIONS: tuple[Callable[[list[str]], dict[str, Any]], ...] = (
+    lambda others: {"exec": {"command": ["/x"]}},
+    lambda others: {"heartbeat": {"of": others[0]}},
+    lambda others: {"register": {"eureka": {"app": "a"}, "follow": others[0]}},
+    lambda others: {"report": {"webhook": {"url": "http://e"}, "of": others}},
+)
