@@ -25,7 +25,7 @@ PASSED_OVER = "passed-over"
 
 _SETS = ("spec", "taskSets")
 _NEAR = 0.8  # of difflib: from here on a name is a misspelt one
-_MAX_COMPARED = 100  # bindings that are compared with each other for one name of a task
+_MAX_COMPARED = 100  # names with one name, and bindings with each other for one name of a task
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +88,7 @@ class _Files:
         self.sets = Sets(values)
         self.placed = objects
         self._flat: dict[int, Flat] = {}
+        self._near: dict[tuple[str, bool, str], tuple[str, list[str]]] = {}
 
     def of(self, file: str) -> Sets:
         """Return the sets as a file sees them: of copies its own counts."""
@@ -100,6 +101,14 @@ class _Files:
         if id(task_set) not in self._flat:
             self._flat[id(task_set)] = flat(task_set, sets)
         return self._flat[id(task_set)]
+
+    def near(self, name: str, binding: TaskBinding) -> tuple[str, list[str]]:
+        """Return the name that a binding means by one that is not there, and all names that it can name."""
+        key = name, binding.cluster, binding.namespace
+        if key not in self._near:
+            there = sorted({one[2] for one in self.names if _gets(binding, one)})
+            self._near[key] = _near(name, there), there
+        return self._near[key]
 
     def task(self, task: Mapping[str, Any]) -> tuple[Document, Span] | None:
         """Return where a task is written; None for one that is merged of several."""
@@ -178,8 +187,8 @@ def _say_unknown(placed: Placed, binding: TaskBinding, index: int, files: _Files
     document, name = placed.document, binding.task_sets[index]
     span = document.span((*_SETS, index))
     kind = "ClusterTaskSet" if binding.cluster else "TaskSet"
-    there = sorted({one[2] for one in files.names if _gets(binding, one)})
-    if near := _near(name, there):
+    near, there = files.near(name, binding)
+    if near:
         document.say(span, f'there is no {kind} "{name}"; did you mean "{near}"?', "unknown-set")
     elif any(one.file == placed.file for key, one in files.names.items() if _gets(binding, key)):
         meant = suggestion(name, there)
@@ -195,13 +204,14 @@ def _say_unknown(placed: Placed, binding: TaskBinding, index: int, files: _Files
 
 def _near(name: str, others: Sequence[str]) -> str:
     """Return the name that was misspelt as ``name``; empty if there is none. web-2 is not a misspelt web."""
+    letters = sorted(name)
+    swapped = next((other for other in others if len(other) == len(name) and sorted(other) == letters), "")
     near = [
         other
-        for other in get_close_matches(name, others, n=1, cutoff=_NEAR)
+        for other in get_close_matches(name, others[:_MAX_COMPARED], n=1, cutoff=_NEAR)
         if not (name.startswith(other) or other.startswith(name))
     ]
-    letters = sorted(name)
-    return next(iter((*near, *(other for other in others if sorted(other) == letters))), "")
+    return next(iter(near), swapped)
 
 
 def _gets(binding: TaskBinding, name: Name) -> bool:

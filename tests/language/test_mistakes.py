@@ -34,3 +34,11 @@ def test_mistakes_are_found_at_their_places() -> None:
     missed = {mistake["files"][0] for mistake in MISTAKES if not places(mistake) & set(mistake["at"])}
     assert sorted(missed) == sorted(NOT_FOUND)
     assert len(missed) <= (1 - LEAST_FOUND) * len(MISTAKES)
+
+
+def test_nothing_is_said_about_what_is_right_together() -> None:
+    """The ready-made sets, and the examples that bind them."""
+    top = HERE.parents[2]
+    files = [file for folder in ("tasks", "examples") for file in sorted((top / folder).glob("*.yaml"))]
+    checked = check_files([parse_bytes(file.read_bytes(), str(file)) for file in files])
+    assert [str(one) for file in checked for one in (*file.all, *file.passed_over)] == []
