@@ -134,8 +134,10 @@ def _resolved(part: Part, definitions: Mapping[str, Part]) -> Part:
 
 
 def _value_or_reference(part: Part, definitions: Mapping[str, Part]) -> dict[str, Any]:
-    """Return a string with either pattern, or an int-or-string if the value is a number."""
+    """Return a string with either pattern, an int-or-string if the value is a number, or no type for true or false."""
     value, reference = (_resolved(branch, definitions) for branch in part["anyOf"])
+    if value["type"] == "boolean":
+        return _any_scalar(part)
     result = _described(part)
     if value["type"] == "string":
         result["type"] = "string"

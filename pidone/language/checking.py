@@ -454,6 +454,8 @@ def _written(instance: Any, wanted: str) -> str:
     """How a value that is nearly right is written."""
     if wanted == "string" and not isinstance(instance, str | dict | list):
         return "quote it"
+    if wanted == "boolean" and instance in ("true", "false"):
+        return "remove the quotation marks"
     if isinstance(instance, str) and instance.isdecimal():
         return f"write {instance} without quotation marks"
     if isinstance(instance, str) and ("${" in instance or "{{" in instance):

@@ -211,7 +211,7 @@ def test_the_api_server_takes_what_the_checker_takes(file: Path) -> None:
 # A scalar of any type is what no structural schema can say; the checker says it.
 # The same holds for a name or a list of names. What metadata has is the API server's own.
 LOOSER = re.compile(
-    r"^(metadata(\..*)?|spec\.(tasks\.\d+\.register\.follow(\.\d+)?|params\.\d+\.(default|enum\.\d+)|params\.(?!\d+$)[^.]+))$"
+    r"^(metadata(\..*)?|spec\.(tasks\.\d+\.(register\.(follow(\.\d+)?|eureka\.(p|secureP)ortEnabled)|report\.onChange)|params\.\d+\.(default|enum\.\d+)|params\.(?!\d+$)[^.]+))$"
 )
 
 

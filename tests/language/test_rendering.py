@@ -212,3 +212,15 @@ if __name__ == "__main__":
     for file in EXPECTED:
         rendered = render(heirs(from_file(f"tests/language/good/{file.stem}.yaml")), {}, POD)
         file.write_text(json.dumps(rendered, indent=2) + "\n", "utf-8")
+
+
+def test_a_flag_may_be_a_reference() -> None:
+    params = "[{name: changes, type: boolean, default: false}]"
+    tasks = "[{name: tell, every: 1m, report: {webhook: {url: http://a/}, onChange: $(params.changes)}}]"
+    head = "apiVersion: pidone.dev/v1alpha1\nkind: TaskSet\nmetadata: {name: x}\n"
+    text = f"{head}spec: {{params: {params}, tasks: {tasks}}}\n"
+    (flags,) = check_text(text, "x.yaml").objects
+    assert isinstance(flags, TaskSet)
+    for arguments, value in (({}, False), ({"changes": True}, True)):
+        (task,) = render([flags], arguments, {})
+        assert task["report"]["onChange"] is value
