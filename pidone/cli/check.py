@@ -1,4 +1,4 @@
-"""``pidone check``: every mistake in these files, each with its place and remedy."""
+"""``pidone check``: prints every mistake in files, with its place and remedy."""
 
 import os
 import sys
@@ -17,10 +17,10 @@ PASSED_OVER_LINES = 10
 
 
 def check(paths: Sequence[str], *, form: str = "text", strict: bool = False) -> int:
-    """Files, folders (all ``*.yaml`` and ``*.yml`` below), ``-``; findings to stdout, a summary to stderr.
+    """Print the findings of files and folders, or of the standard input for ``-``, and a summary on the standard error.
 
-    0: no errors. 1: there are some. 2: a path cannot be read, or there is nothing to check; what can be read
-    is checked all the same. 3: with ``strict``, there are warnings and nothing worse.
+    Exit code 0: no errors. 1: errors. 2: a path cannot be read, or there is no file; the others are checked all the
+    same. 3: with ``strict``, warnings and no errors.
     """
     files = list(dict.fromkeys(file for path in paths for file in yaml_files(path)))
     checked, problems = _checked(files)
@@ -43,7 +43,7 @@ def check(paths: Sequence[str], *, form: str = "text", strict: bool = False) -> 
 
 
 def _checked(files: Sequence[str]) -> tuple[list[Checked], list[str]]:
-    """What is in each file, and why some cannot be read."""
+    """Return the result of each file, and a message for each that cannot be read."""
     parsed, unread = [], []
     for file in files:
         try:
@@ -63,14 +63,14 @@ def _passed_over(passed: Sequence[Finding]) -> list[str]:
 
 
 def _write(output: str) -> None:
-    """To stdout, in whatever encoding a terminal has."""
+    """Print on the standard output, with escapes for what its encoding does not have."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     sys.stdout.write(output)
 
 
 def _wants_colour(stream: TextIO) -> bool:
-    """A terminal that can, and nobody who said no (https://no-color.org)."""
+    """True for a terminal with colours, unless NO_COLOR is set (https://no-color.org)."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
@@ -82,6 +82,8 @@ def _summary(checked: Sequence[Checked]) -> str:
         found = " and ".join(_count(number, what) for number, what in counted if number)
         return f"{found} in {_count(sum(bool(one.all) for one in checked), 'file')}"
     objects = sum(len(one.objects) for one in checked)
+    if not objects:
+        return f"nothing was checked: no TaskSet and no TaskBinding in {_count(len(checked), 'file')}"
     return f"{_count(len(checked), 'file')} with {_count(objects, 'object')} of pidone: no findings"
 
 

@@ -128,6 +128,7 @@ def test_a_folder_of_other_kinds_is_passed_over_in_a_few_lines(
     assert check([str(tmp_path)]) == 0
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 11
+    assert lines[-1] == "nothing was checked: no TaskSet and no TaskBinding in 1 file"
     assert lines[-2] == "491 more documents and names were passed over"
 
 
