@@ -1,4 +1,4 @@
-"""Case files of ``pidone test``: read with positions and checked as strictly as what they are about."""
+"""Reads and checks the case files of ``pidone test``, with the positions of all values."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ GONE, TERMINATES, STARTED = "gone", "terminates", "containersStarted"
 
 @dataclass(frozen=True, slots=True)
 class CaseFile:
-    """One case file, and where in it everything stands."""
+    """One case file without findings, with the positions of its values."""
 
     document: Document
 
@@ -38,7 +38,7 @@ class CaseFile:
 
 
 def read_cases(text: str, file: str) -> tuple[CaseFile | None, tuple[Finding, ...]]:
-    """The cases, or what is wrong with their file; the tasks they name are looked at by ``check_names``."""
+    """Return the cases, or None and the findings. ``check_names`` checks the names of tasks in them."""
     documents, findings = read(text, file)
     if findings:
         return None, ordered(findings)
@@ -75,13 +75,13 @@ def _check_times(document: Document) -> None:
 
 
 def task_actions(sets: Sequence[TaskSet]) -> dict[str, str]:
-    """The name of the action of each task, by the task's name."""
+    """Return the names of the actions by the names of their tasks."""
     tasks = {task["name"]: action_of(task) for task_set in sets for task in task_set.tasks}
     return {name: action.name for name, action in tasks.items() if action is not None}
 
 
 def check_names(cases: CaseFile, sets: Sequence[TaskSet]) -> tuple[Finding, ...]:
-    """Tasks that no set has, states that they are never in, and answers that they never get."""
+    """Return findings about unknown tasks, and about states and answers that the task's action does not have."""
     names = task_actions(sets)
     findings: list[Finding] = []
 

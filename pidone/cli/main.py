@@ -1,4 +1,4 @@
-"""Commands and their options; what a command does stands in the module of its name, imported when it is called."""
+"""Defines the commands and their options. The module of a command's name has its code, and is imported when it runs."""
 
 import argparse
 import os
@@ -25,7 +25,7 @@ INTERRUPTED, BROKEN_PIPE = 130, 141  # as a shell has them: 128 and the number o
 
 
 def run(argv: Sequence[str]) -> int:
-    """The exit code: 0, 1 findings or failures, 2 usage (argparse's own) or a file that cannot be read."""
+    """Run a command. Exit code 0, 1 for findings or failures, 2 for wrong usage or a file that cannot be read."""
     try:
         arguments = _parse(argv)
         command: Callable[[argparse.Namespace], int] = arguments.call
@@ -67,12 +67,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _discard_output() -> None:
-    """What is still unwritten goes nowhere, quietly: the interpreter would try again at its end."""
+    """Discard output that is not written yet; otherwise the interpreter would write it at its end, and fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parser() -> argparse.ArgumentParser:
-    """All commands; an argument's attribute ``complete`` says what a shell completes it with."""
+    """Return the parser of all commands. An argument's attribute ``complete`` tells what a shell completes it with."""
     whole = argparse.ArgumentParser(
         prog="pidone",
         description="Without arguments: process 1 of a pod, configured by its environment (PIDONE_REPO). "
@@ -188,7 +188,7 @@ def _trying(commands: "Commands[argparse.ArgumentParser]") -> None:
     add_pod(run_command)
 
 
-# One function a command: the imports of a command are no others' time.
+# One function for each command, so that a command imports only its own modules.
 
 
 def _check(arguments: argparse.Namespace) -> int:

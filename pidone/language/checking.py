@@ -1,7 +1,8 @@
-"""The checker: a file in, findings or objects out.
+"""Checks files: the findings of each, or its objects if there are none.
 
-The schema says what is wrong, one small function for each keyword says it in words, the semantic pass sees
-what a schema cannot. All mistakes of a file come in one run, in the file's order, none twice.
+The schema finds what does not fit, and one function for each of its keywords writes the message. ``semantics``,
+``lint`` and ``leftovers`` find what a schema cannot, and ``across`` compares the objects of all files. All mistakes of
+a file are found in one run, in the file's order, each once.
 """
 
 import re
@@ -63,9 +64,9 @@ _ELSEWHERE = {
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What is in a file. There are no objects where there are findings.
+    """The result of a file: its objects, or findings and no objects.
 
-    ``warnings`` refuse nothing: they are about what works, and is rarely meant.
+    ``warnings`` are about what works and is rarely intended; objects with warnings alone are used.
     """
 
     findings: tuple[Finding, ...] = ()
@@ -80,7 +81,7 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """A file as YAML: its documents, and what was found so far."""
+    """A file that was read as YAML: its documents, and the findings so far."""
 
     documents: tuple[Document, ...] = ()
     findings: tuple[Finding, ...] = ()
@@ -129,9 +130,9 @@ def check_files(files: Sequence[Parsed]) -> list[Checked]:
 
 
 def extended_sets(files: Iterable[Parsed]) -> Sets:
-    """The sets of these files that others of them extend, as far as the schema finds nothing in them.
+    """Return the sets of these files without errors of the schema, if one of them extends another; else none.
 
-    And those that extend: a name that is nearly the name of one of them is a mistake.
+    The sets that extend are among them, since a name that is nearly the name of one is a mistake.
     """
     values = [
         document.root.value
@@ -223,7 +224,7 @@ def _foreign(document: Document) -> Iterator[Finding]:
 
 
 def _listed(documents: Iterable[Document]) -> Iterator[Document]:
-    """The documents, and for a List, as kubectl get prints it, those in it."""
+    """Return the documents; instead of a List, as kubectl get prints it, its items."""
     for document in documents:
         value = document.root.value
         is_list = isinstance(value, dict) and value.get("kind") == "List"
@@ -245,7 +246,7 @@ def _items(items: Sequence[Node], document: Document) -> Iterator[Document]:
 
 
 def _kind(document: Document) -> str | None:
-    """Our kind that a document is of; None where it is another's, or too far off to be checked further."""
+    """Return which of our kinds a document has; None if it has another, or none that could be checked."""
     value = document.root.value
     if value is None:
         return None
@@ -301,7 +302,7 @@ def _is_no_other(version: object) -> bool:
 
 
 def check_schema(document: Document, kind: str) -> list[Path]:
-    """Say what does not fit the schema of ``kind``; the paths where."""
+    """Add findings about what does not fit the schema of ``kind``. Return their paths."""
     broken: list[Path] = []
     for error in validator(kind).iter_errors(document.root.value):
         if document.full:
@@ -327,7 +328,7 @@ def _check_document(document: Document, kind: str, sets: Sets) -> None:
 
 
 def _sound(broken: Sequence[Path]) -> Callable[[Path], bool]:
-    """Whether there was no error at or below a path."""
+    """Return a function that is true for a path without an error at or below it."""
     above = {path[:length] for path in broken for length in range(len(path) + 1)}
     return lambda path: path not in above
 
@@ -344,9 +345,10 @@ def _check_once(document: Document, kind: str, first: dict[tuple[str, str, str],
 
 
 def _without_echoes(findings: list[Finding]) -> list[Finding]:
-    """One mistake, one finding: what was read with doubt may be of the wrong type by the reader's doing.
+    """Return the findings without those that follow from another one at the same place.
 
-    Where a key is unknown, though, it does not matter how it is written.
+    An ambiguous scalar may have a wrong type only because of how it was read. If a key is unknown, it does not matter
+    how it is written.
     """
     at: dict[tuple[int, int], set[str]] = {}
     for one in findings:
@@ -387,7 +389,7 @@ def _meant(key: str, known: Mapping[str, Any]) -> bool:
 
 
 def _required(document: Document, path: Path, error: Any) -> None:
-    """Each missing field is an error of its own, whose message alone names it; all are said, once."""
+    """Name each missing field once; jsonschema has an error of its own for each, all with the same list."""
     known = error.schema.get("properties", {})
     misspelt = " ".join(suggestion(key, known) for key in error.instance if key not in known)
     for name in error.validator_value:
@@ -437,7 +439,7 @@ def _as_list(text: str, part: Mapping[str, Any]) -> str:
 
 
 def _value(document: Document, path: Path, error: Any) -> None:
-    """A scalar that the schema has a name for: a port, a duration, a name of a task."""
+    """Write the message for a scalar that the schema names: a port, a duration, the name of a task."""
     value = error.schema["x-pidone-value"]
     if isinstance(error.instance, str) and "$(" in error.instance and value["type"] == "literal":
         _tainted(document, path)
@@ -451,7 +453,7 @@ def _value(document: Document, path: Path, error: Any) -> None:
 
 
 def _written(instance: Any, wanted: str) -> str:
-    """How a value that is nearly right is written."""
+    """Return how a value that is nearly right is written; empty for others."""
     if wanted == "string" and not isinstance(instance, str | dict | list):
         return "quote it"
     if wanted == "boolean" and instance in ("true", "false"):

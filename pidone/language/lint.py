@@ -1,4 +1,4 @@
-"""What a set of well-formed tasks would do: clashes, leases that run out, limits that limit nothing.
+"""Finds what a set of well-formed tasks would do wrong: clashes, leases that run out, limits without effect.
 
 Only tasks in which the schema found nothing are looked at. A reference to a param counts as the param's default
 where it has one: what does not work by default is a mistake; of what is not known nothing is said.

@@ -1,7 +1,7 @@
-"""What each rule is about, in one sentence: for people who see its name, and for tools that list rules.
+"""Describes each rule in one sentence, for people who read its name and for tools that list rules.
 
-A rule is an error or a warning, always. An error is what cannot work as it is written; a warning is about what
-works, and is rarely meant. The rules of scalars that the schema has a name for, such as ``port``, stand there.
+Each rule is either an error or a warning. An error cannot work as it is written; a warning works and is rarely
+intended. The rules of scalars that the schema names, such as ``port``, are in the schema.
 """
 
 from collections.abc import Mapping
@@ -101,7 +101,7 @@ WARNINGS: Mapping[str, str] = {
 
 
 def description(rule: str) -> str:
-    """What ``rule`` is about; the schema says of what there must be exactly one, and how scalars are written."""
+    """Return the description of a rule; of scalars and choices it is made from the schema."""
     if rule.startswith("no-") and rule not in WARNINGS:
         return f"A {rule[3:]} is missing where there must be one."
     if rule.startswith("two-"):

@@ -1,4 +1,4 @@
-"""What a schema cannot see: edges, states, cycles, params, and positions where a reference must not stand.
+"""Checks what a schema cannot: edges, states, cycles, params, selectors, and where a reference must not stand.
 
 Every function takes documents that may be wrong in other ways too: what is not of the expected form was found
 by the schema already, and is passed over here, so that all mistakes of a file come in one run.
@@ -71,7 +71,7 @@ def check_task_set(document: Document, sound: Callable[[Path], bool], sets: Sets
 
 
 def _heir(value: Mapping[str, Any], sound: Callable[[Path], bool], sets: Sets) -> TaskSet:
-    """The set of a document; of one with mistakes as much as is needed to know what it inherits."""
+    """Return the set of a document; of a document with errors only what decides what it inherits."""
     metadata = value.get("metadata")
     metadata = metadata if isinstance(metadata, dict) else {}
     if not sound(()):
@@ -111,7 +111,7 @@ def _inherited_inconsistencies(base: TaskSet, sets: Sets) -> list[tuple[str, str
 
 
 def inconsistencies(task_set: TaskSet) -> list[tuple[str, str]]:
-    """What is wrong with the edges, names and references of a flattened set, each with its rule."""
+    """Return the findings about edges, names and references of a flattened set: messages with their rules."""
     document = Document(Node(Span(1, 1)), Source.of("", task_set.name))
     types = {param.name: param.type for param in task_set.params}
     tasks = dict(enumerate(map(dict, task_set.tasks)))
@@ -227,7 +227,7 @@ _NO_REFERENCE = "a param's value is taken as it stands; a reference has no meani
 
 
 def _named(spec: Mapping[str, Any], key: str) -> dict[int, dict[str, Any]]:
-    """The objects of a list that have a name, by their place in it."""
+    """Return the objects of a list that have a name, by their index."""
     items = spec.get(key)
     return {
         index: item
@@ -249,7 +249,7 @@ def _check_unique(document: Document, what: str, around: Path, items: Mapping[in
 def _check_params(
     document: Document, params: Mapping[int, dict[str, Any]], sound: Callable[[Path], bool]
 ) -> dict[str, str]:
-    """The types of the declared params, by name."""
+    """Check the declared params, and return their types by name."""
     _check_unique(document, "param", _PARAMS, params)
     for index, value in params.items():
         if sound((*_PARAMS, index)):
@@ -426,7 +426,7 @@ class _Tasks:
             self._say(path, f'"{edge}" happens and does not last; it can stand in runOn', "event")
 
     def _check_task_name(self, path: Path, name: str, action: str) -> None:
-        """A field that names a task with a given action, as ``follow`` and ``of`` do."""
+        """Check a field that names a task with a given action, such as ``follow`` and ``of``."""
         field = next(step for step in reversed(path) if isinstance(step, str))
         fitting = [other for other, is_a in self._actions.items() if is_a is not None and is_a.name == action]
         if name not in self._actions:
@@ -493,7 +493,7 @@ class _Tasks:
             self._document.say(span, message, "unknown-reference")
 
     def _check_type(self, span: Span, value: str, reference: Reference, shape: Shape, given: str) -> None:
-        """Text takes every value; elsewhere the whole scalar is the reference, and the types must agree."""
+        """Check the type of a reference. A text takes every type; elsewhere the reference is the whole scalar."""
         fitting = {"port": {"integer", "string"}}.get(shape.type, {shape.type})
         if not given or given in fitting or shape.type == "string" or value != reference.text:
             return
@@ -502,7 +502,7 @@ class _Tasks:
         self._document.say(span, message, "param-type")
 
     def _reference_span(self, path: Path, reference: Reference) -> Span:
-        """The reference itself, where its scalar stands in one line as it is read."""
+        """Return where the reference stands; the span of its scalar if that is not in one line as it is read."""
         span = self._document.span(path)
         line = self._document.source.lines[span.line - 1]
         at = line.find(reference.text, span.column - 1)
@@ -534,7 +534,7 @@ class _Tasks:
 
 
 def _positions(value: Any, shape: Shape, path: Sequence[str | int]) -> Iterator[tuple[Path, Any, Shape]]:
-    """Every value of a task that stands where the schema has something, with its path and shape."""
+    """Yield the path, the value and the shape of every part of a task that the schema knows."""
     path = tuple(path)
     yield path, value, shape
     if isinstance(value, dict):
