@@ -83,7 +83,7 @@ def _paired(text: str) -> dict[str, int]:
 
 def _read(path: str, *, missing: str | None = None) -> str:
     try:
-        with open(path, encoding="ascii", errors="replace") as file:
+        with open(path, encoding="utf-8", errors="replace") as file:
             return file.read()
     except FileNotFoundError:
         if missing is None:

@@ -250,10 +250,10 @@ class RepoClient:
         if not self._token or not url.startswith("https://"):
             return {}
         try:
-            with open(self._token, encoding="ascii") as file:
+            with open(self._token, encoding="utf-8") as file:
                 token = file.read().strip()
-            if not token.isprintable():
-                raise ValueError("the token has more than one line, or control characters")
+            if not (token.isascii() and token.isprintable()):
+                raise ValueError("the token has more than one line, or is not ASCII")
         except (OSError, ValueError) as error:
             self._journal.write("token-unread", file=self._token, error=str(error))
             return {}  # the repo identifies the pod by its address
