@@ -125,6 +125,8 @@ def _texts(node: Node, path: Path) -> Iterator[tuple[Path, Node]]:
     if isinstance(node.value, str):
         yield path, node
     for key, member in node.members.items():
+        if key in node.keys:
+            yield path, Node(node.keys[key], key)
         if not (path[:-1] == ("spec", "params") and key in _UNCHECKED):
             yield from _texts(member, (*path, key))
     for index, item in enumerate(node.items):

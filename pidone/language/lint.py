@@ -534,9 +534,18 @@ def _defaults(tasks: _Set) -> Said:
             if "default" in param
             else ""
         )
+        if not wrong and isinstance(param.get("default"), str):
+            yield from _url_ends(tasks, name, path, param["default"])
         if wrong:
             message = f'the default of "{name}", {shown(param["default"])}, {wrong}'
             yield tasks.document.span((*path, "default")), message, "param-type"
+
+
+def _url_ends(tasks: _Set, name: str, path: Path, default: str) -> Said:
+    for task in tasks.tasks.values():
+        for text, shape in scalars(task.value, task_shape()):
+            if text == f"$(params.{name})" and (message := literals.excess(shape.without, default)):
+                yield tasks.document.span((*path, "default")), message, "url-end"
 
 
 def _programs(tasks: _Set) -> Said:

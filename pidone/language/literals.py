@@ -32,6 +32,14 @@ def problem(holds: str, text: str) -> str:
     return _CHECKS[holds](text.replace("$$(", "$(")) if holds in _CHECKS else ""
 
 
+def excess(without: str, text: str) -> str:
+    """Return a message if a URL ends in what pidone adds itself, by the pattern ``without``; empty if it does not."""
+    for part in text.split(",") if without else ():
+        if found := re.search(without, part.strip()):
+            return f'pidone adds "{found.group()}" itself; write {part.strip()[: found.start()]}'
+    return ""
+
+
 def label_key(text: str) -> str:
     """Return what is wrong with the key of a label or an annotation (Kubernetes' IsQualifiedName)."""
     prefix, slash, name = text.rpartition("/")

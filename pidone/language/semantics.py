@@ -377,8 +377,7 @@ class _Tasks:
             return
         if wrong := literals.problem(shape.holds, value):
             self._say(path, wrong, "header" if shape.holds == "header" else shape.rule)
-        elif shape.without and (found := re.search(shape.without, value)):
-            message = f'pidone adds "{found.group()}" and what follows itself; write {value[: found.start()]}'
+        elif message := literals.excess(shape.without, value):
             self._say(path, message, "url-end")
 
     def _check_text(self, path: Path, value: str, shape: Shape) -> None:
