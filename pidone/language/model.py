@@ -1,4 +1,4 @@
-"""TaskSets and TaskBindings as values, after they were checked. Those of the whole cluster are of the same classes."""
+"""TaskSets and TaskBindings as values, after the check. The cluster's kinds are values of the same classes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,13 +11,13 @@ from pidone.language.selector import Selector
 
 @dataclass(frozen=True, slots=True)
 class Param:
-    """One value that may differ from pod to pod, and what it must be like."""
+    """A param of a TaskSet: a value that may differ from pod to pod, with its type and its bounds."""
 
     name: str
     type: str = "string"  # string | integer | boolean | duration
     default: Any = MISSING
-    field_path: str = ""  # where in a Pod object it is found, in the words of the Downward API
-    variable: str = ""  # the variable in the env of a container where it is found
+    field_path: str = ""  # of the Pod object, as in the Downward API; empty: not from a field
+    variable: str = ""  # of a container's env; empty: not from a variable
     container: str = ""  # that container; empty for any
     pattern: str = ""
     enum: tuple[Any, ...] = ()
@@ -45,7 +45,7 @@ class Param:
 
 @dataclass(frozen=True, slots=True)
 class TaskSet:
-    """What runs. Tasks are as they were written: plain values, with references in them."""
+    """A TaskSet or ClusterTaskSet. Its tasks are plain values as in the file, with unresolved references."""
 
     name: str
     namespace: str = ""  # empty where the file names none
@@ -61,17 +61,17 @@ class TaskSet:
 
     @property
     def key(self) -> tuple[bool, str, str]:
-        """What tells it from all other sets: whether it is the cluster's, its namespace, its name."""
+        """The identity among all sets: True for a ClusterTaskSet, the namespace, the name."""
         return self.cluster, self.namespace, self.name
 
     @property
     def title(self) -> str:
-        """``TaskSet "web"``."""
+        """The kind and name for messages: ``TaskSet "web"``."""
         return f'{self.kind} "{self.name}"'
 
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> "TaskSet":
-        """From a document without findings."""
+        """Build it from a document without findings."""
         metadata, spec = value["metadata"], value["spec"]
         return cls(
             name=metadata["name"],
@@ -86,7 +86,7 @@ class TaskSet:
 
 @dataclass(frozen=True, slots=True)
 class Strategy:
-    """How a new version reaches the pods of a binding; the defaults are the schema's."""
+    """The steps of a rollout to the pods of a binding; the defaults are the schema's."""
 
     canary: int = 10  # percent of the pods that get it first
     step: int = 100  # percent that are added after each pause
@@ -95,7 +95,7 @@ class Strategy:
 
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> "Strategy":
-        """From the ``rollout`` of a document without findings."""
+        """Build it from the ``spec.rollout`` of a document without findings."""
         default = cls()
         return cls(
             canary=_percent(value.get("canary"), default.canary),
@@ -111,7 +111,7 @@ def _percent(value: str | None, default: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class TaskBinding:
-    """In which pods of its namespace, or of all of them, which sets run, with which values."""
+    """A TaskBinding or ClusterTaskBinding: the sets to run, the pods that run them, and values for the params."""
 
     name: str
     namespace: str = ""  # empty where the file names none
@@ -127,12 +127,12 @@ class TaskBinding:
 
     @property
     def key(self) -> tuple[bool, str, str]:
-        """What tells it from all other bindings: whether it is the cluster's, its namespace, its name."""
+        """The identity among all bindings: True for a ClusterTaskBinding, the namespace, the name."""
         return self.cluster, self.namespace, self.name
 
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> "TaskBinding":
-        """From a document without findings."""
+        """Build it from a document without findings."""
         metadata, spec = value["metadata"], value["spec"]
         return cls(
             name=metadata["name"],
@@ -146,5 +146,5 @@ class TaskBinding:
 
 
 def object_of(value: Mapping[str, Any]) -> TaskSet | TaskBinding:
-    """What a document without findings holds."""
+    """Return the set or binding of a document without findings."""
     return (TaskSet if value["kind"].endswith("TaskSet") else TaskBinding).of(value)

@@ -1,4 +1,4 @@
-"""The value of each param for one pod: what the binding gives, else what the pod says, else the default."""
+"""Resolves the params of a set for one pod: the binding's value, else the pod's, else the default."""
 
 import re
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from pidone.language.safe_patterns import MAX_TEXT, matches
 from pidone.language.schemas import MISSING
 
 MAX_LENGTH = 65_536  # of any string, as of an argument of a command
-POD_MAX_LENGTH = 253  # of a string that the pod's author chose, where the param does not say otherwise
+POD_MAX_LENGTH = 253  # of a string that the pod's author chose, unless the param has a maxLength
 
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -23,7 +23,7 @@ _ARTICLE = {"integer": "an integer", "string": "a string", "boolean": "true or f
 
 
 def value_of(param: Param, arguments: Mapping[str, Any], pod: Mapping[str, Any]) -> Any:
-    """The value of ``param``, of its type. Raises ``LanguageError`` where there is none that fits."""
+    """Return the value of ``param`` in its type. Raises ``LanguageError`` if no value exists or it does not fit."""
     if param.name in arguments:
         value = arguments[param.name]
         wrong = mismatch(param, value)
@@ -50,9 +50,9 @@ def value_of(param: Param, arguments: Mapping[str, Any], pod: Mapping[str, Any])
 
 
 def mismatch(param: Param, value: Any, *, max_length: int | None = None) -> str:
-    """Why ``value`` does not fit, as the end of "..., which"; empty where it fits.
+    """Return why ``value`` does not fit, as the end of "..., which"; empty if it fits.
 
-    ``max_length`` counts where the param has none of its own.
+    ``max_length`` applies if the param has none.
     """
     wrong = _wrong_type(param, value)
     if not wrong:
@@ -60,14 +60,14 @@ def mismatch(param: Param, value: Any, *, max_length: int | None = None) -> str:
         longest = MAX_LENGTH if longest is None else min(longest, MAX_LENGTH)
         wrong = _wrong_text(param, value, longest) if isinstance(value, str) else _wrong_number(param, value)
     if not wrong and param.enum and value not in param.enum:
-        wrong = f"is none of {', '.join(shown(one) for one in param.enum)}"
+        wrong = f"is none of {', '.join(shown(choice) for choice in param.enum)}"
     return wrong
 
 
 def _wrong_text(param: Param, value: str, longest: int) -> str:
     if len(value) > longest:
         return f"is longer than {longest} characters"
-    if _CONTROL.search(value):  # from anyone: a header or a log line must not be split by a value
+    if _CONTROL.search(value):  # from any source: a value must not split a header or a log line
         return "holds a control character"
     if not param.pattern:
         return ""
@@ -98,7 +98,7 @@ def _wrong_type(param: Param, value: Any) -> str:
 
 
 def source(param: Param) -> str:
-    """Where the pod has the value, in words: ``label "app"``; empty where the param does not ask the pod."""
+    """Return the source of the value in the pod, for messages: ``label "app"``; empty without ``valueFrom``."""
     if param.variable:
         where = f'container "{param.container}"' if param.container else "a container"
         return f"variable {param.variable} in the env of {where}"
@@ -115,9 +115,9 @@ def _from_pod(param: Param, pod: Mapping[str, Any]) -> str | None:
 
 
 def from_text(param: Param, text: str) -> Any:
-    """The value that a text means: a pod's labels and a command line's arguments have no types.
+    """Convert a text to the param's type: a pod's labels and a command line's arguments have no types.
 
-    A text that does not fit stays text, and ``mismatch`` says what it should have been.
+    A text that does not fit is returned unchanged, and ``mismatch`` returns what is wrong with it.
     """
     if param.type == "integer" and _INTEGER.fullmatch(text):
         return int(text)

@@ -1,8 +1,8 @@
-"""YAML to plain values with positions, strictly.
+"""Reads YAML strictly, to plain values with their positions.
 
-Built on ruamel.yaml's parser events and not on its round-trip objects: events carry the exact end of every
-token, cost a quarter, and let duplicate keys, aliases and depth be judged before anything is built. Scalars
-are read by the YAML 1.2 core schema; those that kubectl's YAML 1.1 reads otherwise are findings.
+It uses the parser events of ruamel.yaml and not its round-trip objects: events have the exact end of every token, cost
+a quarter, and let duplicate keys, aliases and depth be checked before anything is built. Scalars are read by the
+YAML 1.2 core schema; those that kubectl's YAML 1.1 reads differently are findings.
 """
 
 import re
@@ -16,14 +16,14 @@ from pidone.language.syntax import HIDDEN, explain, hidden, quoted_otherwise
 
 MAX_CHARACTERS = 1 << 20
 MAX_DEPTH = 40  # the language needs 9
-MAX_VALUES = 50_000  # of one document, each alias counted as what it stands for
+MAX_VALUES = 50_000  # of one document; an alias counts as many as its anchor
 MAX_ALIASES = 100  # of one document
 MAX_DOCUMENTS = 2_000  # of one file
-MAX_FINDINGS = 500  # of one document; a file with more is not what it was meant to be
+MAX_FINDINGS = 500  # of one document; a file with more is probably not meant as YAML
 
-# What readers take for the end of a line or of a document, and others do not.
+# Ends of a line or of a document for some readers of YAML and not for others.
 _ENDS = (
-    (  # the parser itself is of both opinions
+    (  # the parser itself treats them both ways
         re.compile("[\x85\u2028\u2029]"),
         "{} ends a line for YAML 1.1 and not for YAML 1.2; remove it, or write it as an escape in double quotes",
     ),
@@ -40,7 +40,7 @@ _ENDS = (
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _CONFLICT = re.compile(r"^(?:<{7}|>{7}) .*", re.MULTILINE)
 
-# The core schema of YAML 1.2, and what other readers make of the same words.
+# The core schema of YAML 1.2, and the words that other readers read differently.
 _CONSTANT = {"": None, "~": None, "null": None, "Null": None, "NULL": None} | {
     word: word.lower() == "true" for word in ("true", "True", "TRUE", "false", "False", "FALSE")
 }
@@ -87,7 +87,7 @@ _SECOND_OBJECT = 3  # of these keys twice in a document are a second object
 
 @dataclass(slots=True)
 class Node:
-    """A value, where it stands, and the same for what is inside it."""
+    """A value with its position, and the nodes of the values in it."""
 
     span: Span
     value: Any = None  # plain: dict, list, str, int, float, bool, None
@@ -99,34 +99,34 @@ class Node:
 
 @dataclass(slots=True)
 class Document:
-    """One document of a file; ``findings`` are about its YAML, and count only if the document is ours."""
+    """One document of a file. ``findings`` are about its YAML, and count only if it is an object of pidone."""
 
     root: Node
     source: Source
     findings: list[Finding] = field(default_factory=list)
-    unclear: bool = False  # what it is, or what a List has, stands there twice: others may read the other one
+    unclear: bool = False  # apiVersion, kind or items is there twice: other readers may read the other one
 
     @property
     def full(self) -> bool:
         return len(self.findings) >= MAX_FINDINGS
 
     def say(self, span: Span, message: str, rule: str) -> None:
-        if not self.full or rule == "kind":  # which decides whether the others count
+        if not self.full or rule == "kind":  # this rule decides whether the others count
             self.findings.append(self.source.finding(span, message, rule))
 
     def span(self, path: Sequence[str | int]) -> Span:
-        """Where the value at ``path`` stands, or the nearest thing around it that is there."""
+        """Return the position of the value at ``path``, or of the nearest value around it that exists."""
         return self._node(path).span
 
     def key(self, path: Sequence[str | int]) -> Span:
-        """Where the key of the value at ``path`` stands; for an item of a list, the item."""
+        """Return the position of the key of the value at ``path``; of the item itself in a list."""
         if path and isinstance(path[-1], str):
             around = self._node(path[:-1])
             return around.keys.get(path[-1], around.span)
         return self.span(path)
 
     def written(self, path: Sequence[str | int]) -> str:
-        """Return the characters of a number as they stand in the file: 1.10 is not 1.1. Empty for other values."""
+        """Return the characters of a number as in the file: 1.10 is not 1.1. Empty for other values."""
         node = self._node(path)
         line = self.source.lines[node.span.line - 1]
         text = line[node.span.column - 1 :][: node.span.width]
@@ -146,16 +146,16 @@ class Document:
 
 
 class Stop(Exception):
-    """The rest of the file is not looked at."""
+    """The file is read no further; ``said`` is the finding."""
 
     def __init__(self, span: Span, message: str, rule: str) -> None:
         self.said = (span, message, rule)
 
 
 def read(text: str, file: str) -> tuple[list[Document], list[Finding]]:
-    """The documents of a file, and what is wrong with the file as YAML. Never raises for bad input.
+    """Return the documents of a file, and the findings about the file as YAML. Never raises for bad input.
 
-    After a syntax error the documents before it are still there.
+    After a syntax error the documents before it are returned.
     """
     text = text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
     if len(text) > MAX_CHARACTERS:
@@ -167,7 +167,7 @@ def read(text: str, file: str) -> tuple[list[Document], list[Finding]]:
         for document in Builder(text, source).documents():
             if len(documents) == MAX_DOCUMENTS:
                 raise Stop(document.root.span, f"more than {MAX_DOCUMENTS} documents; split it", "too-large")
-            documents.append(document)  # one by one: what came before an error is kept
+            documents.append(document)  # one by one: those before an error are kept
     except Stop as stop:
         return documents, [source.finding(*stop.said)]
     if not documents:
@@ -178,28 +178,28 @@ def read(text: str, file: str) -> tuple[list[Document], list[Finding]]:
 
 
 class Builder:
-    """Events to nodes, with a stack of its own: depth is a finding, not the end of Python's stack."""
+    """Builds nodes from parser events, with a stack of its own: too much depth is a finding, not a RecursionError."""
 
     def __init__(self, text: str, source: Source) -> None:
         self._text = text
         self._source = source
         self._ends = deque[tuple[int, int, str]](
             sorted(
-                (found.start(), found.end(), message)
+                (match.start(), match.end(), message)
                 for pattern, message in _ENDS
-                for found in pattern.finditer(text)
+                for match in pattern.finditer(text)
             )
         )
         self._fresh(Node(Span(1, 1)))
 
     def _fresh(self, root: Node) -> None:
         self._document = Document(root, self._source)
-        self._open: list[tuple[Node, str | None]] = []  # collections being read, and each one's anchor
-        self._key: list[tuple[str, Span] | None] = []  # for each of them, the key that waits for its value
+        self._open: list[tuple[Node, str | None]] = []  # the collections being read, each with its anchor
+        self._key: list[tuple[str, Span] | None] = []  # for each of them, the key whose value comes next
         self._anchors: dict[str, Node] = {}
         self._aliases = 0
-        self._twice: list[tuple[str, Span, int]] = []  # the keys of the document that stand there twice
-        self._flow = 0  # brackets around what is read; inside of them nothing is without
+        self._twice: list[tuple[str, Span, int]] = []  # the repeated keys of the document itself
+        self._flow = 0  # the number of brackets around the present event
 
     def documents(self) -> Iterator[Document]:
         from ruamel.yaml import events
@@ -244,21 +244,21 @@ class Builder:
             message = f"{name} stands here, a character that YAML does not take; remove it"
             raise Stop(self._source.span(error.position), message, "yaml-syntax") from error
         except (ValueError, IndexError, AttributeError, TypeError, AssertionError, RecursionError) as error:
-            # ruamel trips over a few inputs itself, such as a %YAML directive without a number
+            # ruamel fails on a few inputs, such as a %YAML directive without a number
             raise Stop(Span(1, 1), "the file is not YAML", "yaml-syntax") from error
 
     def _span(self, event: Any) -> Span:
         return self._source.span(event.start_mark.index, event.end_mark.index)
 
     def _say_ends(self, before: int) -> None:
-        """Say of each doubtful end in the document that it is one."""
+        """Report the doubtful ends up to the end of the document."""
         while self._ends and self._ends[0][0] < before:
             self._document.say(*self._doubtful_end())
 
     def _doubtful_end(self) -> tuple[Span, str, str]:
         start, end, message = self._ends.popleft()
-        found = self._text[start:end]
-        name = f"U+{ord(found):04X}" if len(found) == 1 else found
+        text = self._text[start:end]
+        name = f"U+{ord(text):04X}" if len(text) == 1 else text
         return self._source.span(start, end), message.format(name), "ambiguous-scalar"
 
     def _begin(self, event: Any, value: Any) -> None:
@@ -298,20 +298,20 @@ class Builder:
         self._put(node, event.anchor)
 
     def _seen(self, event: Any) -> str:
-        """Return a text without quotation marks, and without hidden characters in a word or around words."""
+        """Return an unquoted text without typographic quotation marks and hidden characters, and report them."""
         text: str = event.value
-        found = HIDDEN.search(text)
+        match = HIDDEN.search(text)
         is_key = bool(self._open) and isinstance(self._open[-1][0].value, dict) and self._key[-1] is None
         seen = HIDDEN.sub("", text)
         if wrong := quoted_otherwise(text):
             self._document.say(self._span(event), wrong, "character")
             return text[1:-1]
-        if found is None or not (is_key or " " not in text or seen == text.strip(found[0])):
+        if match is None or not (is_key or " " not in text or seen == text.strip(match[0])):
             return text
-        start = self._text.find(found[0], event.start_mark.index, event.end_mark.index)
+        start = self._text.find(match[0], event.start_mark.index, event.end_mark.index)
         span = self._source.span(start, start + 1) if start >= 0 else self._span(event)
-        self._document.say(span, hidden(found[0]), "character")
-        return HIDDEN.sub(lambda one: " " if one[0].isspace() else "", text).strip()
+        self._document.say(span, hidden(match[0]), "character")
+        return HIDDEN.sub(lambda hit: " " if hit[0].isspace() else "", text).strip()
 
     def _alias(self, event: Any) -> None:
         span = self._span(event)
@@ -332,7 +332,7 @@ class Builder:
             )
 
     def _put(self, node: Node, anchor: str | None) -> None:
-        """Put a finished node where it belongs: document, list, key or value of a mapping."""
+        """Add a finished node to its place: the document, a list, or a key or value of a mapping."""
         if anchor:
             self._anchors[anchor] = node
         if not self._open:
@@ -368,11 +368,11 @@ class Builder:
         name, span = key
         if name in around.keys:
             self._document.unclear |= len(self._open) == 1 and name in {"apiVersion", "kind", "items"}
-            there = around.keys[name].line
+            first_line = around.keys[name].line
             if len(self._open) == 1 and name in _OBJECT and len(self._twice) < MAX_FINDINGS:
-                self._twice.append((name, span, there))
+                self._twice.append((name, span, first_line))
             else:
-                self._say_duplicate(name, span, there)
+                self._say_duplicate(name, span, first_line)
             return
         around.keys[name] = span
         around.members[name] = node
@@ -383,10 +383,10 @@ class Builder:
         self._document.say(span, message, "duplicate-key")
 
     def _say_twice(self) -> None:
-        """Say of keys of an object that stand there twice where the second object begins, or else each alone."""
+        """Report the repeated keys of the document: where a second object begins, or each of them if they are few."""
         own: set[str] = set()
         for index, (name, span, line) in enumerate(self._twice):
-            if len({one for one, _, _ in self._twice}) < _SECOND_OBJECT:
+            if len({repeated for repeated, _, _ in self._twice}) < _SECOND_OBJECT:
                 self._say_duplicate(name, span, line)
                 continue
             if index == 0 or name in own:
@@ -397,7 +397,7 @@ class Builder:
 
 
 def _plain(text: str) -> tuple[Any, str]:
-    """An unquoted scalar's value by YAML 1.2, and what is wrong with it, if anything is."""
+    """Return the value of an unquoted scalar by YAML 1.2, and the problem with it; empty if none."""
     for pattern, wrong in _DOUBTFUL:
         if pattern.fullmatch(text):
             return text, f"{wrong.format(text)}{' ' if wrong.endswith(', or') else '; '}quote it"

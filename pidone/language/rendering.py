@@ -1,4 +1,4 @@
-"""TaskSets and a pod to a plan's tasks: values resolved, durations in seconds, defaults filled in."""
+"""Renders TaskSets for a pod to the tasks of its plan: references replaced, durations in seconds, with defaults."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ def render(
 ) -> list[dict[str, Any]]:
     """Return the ``tasks`` of the plan, in the order of the sets and of their files.
 
-    ``arguments`` are the values the binding gives; ``pod`` is a core/v1 Pod object. Raises ``LanguageError``
-    where a param has no fitting value, an argument belongs to no param, or two sets have a task of one name. The
-    sets are flattened; what two of them extend is there once.
+    ``arguments`` are the params of the binding; ``pod`` is a core/v1 Pod object. The sets are flattened, and a task
+    that two of them inherit is rendered once. Raises ``LanguageError`` if a param has no fitting value, an argument
+    belongs to no param, or two sets have different tasks of one name.
     """
     _check_arguments(task_sets, arguments)
     room = _Room()
@@ -33,8 +33,8 @@ def render(
     origin: dict[str, tuple[TaskSet, Mapping[str, Any]]] = {}
     for task_set in task_sets:
         for task in task_set.tasks:
-            first, there = origin.setdefault(task["name"], (task_set, task))
-            if there is not task:
+            first, first_task = origin.setdefault(task["name"], (task_set, task))
+            if first_task is not task:
                 raise LanguageError(
                     f'{first.title} and {task_set.title} both have a task "{task["name"]}"; rename one'
                 )
@@ -42,11 +42,12 @@ def render(
             rendered = _tasks(task_set, arguments, pod, room)
         except LanguageError as error:
             raise LanguageError(f"{task_set.title}: {error}") from error
-        for one in rendered:
-            if tasks.setdefault(one["name"], one) != one:
-                first, _ = origin[one["name"]]
+        for rendered_task in rendered:
+            name = rendered_task["name"]
+            if tasks.setdefault(name, rendered_task) != rendered_task:
+                first, _ = origin[name]
                 raise LanguageError(
-                    f'{first.title} and {task_set.title} make different tasks of the "{one["name"]}" that both '
+                    f'{first.title} and {task_set.title} make different tasks of the "{name}" that both '
                     "extend; give the same defaults to its params"
                 )
     return list(tasks.values())
@@ -68,12 +69,12 @@ def _tasks(
     table = _facts(pod)
     wanted = {name for task in tasks for name in _referred(task)}
     for param in task_set.params:
-        # One that no task of this pod refers to needs no value; what the binding gives is looked at all the same.
+        # A param that no task of this pod refers to needs no value; the binding's value for it is checked anyway.
         if f"params.{param.name}" in wanted or param.name in arguments:
             table[f"params.{param.name}"] = value_of(param, arguments, pod)
-    found = {task["name"]: action_of(task) for task in tasks}
+    actions = {task["name"]: action_of(task) for task in tasks}
     setting = _Setting(table, pod, room)
-    return [_task(task, found, setting) for task in tasks]
+    return [_task(task, actions, setting) for task in tasks]
 
 
 def _task(
@@ -106,14 +107,14 @@ def _edge(edge: str, actions: Mapping[str, Action | None]) -> str:
 
 
 def _facts(pod: Mapping[str, Any]) -> dict[str, Any]:
-    """``pod.*``; a fact that the pod does not have yet is left out, and missed only where it is used."""
+    """Return the values of ``pod.*``, without those that the pod does not have yet: only references to them fail."""
     facts = {name: pod_field(path, pod) for name, path in POD.items()}
     facts["pod.ports"] = ",".join(map(str, own_ports(pod)))
     return {name: value for name, value in facts.items() if value}
 
 
 def _referred(value: Any) -> Iterator[str]:
-    """The names of all references in a task."""
+    """Yield the names of all references in a task."""
     if isinstance(value, str):
         yield from (reference.name for reference in references(value))
     elif isinstance(value, Mapping):
@@ -125,7 +126,7 @@ def _referred(value: Any) -> Iterator[str]:
 
 
 def _whole_probe(probe: Mapping[str, Any], pod: Mapping[str, Any]) -> dict[str, Any]:
-    """A probe with a handler: of ``from``, the pod's own, with the fields that the task gives before its own."""
+    """Return the probe with a handler: with ``from`` that probe of the pod, overridden by the fields of the task."""
     if "from" not in probe:
         return without_zeros(probe)
     try:
@@ -162,7 +163,7 @@ def _number_ports(probe: dict[str, Any], container: str, pod: Mapping[str, Any])
 
 @dataclass(slots=True)
 class _Room:
-    """How many characters the texts of a plan may still have: a param may stand in a text ten thousand times."""
+    """The characters that a plan has left for its texts: a param may occur ten thousand times in one text."""
 
     left: int = MAX_CHARACTERS
 
@@ -176,7 +177,7 @@ class _Room:
 
 @dataclass(frozen=True, slots=True)
 class _Setting:
-    """What a value may be made of."""
+    """The inputs of rendering that are the same for all tasks of a set."""
 
     table: Mapping[str, Any]  # params.* and pod.*
     pod: Mapping[str, Any]
@@ -184,7 +185,7 @@ class _Setting:
 
 
 def _value(value: Any, shape: Shape, setting: _Setting, path: str) -> Any:
-    """Return ``value`` as it stands in the plan, by the shape of its position."""
+    """Return the value for the plan, by the shape of its position."""
     if shape.type == "object":
         return _object(value, shape, setting, path)
     if shape.type == "array" and shape.items is not None:
@@ -197,7 +198,7 @@ def _value(value: Any, shape: Shape, setting: _Setting, path: str) -> Any:
     if isinstance(value, str) and "$(" in value:
         try:
             result = substitute(value, setting.table, setting.room.left)
-            if shape.type == "string":  # a string is asked for here, whatever the param's type
+            if shape.type == "string":  # a string is needed here, also for a param of another type
                 result = written(result)
         except LanguageError as error:
             raise LanguageError(f"{path}: {error}") from error
@@ -209,7 +210,7 @@ def _value(value: Any, shape: Shape, setting: _Setting, path: str) -> Any:
 
 
 def _object(value: Mapping[str, Any], shape: Shape, setting: _Setting, path: str) -> dict[str, Any]:
-    """In the schema's order, which is the same in every process."""
+    """Render an object, with its fields in the order of the schema, which is the same in every process."""
     rendered = {}
     for name, inner in shape.properties.items():
         given = value.get(name, inner.default)
@@ -227,7 +228,7 @@ def _object(value: Mapping[str, Any], shape: Shape, setting: _Setting, path: str
 
 
 def _from_field(field_path: str, pod: Mapping[str, Any], path: str) -> str:
-    """As in a container's env: a label or an annotation that is not there is empty, and everything else is there."""
+    """Return a field of the pod as in a container's env: a missing label or annotation is empty."""
     value = pod_field(field_path, pod)
     if value is None and not field_path.endswith("']"):
         raise LanguageError(f"{path}: the pod has no {place(field_path)} yet")
@@ -247,7 +248,7 @@ def _seconds(value: Any, shape: Shape, path: str) -> int | float:
 
 
 def out_of_range(seconds: float, shape: Shape) -> str:
-    """Why a duration does not fit its position; empty where it fits."""
+    """Return why a duration does not fit its position; empty if it fits."""
     if shape.least is not None and seconds < shape.least:
         return f"is too short; the least is {duration.text(shape.least)}"
     if shape.most is not None and seconds > shape.most:

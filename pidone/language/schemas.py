@@ -1,8 +1,8 @@
-"""The JSON Schemas as the language uses them: files, validators, and shapes.
+"""Loads the JSON Schemas of the language, and makes validators and shapes of them.
 
-A shape is one part of the TaskSet schema with its references resolved: what stands where in a task. The
-checks that a schema cannot state, and rendering, walk a value beside its shape; so an action that is added to
-the schema is checked and rendered without code here.
+A shape is one part of the TaskSet schema with its references resolved. The checks that a schema cannot state, and
+rendering, walk a value together with its shape, so an action that is added to the schema is checked and rendered
+without code here.
 """
 
 import json
@@ -15,19 +15,17 @@ from typing import Any
 
 API_VERSION = "pidone.dev/v1alpha1"
 STATE_CLASSES = GOOD, BAD, NEUTRAL = ("good", "bad", "neutral")  # what a state means for a rollout
-PART_OF = (
-    "partOf"  # how the names of definitions begin that are parts of tasks: what ``override: merge`` brings
-)
+PART_OF = "partOf"  # prefix of the definitions of parts of tasks, which ``override: merge`` brings
 KINDS = ("TaskSet", "ClusterTaskSet", "TaskBinding", "ClusterTaskBinding")
-ANY_ACTION = "any"  # of a field that names a task: whatever it does
-MISSING: Any = object()  # the default of a field that has none
+ANY_ACTION = "any"  # of a field that names a task with any action
+MISSING: Any = object()  # the default of a field without a default
 
 _REFERENCES = ({"$ref": "#/definitions/reference"}, {"$ref": "#/definitions/text"})
 
 
 @cache
 def schema(kind: str) -> dict[str, Any]:
-    """The schema of a kind, as in its file; callers leave it as it is."""
+    """Return the schema of a kind as in its file. Callers must not change it."""
     here = Path(__file__).parent
     packaged = here / "schema"  # in a wheel; in a clone the folder of that name at the top is the source
     folder = packaged if packaged.is_dir() else here.parent.parent / "schema"
@@ -36,19 +34,19 @@ def schema(kind: str) -> dict[str, Any]:
 
 
 def takes_reference(part: Mapping[str, Any]) -> bool:
-    """Whether a schema part is a literal or a reference to a value of its type."""
+    """True if a schema part takes a literal, or a reference to a value of its type."""
     branches = part.get("anyOf", ())
     return len(branches) == 2 and branches[1] in _REFERENCES
 
 
 @cache
 def validator(kind: str) -> Any:
-    """A jsonschema validator whose ``anyOf`` and ``oneOf`` are the two forms the schema uses them in.
+    """Return a jsonschema validator that yields one short error for ``anyOf`` and ``oneOf``.
 
-    The stock ones answer with the errors of all branches, or with the whole instance. Ours know that
-    ``anyOf`` is literal or reference, told apart by ``$(``, or "one of these keys at least", and that ``oneOf``
-    is "exactly one of these keys", or none where its last branch is "none of them": each is one small error.
-    Integers are integers (the stock type takes 8080.0), and ``$`` in a pattern is the very end.
+    jsonschema's own yield the errors of all branches, or the whole instance. The schema uses ``anyOf`` for "literal
+    or reference", which ``$(`` tells apart, and for "at least one of these keys"; and ``oneOf`` for "exactly one of
+    these keys", or none if its last branch is "none of them". Integers are integers (jsonschema's own type accepts
+    8080.0), and ``$`` in a pattern is the end of the text.
     """
     from jsonschema import Draft202012Validator, validators
     from jsonschema.exceptions import ValidationError
@@ -69,14 +67,14 @@ def validator(kind: str) -> Any:
     def one_of(_validator: Any, branches: Any, instance: Any, _part: Any) -> Iterator[Any]:
         if isinstance(instance, dict):
             names = [branch["required"][0] for branch in branches if "required" in branch]
-            found = sum(name in instance for name in names)
-            if found > 1 or not (found or len(names) < len(branches)):
+            count = sum(name in instance for name in names)
+            if count > 1 or not (count or len(names) < len(branches)):
                 yield ValidationError("not exactly one", context=())
 
     types = Draft202012Validator.TYPE_CHECKER.redefine(
         "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
     )
-    extend: Any = validators.extend  # untyped where it comes from
+    extend: Any = validators.extend  # untyped in jsonschema
     strict = extend(
         Draft202012Validator,
         {"anyOf": any_of, "oneOf": one_of, "pattern": _pattern, "uniqueItems": _unique_items},
@@ -96,13 +94,13 @@ def _unique_items(_validator: Any, _wanted: Any, instance: Any, part: Any) -> It
     from jsonschema.exceptions import ValidationError
 
     if not isinstance(instance, list) or len(instance) > part.get("maxItems", 1000):
-        return  # said by maxItems; to compare each two of many items takes too long
+        return  # maxItems reports it; comparing all pairs of many items takes too long
     if any(item in instance[:index] for index, item in enumerate(instance)):
         yield ValidationError("an item twice")
 
 
 def mismatch_of(definition: str, value: object) -> str:
-    """Why a value that nobody checked does not fit a definition of the schema; empty where it fits."""
+    """Return why an unchecked value does not fit a definition of the schema; empty if it fits."""
     part = {"$ref": f"#/definitions/{definition}"}
     for error in validator("TaskSet").evolve(schema=part).iter_errors(value):
         path = ".".join(str(step) for step in error.absolute_path)
@@ -111,8 +109,8 @@ def mismatch_of(definition: str, value: object) -> str:
             return f"{path}{'.' if path else ''}{unknown} is not known"
         if error.validator == "oneOf":
             names = [branch["required"][0] for branch in error.validator_value if "required" in branch]
-            found = [name for name in names if name in error.instance]
-            return f"{path or 'it'} has {' and '.join(found) or 'none of ' + ', '.join(names)}"
+            present = [name for name in names if name in error.instance]
+            return f"{path or 'it'} has {' and '.join(present) or 'none of ' + ', '.join(names)}"
         if error.validator == "required":
             absent = next(name for name in error.validator_value if name not in error.instance)
             return f'{path or "it"} has no "{absent}"'
@@ -124,7 +122,7 @@ def mismatch_of(definition: str, value: object) -> str:
 
 @cache
 def regex(pattern: str) -> re.Pattern[str]:
-    r"""A schema's pattern: ``$`` at its end is the end of the text; Python's lets a newline follow."""
+    r"""Compile a schema's pattern. ``$`` at its end is the end of the text; Python's lets a newline follow."""
     if pattern.endswith("$") and not pattern.endswith(r"\$"):
         pattern = pattern[:-1] + r"\Z"
     return re.compile(pattern)
@@ -132,28 +130,28 @@ def regex(pattern: str) -> re.Pattern[str]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shape:
-    """What one position in a task takes."""
+    """The rules of one position in a task: the type, its bounds, and the shapes of inner positions."""
 
     type: str  # object | array | string | integer | duration | boolean | port | literal
     properties: Mapping[str, "Shape"] = field(default_factory=dict)
     values: "Shape | None" = None  # of a map with free keys
     items: "Shape | None" = None
     default: Any = MISSING
-    what: str = ""  # what the value is called, and how it is written
+    what: str = ""  # the name of such a value in messages; ``write``: how to write it
     write: str = ""
     rule: str = ""
-    least: float | None = None  # seconds
+    least: float | None = None  # of a duration, in seconds
     most: float | None = None
     task: str = ""  # the value names a task with this action, or with ANY_ACTION
-    required: frozenset[str] = frozenset()  # the properties that must be there
+    required: frozenset[str] = frozenset()  # the required properties
     edges: bool = False  # the value is a list of edges or events
-    unused: bool = False  # the plan does not have it
+    unused: bool = False  # left out of the plan
     program: bool = False  # the value is an argv
     environment: bool = False  # the value names a variable that a program is started with
-    holds: str = ""  # what ``literals.problem`` checks the value for
-    without: str = ""  # a pattern of an end that pidone adds itself
-    keys: str = ""  # what the keys of the map are: "header"
-    literal: Any = None  # a validator of the value once it holds no references
+    holds: str = ""  # the kind of content for which ``literals.problem`` checks the value
+    without: str = ""  # a pattern of an end that the value must not have, since pidone adds it
+    keys: str = ""  # the kind of the keys of the map: "header"
+    literal: Any = None  # a validator of the value after its references are replaced
 
     @property
     def takes_references(self) -> bool:
@@ -169,8 +167,8 @@ class Action:
     ready: str  # the state that a plain ``needs: [x]`` waits for
     defaults: Mapping[str, Any]  # of the task's common keys
     lasting: bool  # a run has no end
-    listens: str  # the field with the port on which process 1 listens; empty: it does not
-    simulation: str  # which border to the world ``pidone test`` simulates; empty: the action as a whole
+    listens: str  # the field with the port on which process 1 listens; empty: none
+    simulation: str  # the interface that ``pidone test`` simulates; empty: the action as a whole
     aliases: tuple[str, ...]  # names of other tools for it
 
 
@@ -182,7 +180,7 @@ class Registry:
     instance: tuple[str, ...]  # the fields that identify an instance
     port: str  # the field with the port that callers use; empty: none
     lease: str  # the field with the duration of the lease; empty: none
-    renewal: str  # the field with the interval of renewals that the registry is told; empty: none
+    renewal: str  # the field with the interval of renewals that is sent to the registry; empty: none
 
 
 @cache
@@ -191,7 +189,7 @@ def task_shape() -> Shape:
 
 
 def scalars(value: Any, shape: Shape) -> Iterator[tuple[Any, Shape]]:
-    """Yield the values that hold no others, each with its shape; nothing of what the schema does not know."""
+    """Yield the scalars in a value, each with its shape. Fields that the schema does not know are left out."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             below = shape.properties.get(key, shape.values)
@@ -206,7 +204,7 @@ def scalars(value: Any, shape: Shape) -> Iterator[tuple[Any, Shape]]:
 
 @cache
 def actions() -> Mapping[str, Action]:
-    """The actions of the language, by name."""
+    """Return the actions of the language by name."""
     return {
         name: Action(
             name=name,
@@ -224,13 +222,13 @@ def actions() -> Mapping[str, Action]:
 
 @cache
 def action_aliases() -> Mapping[str, str]:
-    """The names of actions by what other tools call them."""
+    """Return the names of actions by their names in other tools."""
     return {alias: action.name for action in actions().values() for alias in action.aliases}
 
 
 @cache
 def registries() -> Mapping[str, Registry]:
-    """The registries of the language, by name."""
+    """Return the registries of the language by name."""
     return {
         name: Registry(
             name=name,
@@ -245,34 +243,34 @@ def registries() -> Mapping[str, Registry]:
 
 @cache
 def states_of_class(group: str) -> frozenset[str]:
-    """The states of all actions that are of this class, one of ``STATE_CLASSES``."""
+    """Return the states of all actions that are of this class, one of ``STATE_CLASSES``."""
     return frozenset(
-        state for action in actions().values() for state, known in action.states.items() if known == group
+        state for action in actions().values() for state, label in action.states.items() if label == group
     )
 
 
 def _definitions(key: str) -> dict[str, dict[str, Any]]:
-    """The definitions of the TaskSet schema that have this key, without the parts of tasks that are merged."""
+    """Return the definitions of the TaskSet schema with this key, without the parts of tasks that are merged."""
     definitions = schema("TaskSet")["definitions"]
     return {name: part for name, part in definitions.items() if key in part and not name.startswith(PART_OF)}
 
 
 def action_of(task: Mapping[str, Any]) -> Action | None:
-    """The action of a task, if it has exactly one."""
-    found = [action for name, action in actions().items() if name in task]
-    return found[0] if len(found) == 1 else None
+    """Return the action of a task; None if it has none, or more than one."""
+    present = [action for name, action in actions().items() if name in task]
+    return present[0] if len(present) == 1 else None
 
 
 @cache
 def value_rules() -> Mapping[str, str]:
-    """The rules of scalars that the schemas have names for, each with what it is about in one sentence."""
-    found: dict[str, str] = {}
+    """Return the rules of scalars that the schemas name, each with its description in one sentence."""
+    rules: dict[str, str] = {}
 
     def look(part: Any) -> None:
         if isinstance(part, dict):
             value = part.get("x-pidone-value")
             if value is not None:
-                found.setdefault(value["rule"], f"Not {value['what']}: {value['write']}.")
+                rules.setdefault(value["rule"], f"Not {value['what']}: {value['write']}.")
             for inner in part.values():
                 look(inner)
         elif isinstance(part, list):
@@ -281,11 +279,11 @@ def value_rules() -> Mapping[str, str]:
 
     for kind in KINDS:
         look(schema(kind))
-    return found
+    return rules
 
 
 def _resolved(part: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
-    """``part`` with its reference followed; what stands beside a reference counts before what it leads to."""
+    """Return ``part`` merged into the definition that it refers to; its own keys take precedence."""
     if "$ref" not in part:
         return dict(part)
     target = whole["definitions"][part["$ref"].removeprefix("#/definitions/")]

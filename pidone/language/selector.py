@@ -1,4 +1,4 @@
-"""Label selectors of Kubernetes."""
+"""Kubernetes label selectors, and whether they match labels."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """One of a selector's ``matchExpressions``."""
+    """One entry of a selector's ``matchExpressions``."""
 
     key: str
     operator: str  # In | NotIn | Exists | DoesNotExist
@@ -27,19 +27,19 @@ class Requirement:
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """Everything must hold; an empty selector matches every pod."""
+    """A label selector. It matches if all its requirements hold; an empty one matches every pod."""
 
     labels: Mapping[str, str] = field(default_factory=dict)
     requirements: tuple[Requirement, ...] = ()
 
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> "Selector":
-        """From ``matchLabels`` and ``matchExpressions`` as a file without findings has them."""
+        """Build it from the ``matchLabels`` and ``matchExpressions`` of a document without findings."""
         return cls(
             labels=value.get("matchLabels", {}),
             requirements=tuple(
-                Requirement(one["key"], one["operator"], tuple(one.get("values", ())))
-                for one in value.get("matchExpressions", ())
+                Requirement(expression["key"], expression["operator"], tuple(expression.get("values", ())))
+                for expression in value.get("matchExpressions", ())
             ),
         )
 

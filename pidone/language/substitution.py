@@ -1,7 +1,7 @@
-"""``$(params.x)`` and ``$(pod.name)``: replaced after parsing, from a closed table, in one pass.
+"""Replaces the references ``$(params.x)`` and ``$(pod.name)`` after parsing, from a closed table, in one pass.
 
-A scalar that is exactly one reference becomes the value with its type. In text the value is written as text, and is
-not searched for references again. An IPv6 address that is the host of a URL gets brackets. ``$$(x)`` is the text
+A scalar that is exactly one reference becomes the value with its type. Inside of a text the value is inserted as text
+and is not searched for references again. An IPv6 address that is the host of a URL gets brackets. ``$$(x)`` is the text
 ``$(x)``. There is no expression language.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 from pidone.errors import LanguageError
 from pidone.http.urls import bracketed
 
-POD = {  # the facts of a pod that every task may refer to, and where a Pod object has them; lists have commas between
+POD = {  # the facts of a pod for references of every task, each with its field of the Pod; lists are joined by commas
     "pod.name": "metadata.name",
     "pod.namespace": "metadata.namespace",
     "pod.uid": "metadata.uid",
@@ -24,15 +24,15 @@ POD = {  # the facts of a pod that every task may refer to, and where a Pod obje
     "pod.ports": "spec.containers[*].ports",
 }
 
-# What stands before a reference that is the host of a URL. An IPv6 address gets its brackets there.
+# The text before a reference that is the host of a URL. An IPv6 address gets its brackets there.
 _IS_HOST = re.compile(r"//(?:[^/?#@\s]*@)?\Z")
-_MAX_USER = 256  # characters before the host of a URL that are looked at
+_MAX_USER = 256  # characters before the host of a URL that are searched
 _TOKEN = re.compile(r"\$\$\(|\$\(([^()]*)\)|\$\(")
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """One ``$(name)`` in a text; ``name`` is empty where the bracket is not closed."""
+    """One ``$(name)`` in a text; ``name`` is empty if the bracket is not closed."""
 
     name: str
     text: str
@@ -41,16 +41,16 @@ class Reference:
 
 def references(text: str) -> list[Reference]:
     return [
-        Reference(found.group(1) or "", found.group(), found.start())
-        for found in _TOKEN.finditer(text)
-        if found.group() != "$$("
+        Reference(match.group(1) or "", match.group(), match.start())
+        for match in _TOKEN.finditer(text)
+        if match.group() != "$$("
     ]
 
 
 def substitute(text: str, table: Mapping[str, Any], longest: int = 1 << 20) -> Any:
-    """Return ``text`` with the values of ``table`` in it.
+    """Return ``text`` with its references replaced by the values of ``table``.
 
-    Raises ``LanguageError`` for a name that has none, and for values of more than ``longest`` characters together.
+    Raises ``LanguageError`` for a name without a value, and for values of more than ``longest`` characters together.
     """
     whole = _TOKEN.fullmatch(text)
     if whole and whole.group(1) is not None:
@@ -58,27 +58,27 @@ def substitute(text: str, table: Mapping[str, Any], longest: int = 1 << 20) -> A
 
     room = longest
 
-    def replacement(found: re.Match[str]) -> str:
+    def replacement(match: re.Match[str]) -> str:
         nonlocal room
-        if found.group() == "$$(":
+        if match.group() == "$$(":
             return "$("
-        value = written(_look_up(found.group(1) or "", table))
+        value = written(_look_up(match.group(1) or "", table))
         room -= len(value)
         if room < 0:
             raise LanguageError(f"the values of this text have more than {longest} characters")
-        before = max(0, found.start() - _MAX_USER)
-        return bracketed(value) if _IS_HOST.search(text, before, found.start()) and _is_ipv6(value) else value
+        before = max(0, match.start() - _MAX_USER)
+        return bracketed(value) if _IS_HOST.search(text, before, match.start()) and _is_ipv6(value) else value
 
     return _TOKEN.sub(replacement, text)
 
 
 def escaped(text: str) -> str:
-    """What ``substitute`` makes ``text`` of."""
+    """Return the text from which ``substitute`` makes ``text``."""
     return text.replace("$(", "$$(")
 
 
 def written(value: Any) -> str:
-    """A value as text: booleans as JSON and YAML have them."""
+    """Return the value as text; booleans as in JSON and YAML."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
