@@ -1,4 +1,4 @@
-"""Counts that parts of the process write and the metrics show; each field has one writer."""
+"""Counters of the process, which its parts increase and the metrics report; each field has one writer."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,7 +19,7 @@ class Counters:
 
 
 class TaskView(Protocol):
-    """What the engine lets other parts read of a task; see ``pidone.engine.core.TaskState``.
+    """The fields of a task that other parts than the engine read; see ``pidone.engine.core.TaskState``.
 
     ``since`` and ``last_success`` are times of Trio's clock. ``last_duration`` is in seconds.
     """

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 RING = 200  # lines; with 200 bytes each 40 KiB, the last half hour of a pod with many events
-MAX_WIDTH = 2000  # characters of a line: others write parts of it, as the reason of a failed request
+MAX_WIDTH = (
+    2000  # characters of a line, which may contain texts of peers, such as the reason of a failed request
+)
 
 
 class Journal:
@@ -18,7 +20,7 @@ class Journal:
     def __init__(self, echo: Callable[[str], None] | None = None) -> None:
         self.lines: deque[str] = deque(maxlen=RING)
         self.written = 0  # number of lines
-        self.reported = 0  # number of lines that the repo has got
+        self.reported = 0  # number of lines that the repo has received
         self.changed: Callable[[], None] = lambda: None
         self._echo = echo or _print
 

@@ -24,7 +24,7 @@ class Room:
     received: int = (
         1 << 20
     )  # bytes of requests that are not answered yet, in all; and as many that were sent ahead
-    keeps_held: bool = True  # whether a held request stays when another connection wants in
+    keeps_held: bool = True  # a held request stays if another connection needs its place
 
 
 Assign = Callable[[str], tuple[Room, str]]  # the room of an address and its group, by the address of the peer
@@ -141,7 +141,7 @@ class Admission:
         occupancy.ahead += size
         if occupancy.ahead <= place.room.received:
             return True
-        self._close(place)  # nobody has to send ahead
+        self._close(place)  # no client has to send ahead
         return False
 
     def leave(self, place: Place) -> None:

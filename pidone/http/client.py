@@ -23,7 +23,7 @@ USER_AGENT = f"pidone/{__version__}"
 PROBE_USER_AGENT = (
     f"kube-probe/{__version__} (pidone)"  # applications keep kube-probe out of their access logs
 )
-CONNECT_TIMEOUT = 5.0  # seconds; the Java Eureka client's, and enough for one lost SYN on a pod network
+CONNECT_SECONDS = 5.0  # the Java Eureka client's, and enough for one lost SYN on a pod network
 
 
 async def request(
@@ -40,7 +40,7 @@ async def request(
 ) -> Response:
     """Send one request and return the whole answer. A redirect is not followed.
 
-    ``timeout`` is seconds for everything together, of which connecting may take ``CONNECT_TIMEOUT`` and, once
+    ``timeout`` is seconds for everything together, of which connecting may take ``CONNECT_SECONDS`` and, once
     connected, request and answer ``answer_timeout``. ``source`` is the local address to connect from. An answer's body
     of more than ``limit`` bytes is a ``ProtocolError``. With ``fatal`` a fatal signal of this process writes its reason
     into the connection, if it is plain http: the error output of a sandbox goes nowhere.
@@ -91,14 +91,14 @@ def redacted(url: str) -> str:
 async def _connect(where: SplitResult, source: str | None) -> trio.abc.Stream:
     assert where.hostname is not None
     secure = where.scheme == "https"
-    with trio.move_on_after(CONNECT_TIMEOUT):
+    with trio.move_on_after(CONNECT_SECONDS):
         stream = await connect(where.hostname, where.port or (443 if secure else 80), source=source)
         if secure:
             from pidone.http.tls import secured
 
             return await secured(stream, where.hostname, verify=True)
         return stream
-    raise OSError(f"no connection within {CONNECT_TIMEOUT:g} s")
+    raise OSError(f"no connection within {CONNECT_SECONDS:g} s")
 
 
 @contextmanager

@@ -47,7 +47,7 @@ class Lookups(trio.abc.HostnameResolver):
         proto: int = 0,
         flags: int = 0,
     ) -> list[Any]:
-        """As ``socket.getaddrinfo``. On cancel the lookup goes on in its thread, and its result is dropped."""
+        """As ``socket.getaddrinfo``. On cancel the lookup continues in its thread, and its result is dropped."""
         return await _in_thread(
             self._free, lambda: socket.getaddrinfo(host, port, family, type, proto, flags)
         )

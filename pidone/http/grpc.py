@@ -50,7 +50,7 @@ async def check_health(host: str, port: int, service: str, *, timeout: float, so
 
 
 class _Broken(Exception):
-    """The call failed; says why."""
+    """The call failed; the text is the reason."""
 
 
 def _request(address: str, service: bytes, timeout: float) -> bytes:
@@ -79,7 +79,7 @@ def _request(address: str, service: bytes, timeout: float) -> bytes:
 
 
 async def _answer(stream: trio.SocketStream) -> bytes:
-    """Return the DATA of the call after its trailers. Raises ``_Broken`` if they do not tell of success."""
+    """Return the DATA of the call after its trailers. Raises ``_Broken`` if they do not report success."""
     decoder, connection = Decoder(), _Connection(stream)
     message, opened = b"", False
     while True:

@@ -35,7 +35,7 @@ class Decoder:
         self._codes = _huffman_codes()
 
     def decode(self, block: bytes) -> list[tuple[bytes, bytes]]:
-        """Return names and values. A name of the static table that nobody needs is empty."""
+        """Return names and values. A name of the static table that is not needed here is empty."""
         try:
             return list(self._fields(block))
         except IndexError:

@@ -1,11 +1,11 @@
-"""What goes over the wire, as values."""
+"""Requests and responses of HTTP as values, and responses that a server holds back."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 from pidone.text import printable
 
-MAX_TEXT = 2000  # characters of an answer in words
+MAX_TEXT = 2000  # characters of a response with a text
 
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
@@ -27,24 +27,25 @@ class Request:
 
 
 class Held:
-    """In place of an answer: there is none yet. It costs no task, as a repo's requests are held most of the time.
+    """A response that is held back until it is complete.
 
-    A server looks again when it is called, and at the deadline at the latest.
+    A repo's requests are held most of the time, so it costs no task. A server calls ``look`` after each subscribed
+    call, and at the deadline.
     """
 
     __slots__ = ()
 
     @property
     def deadline(self) -> float:
-        """Clock time; at this time, and after it, ``look`` has an answer."""
+        """The time of Trio's clock from which on ``look`` returns an answer."""
         raise NotImplementedError
 
     def look(self) -> "Response | None":
-        """The answer, if there is one by now."""
+        """Return the answer; None while it is held."""
         raise NotImplementedError
 
     def subscribe(self, call: Callable[[], object]) -> None:
-        """``call`` when there may be an answer; it returns at once."""
+        """Call ``call`` whenever ``look`` may return an answer. It must return at once."""
         raise NotImplementedError
 
     def unsubscribe(self, call: Callable[[], object]) -> None:
@@ -54,10 +55,10 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """One answer. Header names are in lower case.
+    """One response. Header names are in lower case.
 
-    With ``later`` a server sends the head at once, and what ``later`` returns when it does, or the body of the
-    answer that is held; the connection ends with it, or when the peer goes away.
+    With ``later`` a server sends the head at once and the body later: the value that ``later`` returns, or the body of
+    the held response. Then, or when the peer closes, the connection is closed.
     """
 
     status: int
@@ -71,6 +72,6 @@ class Response:
 
 
 def text_response(status: int, text: str, **headers: str) -> Response:
-    """An answer in words; ``retry_after="5"`` becomes the header ``Retry-After: 5``."""
+    """Return a response with a text; ``retry_after="5"`` becomes the header ``Retry-After: 5``."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return Response(status, {"content-type": TEXT, **named}, printable(text, MAX_TEXT).encode() + b"\n")

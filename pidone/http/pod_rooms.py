@@ -20,7 +20,7 @@ _OTHERS = Room(16, 8, received=1 << 16)
 
 
 def assign_in_pod(gateways: frozenset[str]) -> Assign:
-    """Return the function that tells the room of an address."""
+    """Return the function that returns the room of an address."""
 
     def room(address: str) -> tuple[Room, str]:
         group = network(address)

@@ -54,7 +54,7 @@ def canonical_headers(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 
 async def get(url: Reference, headers: Headers, *, timeout: float, source: str | None) -> str:
-    """Ask, and follow redirects on the same host. Return why the probe fails, or an empty string.
+    """Send the GET, and follow redirects on the same host. Return why the probe fails; empty if it succeeds.
 
     ``timeout`` is seconds for the whole answer with its redirects. If a body breaks off, the next request follows at
     once, with the whole time again. ``source`` is the local address to connect from.
@@ -186,7 +186,7 @@ class _Answer:
         self._size = 0  # bytes received
 
     async def close(self) -> None:
-        """Close the connection; with TLS the server is told so."""
+        """Close the connection; with TLS, send close_notify first."""
         stream = self._stream
         if not isinstance(stream, trio.SocketStream):
             secure, stream = stream, stream.transport_stream
@@ -259,7 +259,7 @@ class _Answer:
         return kept
 
     def _frame(self, version: bytes) -> None:
-        """Find out how the body ends: net/http, readTransfer."""
+        """Determine the length of the body, or its encoding: net/http, readTransfer."""
         codings = self.fields.get(b"transfer-encoding", [])
         self._chunked = bool(codings) and (version >= b"HTTP/1.1" or version == b"HTTP/0.0")
         if self._chunked and (len(codings) > 1 or codings[0].lower() != b"chunked"):

@@ -111,7 +111,7 @@ def parse(text: str) -> Reference:
 
 
 def resolve(base: Reference, text: str) -> Reference:
-    """Return the URL that ``text`` means beside ``base`` (RFC 3986, 5.2). Raises ``ValueError``."""
+    """Return the URL of the reference ``text`` relative to ``base`` (RFC 3986, 5.2). Raises ``ValueError``."""
     parts = parse(text)
     if parts.scheme or parts.host or parts.user is not None:
         return parts._replace(scheme=parts.scheme or base.scheme, path=_without_dots(parts.path))

@@ -250,17 +250,20 @@ class _Server:
         sock.close()
 
     def _first(self, place: Place, accepted: socket.socket, data: bytes) -> bool:
-        """Take the first bytes of a connection, until there is a client of it."""
+        """Take the first bytes of a connection and create its client. Return as ``_receive_idle``."""
         if not data:
             self._close(place)
             return False
         sock = trio.socket.from_stdlib_socket(accepted)
         client = _Client(sock, trio.SocketStream(sock), place)
-        self._peers.replace(sock.fileno(), partial(self._hear, client))
-        return self._hear(client, data)
+        self._peers.replace(sock.fileno(), partial(self._receive_idle, client))
+        return self._receive_idle(client, data)
 
-    def _hear(self, client: _Client, data: bytes) -> bool:
-        """Take a part of the next request. Start a task when its head is complete, or is none."""
+    def _receive_idle(self, client: _Client, data: bytes) -> bool:
+        """Take a part of the next request. Start a task when its head is complete or invalid.
+
+        Return True while more is awaited from the peer without a task.
+        """
         if not data:
             self._close(client.place)
             return False
@@ -331,7 +334,7 @@ class _Server:
             elif isinstance(result, _Parked):
                 self._park(result)
             else:
-                self._wait(place, sock, partial(self._hear, result))
+                self._wait(place, sock, partial(self._receive_idle, result))
 
     async def _begin(self, sock: trio.socket.SocketType, place: Place) -> _Parked | _Client | None:
         assert self._secure is not None
@@ -397,7 +400,7 @@ class _Server:
     ) -> _Parked | _Client | None:
         """Answer one request after the other.
 
-        ``head`` is the head of the first, and ``response`` the answer to it, if they are there. Return the connection
+        ``head`` is the head of the first request, ``response`` the answer to it; None: not yet. Return the connection
         to park, or the client whose next request is waited for, or None if the connection is to be closed.
         """
         stream, connection, place = client.stream, client.connection, client.place

@@ -1,4 +1,4 @@
-"""Parts of URLs: path segments made of values, and which URLs mean the same server."""
+"""Encodes path segments of URLs, and brings URLs of the same server into one form."""
 
 import socket
 from urllib.parse import quote, unquote, urlsplit
@@ -7,11 +7,11 @@ _PORTS = {"http": 80, "https": 443}
 
 
 def segment(value: str) -> str:
-    """The value as one segment of a path, percent-encoded.
+    """Return the value as one segment of a path, percent-encoded.
 
-    Raises ``ValueError`` for what some server or proxy would take for another path: a dot segment, which no
-    encoding disarms (to the URL standard ``%2e%2e`` is one), a separator, which many decode before they route, or a
-    control character.
+    Raises ``ValueError`` for a value that some server or proxy would read as another path: a dot segment in any
+    encoding (in the URL standard ``%2e%2e`` is one), a separator, which many decode before routing, or a control
+    character.
     """
     text = unquote(value)
     if _dots(text) or not text.strip() or any(mark in text for mark in "/\\"):
@@ -22,12 +22,12 @@ def segment(value: str) -> str:
 
 
 def has_dot_segments(path: str) -> bool:
-    """Whether ``.`` or ``..`` stands in the path, in whatever way it is written."""
+    """True if ``.`` or ``..`` is a segment of the path, in any encoding."""
     return any(map(_dots, unquote(path).replace("\\", "/").split("/")))
 
 
 def origin(url: str) -> tuple[str, str, int]:
-    """Scheme, host and port (RFC 6454), each in one spelling. Raises ``ValueError`` for a URL that has none."""
+    """Return scheme, host and port (RFC 6454), normalised. Raises ``ValueError`` for a URL without a host."""
     parts = urlsplit(url)
     if not parts.hostname:
         raise ValueError("a URL without a host")
@@ -35,7 +35,9 @@ def origin(url: str) -> tuple[str, str, int]:
 
 
 def canonical(url: str, namespace: str = "") -> str:
-    """One spelling for all URLs that mean the same prefix of the same server, without user, query and fragment.
+    """Return the normal form of a URL, equal for all URLs of the same path on the same server.
+
+    It has no user, query and fragment, and ends in a slash.
 
     In a pod of ``namespace``, ``http://web``, ``http://web.NAMESPACE`` and ``http://web.NAMESPACE.svc.cluster.local``
     are the same Service. Names are not looked up. Raises ``ValueError`` as ``origin`` does.
@@ -46,7 +48,7 @@ def canonical(url: str, namespace: str = "") -> str:
 
 
 def with_namespace(url: str, namespace: str) -> str:
-    """The URL for callers outside of ``namespace``, to whose pods ``http://web`` is ``http://web.NAMESPACE.svc``."""
+    """Return the URL for callers outside of ``namespace``, whose DNS does not resolve the short name ``http://web``."""
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
@@ -69,12 +71,12 @@ def bracketed(host: str) -> str:
 
 
 def _dots(text: str) -> bool:
-    # to some servers what follows ";" is no part of the segment
+    # some servers do not count the text after ";" to the segment
     return text.partition(";")[0].strip() in {".", ".."}
 
 
 def _service(host: str, namespace: str) -> str:
-    """The host as SERVICE.NAMESPACE where that is what the cluster's DNS makes of it."""
+    """Return SERVICE.NAMESPACE if the cluster's DNS resolves the host to a Service, else the host."""
     if namespace and _is_short(host):
         return f"{host}.{namespace}"
     labels = host.split(".")
@@ -82,7 +84,7 @@ def _service(host: str, namespace: str) -> str:
 
 
 def _is_short(host: str) -> bool:
-    """Whether this is a name of one label, which the cluster's DNS looks up in the namespace of the pod that asks."""
+    """True for a name of one label, which the cluster's DNS looks up in the namespace of the calling pod."""
     return "." not in host and ":" not in host and host != "localhost"
 
 

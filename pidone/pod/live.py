@@ -21,7 +21,7 @@ from pidone.protocol import POD_UID_HEADER
 from pidone.repo.client import RepoClient
 
 PART_RESTART = Backoff(initial=1.0, maximum=30.0, jitter=0.0)  # of a part that failed
-REVOKED_SECONDS = 5.0  # before the program starts anew: a replica of the repo may know of the pod's end later
+REVOKED_SECONDS = 5.0  # before the program restarts: a replica of the repo may receive the pod's end later
 LAST_REPORT_SECONDS = 10.0  # for reporting all lines of the journal before the pod dozes
 COUNTS_SECONDS = (
     60.0  # between two reports if only counts have changed, so that heartbeats cause no report each
@@ -31,7 +31,8 @@ COUNTS_SECONDS = (
 async def live(program: PodProgram, *, local: bytes | None = None) -> bool:
     """Run until TERM or INT, undo all tasks and return True.
 
-    Return False after some time without tasks, and to start anew if the repo takes back the pod's end.
+    Return False after some time without tasks, so that the pod dozes; and after the repo has taken back the pod's end,
+    so that the program restarts.
 
     ``local`` is a bundle that is run without a repo, and never without tasks. Raises ``Refused`` if it cannot be run.
     The refusal of a repo's bundle is reported to the repo.
@@ -139,7 +140,7 @@ async def _wait_reported(client: RepoClient) -> None:
 def _leave(program: PodProgram, scope: trio.CancelScope) -> None:
     if program.had_tasks:
         posix.environ.pop(stages.HASTE, None)
-    stages.block()  # a TERM that comes after the receivers are removed stays pending for what follows
+    stages.block()  # a TERM that comes after the receivers are removed stays pending for the next program
     scope.cancel()
 
 
@@ -149,7 +150,7 @@ async def _report_end(program: PodProgram) -> None:
 
 
 async def _keep_running(part: Callable[[], Awaitable[None]], journal: Journal) -> None:
-    """Run a part, and start it anew when it fails: its failure must not end the tasks."""
+    """Run a part, and restart it when it fails: its failure must not end the tasks."""
     failures = 1
     while True:
         began = trio.current_time()

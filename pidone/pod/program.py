@@ -31,7 +31,7 @@ from pidone.pod.settings import Settings
 if TYPE_CHECKING:
     from pidone.pid1.application import Application
 
-MAX_LEFT = 100  # names in a report of tasks that are gone and not undone
+MAX_LEFT = 100  # names in a report of removed tasks that are not undone
 TEARDOWN_SECONDS = 8.0  # below the 10 s between TERM and KILL of runtimes that send TERM to a sandbox
 
 UNKNOWN_POD = Pod(name="", namespace="", uid="", ip="")  # until the first bundle comes
@@ -60,7 +60,7 @@ class PodProgram:
         )
         self._phase = Phase.RUNNING
         self.had_tasks = False
-        self._uid = ""  # of the pod, as the last bundle with a plan has it
+        self._uid = ""  # of the pod, by the last bundle with a plan
         self._end_is_the_repos = False  # only a repo's bundle has begun the end
         self.end_revoked = trio.Event()  # a repo says that the pod runs, after a repo has begun its end
         self.start_part: Callable[[Callable[[], Awaitable[None]]], None] = lambda _part: None
@@ -77,8 +77,8 @@ class PodProgram:
             self.end("repo")
             self._end_is_the_repos = by_repo
         elif self._end_is_the_repos and bundle.pod.uid == (self._uid or bundle.pod.uid):
-            # Anybody can answer over plain http that the pod ends. Kubernetes never takes back an end, but a replica
-            # of the repo may not know of it yet, so ``live`` waits a while before the program starts anew.
+            # Over plain http any peer can forge the pod's end. Kubernetes never takes back an end, but a replica
+            # of the repo may not know of it yet, so ``live`` waits a while before the program restarts.
             self.end_revoked.set()
             return
         elif self.engine.ending:
@@ -127,7 +127,7 @@ class PodProgram:
         return self._phase is Phase.TERMINATING or not self.engine.ending
 
     def status(self) -> Report:
-        """Return the state of the tasks, as many as a report has room for."""
+        """Return the report of the pod, with as many tasks as fit into it."""
         outside = {state.task.name for state in self.engine.tasks if actions.holds_outside(state.task.action)}
         tasks = fitting(self.tasks(), outside)
         return Report(
@@ -201,7 +201,7 @@ class PodProgram:
 
 
 def fitting(tasks: Mapping[str, TaskReport], outside: Collection[str]) -> dict[str, TaskReport]:
-    """Return the tasks that a report has room for. ``outside`` are those that hold something outside the pod.
+    """Return the tasks that fit into a report. ``outside`` are those that hold something outside the pod.
 
     Errors are cut first. Then healthy tasks are left out, then failed ones. The controller deregisters what a task in
     ``outside`` holds if it is missing, so those have a room of their own.

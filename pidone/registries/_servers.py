@@ -11,7 +11,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 import trio
 
 from pidone.errors import RegistryError, RegistryRefused, TransferError, TransferTimeout
-from pidone.http.client import CONNECT_TIMEOUT, redacted, request
+from pidone.http.client import CONNECT_SECONDS, redacted, request
 from pidone.http.message import Response
 from pidone.http.urls import canonical, has_dot_segments, origin
 
@@ -124,7 +124,7 @@ class Servers:
                 url + query,
                 headers=headers,
                 body=body,
-                timeout=min(CONNECT_TIMEOUT + patience, seconds),
+                timeout=min(CONNECT_SECONDS + patience, seconds),
                 answer_timeout=min(patience, seconds),
                 source=self._source,
             )

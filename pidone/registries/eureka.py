@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 import trio
 
 from pidone.errors import PidoneError, Refused, RegistryError, TransferError
-from pidone.http.client import CONNECT_TIMEOUT, redacted
+from pidone.http.client import CONNECT_SECONDS, redacted
 from pidone.http.message import JSON, Response
 from pidone.http.urls import authority, has_dot_segments, origin, segment
 from pidone.plan.fields import Fields
@@ -231,7 +231,7 @@ class Eureka:
         resource = self._instance.resource
         for server in sorted(self._unanswered - {self._servers.current}):
             left = trio.current_effective_deadline() - trio.current_time()
-            within = min(CONNECT_TIMEOUT + ANSWER_SECONDS, 0.9 * left)  # so that the error can be raised
+            within = min(CONNECT_SECONDS + ANSWER_SECONDS, 0.9 * left)  # so that the error can be raised
             try:
                 await self._servers.ask_one(server, "DELETE", resource, within=within)
             except (TransferError, RegistryError) as error:
@@ -257,7 +257,7 @@ class Eureka:
         else:
             self._unanswered.update(self._servers.unanswered)
             self._unanswered.discard(self._servers.current)
-            copy = await self._read_back(self._servers.current, CONNECT_TIMEOUT + ANSWER_SECONDS)
+            copy = await self._read_back(self._servers.current, CONNECT_SECONDS + ANSWER_SECONDS)
         self._accepted = (status, self._dirty)
         return copy
 
@@ -312,7 +312,7 @@ class Eureka:
         An ingress without a route answers 404 to everything. Eureka answers any ``vips/NAME`` with a list, which is
         empty for an unknown name (com.netflix.eureka.resources.AbstractVIPResource).
         """
-        within = CONNECT_TIMEOUT + patience
+        within = CONNECT_SECONDS + patience
         vip = f"vips/{UNUSED_VIP}"
         answer = await self._servers.ask_one(server, "GET", vip, within=within, patience=patience)
         if "applications" not in _object(answer):

@@ -1,7 +1,7 @@
 """Polls the repo for the pod's bundle, and reports the pod's status to it.
 
-The repo holds ``GET /v1/bundle`` until the bundle changes (long polling), so a change arrives at once. A repo that is
-away is a normal state: the client retries for ever with growing delays, and the tasks keep running.
+The repo holds ``GET /v1/bundle`` until the bundle changes (long polling), so a change arrives at once. An
+unreachable repo is a normal state: the client retries for ever with growing delays, and the tasks keep running.
 """
 
 import json
@@ -37,12 +37,12 @@ from pidone.protocol import (
 
 SLACK_SECONDS = 15.0  # beyond WAIT_SECONDS before a held request counts as failed
 RETRY = Backoff(initial=2.0, maximum=60.0)  # of a request for the bundle
-# The first retries of all pods that lost one repo at the same moment are spread over this time. They have their plans.
+# The first retries of all pods that lost one repo at the same moment are spread over this time. They keep their plans.
 LOST_SPREAD_SECONDS = 12.0
 MAX_REPLICAS = 8  # replicas of the repo that are remembered: more than an installation has
 MAX_REPLICA_WIDTH = 64  # characters of a replica's name
 MAX_ETAG_WIDTH = 200  # characters; an ETag goes back to the repo with each request
-# A bundle that was refused is asked for again after this time: a proxy may have damaged it and kept its ETag.
+# A refused bundle is requested again after this time: a proxy may have damaged it and kept its ETag.
 REFUSAL_SECONDS = 600.0
 POLL_GAP_SECONDS = 0.2  # between two requests that are answered at once: limits the cost of a faulty repo
 REPORT_GAP_SECONDS = 1.0  # between two reports
@@ -70,12 +70,12 @@ class Outcome:
 
     pause: float  # seconds until the next request, at least
     error: str = ""  # empty: the repo works
-    lost: bool = False  # there was no answer: all pods of that repo have lost it at the same moment
+    lost: bool = False  # no answer: all pods of that repo have lost it at the same moment
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A bundle that was applied or refused. Its ETag means something to the repo alone that sent it (RFC 9110)."""
+    """A bundle that was applied or refused. Its ETag is valid only for the repo that sent it (RFC 9110)."""
 
     url: str  # of the repo
     etag: str
@@ -111,9 +111,9 @@ class RepoClient:
         self._applied: Received | None = None  # the bundle that was applied last
         self._refused: dict[str, Received] = {}  # by URL: the last bundle of that repo, refused after it
         self._error = ""  # the reason of the last refusal
-        self._changed = trio.Event()  # there is something to report
-        self._reached = trio.Event()  # the repo has answered the last request
-        self._delivered = trio.Event()  # the repo has got a report
+        self._changed = trio.Event()  # set: a report is due
+        self._reached = trio.Event()  # set: the repo has answered the last request
+        self._delivered = trio.Event()  # set: the repo has received a report
         self._last_report, self._last_reported = trio.Lock(), False
         self._boot = os.urandom(8).hex()
         self._replicas: dict[str, None] = {}  # replicas of the repo that have answered, by their REPO_HEADER
@@ -122,11 +122,11 @@ class RepoClient:
 
     @property
     def refused(self) -> bool:
-        """True if the last bundle that came was refused."""
+        """True if the last bundle received was refused."""
         return bool(self._refused)
 
     def status_changed(self) -> None:
-        """Cause a report; there is at most one in ``REPORT_GAP_SECONDS``."""
+        """Request a report; at most one is sent in ``REPORT_GAP_SECONDS``."""
         self._changed.set()
 
     async def poll(self) -> None:
@@ -164,20 +164,20 @@ class RepoClient:
             await trio.sleep(max(pause, limit * self._random.random()))
 
     def _next_repo(self, now: float = 0.0) -> None:
-        """Change to the next URL, or to the first one after it whose repo demands the shortest wait."""
+        """Change to the next URL whose repo demands the shortest wait."""
         number = len(self._urls)
         following = [(self._current + step) % number for step in range(1, number + 1)]
         self._current = min(following, key=lambda index: max(0.0, self._due[self._urls[index]] - now))
 
     async def _poll_once(self) -> Outcome:
         url = self._urls[self._current]
-        known = self._known(url)
+        received_before = self._received_from(url)
         headers = {**self._headers, **self._authorization(url), "accept": MEDIA_TYPE}
-        if self._counters.repo_up or not known:
-            # not after an absence, so that a repo that is back answers at once
+        if self._counters.repo_up or not received_before:
+            # not after a failed request, so that a restarted repo answers at once
             headers["prefer"] = f"wait={WAIT_SECONDS:g}"
-        if known:
-            headers["if-none-match"] = ", ".join(received.etag for received in known)
+        if received_before:
+            headers["if-none-match"] = ", ".join(bundle.etag for bundle in received_before)
 
         began = trio.current_time()
         try:
@@ -206,11 +206,11 @@ class RepoClient:
                         f"the ETag of the bundle is {shown}; expected {MAX_ETAG_WIDTH} ASCII characters in quotes",
                     )
                 received = Received(url, etag, hash(answer.body), trio.current_time())
-                if any((one.etag, one.body) == (etag, received.body) for one in known):
+                if any((bundle.etag, bundle.body) == (etag, received.body) for bundle in received_before):
                     return Outcome(gap, f"the bundle with the ETag {etag} came again, though the pod has it")
                 self._apply(answer, received)
                 return Outcome(gap)
-            case 304 if not known:
+            case 304 if not received_before:
                 return Outcome(gap, "304, though the pod has no bundle of this repo")
             case 304 | 426:
                 if answer.status == 426:  # the repo works; the pod keeps its plan, reports, and gets its end
@@ -220,8 +220,8 @@ class RepoClient:
             case status:
                 return Outcome(_retry_after(answer, self._random), f"{status} {_message(answer)}")
 
-    def _known(self, url: str) -> list[Received]:
-        """Return the bundles whose ETags the repo gets, so that it answers only with another one."""
+    def _received_from(self, url: str) -> list[Received]:
+        """Return the bundles whose ETags are sent to this repo, so that it answers only with another one."""
         refused = self._refused.get(url)
         if refused is not None and trio.current_time() - refused.at > REFUSAL_SECONDS:
             del self._refused[url]
@@ -296,7 +296,7 @@ class RepoClient:
             await trio.sleep(REPORT_GAP_SECONDS)
 
     async def _report_once(self) -> bool:
-        """Post one report; True if the repo took it."""
+        """Post one report; True if the repo accepted it."""
         body, reported = self._status(LINES, ERROR_WIDTH)
         for most in (LINES // 2, LINES // 10, 1):  # a line may be six times as long in JSON
             if len(body) <= MAX_REPORT_BYTES:
@@ -347,7 +347,7 @@ class RepoClient:
             version=__version__,
             state=REJECTED if self._refused else APPLIED,
             error=self._error[:width] if self._refused else "",
-            rejected=next((one.etag.strip('"') for one in reversed(self._refused.values())), None),
+            rejected=next((bundle.etag.strip('"') for bundle in reversed(self._refused.values())), None),
             logs=tuple(line[:LINE_WIDTH] for line in lines),
         )
         details = {
