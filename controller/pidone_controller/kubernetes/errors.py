@@ -87,7 +87,7 @@ class AlreadyExists(Conflict):
 
 
 class Gone(ApiError):
-    """The version title for is compacted: list again."""
+    """The requested version is compacted: list again."""
 
 
 class TooManyRequests(ApiError):

@@ -1,1 +1,1 @@
-"""TaskSets, TaskBindings and ControllerRevisions as last read from the API server, checked."""
+"""TaskSets, TaskBindings and ControllerRevisions as last read from the API server and checked."""

@@ -1,7 +1,7 @@
 """Judges earlier versions of sets by the present policy, as the API server judges new ones (``k3d/admission.yaml``).
 
-The API server looks at a set only when it is written. A version that is kept comes back without being written: by a
-pin, by a rollout that is halted, and when the present version has mistakes.
+The API server checks a set only when it is written. A kept version can apply again without a write: by a pin, by a
+halted rollout, and when the present version has mistakes.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ EXEC_SELECTOR = f"{EXEC_LABEL}={ALLOWED}"
 
 
 def runs_programs(spec: Mapping[str, Any]) -> bool:
-    """Whether a task of the set itself runs a program; those that it inherits are judged where they are written."""
+    """True if a task of the set itself runs a program. Inherited tasks are judged with the set that has them."""
     tasks = spec.get("tasks")
     return isinstance(tasks, list) and any(map(_runs_program, tasks))
 

@@ -1,4 +1,4 @@
-"""Versions of sets, kept as ControllerRevisions, as Kubernetes keeps those of a DaemonSet.
+"""Keeps versions of sets as ControllerRevisions, as Kubernetes does for a DaemonSet.
 
 A revision is owned by its set and is named ``<set>-<hash>``. ``revision`` counts up, and a spec that comes back gets
 the next number instead of a second revision. ``data`` is a patch with the whole spec. Revisions of ClusterTaskSets are
@@ -61,12 +61,12 @@ class Revision:
 
     @cached_property
     def digest(self) -> str:
-        """Computed from the spec, not read from a label that anybody could write."""
+        """The digest of the version, computed from the spec and not read from a label, which users can edit."""
         return version_digest(self.kind, self.set_name, self.spec)
 
     @cached_property
     def task_set(self) -> TaskSet | None:
-        """None if the present checker finds mistakes in it."""
+        """The set; None if the present checker finds mistakes in it."""
         value, _, _ = check(self.kind, self.key[1], self.set_name, self.spec)
         return value if isinstance(value, TaskSet) else None
 
@@ -100,10 +100,10 @@ def read(value: Mapping[str, Any], home: str, before: Revision | None = None) ->
 
 
 class History:
-    """All versions of all sets: those that are present and those that are kept, by the key of the set.
+    """All present and all kept versions of sets, by the key of the set.
 
-    A change costs the same at any number of sets. ``may_exec`` is whether the TaskSets of a namespace may run programs
-    today; ``judge`` is called when that has changed.
+    A change costs the same at any number of sets. ``may_exec`` returns True if the TaskSets of a namespace may run
+    programs at present; ``judge`` is called when that has changed.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class History:
     ) -> None:
         self._may_exec = may_exec
         self.present: dict[Key, Written] = {}
-        # What each set brings, with its digest: the present version, or the last kept one without findings.
+        # The version that each set brings, with its digest: the present one, or the last kept one without findings.
         self.good: dict[Key, tuple[TaskSet, str]] = {}
         self.broken: dict[Key, Written] = {}  # the sets without a good version
         self._revisions: dict[Key, dict[str, Revision]] = {}  # by their name, of any owner
@@ -144,23 +144,23 @@ class History:
         self._update(revision.key)
 
     def revisions(self, key: Key) -> list[Revision]:
-        """All revisions of sets with this key, present or deleted, the oldest first."""
+        """Return all revisions of sets with this key, present or deleted, the oldest first."""
         revisions = self._revisions.get(key, {}).values()
         return sorted(revisions, key=lambda revision: (revision.number, revision.name))
 
     def kept(self, key: Key) -> list[Revision]:
-        """The revisions of a present set, the oldest first."""
+        """Return the revisions of a present set, the oldest first."""
         written = self.present.get(key)
         if written is None:
             return []
         return [revision for revision in self.revisions(key) if revision.owner == written.uid]
 
     def revision(self, key: Key, digest: str) -> Revision | None:
-        """The revision of a present set that keeps this version."""
+        """Return the revision of a present set that keeps this version; None if none does."""
         return next((revision for revision in self.kept(key) if revision.digest == digest), None)
 
     def task_set(self, key: Key, digest: str) -> TaskSet | None:
-        """A version of a set; None if it is not known, or has findings."""
+        """Return a version of a set; None if it is unknown, has findings, or is not allowed at present."""
         written = self.present.get(key)
         if written is not None and written.digest == digest and written.task_set is not None:
             return written.task_set
@@ -168,12 +168,12 @@ class History:
         return revision.task_set if revision is not None and self.is_allowed(revision) else None
 
     def is_allowed(self, revision: Revision) -> bool:
-        """Whether the present policy allows a kept version."""
+        """True if the present policy allows a kept version."""
         cluster, namespace, _ = revision.key
         return cluster or self._may_exec(namespace) or not runs_programs(revision.spec)
 
     def judge(self, namespace: str) -> list[Key]:
-        """Judge the kept versions of a namespace again. Returns the keys of its sets."""
+        """Judge the kept versions of a namespace again. Return the keys of its sets."""
         keys = [key for key in self._revisions if key[:2] == (False, namespace)]
         for key in keys:
             self._update(key)
@@ -187,7 +187,7 @@ class History:
         return self._sets
 
     def starting(self, prefix: str, namespaces: Container[tuple[bool, str]]) -> Iterator[tuple[Key, str]]:
-        """The versions whose digest begins with some hexadecimal digits.
+        """Yield the versions whose digest begins with these hexadecimal digits.
 
         ``namespaces`` are (True, "") for the cluster's sets and (False, namespace) for those of a namespace.
         """
@@ -198,7 +198,7 @@ class History:
                 yield from ((key, digest) for digest in sorted(digests) if digest.startswith(whole))
 
     def _update(self, key: Key) -> None:
-        """A version of this set is new or gone."""
+        """Update the good version of this set after a version was added or removed."""
         before, after = self.good.pop(key, None), self._good_version(key)
         self.broken.pop(key, None)
         if after is not None:
@@ -224,7 +224,7 @@ def sets_of(good: Mapping[Key, tuple[TaskSet, str]]) -> Sets:
     return Sets({key: task_set for key, (task_set, _) in good.items()})
 
 
-# What the leader changes
+# Changes, which the leader makes
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,47 +301,47 @@ def changes(
     home: str,
     limit: int = LIMIT,
 ) -> list[Change]:
-    """The changes after which the present version of a set is kept, and at most ``limit`` others are.
+    """Return the changes after which the present version of a set is kept, and at most ``limit`` others.
 
-    ``revisions`` are all that have the set's key, the oldest first. ``in_use`` is whether a binding needs a version, by
-    its status or a pin. ``home`` is the controller's namespace.
+    ``revisions`` are all that have the set's key, the oldest first. ``in_use`` returns True if a binding needs a
+    version, by its status or a pin. ``home`` is the controller's namespace.
     """
     revisions = list(revisions)
     own = [revision for revision in revisions if revision.owner == written.uid]
     # A revision that is newer than the set as last read may be one of a later set of the same name.
-    found: list[Change] = [
+    result: list[Change] = [
         Delete(revision)
         for revision in revisions
         if revision.owner != written.uid and revision.created <= written.created
     ]
     if written.task_set is None:
-        return found
+        return result
 
     last = max((revision.number for revision in own), default=0)
     present = next((revision for revision in own if revision.digest == written.digest), None)
     cause = written.annotations.get(CAUSE, "")
     if present is None:
         namespace = home if written.kind in CLUSTER_KINDS else written.namespace
-        found.append(Create(written, last + 1, namespace))
+        result.append(Create(written, last + 1, namespace))
     elif present.number != last:
-        found.append(Update(present, last + 1, cause))
+        result.append(Update(present, last + 1, cause))
     elif present.cause != cause:
-        found.append(Update(present, last, cause))
+        result.append(Update(present, last, cause))
 
     older = [revision for revision in own if revision is not present]
     if len(older) > limit:
         free = [revision for revision in older if not in_use(revision.key, revision.digest)]
-        found += [Delete(revision) for revision in free[: len(older) - limit]]
-    return found
+        result += [Delete(revision) for revision in free[: len(older) - limit]]
+    return result
 
 
 async def apply(client: Client, change: Change) -> None:
-    """Make a change. Raises ``ApiError``; after ``AlreadyExists``, ``NotFound`` and ``Conflict`` the watch has news."""
+    """Make a change. Raises ``ApiError``; ``AlreadyExists``, ``NotFound``, ``Conflict`` come with a watch event."""
     match change:
         case Create():
             await client.create(CONTROLLER_REVISIONS, change.body())
         case Update(revision=revision):
-            # Replaced, not patched: data is immutable byte by byte, and a patch has it written again, sorted.
+            # Replaced, not patched: data is immutable byte by byte, and a patch would write it again, sorted.
             value = await client.get(CONTROLLER_REVISIONS, revision.name, revision.namespace)
             metadata = value["metadata"]
             annotations = {**(metadata.get("annotations") or {}), CAUSE: change.cause}

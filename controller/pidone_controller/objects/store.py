@@ -1,4 +1,4 @@
-"""The objects of one kind as last read from the API server. A reflector's sink."""
+"""Stores the objects of one kind as last read from the API server; the sink of a reflector."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
@@ -8,10 +8,10 @@ T = TypeVar("T")
 
 
 class Store(Generic[T]):
-    """Objects by namespace and name.
+    """The objects by namespace and name.
 
-    ``read`` makes an object of its JSON value and of the object before; None leaves it out. ``changed`` is called with
-    the object before and after a change (None: there is none), and not if the two are equal.
+    ``read`` builds an object from its JSON value and the previous object; None leaves it out. ``changed`` is called
+    with the object before and after a change (None: it does not exist), but not if the two are equal.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class Store(Generic[T]):
         return len(self._items)
 
     def __iter__(self) -> Iterator[T]:
-        """In the order of namespace and name."""
+        """Iterate in the order of namespace and name."""
         if self._order is None:
             self._order = sorted(self._items)
         return (self._items[name] for name in self._order)

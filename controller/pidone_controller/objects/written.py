@@ -1,8 +1,8 @@
-"""TaskSets and TaskBindings as the API server has them: read and checked.
+"""Reads and checks TaskSets and TaskBindings of the API server.
 
-The checker is that of ``pidone check``. An object has no lines, so a finding names the path of its place instead of
-line and column. Each object is checked alone, once for each generation; the sets that it extends or binds may change
-without it, and are checked when a plan is derived.
+The checker is that of ``pidone check``. An object has no lines, so a finding names a path instead of line and column.
+Each object is checked alone, once for each generation. The sets that it extends or binds may change independently, and
+are checked when a plan is derived.
 """
 
 import re
@@ -23,7 +23,7 @@ from pidone.plan.digest import digest
 from pidone.text import printable
 
 PIN = "pidone.dev/pin"
-RESUME = "pidone.dev/resume"  # the time at which a rollout was halted that must begin again
+RESUME = "pidone.dev/resume"  # the time of the halt of the rollout that must begin again
 CAUSE = "kubernetes.io/change-cause"  # kubectl's annotation; a revision copies that of its set
 MAX_PATH = 200  # characters of a path in a finding
 MAX_FINDINGS = 50  # of one object that are kept
@@ -116,14 +116,14 @@ def read(kind: str, value: Mapping[str, Any], before: Written | None = None) -> 
 
 
 def version_digest(kind: str, name: str, spec: object) -> str:
-    """Identifies one version of a set among all versions of all sets; pins and undo name it."""
+    """Return the digest that identifies a version among all versions of all sets; pins and undo use it."""
     return digest({"kind": kind, "name": name, "spec": spec})
 
 
 def check(
     kind: str, namespace: str, name: str, spec: object
 ) -> tuple[TaskSet | TaskBinding | None, tuple[str, ...], tuple[str, ...]]:
-    """The value of an object, its findings and its warnings, each as ``<path>: <message>``."""
+    """Return the value of an object, its findings and its warnings, each as ``<path>: <message>``."""
     metadata = {"name": name} | ({"namespace": namespace} if namespace else {})
     value = {"apiVersion": API_VERSION, "kind": kind, "metadata": metadata, "spec": spec}
     try:
@@ -131,14 +131,14 @@ def check(
     except _Refused as error:
         return None, (str(error),), ()
     checked: Checked = check_parsed(Parsed((document,)), Sets())
-    findings, warnings = (_texts(said, paths) for said in (checked.findings, checked.warnings))
+    findings, warnings = (_texts(group, paths) for group in (checked.findings, checked.warnings))
     if not findings:
         return checked.objects[0], (), warnings
     return (_selecting(value) if kind.endswith("Binding") else None), findings, warnings
 
 
 def _selecting(value: Mapping[str, Any]) -> TaskBinding | None:
-    """A binding with findings reduced to its selector; None if that cannot be read."""
+    """Return a binding with findings reduced to its selector; None if that cannot be read."""
     spec = value["spec"]
     if not isinstance(spec, dict) or "podSelector" not in spec:
         return None
@@ -155,7 +155,7 @@ class _Refused(Exception):
 
 
 def _document(value: Mapping[str, Any]) -> tuple[list[str], Document]:
-    """A document for the checker in which each value has a line of its own, and the path of each line."""
+    """Return the path of each line, and a document for the checker in which each value has a line of its own."""
     paths: list[str] = []
 
     def node(value: Any, path: str, depth: int) -> Node:
@@ -182,7 +182,7 @@ def _document(value: Mapping[str, Any]) -> tuple[list[str], Document]:
 
 
 def _texts(findings: Sequence[Finding], paths: list[str]) -> tuple[str, ...]:
-    """Return the first findings: the author of an object decides how many there are."""
+    """Return the first findings as texts. Their number is bounded, since an object may have any number of them."""
     more = len(findings) - MAX_FINDINGS
     texts = (_text(finding, paths) for finding in findings[:MAX_FINDINGS])
     return (*texts, f"and {more} more") if more > 0 else tuple(texts)

@@ -1,1 +1,1 @@
-"""The pods of the cluster: what the controller keeps of each, and which of them is at an address."""
+"""The pods of the cluster: the fields that the controller keeps, and the identity of a client at an address."""

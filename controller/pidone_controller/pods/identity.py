@@ -1,4 +1,4 @@
-"""Which pod a client is: by the address of its connection, narrowed by what it claims.
+"""Identifies the pod of a client: by the address of its connection, narrowed by its claims.
 
 A sandbox holds no credential, so a pod is identified by the source address of its connection. Claims (uid, hostname,
 namespace) can narrow or contradict that and never grant anything. kube2iam and kiam each got one of these rules
@@ -20,7 +20,7 @@ CONFIG_HASH = "kubernetes.io/config.hash"
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What a client says about itself; None for what it does not say."""
+    """The headers in which a client describes itself; None for a missing one."""
 
     uid: str | None = None
     hostname: str | None = None
@@ -38,14 +38,14 @@ class Claims:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """No live pod has this address or token, yet."""
+    """No live pod has this address or token yet."""
 
     subject: str  # ``the address 10.1.2.3``, or a token
 
 
 @dataclass(frozen=True, slots=True)
 class Contradiction:
-    """The claims do not fit the pod at the address, or do not say which of several pods it is."""
+    """The claims do not fit the pod at the address, or fit more than one of several pods."""
 
     reason: str
 
@@ -61,7 +61,7 @@ Identity = Pod | Unknown | Contradiction | NodeAddress
 
 
 def narrow(subject: str, pods: tuple[Pod, ...], claims: Claims) -> Pod | Contradiction:
-    """The one of ``pods`` that fits the claims; ``pods`` are those that have the address or token, at least one.
+    """Return the only one of ``pods`` that fits the claims. ``pods`` have the address or token, and are not empty.
 
     A contradiction names what was claimed, and never the pods: a client with a false claim would learn their uids.
     """
@@ -95,7 +95,7 @@ def _has_uid(pod: Pod, uid: str) -> bool:
 
 
 def normalise(address: str) -> str:
-    """One spelling for each address: without zone, IPv4-mapped IPv6 as IPv4. Raises ``ValueError``."""
+    """Return the normal form of an address: without zone, IPv4-mapped IPv6 as IPv4. Raises ``ValueError``."""
     parsed = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped:
         return str(parsed.ipv4_mapped)
@@ -103,5 +103,5 @@ def normalise(address: str) -> str:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether a normalised address is one of loopback."""
+    """True if a normalised address is a loopback address."""
     return ipaddress.ip_address(address).is_loopback

@@ -29,23 +29,23 @@ class Inventory:
             yield from pods.values()
 
     def find(self, namespace: str, name: str) -> Pod | None:
-        """The pod of this name, in any phase."""
+        """Return the pod of this name, in any phase; None if it does not exist."""
         return self._pods.get(namespace, {}).get(name)
 
     def in_namespace(self, namespace: str) -> Iterator[Pod]:
         yield from self._pods.get(namespace, {}).values()
 
     def at(self, address: str) -> tuple[Pod, ...]:
-        """The served pods that have this address."""
+        """Return the served pods that have this address."""
         pods = self._by_address.get(address, ())
         return pods if isinstance(pods, tuple) else (pods,)
 
     def is_node(self, address: str) -> bool:
-        """Whether a node of any pod has this address."""
+        """True if a node of any pod has this address."""
         return address in self._nodes
 
     def put(self, pod: Pod) -> set[str]:
-        """Add a pod or replace the one of its name. Returns the addresses whose owner may be another one now.
+        """Add a pod or replace the one of its name. Return the addresses whose owner may have changed.
 
         A pod of the same name with another uid replaces the earlier pod, which no longer exists.
         """
@@ -53,13 +53,13 @@ class Inventory:
         if before is None:
             self._count += 1
         elif before.template == pod.template:
-            # The pool may have forgotten the template. The two are equal, so the pods may go on sharing one.
+            # The pool may have forgotten the template. The two are equal, so the pods may keep sharing one.
             object.__setattr__(pod, "template", before.template)
         self._pods.setdefault(pod.namespace, {})[pod.name] = pod
         return self._reindex(before, pod)
 
     def drop(self, namespace: str, name: str) -> set[str]:
-        """Remove a pod if it is present. Returns as ``put``."""
+        """Remove a pod if it is present. Return as ``put``."""
         pods = self._pods.get(namespace, {})
         before = pods.pop(name, None)
         if before is None:
@@ -70,7 +70,7 @@ class Inventory:
         return self._reindex(before, None)
 
     def identify(self, address: str, claims: Claims) -> Identity:
-        """The pod at a normalised address. A node's address is never a pod's: any process of the node may have it."""
+        """Return the pod at a normalised address; never at a node's, which any process of the node may use."""
         if address in self._nodes:
             return NodeAddress(address)
         pods = self.at(address)
@@ -79,14 +79,14 @@ class Inventory:
         return narrow(address, pods, claims)
 
     def identify_by_token(self, namespace: str, name: str, uid: str, claims: Claims) -> Identity:
-        """The pod that a token was made for, on the host's network too, where the address says nothing."""
+        """Return the pod of a token. This also identifies pods of the host's network, whose address does not."""
         pod = self.find(namespace, name)
         if pod is None or pod.uid != uid or pod.finished:
             return Unknown(f"the token of {namespace}/{name} (uid {uid})")
         return narrow("the token's owner", (pod,), claims)
 
     def _reindex(self, before: Pod | None, after: Pod | None) -> set[str]:
-        """Index ``after`` in the place of ``before``."""
+        """Index ``after`` instead of ``before``. Return as ``put``."""
         changed = set[str]()
         if before is None or after is None or before.host_ips != after.host_ips:
             for address in after.host_ips if after else ():

@@ -15,7 +15,7 @@ from pidone.plan.model import Container
 
 FINISHED = {"Succeeded", "Failed"}
 MAX_UID = 254  # bytes of a uid that is not a UUID
-POOL_SIZE = 1 << 12  # values that a pool remembers; beyond it forgets all of them at once
+POOL_SIZE = 1 << 12  # values that a pool remembers; a full pool is emptied
 
 _PACKED_UUID = 255  # in the place of the uid's length: 16 bytes of a UUID follow
 _HEXADECIMAL = re.compile("(?:[0-9a-f]{2}){1,127}")
@@ -39,13 +39,13 @@ class FrozenLabels(dict[str, str]):
 
 
 class Pool:
-    """Returns one object for equal values. A small pool is enough: a list has the pods of a Deployment together."""
+    """Shares one object among equal values. It may be small: in a list the pods of a Deployment follow each other."""
 
     def __init__(self) -> None:
         self._values: dict[Any, Any] = {}
 
     def share(self, value: T) -> T:
-        """The first value that was equal to this one."""
+        """Return the first object that was equal to this one."""
         if len(self._values) >= POOL_SIZE:
             self._values.clear()
         shared: T = self._values.setdefault(value, value)
@@ -57,7 +57,7 @@ class Template:
     """The fields that pods of one Deployment have in common. A pod with labels of its own has a template of its own."""
 
     namespace: str
-    hostname: str  # empty where it equals the pod's name
+    hostname: str  # empty if it equals the pod's name
     labels: FrozenLabels
     annotations: FrozenLabels
     host_network: bool
@@ -91,7 +91,7 @@ class Pod:
 
     @property
     def uid(self) -> str:
-        """Empty where a hand-written inventory has none."""
+        """The uid; empty if a hand-written inventory has none."""
         length = self.ids[0]
         return self.ids[1 : 1 + length].decode() if length < _PACKED_UUID else str(UUID(bytes=self.ids[1:17]))
 
@@ -114,17 +114,17 @@ class Pod:
 
     @property
     def path(self) -> str:
-        """``namespace/name``."""
+        """The name for messages: ``namespace/name``."""
         return f"{self.namespace}/{self.name}"
 
     @property
     def finished(self) -> bool:
-        """Whether all containers have ended for good."""
+        """True if all containers have ended for good."""
         return self.phase in FINISHED
 
     @property
     def served(self) -> bool:
-        """Whether the repo serves it by its address: it is not finished and has an address of its own."""
+        """True if the repo serves it by its address: it is not finished and has an address of its own."""
         return bool(self.addresses) and not self.host_network and not self.finished
 
     @property
@@ -185,7 +185,7 @@ class Pod:
 
 
 def pack_uid(uid: str) -> bytes:
-    """17 bytes for a UUID, else the length and the text. Raises ``ValueError`` above ``MAX_UID`` bytes."""
+    """Pack a uid: 17 bytes for a UUID, else its length and text. Raises ``ValueError`` above ``MAX_UID`` bytes."""
     try:
         packed = UUID(uid)
     except ValueError:
@@ -199,10 +199,9 @@ def pack_uid(uid: str) -> bytes:
 
 
 def pack_container(container_id: str, *, started: bool) -> bytes:
-    """Two bytes and the ID without its runtime, which takes 32 bytes as runtimes make it today.
+    """Pack a container ID without its runtime, with two bytes before it. Present runtimes' IDs take 32 bytes.
 
-    The first byte says whether the container has ever run and whether the ID is packed hexadecimal, the second is the
-    length.
+    The first byte has a flag for "has ever run" and one for "packed hexadecimal". The second is the length.
     """
     hexadecimal = _HEXADECIMAL.fullmatch(container_id) is not None
     raw = bytes.fromhex(container_id) if hexadecimal else container_id.encode()[:255]
@@ -210,7 +209,7 @@ def pack_container(container_id: str, *, started: bool) -> bytes:
 
 
 def _unpack_containers(names: tuple[str, ...], packed: bytes) -> Iterator[tuple[str, Container]]:
-    """``names`` are ``name runtime``."""
+    """Yield the containers. ``names`` are ``name runtime``."""
     offset = 0
     for text in names:
         name, _, runtime = text.partition(" ")

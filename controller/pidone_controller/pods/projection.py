@@ -1,4 +1,4 @@
-"""A Pod object of the API server, or of ``kubectl get -o yaml``, to the ``Pod`` that the controller keeps."""
+"""Converts a Pod object of the API server, or of ``kubectl get -o yaml``, to the ``Pod`` that the controller keeps."""
 
 from collections.abc import Mapping
 from sys import intern
@@ -18,7 +18,7 @@ _IGNORED_ANNOTATIONS = (
     "k8s.v1.cni.cncf.io/network",
 )
 
-# What a TaskSet may read of a container: named ports, its own probes, its environment.
+# The fields of a container that a TaskSet may read: named ports, its own probes, its environment.
 _CONTAINER_FIELDS = (
     "name",
     "ports",
@@ -110,7 +110,7 @@ def _containers(spec: Mapping[str, Any], field: str) -> list[dict[str, Any]]:
 
 
 def _container_statuses(status: Mapping[str, Any]) -> tuple[tuple[str, ...], bytes]:
-    """``name runtime`` of each container in the status, and their packed IDs in the same order."""
+    """Return ``name runtime`` of each container in the status, and the packed IDs in the same order."""
     names, packed = [], bytearray()
     for field in ("initContainerStatuses", "containerStatuses"):
         items = status.get(field) or []
@@ -129,7 +129,7 @@ def _container_statuses(status: Mapping[str, Any]) -> tuple[tuple[str, ...], byt
 
 
 def _addresses(status: Mapping[str, Any], singular: str, plural: str) -> tuple[str, ...]:
-    """Both fields hold the same addresses: an old API server fills in the singular only, a dual-stack pod has both."""
+    """Return the addresses in both fields: an old API server has the singular only, a dual-stack pod has both."""
     items = status.get(plural) or []
     if not isinstance(items, list):
         raise ProjectionError(f"status.{plural}: expected a list")
@@ -165,7 +165,7 @@ def _text(mapping: Mapping[str, Any], field: str, path: str) -> str:
 
 
 def _labels(metadata: Mapping[str, Any], field: str) -> FrozenLabels:
-    """Labels or annotations. YAML reads a bare 8080 as a number, which Kubernetes refuses; so does this."""
+    """Return labels or annotations. YAML reads an unquoted 8080 as a number, which is refused, as in Kubernetes."""
     labels: Mapping[Any, Any] = _mapping(metadata.get(field), f"metadata.{field}")
     for key, value in labels.items():
         if not isinstance(key, str) or not isinstance(value, str):
@@ -176,7 +176,7 @@ def _labels(metadata: Mapping[str, Any], field: str) -> FrozenLabels:
 
 
 def _kind(key: object, value: object) -> str:
-    """Return what stands where text is expected. Its text is not repeated: 1.10 was read as 1.1, and on as true."""
+    """Return the kind of a value that is no string. Its text is not repeated: 1.10 was read as 1.1, and on as true."""
     if not isinstance(key, str):
         return "a key without quotation marks"
     match value:

@@ -1,4 +1,4 @@
-"""Reads the status reports of pods (``pidone.plan.report``). Anybody in a pod can post one, so it is untrusted.
+"""Reads the status reports of pods (``pidone.plan.report``). Any process in a pod can post one, so it is untrusted.
 
 A false report can only hurt the pod that posts it. It must not hurt the controller, so everything has a bound.
 """
@@ -24,7 +24,7 @@ _DIGEST = re.compile(r"sha256-[0-9a-f]{64}")
 
 
 class ReportError(PidoneError):
-    """A status report that is not one; the text says what was expected."""
+    """The status report is invalid; the text names the field and the expected value."""
 
 
 def read(body: bytes) -> Report:
@@ -37,7 +37,7 @@ def read(body: bytes) -> Report:
 
 
 def of(value: object) -> Report:
-    """A report from its JSON value. Raises ``ReportError``."""
+    """Return the report of a JSON value. Raises ``ReportError``."""
     report = _object(value, "the report")
     state = _text(report, "state", 16)
     if state not in STATES:
@@ -98,7 +98,7 @@ def _texts(table: Mapping[str, Any], name: str) -> list[str]:
 
 def _digest(table: Mapping[str, Any], name: str) -> str | None:
     value = table.get(name)
-    if value is None or value == "":  # a pod without a plan says so
+    if value is None or value == "":  # of a pod without a plan
         return None
     if not isinstance(value, str) or not _DIGEST.fullmatch(value):
         raise ReportError(f'{name}: expected "sha256-" and 64 hexadecimal digits')
