@@ -85,7 +85,7 @@ class Context(Protocol):
         ``grace``, and ``cancelled_caught`` of the scope is True.
         """
 
-    def pause(self, failures: int, at_most: float) -> float:
+    def retry_delay(self, failures: int, at_most: float) -> float:
         """Return the seconds until the next try after ``failures`` in a row, by the task's ``backoff``."""
 
     async def changed(self) -> None:

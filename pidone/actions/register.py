@@ -171,8 +171,8 @@ class Register:
         self._failures += 1
         self._away = not renewed
         now = trio.current_time()
-        pause = context.pause(self._failures, min(self.registry.interval, self.registry.lease / 3))
-        self._retry_at = now + pause
+        delay = context.retry_delay(self._failures, min(self.registry.interval, self.registry.lease / 3))
+        self._retry_at = now + delay
         if self._errors.take(now) == 0:
             context.log("registry-failed", error=error, untold=self._errors.refused or None)
             self._errors.refused = 0

@@ -20,8 +20,8 @@ from pidone.engine.core import (
     Ending,
     Event,
     HandOver,
-    Happened,
     PlanChanged,
+    PodEvent,
     RunEnded,
     Stage,
     Start,
@@ -99,9 +99,9 @@ class Engine:
         return self._core.ending
 
     @property
-    def news(self) -> int:
+    def reportable_changes(self) -> int:
         """Grows where a task is there, is gone, has failed, or is in another state: more than a count has changed."""
-        return self._core.news
+        return self._core.reportable_changes
 
     @property
     def stuck(self) -> bool:
@@ -150,7 +150,7 @@ class Engine:
         leaving = [
             state
             for state in self.tasks
-            if state.holds and (state.leaving or state.task.digest != wanted.get(state.task.name))
+            if state.may_hold_outside and (state.leaving or state.task.digest != wanted.get(state.task.name))
         ]
         if not leaving:
             return {}
@@ -173,7 +173,7 @@ class Engine:
 
     def happened(self, event: str) -> bool:
         """Tell of something that tasks may run on, one of ``pidone.plan.model.EVENTS``; whether any does."""
-        self._handle(Happened(event))
+        self._handle(PodEvent(event))
         return any(event == str(edge) for state in self.tasks for edge in state.task.run_on)
 
     def end(self, budget: float) -> None:
@@ -439,9 +439,9 @@ class _TaskContext:
             finally:
                 del self._engine._graces[scope]
 
-    def pause(self, failures: int, at_most: float) -> float:
+    def retry_delay(self, failures: int, at_most: float) -> float:
         state = self._engine._core.tasks[self.task]
-        return self._engine._core.pause(state.task, failures, at_most=at_most)
+        return self._engine._core.retry_delay(state.task, failures, at_most=at_most)
 
     def action_of(self, task: str) -> Action | None:
         state = self._engine._core.tasks.get(task)

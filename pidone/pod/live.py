@@ -81,13 +81,13 @@ def _start_client(program: PodProgram, nursery: trio.Nursery) -> RepoClient:
         token=program.settings.token,
     )
     program.report_end = client.report_end
-    reported_news, reported_at = -1, 0.0
+    reported_changes, reported_at = -1, 0.0
 
     def changed() -> None:
-        nonlocal reported_news, reported_at
-        news, now = program.engine.news, trio.current_time()
-        if news != reported_news or now - reported_at >= COUNTS_SECONDS:
-            reported_news, reported_at = news, now
+        nonlocal reported_changes, reported_at
+        changes, now = program.engine.reportable_changes, trio.current_time()
+        if changes != reported_changes or now - reported_at >= COUNTS_SECONDS:
+            reported_changes, reported_at = changes, now
             client.status_changed()
 
     program.changed, program.journal.changed = changed, client.status_changed

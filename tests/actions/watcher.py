@@ -54,7 +54,7 @@ class Watcher:
         with trio.CancelScope(shield=True) as scope:
             yield scope
 
-    def pause(self, failures: int, at_most: float) -> float:
+    def retry_delay(self, failures: int, at_most: float) -> float:
         return min(float(failures), at_most)
 
     def action_of(self, task: str) -> None:

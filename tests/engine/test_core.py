@@ -11,8 +11,8 @@ from pidone.engine.core import (
     Core,
     Ending,
     HandOver,
-    Happened,
     PlanChanged,
+    PodEvent,
     RunEnded,
     Stage,
     Start,
@@ -426,9 +426,9 @@ def test_run_on_runs_each_time_a_state_is_entered(core: Core) -> None:
 
 def test_events_during_a_run_are_remembered_once(core: Core) -> None:
     core.handle(PlanChanged((task("a", run_on=["signal.SIGHUP"]),)), 0)
-    assert names(core.handle(Happened("signal.SIGHUP"), 5)) == ["start a"]
+    assert names(core.handle(PodEvent("signal.SIGHUP"), 5)) == ["start a"]
     for _ in range(1000):
-        assert names(core.handle(Happened("signal.SIGHUP"), 6)) == []
+        assert names(core.handle(PodEvent("signal.SIGHUP"), 6)) == []
     assert names(core.handle(RunEnded("a"), 7)) == ["start a"]
     assert names(core.handle(RunEnded("a"), 9)) == []
     assert core.next_due() == float("inf")
@@ -447,12 +447,12 @@ def test_nothing_starts_on_a_state_that_the_same_event_takes_away(core: Core) ->
 def test_what_is_so_from_then_on_happens_once_for_each_task(core: Core) -> None:
     first, later = (task(name, run_on=["pod.containersStarted"]) for name in ("first", "later"))
     core.handle(PlanChanged((first,)), 0)
-    assert names(core.handle(Happened("pod.containersStarted"), 1)) == ["start first"]
+    assert names(core.handle(PodEvent("pod.containersStarted"), 1)) == ["start first"]
     core.handle(RunEnded("first"), 2)
-    assert names(core.handle(Happened("pod.containersStarted"), 9)) == []
+    assert names(core.handle(PodEvent("pod.containersStarted"), 9)) == []
     assert names(core.handle(PlanChanged((first, later)), 10)) == ["start later"]
     core.handle(RunEnded("later"), 11)
-    assert names(core.handle(Happened("pod.containersStarted"), 20)) == []
+    assert names(core.handle(PodEvent("pod.containersStarted"), 20)) == []
     assert core.next_due() == float("inf")
 
 
@@ -461,7 +461,7 @@ def test_a_flood_of_events_is_a_run_a_second(core: Core) -> None:
     starts, now = [], 0.0
     for _ in range(1000):
         now += 0.01
-        commands = names(core.handle(Happened("signal.SIGHUP"), now)) + names(core.handle(None, now))
+        commands = names(core.handle(PodEvent("signal.SIGHUP"), now)) + names(core.handle(None, now))
         if commands:
             starts.append(now)
             core.handle(RunEnded("a"), now)
@@ -472,18 +472,18 @@ def test_a_flood_of_events_is_a_run_a_second(core: Core) -> None:
 def test_an_event_before_needs_hold_or_in_a_pause_is_remembered(core: Core) -> None:
     plan = (task("up"), task("a", "up.started", while_=["up.healthy"], run_on=["signal.SIGHUP"]))
     core.handle(PlanChanged(plan), 0)
-    core.handle(Happened("signal.SIGHUP"), 1)
+    core.handle(PodEvent("signal.SIGHUP"), 1)
     assert names(core.handle(StateReported("up", "healthy"), 2)) == ["start a"]
     core.handle(StateReported("up", "unhealthy"), 4)
     core.handle(RunEnded("a", "cancelled"), 4)
-    core.handle(Happened("signal.SIGHUP"), 5)
+    core.handle(PodEvent("signal.SIGHUP"), 5)
     assert names(core.handle(StateReported("up", "healthy"), 6)) == ["start a"]
 
 
 def test_run_on_and_every_together_run_on_both(core: Core) -> None:
     core.handle(PlanChanged((task("a", run_on=["signal.SIGHUP"], every=100.0),)), 0)
     slot = core.next_due()
-    assert names(core.handle(Happened("signal.SIGHUP"), 0)) == ["start a"]
+    assert names(core.handle(PodEvent("signal.SIGHUP"), 0)) == ["start a"]
     core.handle(RunEnded("a"), 0)
     assert core.next_due() == max(slot, 1), "the event leaves the period where it is"
     assert names(core.handle(None, core.next_due())) == ["start a"]
@@ -506,7 +506,7 @@ def test_a_failed_run_on_an_event_is_tried_again_by_its_restart_policy() -> None
     for policy, again in (("OnFailure", True), ("Always", True), ("Never", False)):
         core = Core(Random(1))
         core.handle(PlanChanged((task("a", run_on=["signal.SIGHUP"], restart=policy),)), 0)
-        core.handle(Happened("signal.SIGHUP"), 100)
+        core.handle(PodEvent("signal.SIGHUP"), 100)
         core.handle(RunEnded("a", "no"), 100)
         assert (core.next_due() < 110) is again
 
@@ -517,11 +517,11 @@ def test_a_failed_run_on_an_event_is_tried_again_by_its_restart_policy() -> None
 def test_a_task_at_its_backoff_limit_is_failed_for_good(core: Core) -> None:
     plan = (task("a", run_on=["signal.SIGHUP"], every=5.0, backoff_limit=0), task("b", "a.failed"))
     core.handle(PlanChanged(plan), 0)
-    core.handle(Happened("signal.SIGHUP"), 0)
+    core.handle(PodEvent("signal.SIGHUP"), 0)
     core.handle(StateReported("a", "registered"), 0)
     assert names(core.handle(RunEnded("a", "no"), 1)) == ["start b"]
     assert core.tasks["a"].shown == "failed"
-    assert names(core.handle(Happened("signal.SIGHUP"), 50)) == []
+    assert names(core.handle(PodEvent("signal.SIGHUP"), 50)) == []
     assert core.next_due() == float("inf")
     core.handle(PlanChanged((task("a", version=2),)), 60)
     core.handle(RunEnded("b", "cancelled"), 60)
@@ -609,7 +609,7 @@ def test_a_farewell_that_hangs_leaves_the_time_to_undo(core: Core) -> None:
 
 def test_a_farewell_that_is_on_already_runs_once_more(core: Core) -> None:
     core.handle(PlanChanged((task("bye", run_on=["pod.terminating", "signal.SIGHUP"]),)), 0)
-    core.handle(Happened("signal.SIGHUP"), 4)
+    core.handle(PodEvent("signal.SIGHUP"), 4)
     assert names(core.handle(Ending(undo_at=9), 5)) == []
     assert names(core.handle(RunEnded("bye"), 6)) == ["start bye"]
     assert names(core.handle(RunEnded("bye"), 7)) == ["undo bye"]

@@ -27,15 +27,15 @@ from pidone import actions
 from pidone.actions import Action, Context, Setting
 from pidone.counters import Counters
 from pidone.engine.core import (
-    START_FLOOR,
+    MIN_START_INTERVAL_SECONDS,
     Cancel,
     Command,
     Core,
     Ending,
     Event,
     HandOver,
-    Happened,
     PlanChanged,
+    PodEvent,
     RunEnded,
     Stage,
     Start,
@@ -220,7 +220,7 @@ class Promises(RuleBasedStateMachine):
         answered = event in self.so_by_now  # by each that is there, once, as it came
         runs = {state.task.name: 0 if answered else state.runs for state in listeners}
         self.so_by_now |= LASTING & {event}
-        self.handle(Happened(event))
+        self.handle(PodEvent(event))
         for state in listeners:
             if not state.leaving and state.stage is not Stage.FAILED and self.farewells is None:
                 assert state.pending or state.runs > runs[state.task.name], "an event is not lost"
@@ -343,7 +343,9 @@ class Promises(RuleBasedStateMachine):
         assert not state.leaving
         assert self.opened.get(task.name) is state or self.hold(task.needs), "no run before its needs"
         assert self.hold(task.while_), "no run without its while"
-        assert self.now - self.started.get(task.name, 0.0) >= START_FLOOR - 1e-6, "a second between starts"
+        assert self.now - self.started.get(task.name, 0.0) >= MIN_START_INTERVAL_SECONDS - 1e-6, (
+            "a second between starts"
+        )
         if self.farewells is not None:
             assert task.name in self.farewells, "the end starts nothing but farewells, each once"
             self.farewells.remove(task.name)
