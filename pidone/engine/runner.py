@@ -1,7 +1,7 @@
-"""Does what the core decides: the thin Trio shell of the engine.
+"""Executes the commands of the core: the thin Trio shell of the engine.
 
-One nursery holds every run and every undoing; each run has a cancel scope of its own. Events are handed to
-the core in the step in which they happen, without a queue: nothing can pile up, and nothing can be lost.
+All runs and undoings are in one nursery. Each has a cancel scope of its own. Events are passed to the core at once,
+without a queue, so that none is lost.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -38,21 +38,20 @@ from pidone.plan.model import Plan, Task
 
 Build = Callable[[Task, Setting], Action]
 
-# Journal lines on the states of one task, and on stalls: so many at once, and one more each so many seconds.
-STATES_BURST, STATES_SECONDS = 20, 10.0
-STALLS_BURST, STALLS_SECONDS = 5, 60.0
-# Seconds by which a timer is late where somebody did not give the thread back, or the pod got no processor.
-STALLED = 1.0
-# Seconds beyond ``stopTimeout`` after which a run that was cancelled is not waited for any more. What must not be
-# cut off, as a registration that is on its way, has limits of its own: 25 with a Eureka that answers nothing.
-STUCK = 30.0
-UNBROKEN = (
-    15.0  # seconds that a call has which should not be broken off, where its task leaves before the pod's end
-)
+# Journal lines about the states of one task, and about stalls: lines at once, and seconds until one more.
+STATE_LINES_BURST, STATE_LINES_SECONDS = 20, 10.0
+STALL_LINES_BURST, STALL_LINES_SECONDS = 5, 60.0
+# A timer that is late by more than this is logged: a task has blocked the thread, or the pod got no processor time.
+STALL_MIN_SECONDS = 1.0
+# After a cancellation and ``stopTimeout``: longer than the limits of calls that must not be cut off, such as a
+# registration, which takes at most 25 s with a Eureka that does not answer.
+CANCELLATION_TIMEOUT_SECONDS = 30.0
+# For a call that must not be cut off, from the cancellation on, if its task leaves before the pod's end.
+SHIELD_MIN_SECONDS = 15.0
 
 
 class Engine:
-    """Runs the plan it was given last. ``changed`` is called after every change of a task's state."""
+    """Runs the tasks of the last applied plan. ``changed`` is called after every change of a task's state."""
 
     def __init__(
         self,
@@ -66,68 +65,70 @@ class Engine:
         self._build = build
         self._setting = setting
         self._journal = journal
-        self.left = dict[str, str]()  # by name of a task that is gone: why what it did was not undone
+        self.left = dict[str, str]()  # by name of a task that is gone: the reason why it was not undone
         self._core = Core(random)
         self._changed = changed
-        self._actions: dict[str, Action] = {}  # by task digest: of what runs, and of what is wanted next
-        self._scopes: dict[str, trio.CancelScope] = {}  # by task name: of its run, or of its undoing
-        self._stuck: set[trio.CancelScope] = set()  # of those that were given up, and have not ended yet
-        self._rates: dict[str, RateLimit] = {}  # by task name: of its changes of state in the journal
-        self._stalls = RateLimit(STALLS_BURST, STALLS_SECONDS)
-        self._graces: dict[trio.CancelScope, trio.CancelScope] = {}  # shields, and the run that each is of
+        self._actions: dict[str, Action] = {}  # by task digest: of present tasks and of the plan
+        self._scopes: dict[str, trio.CancelScope] = {}  # by task name: of its run or its undoing
+        self._stuck: set[trio.CancelScope] = (
+            set()
+        )  # of runs and undoings that were given up and have not ended
+        self._rates: dict[str, RateLimit] = {}  # by task name: of its states in the journal
+        self._stalls = RateLimit(STALL_LINES_BURST, STALL_LINES_SECONDS)
+        self._shields: dict[trio.CancelScope, trio.CancelScope] = {}  # by shield: the scope of its run
         self._nursery: trio.Nursery | None = None
-        self._broken: Exception | None = None
+        self._core_error: Exception | None = None  # after it the core is not used any more
         self._timer = trio.CancelScope()
         self._state_changed = trio.Event()
-        self._late = False  # the budget of the end is spent
-        self._closed = False  # the engine itself was cancelled: no run tells the core any more how it ends
-        self._over = trio.Event()
+        self._budget_spent = False  # the time for the pod's end is over
+        self._cancelled = False  # the engine itself was cancelled; then no events reach the core
+        self._end_over = trio.Event()
 
     @property
     def tasks(self) -> Iterable[TaskState]:
-        """For looking only."""
+        """The state of all tasks, not to be changed by the caller."""
         return self._core.tasks.values()
 
     @property
     def idle(self) -> bool:
-        """There is nothing to do, and nothing to take back."""
+        """True if the plan is empty and all earlier tasks are gone."""
         return self._core.idle
 
     @property
     def ending(self) -> bool:
-        """Whether the pod's end has begun."""
+        """True if the pod's end has begun."""
         return self._core.ending
 
     @property
     def reportable_changes(self) -> int:
-        """Grows where a task is there, is gone, has failed, or is in another state: more than a count has changed."""
+        """Number of changes that cause a status report: a task is new, is gone, has failed or has another state."""
         return self._core.reportable_changes
 
     @property
     def stuck(self) -> bool:
-        """Whether something does not end though it was cancelled: a nursery around it cannot be left."""
+        """True if a cancelled run or undoing has not ended, so that a nursery around the engine cannot be left."""
         return bool(self._stuck)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Run until cancelled; then all runs are cancelled at once, without undoing (``drain`` does that).
+        """Run until cancelled. Then all runs are cancelled, and no task is undone: that is the work of ``drain``.
 
-        Raises what the core raised: a machine that failed in the middle of a step is not to be trusted further.
+        Raises an exception of the core, whose state is not consistent after it.
         """
         try:
             async with trio.open_nursery() as self._nursery:
                 task_status.started()
                 while True:
-                    # events move the deadline and wake nobody
+                    # events change the deadline without a wakeup of this task
                     with trio.CancelScope(deadline=self._core.next_due()) as self._timer:
                         await trio.sleep_forever()
-                    if self._broken is not None:
-                        raise self._broken
+                    if self._core_error is not None:
+                        raise self._core_error
                     self._handle(None)
         finally:
-            self._over.set()
+            self._end_over.set()
 
     def apply(self, plan: Plan, *, setting: Setting | None = None) -> None:
-        """Go over to another plan. Raises ``Refused`` when a part of it cannot be built; then nothing changes."""
+        """Change to another plan. Raises ``Refused`` if a part of it cannot be built; then nothing changes."""
         actions.check_states(plan.tasks)
         setting = setting or self._setting
         build = self._build or actions.build
@@ -142,21 +143,21 @@ class Engine:
         self._rates = {name: rate for name, rate in self._rates.items() if name in names}
 
     def _heirs(self, plan: Plan) -> dict[str, str]:
-        """By the name of a task that leaves with this plan, the task that takes over what it holds outside.
+        """Return the heirs by the name of the leaving task: the tasks that take over what it holds outside the pod.
 
-        That is the changed form of the same task, or else a new task of another name.
+        An heir is the changed form of the same task, else a new task of another name.
         """
-        wanted = {task.name: task.digest for task in plan.tasks}
+        digests = {task.name: task.digest for task in plan.tasks}
         leaving = [
             state
             for state in self.tasks
-            if state.may_hold_outside and (state.leaving or state.task.digest != wanted.get(state.task.name))
+            if state.may_hold_outside and (state.leaving or state.task.digest != digests.get(state.task.name))
         ]
         if not leaving:
             return {}
         leaving_names = {state.task.name for state in leaving}
         present = {state.task.name for state in self.tasks} - leaving_names
-        coming = {
+        candidates = {
             task.name: action
             for task in plan.tasks
             if task.name not in present and isinstance(action := self._actions[task.digest], Successor)
@@ -164,103 +165,104 @@ class Engine:
         heirs: dict[str, str] = {}
         for state in leaving:
             name, previous = state.task.name, self._actions[state.task.digest]
-            for heir in [name, *(other for other in coming if other not in leaving_names)]:
-                if heir in coming and coming[heir].succeeds(previous):
+            for heir in [name, *(other for other in candidates if other not in leaving_names)]:
+                if heir in candidates and candidates[heir].succeeds(previous):
                     heirs[name] = heir
-                    del coming[heir]
+                    del candidates[heir]
                     break
         return heirs
 
     def happened(self, event: str) -> bool:
-        """Tell of something that tasks may run on, one of ``pidone.plan.model.EVENTS``; whether any does."""
+        """Pass an event of ``pidone.plan.model.EVENTS`` to the tasks. Return True if a task has it in ``runOn``."""
         self._handle(PodEvent(event))
         return any(event == str(edge) for state in self.tasks for edge in state.task.run_on)
 
     def end(self, budget: float) -> None:
-        """Begin the end, once and for good; ``budget`` seconds later what is left is cancelled, then killed.
+        """Begin the pod's end, unless it has begun. Tasks that remain after ``budget`` seconds are cancelled.
 
-        What runs on ``pod.terminating`` has half of them. Then all is undone in reverse order of ``needs``.
+        Tasks with ``runOn: pod.terminating`` have half of the budget. Then all tasks are undone in reverse order.
         """
         if self._core.ending:
             return
         assert self._nursery is not None
         self._handle(Ending(trio.current_time() + budget / 2))
-        self._nursery.start_soon(self._keep_to, budget)
+        self._nursery.start_soon(self._limit_end, budget)
 
     async def drain(self, budget: float) -> None:
-        """Bring about the end, or wait for the one that has begun. Cancelling this does not stop it."""
+        """Begin the pod's end, unless it has begun, and wait until it is over. A cancelled wait does not stop it."""
         self.end(budget)
         await self.wait_over()
 
-    async def _keep_to(self, budget: float) -> None:
+    async def _limit_end(self, budget: float) -> None:
+        """Wait until all tasks are gone, and cancel those that remain after ``budget`` seconds."""
         with trio.move_on_after(budget):
             await self.wait_idle()
-            self._over.set()
+            self._end_over.set()
             return
-        late = [state.task.name for state in self.tasks]
-        self._journal.write("teardown-late", budget=f"{budget:g}s", tasks=",".join(late))
-        self._late = True
-        # Runs and undoings are cancelled one by one, and not with the nursery: each reports its end to the core as
-        # at any other time, so that the core never commands what the shell no longer has.
-        for scope in (*self._graces, *self._scopes.values()):
+        names = [state.task.name for state in self.tasks]
+        self._journal.write("teardown-late", budget=f"{budget:g}s", tasks=",".join(names))
+        self._budget_spent = True
+        # Each run and undoing is cancelled by its own scope and not with the nursery, so that it reports its end to the
+        # core, and the core gives no command for a task whose run is gone.
+        for scope in (*self._shields, *self._scopes.values()):
             scope.cancel()
-        # what is cancelled may need a moment, and what does not end must not hold up those who wait
-        with trio.move_on_after(STUCK):
+        # a cancelled run may need some time to end, and one that does not end must not delay ``wait_over``
+        with trio.move_on_after(CANCELLATION_TIMEOUT_SECONDS):
             await self.wait_idle()
         self._stuck.update(self._scopes.values())
-        self._over.set()
+        self._end_over.set()
 
     async def wait_over(self) -> None:
-        """Return when the end is over, whoever brought it about."""
-        await self._over.wait()
+        """Return when the pod's end is over."""
+        await self._end_over.wait()
 
     async def wait_idle(self) -> None:
-        """Return when there is nothing to do, and nothing to take back."""
+        """Return when the engine is ``idle``."""
         while not self._core.idle:
             await self._state_changed.wait()
 
     async def wait_busy(self) -> None:
-        """Return when there is something to do."""
+        """Return when the engine is not ``idle``."""
         while self._core.idle:
             await self._state_changed.wait()
 
     def _handle(self, event: Event | None) -> None:
-        if self._closed or self._broken is not None:
+        if self._cancelled or self._core_error is not None:
             return
         before, now = self._core.changes, trio.current_time()
-        if now - self._timer.deadline > STALLED:
-            self._tell_stall(now)
+        if now - self._timer.deadline > STALL_MIN_SECONDS:
+            self._log_stall(now)
         try:
             for command in self._core.handle(event, now):
-                self._do(command)
-        except Exception as error:  # noqa: BLE001 - told by ``run``, and not by the task that happened to be here
-            self._broken = error
+                self._execute(command)
+        except Exception as error:  # noqa: BLE001 - ``run`` raises it, and not the task that reported the event
+            self._core_error = error
             self._timer.cancel()
             return
         due = self._core.next_due()
-        if due != self._timer.deadline:  # which costs more to set than to see
+        if due != self._timer.deadline:  # setting it costs more than the comparison
             self._timer.deadline = due
         if before != self._core.changes:
-            self._tell_changed()
+            self._wake_waiting()
             self._changed()
 
-    def _tell_stall(self, now: float) -> None:
+    def _log_stall(self, now: float) -> None:
         if self._stalls.take(now) == 0:
             late = now - self._timer.deadline
             self._journal.write("stalled", seconds=f"{late:.1f}", untold=self._stalls.refused or None)
             self._stalls.refused = 0
 
-    def _tell_state(self, name: str, state: str) -> None:
+    def _log_state(self, name: str, state: str) -> None:
         task = self._core.tasks.get(name)
         if task is None or task.stage in {Stage.PAUSING, Stage.STOPPING}:
-            return  # how a cancelled run ends is nobody's news
+            return  # the state of a cancelled run is not logged
         now = trio.current_time()
-        rate = self._rates.setdefault(name, RateLimit(STATES_BURST, STATES_SECONDS))
+        rate = self._rates.setdefault(name, RateLimit(STATE_LINES_BURST, STATE_LINES_SECONDS))
         if rate.take(now) == 0:
             self._journal.write("state", task=name, state=state, untold=rate.refused or None)
             rate.refused = 0
 
-    def _do(self, command: Command) -> None:
+    def _execute(self, command: Command) -> None:
         assert self._nursery is not None
         match command:
             case Start(task):
@@ -272,35 +274,35 @@ class Engine:
                     self._journal.write("paused", task=name, waits=waits_for(state, self.tasks))
                 scope = self._scopes[name]
                 scope.cancel()
-                until = trio.current_time() + self._patience(state.task)
-                for shield, run in self._graces.items():
+                until = trio.current_time() + self._shield_seconds(state.task)
+                for shield, run in self._shields.items():
                     if run is scope:
                         shield.deadline = min(shield.deadline, until)
-                gone = RunEnded(name, "does not end, though it was cancelled")
-                self._nursery.start_soon(self._outwait, state.task, scope, gone)
+                ended = RunEnded(name, "does not end, though it was cancelled")
+                self._nursery.start_soon(self._give_up_after_timeout, state.task, scope, ended)
             case Undo(task):
                 scope = self._new_scope(task)
                 self._nursery.start_soon(self._undo, task, scope, name=f"undo {task.name}")
-                self._nursery.start_soon(self._outwait, task, scope, UndoEnded(task.name))
-
+                self._nursery.start_soon(self._give_up_after_timeout, task, scope, UndoEnded(task.name))
             case HandOver(task, heir):
                 previous, successor = self._actions[task.digest], self._actions[heir.digest]
                 assert isinstance(successor, Successor)
-                if successor is not previous:  # it is where a plan is changed back before the change was done
+                # they are the same if a plan is changed back before its tasks have left
+                if successor is not previous:
                     try:
                         successor.take_over(previous)
-                    except Exception as error:  # noqa: BLE001 - as below
+                    except Exception as error:  # noqa: BLE001 - as in ``_run``
                         self.left[task.name] = describe(error)
                         self._journal.write("undo-failed", task=task.name, error=describe(error))
 
-    def _patience(self, task: Task) -> float:
-        """Seconds for what should not be broken off, from the cancellation on; the end has to undo it after that."""
-        return task.stop_timeout if self._core.ending else max(task.stop_timeout, UNBROKEN)
+    def _shield_seconds(self, task: Task) -> float:
+        """Return the seconds from the cancellation on for a call of the task that must not be cut off."""
+        return task.stop_timeout if self._core.ending else max(task.stop_timeout, SHIELD_MIN_SECONDS)
 
     def _new_scope(self, task: Task) -> trio.CancelScope:
-        """For a run or an undoing that is about to begin; it has no time where the budget of the end is spent."""
+        """Return the scope for a new run or undoing; already cancelled if the budget of the pod's end is spent."""
         scope = self._scopes[task.name] = trio.CancelScope()
-        if self._late:
+        if self._budget_spent:
             scope.cancel()
         return scope
 
@@ -312,24 +314,24 @@ class Engine:
             with scope:
                 await self._actions[task.digest].run(_TaskContext(self, task, scope))
                 ended = RunEnded(task.name)
-        except Exception as error:  # noqa: BLE001 - whatever a task does, the others and the process go on
-            # around the scope: it takes the cancellation out of a group, and what is left of it comes here
-            # the action may be gone: a run that was cancelled can end after its task has left
+        except Exception as error:  # noqa: BLE001 - no exception of a task ends other tasks or the process
+            # Outside of the scope, which removes the cancellation from a group of exceptions. The action may be gone,
+            # because a cancelled run can end after its task has left.
             retry = getattr(self._actions.get(task.digest), "retry_seconds", inf)
             ended = RunEnded(task.name, describe(error), isinstance(error, RegistryRefused), retry)
             bug = not isinstance(error, PidoneError)
         except BaseException:  # the engine itself is cancelled
-            self._closed = True
-            self._leave(task, scope)
+            self._cancelled = True
+            self._remove_scope(task, scope)
             raise
-        current = self._scopes.get(task.name) is scope and not self._late
-        at_work = current and self._core.tasks[task.name].stage is Stage.RUNNING
-        if ended.error is not None and at_work and scope.cancelled_caught:
-            # by nobody but the clock: the core cancels no run that it still counts on
+        current = self._scopes.get(task.name) is scope and not self._budget_spent
+        running = current and self._core.tasks[task.name].stage is Stage.RUNNING
+        if ended.error is not None and running and scope.cancelled_caught:
+            # by its deadline: the core sets another stage before it cancels a run
             ended = RunEnded(task.name, f"not done within its timeout of {task.timeout:g} s")
-        if ended.error is not None and (at_work or bug):
+        if ended.error is not None and (running or bug):
             self._journal.write("failed", task=task.name, error=ended.error)
-        if not self._ends(task, scope, ended):
+        if not self._report_end(task, scope, ended):
             return
         state = self._core.tasks.get(task.name)
         if state is not None and state.stage is Stage.FAILED:
@@ -341,49 +343,57 @@ class Engine:
             with scope:
                 await self._actions[task.digest].undo(_TaskContext(self, task, scope))
             self.left.pop(task.name, None)
-        except Exception as error:  # noqa: BLE001 - as above: what cannot be undone must not stop the rest
+        except Exception as error:  # noqa: BLE001 - as in ``_run``
             self.left[task.name] = describe(error)
             self._journal.write("undo-failed", task=task.name, error=describe(error))
-        except BaseException:  # as above
-            self._closed = True
-            self._leave(task, scope)
+        except BaseException:  # as in ``_run``
+            self._cancelled = True
+            self._remove_scope(task, scope)
             raise
         if scope.cancelled_caught:
-            late = f"{task.stop_timeout:g} s"
+            limit = f"{task.stop_timeout:g} s"
             self.left[task.name] = (
                 "the pod's end had no time left for it"
-                if self._late
-                else f"not done within its stopTimeout of {late}"
+                if self._budget_spent
+                else f"not done within its stopTimeout of {limit}"
             )
-            self._journal.write("undo-late", task=task.name, stopTimeout=late.replace(" ", ""))
-        self._ends(task, scope, UndoEnded(task.name))
+            self._journal.write("undo-late", task=task.name, stopTimeout=limit.replace(" ", ""))
+        self._report_end(task, scope, UndoEnded(task.name))
 
-    async def _outwait(self, task: Task, scope: trio.CancelScope, gone: RunEnded | UndoEnded) -> None:
-        """What does not end is a bug of ours: it is told, and the others go on without it."""
-        with trio.move_on_after(task.stop_timeout + STUCK) as patience:
+    async def _give_up_after_timeout(
+        self, task: Task, scope: trio.CancelScope, event: RunEnded | UndoEnded
+    ) -> None:
+        """Log a run or an undoing that does not end after its cancellation, and treat it as ended.
+
+        That it does not end is a bug in pidone.
+        """
+        with trio.move_on_after(task.stop_timeout + CANCELLATION_TIMEOUT_SECONDS) as timeout:
             while self._scopes.get(task.name) is scope:
                 await self._state_changed.wait()
-        if patience.cancelled_caught:
+        if timeout.cancelled_caught:
             self._journal.write("stuck", task=task.name)
-            if isinstance(gone, UndoEnded):
+            if isinstance(event, UndoEnded):
                 self.left[task.name] = "its undoing does not end, though it was cancelled"
-            self._ends(task, scope, gone)
+            self._report_end(task, scope, event)
             self._stuck.add(scope)
 
-    def _ends(self, task: Task, scope: trio.CancelScope, event: RunEnded | UndoEnded) -> bool:
-        """Tell the core, once for each start: another run may have the name when one that was stuck ends at last."""
+    def _report_end(self, task: Task, scope: trio.CancelScope, event: RunEnded | UndoEnded) -> bool:
+        """Report the end to the core, unless it was reported before. True if it was reported now.
+
+        A run that was given up can end while another run of the same task is active.
+        """
         current = self._scopes.get(task.name) is scope
-        self._leave(task, scope)
+        self._remove_scope(task, scope)
         if current:
             self._handle(event)
         return current
 
-    def _leave(self, task: Task, scope: trio.CancelScope) -> None:
+    def _remove_scope(self, task: Task, scope: trio.CancelScope) -> None:
         self._stuck.discard(scope)
         if self._scopes.get(task.name) is scope:
             del self._scopes[task.name]
 
-    def _tell_changed(self) -> None:
+    def _wake_waiting(self) -> None:
         self._state_changed.set()
         self._state_changed = trio.Event()
 
@@ -400,7 +410,7 @@ class _TaskContext:
 
     def report(self, state: str, reason: str | None = None) -> None:
         if self.state_of(self.task) != state and self._engine._scopes.get(self.task) is self._scope:
-            self._engine._tell_state(self.task, state)
+            self._engine._log_state(self.task, state)
             self._engine._handle(StateReported(self.task, state, reason))
 
     def log(self, event: str, **fields: object) -> None:
@@ -426,18 +436,18 @@ class _TaskContext:
     @contextmanager
     def unbroken(self) -> Iterator[trio.CancelScope]:
         task = self._engine._core.tasks[self.task].task
-        with self._shield(self._engine._patience(task) if self._scope.cancel_called else inf) as scope:
+        with self._shield(self._engine._shield_seconds(task) if self._scope.cancel_called else inf) as scope:
             yield scope
 
     @contextmanager
     def _shield(self, seconds: float) -> Iterator[trio.CancelScope]:
-        seconds = -inf if self._engine._late else seconds
+        seconds = -inf if self._engine._budget_spent else seconds
         with trio.CancelScope(shield=True, deadline=trio.current_time() + seconds) as scope:
-            self._engine._graces[scope] = self._scope
+            self._engine._shields[scope] = self._scope
             try:
                 yield scope
             finally:
-                del self._engine._graces[scope]
+                del self._engine._shields[scope]
 
     def retry_delay(self, failures: int, at_most: float) -> float:
         state = self._engine._core.tasks[self.task]

@@ -44,7 +44,7 @@ from pidone.engine.core import (
     Undo,
     UndoEnded,
 )
-from pidone.engine.runner import STUCK, Engine
+from pidone.engine.runner import CANCELLATION_TIMEOUT_SECONDS, Engine
 from pidone.errors import TaskFailed
 from pidone.journal import Journal
 from pidone.pacing import Backoff
@@ -579,7 +579,7 @@ class Shell:
 
     async def end(self, nursery: trio.Nursery) -> None:
         self.begin_end()
-        with trio.fail_after(BUDGET + STUCK + 1):
+        with trio.fail_after(BUDGET + CANCELLATION_TIMEOUT_SECONDS + 1):
             await self.engine.wait_over()
         await wait_all_tasks_blocked()
         self.check()
@@ -595,7 +595,7 @@ class Shell:
     def check(self) -> None:
         done["shell checks"] += 1
         engine = self.engine
-        assert engine._broken is None
+        assert engine._core_error is None
         busy = {state.task.name for state in engine.tasks if state.stage in {*BUSY, Stage.UNDOING}}
         assert busy == set(engine._scopes), "core and shell agree on what is at work"
 

@@ -16,7 +16,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from pidone import actions
 from pidone.actions import Context, Setting
 from pidone.counters import Counters
-from pidone.engine.runner import STUCK, Engine
+from pidone.engine.runner import CANCELLATION_TIMEOUT_SECONDS, Engine
 from pidone.errors import Refused, TaskFailed
 from pidone.journal import Journal
 from pidone.pid1.reaper import Reaper
@@ -434,7 +434,7 @@ async def test_what_does_not_end_is_told_and_not_waited_for(
     bench.engine.apply(plan({"name": "run", "timeout": 3600}, {"name": "new"}))
     while not any(state.task.name == "new" for state in bench.engine.tasks):
         await trio.sleep(0.1)
-    assert trio.current_time() - began == pytest.approx(2 + STUCK, abs=0.2)
+    assert trio.current_time() - began == pytest.approx(2 + CANCELLATION_TIMEOUT_SECONDS, abs=0.2)
     told = [line.split()[2] for line in bench.journal.lines if "event=stuck" in line]
     assert sorted(told) == ["task=run", "task=undo"]
     assert bench.engine.stuck
@@ -453,7 +453,7 @@ async def test_a_teardown_is_over_in_time_whatever_does_not_end(
     await wait_all_tasks_blocked()
     began = trio.current_time()
     await bench.engine.drain(8)
-    assert trio.current_time() - began == pytest.approx(8 + STUCK)
+    assert trio.current_time() - began == pytest.approx(8 + CANCELLATION_TIMEOUT_SECONDS)
     assert bench.engine.stuck
     assert "undo b" in bench.log
     nursery.cancel_scope.cancel()
