@@ -1,7 +1,7 @@
-"""The bundle of each pod: its plan in the envelope, as bytes with their ETag.
+"""Builds the bundle of each pod: its plan in the envelope, as bytes with their ETag.
 
 The same pod and rules give the same bytes in any process. The previous entry is read only if no plan can be derived:
-then the pod keeps the plan that it has.
+then the pod keeps its plan.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ Derive = Callable[[Pod, Rules], list[dict[str, Any]]]
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """One envelope. Its ETag is a hash of all of it, so a change of phase changes the ETag too."""
+    """One envelope. Its ETag is the hash of the body, so a change of phase changes the ETag too."""
 
     body: bytes
     etag: str  # as in the header, with its quotes
@@ -46,16 +46,16 @@ class Bundle:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What one pod is served. Without a bundle no plan was ever derived, and ``error`` says why."""
+    """The plan of one pod as served. Without a bundle no plan was ever derived, and ``error`` is the reason."""
 
     pod: Pod
     bundle: Bundle | None
     error: str = ""
     faults: tuple[Fault, ...] = ()  # the bindings at fault
-    rest: Bundle | None = None  # without their tasks, for a pod that has no plan yet
+    rest: Bundle | None = None  # the plan without the tasks of ``faults``, for a pod without a plan
 
     def answer(self, *, fresh: bool) -> Bundle | None:
-        """The bundle to serve; ``fresh``: the pod has no plan yet. None: the pod keeps the plan that it has."""
+        """Return the bundle to serve; None if the pod keeps its plan. ``fresh``: it has no plan yet."""
         return self.bundle or (self.rest if fresh else None)
 
 
@@ -74,7 +74,7 @@ def entry(pod: Pod, rules: Rules, before: Entry | None, derive: Derive) -> Entry
         text = str(error)
     except Exception as error:  # noqa: BLE001 - a bug that one pod's fields trigger must not stop the others
         text = f"internal error: {type(error).__name__}: {error}"
-    # Its earlier tasks in a new envelope: the end of the pod must reach it although its plan cannot be derived. If none
+    # The earlier tasks in a new envelope: the pod must receive its end although its plan cannot be derived. If none
     # was ever derived, the end needs no tasks; otherwise there is no bundle, because an empty plan would stop the tasks
     # that the pod got from an earlier controller.
     bundle = None
@@ -95,11 +95,11 @@ def _checked(pod: Pod, tasks: list[dict[str, Any]]) -> Bundle:
 
 
 def encode(pod: Pod, tasks: Sequence[dict[str, Any]]) -> Bundle:
-    """The envelope in canonical form, so that every replica serves the same ETag.
+    """Return the envelope in canonical form, so that every replica serves the same ETag.
 
     The containers are included only if they are read: by a task that groups processes by container or runs when all
     have started, or by the engine of a pod whose containers run once. Otherwise each restart of a container, which
-    changes its ID, would send the bundle again. Raises ``PidoneError`` for a value that JSON has not.
+    changes its ID, would send the bundle again. Raises ``PidoneError`` for a value that JSON cannot express.
     """
     phase = Phase.TERMINATING if pod.terminating else Phase.RUNNING
     ips = pod.ips
@@ -130,7 +130,7 @@ def encode(pod: Pod, tasks: Sequence[dict[str, Any]]) -> Bundle:
 
 
 def _reads_containers(task: Mapping[str, Any]) -> bool:
-    """Whether a task groups processes by container, or runs when the containers have started."""
+    """True if a task groups processes by container, or runs when the containers have started."""
     grouped = isinstance(task.get("metrics"), dict) and task["metrics"].get("groupBy") == "container"
     return grouped or model.CONTAINERS_STARTED in task.get("runOn", ())
 

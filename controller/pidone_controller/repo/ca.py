@@ -20,7 +20,7 @@ from pidone_controller.repo import certificates
 from pidone_controller.repo.certificates import CertificateError, Pair
 
 SECRET_NAME = "pidone-ca"  # noqa: S105 - its name
-CHECK_SECONDS = 600.0  # between two reads of the Secret: somebody may have put a CA of their own there
+CHECK_SECONDS = 600.0  # between two reads of the Secret: an administrator may have stored another CA
 RETRY_SECONDS = 5.0
 BUNDLE = "ca.crt"  # in the Secret: the certificates that pods must trust, of this CA and the one before it
 
@@ -56,7 +56,7 @@ async def keep(
 
 
 async def _ca(client: Client, namespace: str, now: datetime, log: Log) -> Pair:
-    """The present CA, created or renewed if due. Raises ``ApiError`` and ``CertificateError``."""
+    """Return the present CA, created or renewed if due. Raises ``ApiError`` and ``CertificateError``."""
     try:
         secret = await client.get(SECRETS, SECRET_NAME, namespace)
     except NotFound:

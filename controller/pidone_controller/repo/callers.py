@@ -1,4 +1,4 @@
-"""Who asks the repo: pods by address or token, and people who read what pods are served.
+"""Identifies the clients of the repo: pods by address or token, and people who read the plans of pods.
 
 ``Callers`` identifies pods and words the refusals. ``Readers`` decides who may read a pod's plan.
 """
@@ -26,16 +26,16 @@ from pidone_controller.pods.identity import (
 from pidone_controller.pods.inventory import Inventory
 from pidone_controller.pods.model import Pod
 
-# An address that stayed unknown for this many whole holds is configured nowhere in this cluster: it is told to come
-# back in minutes.
+# An address that stayed unknown for this many whole holds belongs to no pod of this cluster: its Retry-After is
+# minutes.
 STRANGER_HOLDS = 2
-MAX_STRANGERS = 1 << 16  # addresses that are remembered for it
+MAX_STRANGERS = 1 << 16  # addresses that are counted
 STRANGER_PAUSE_SECONDS = (120, 300)
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A client, as far as its connection and headers tell."""
+    """A client as its connection and headers describe it."""
 
     address: str  # normalised
     claims: Claims
@@ -43,7 +43,7 @@ class Caller:
 
     @property
     def place(self) -> str:
-        """Where its held requests wait: a change there may concern it."""
+        """The place in ``Waiting`` of its held requests."""
         return self.bearer.uid if self.bearer else self.address
 
 
@@ -56,7 +56,7 @@ class Callers:
         self._refusals: Counter[str] = Counter()
 
     async def caller(self, request: Request, *, secure: bool) -> Caller | Response:
-        """The client of a request. A token counts before the address; a bad token is refused, never ignored."""
+        """Return the client of a request. A token takes precedence over the address; a bad token is refused."""
         caller = self.caller_by_address(request)
         token = bearer_token(request.headers.get("authorization"))
         if token is None or self._tokens is None:
@@ -72,11 +72,11 @@ class Callers:
         return Caller(caller.address, caller.claims, bearer)
 
     def caller_by_address(self, request: Request) -> Caller:
-        """The client of a request whose token, if any, is ignored."""
+        """Return the client of a request by its address. A token is ignored."""
         return Caller(normalise(request.peer), Claims.of(request.headers))
 
     def identify(self, caller: Caller) -> Identity:
-        """The pod that a client is by now."""
+        """Return the pod of a client at present, or the reason why it is none."""
         bearer = caller.bearer
         if bearer is not None:
             return self._inventory.identify_by_token(bearer.namespace, bearer.pod, bearer.uid, caller.claims)
@@ -86,7 +86,7 @@ class Callers:
         return identity
 
     def is_stranger(self, caller: Caller) -> bool:
-        """Whether its address stayed unknown for ``STRANGER_HOLDS`` holds."""
+        """True if its address stayed unknown for ``STRANGER_HOLDS`` holds."""
         return self._strangers.get(caller.address, 0) >= STRANGER_HOLDS
 
     def stayed_unknown(self, caller: Caller) -> None:
@@ -98,7 +98,7 @@ class Callers:
     def refusal(
         self, caller: Caller, identity: Unknown | Contradiction | NodeAddress, *, held: bool = False
     ) -> Response:
-        """The answer to a client that is no pod. One that was ``held`` may ask again at once."""
+        """Return the answer to a client that is no pod. A client that was ``held`` may retry after a second."""
         pause = "1" if held else "5"
         match identity:
             case Unknown(subject):
@@ -128,7 +128,7 @@ class Callers:
 
 
 class Readers:
-    """Decides who may read what pods are served.
+    """Decides who may read the plans of pods.
 
     Allowed are clients on loopback of the controller's own pod (``kubectl port-forward``, ``exec``), clients from the
     networks ``people``, and bearers of a token whose owner may read the pods themselves.
@@ -146,7 +146,7 @@ class Readers:
     async def refusal(
         self, request: Request, namespace: str = "", name: str = "", *, secure: bool
     ) -> Response | None:
-        """None if the client may read the pod, or without a name list the pods; else the answer to it."""
+        """Return None if the client may read the pod, or without a name list the pods; else the answer to it."""
         address = normalise(request.peer)
         # A pod may have 127.0.0.2 here, and must not read the plans of other pods.
         if is_loopback(address) and not self._inventory.at(address):
@@ -172,8 +172,8 @@ class Readers:
 
 
 async def _bearer(tokens: Tokens, token: str, peer: str, *, secure: bool) -> Bearer | Response:
-    """The owner of a token, or the answer to its client."""
-    if not secure:  # anybody on the way could read the token, and use it
+    """Return the owner of a token, or the answer to its client."""
+    if not secure:  # any peer on the path could read and use the token
         return text_response(
             403, "a token is taken over https only; this one was sent in the clear, and should be replaced"
         )

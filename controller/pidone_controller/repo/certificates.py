@@ -1,4 +1,4 @@
-"""The repo's CA and its serving certificates as values: created, checked, and due for renewal.
+"""Creates and checks the repo's CA and its serving certificates, as values.
 
 The CA is part of the pods' image, or mounted beside a sidecar, so it is valid for years; a serving certificate is cheap
 and valid for weeks. Keys are ECDSA on P-256, as kubeadm's and cert-manager's are.
@@ -25,7 +25,7 @@ BACKDATED = timedelta(hours=1)  # clocks of nodes differ
 
 
 class CertificateError(PidoneError):
-    """A certificate or key cannot be read, or the two do not fit; the text says which."""
+    """A certificate or key cannot be read, or the two do not fit; the text is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Pair:
 
 
 def make_ca(now: datetime, name: str = "pidone-repo") -> Pair:
-    """A new CA, for the image and for ``issue``. It may sign certificates of servers, and no further CA."""
+    """Return a new CA, for the image and for ``issue``. It may sign certificates of servers, but no further CA."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name} CA {now:%Y-%m-%d}")])
     public = key.public_key()
@@ -53,7 +53,7 @@ def make_ca(now: datetime, name: str = "pidone-repo") -> Pair:
 
 
 def issue(ca: Pair, names: Iterable[str], now: datetime) -> Pair:
-    """A serving certificate for DNS names and addresses. Raises ``CertificateError`` for a bad CA."""
+    """Return a serving certificate for DNS names and addresses. Raises ``CertificateError`` for a bad CA."""
     authority, signing = _read(ca)
     unique = list(dict.fromkeys(names))
     key = ec.generate_private_key(ec.SECP256R1())
@@ -77,14 +77,14 @@ def issue(ca: Pair, names: Iterable[str], now: datetime) -> Pair:
 
 
 def due(pair: Pair, now: datetime) -> bool:
-    """Whether it must be renewed: two thirds of its life are over. Raises ``CertificateError``."""
+    """True if it must be renewed: two thirds of its life are over. Raises ``CertificateError``."""
     certificate, _ = _read(pair)
     begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     return now >= begins + (ends - begins) * 2 / 3 or now < begins
 
 
 def fits(pair: Pair, ca: Pair, names: Iterable[str]) -> bool:
-    """Whether this CA issued it, for all these names. False as well if it cannot be read."""
+    """True if this CA issued it, for all these names. False also if it cannot be read."""
     try:
         certificate, (authority, _) = _read(pair)[0], _read(ca)
         certificate.verify_directly_issued_by(authority)
@@ -95,7 +95,7 @@ def fits(pair: Pair, ca: Pair, names: Iterable[str]) -> bool:
 
 
 def context(pair: Pair) -> ssl.SSLContext:
-    """A context that serves with it. Raises ``CertificateError``."""
+    """Return a context that serves with it. Raises ``CertificateError``."""
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.minimum_version = ssl.TLSVersion.TLSv1_2
     tls.set_alpn_protocols(["http/1.1"])

@@ -1,7 +1,7 @@
-"""Requests that are held open: for a pod's next bundle, and doorbells of pods without tasks.
+"""Holds requests open: for a pod's next bundle, and doorbells of pods without tasks.
 
 A held request costs no task. It subscribes to changes at its place (``Waiting``) and looks for an answer when it is
-woken, and at its deadline.
+woken and at its deadline.
 """
 
 from collections import Counter
@@ -26,10 +26,10 @@ from pidone_controller.repo.bundles import Bundle
 from pidone_controller.repo.callers import Caller, Callers
 from pidone_controller.repo.plans import Plans
 
-# Newest first. Pods are older than controllers by months: when a format 2 comes, 1 stays behind it.
+# Newest first. A pod may be months older than the controller: after a format 2 is added, 1 is still offered.
 FORMATS = (MEDIA_TYPE,)
 
-# Requests that one address may hold at once. A pod needs one, and two while its process 1 executes itself anew; the
+# Requests that one address may hold at once. A pod needs one, and two while its process 1 execs itself; the
 # connection of a pod that vanished stays for at most MAX_WAIT_SECONDS.
 MAX_HELD = 16
 
@@ -59,7 +59,7 @@ class _BundleRequest(_HeldRequest):
     media: str
     etags: tuple[str, ...]  # of the bundles that the pod has applied or refused
     secure: bool
-    wait: float | None  # seconds, as the request asks for
+    wait: float | None  # seconds, as requested
     end: float  # clock time
     owner: str = ""  # the key of the pod that the caller was first identified as
     turn: float | None = None  # clock time when the new bundle may be sent
@@ -82,9 +82,9 @@ class _DoorbellRequest(_HeldRequest):
 
 
 class HeldRequests:
-    """Answers ``GET /v1/bundle`` and ``GET /v1/doorbell``, at once or when there is something new.
+    """Answers ``GET /v1/bundle`` and ``GET /v1/doorbell``, at once or after a change.
 
-    ``pace`` limits how many new bundles are sent a second. ``headers`` are added to each answer to a bundle request.
+    ``pace`` limits the number of new bundles sent a second. ``headers`` are added to each answer to a bundle request.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class HeldRequests:
         self._served: Counter[str] = Counter()
 
     async def bundle(self, request: Request, *, secure: bool) -> Response | Held:
-        """``GET /v1/bundle``. ``secure``: the repo has proved by TLS who it is."""
+        """Answer ``GET /v1/bundle``. ``secure``: the request came over TLS."""
         media = negotiation.choose(request.headers.get("accept"), FORMATS)
         if media is None:
             accept = request.headers["accept"]
@@ -123,7 +123,7 @@ class HeldRequests:
         return held.look() or held
 
     def doorbell(self, request: Request) -> Response:
-        """``GET /v1/doorbell``: the answer's body is a byte that is sent when the pod gets tasks.
+        """Answer ``GET /v1/doorbell``: with 200, the body is a byte that is sent when the pod gets tasks.
 
         An unknown address may wait too: its doorbell rings as soon as there are tasks for its pod.
         """
@@ -166,7 +166,7 @@ class HeldRequests:
     # Called by held requests
 
     def answer(self, held: _BundleRequest) -> Response | None:
-        """The answer to a bundle request by now; None while it is held."""
+        """Return the answer to a bundle request; None while it is held."""
         response = self._news(held)
         if response is None and self.draining and held.wait:
             response = text_response(503, "this replica ends; ask again", retry_after="1")
@@ -178,13 +178,13 @@ class HeldRequests:
         return replace(response, headers={**response.headers, **applied, **self._headers})
 
     def ring(self, caller: Caller) -> Response | None:
-        """One byte when the pod must ask; an empty body when this replica drains; None while it is held."""
+        """Return one byte when the pod must poll, an empty body when this replica drains, None while it is held."""
         if self._must_ask(caller):
             return Response(200, body=b"!")
         return Response(200) if self.draining else None
 
     def _news(self, held: _BundleRequest) -> Response | None:
-        """The answer that need not wait; None if there is none yet."""
+        """Return a new bundle or a refusal; None while the request must wait."""
         identity = self._callers.identify(held.caller)
         if isinstance(identity, Unknown) and not self._callers.is_stranger(held.caller):
             return None
@@ -212,17 +212,17 @@ class HeldRequests:
                 return None
 
         self._served["new"] += 1
-        # no-store: a bundle is for one pod, and a cache on the way cannot tell pods apart
+        # no-store: a bundle is for one pod, and a cache on the path cannot distinguish pods
         headers = {"content-type": held.media, "etag": bundle.etag, "cache-control": "no-store"}
         return Response(200, headers, bundle.body)
 
     def _no_news(self, held: _BundleRequest) -> Response:
-        """The answer at the deadline."""
+        """Return the answer at the deadline."""
         identity = self._callers.identify(held.caller)
         if not isinstance(identity, Pod):
             if isinstance(identity, Unknown) and held.wait:
                 self._callers.stayed_unknown(held.caller)
-            # A hold was pause enough; a client that did not wait is told to come back later.
+            # After a hold no further pause is needed; a client that did not wait gets a longer Retry-After.
             return self._callers.refusal(held.caller, identity, held=held.wait is not None)
 
         entry = self._plans.entry(identity)
@@ -234,15 +234,15 @@ class HeldRequests:
             self._served["none"] += 1
             text = f"the plan of {identity.path} cannot be derived: {entry.error}"
             return text_response(503, text, retry_after="5")
-        # Without a bundle too: a pod keeps the plan that it has while none can be derived.
+        # Also without a bundle: a pod keeps its plan while none can be derived.
         self._served["unchanged"] += 1
         return Response(304, {"etag": bundle.etag if bundle else held.etags[0]})
 
     def _withhold(self, pod: Pod, bundle: Bundle, held: _BundleRequest) -> bool:
-        """Whether the bundle must not be sent over this connection.
+        """True if the bundle must not be sent over this connection. Record and log the reason.
 
-        Over plain http anybody on the way could have written it, so the pod would refuse it. A bundle that ends the pod
-        starts nothing, and may be sent.
+        Over plain http any peer on the path could have forged it, so the pod would refuse it. A bundle that ends the
+        pod starts nothing, and may be sent.
         """
         if held.secure or not bundle.privileged or bundle.phase is Phase.TERMINATING:
             self._plans.withhold(pod, "")
@@ -252,7 +252,7 @@ class HeldRequests:
         return True
 
     def _must_ask(self, caller: Caller) -> bool:
-        """Whether a sleeping pod must ask for its bundle: it has tasks, or it would be refused."""
+        """True if a sleeping pod must poll for its bundle: it has tasks, or it would be refused."""
         identity = self._callers.identify(caller)
         if not isinstance(identity, Pod):
             return not isinstance(identity, Unknown)

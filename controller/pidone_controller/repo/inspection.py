@@ -1,4 +1,4 @@
-"""What people and Prometheus can ask: expected and reported plans of pods, and scrape targets."""
+"""Answers people and Prometheus: expected and reported plans of pods, and scrape targets."""
 
 import json
 from dataclasses import asdict
@@ -24,7 +24,7 @@ class Inspection:
         self._plans, self._readers = plans, readers
 
     async def pods(self, request: Request, *, secure: bool) -> Response:
-        """``GET /v1/pods``, ``/v1/pods/<namespace>``, ``/v1/pods/<namespace>/<name>``."""
+        """Answer ``GET /v1/pods``, ``/v1/pods/<namespace>`` and ``/v1/pods/<namespace>/<name>``."""
         namespace, _, name = request.path.removeprefix(PODS_PATH).strip("/").partition("/")
         refusal = await self._readers.refusal(request, namespace, name, secure=secure)
         if refusal:
@@ -45,7 +45,7 @@ class Inspection:
         return Response(200, {"content-type": JSON}, f'{{"pods": [{", ".join(summaries)}]}}\n'.encode())
 
     async def targets(self, request: Request, *, secure: bool) -> Response:
-        """All scrape targets: https://prometheus.io/docs/prometheus/latest/http_sd/."""
+        """Return all scrape targets: https://prometheus.io/docs/prometheus/latest/http_sd/."""
         refusal = await self._readers.refusal(request, secure=secure)
         if refusal:
             return refusal

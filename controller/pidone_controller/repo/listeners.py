@@ -1,4 +1,4 @@
-"""TCP listeners for http and https in front of one request handler."""
+"""Serves http and https on TCP listeners with one request handler."""
 
 import errno
 import os
@@ -26,11 +26,11 @@ Listeners = Sequence[trio.SocketListener]
 
 
 class StartError(PidoneError):
-    """The server cannot start; the text says why."""
+    """The server cannot start; the text is the reason."""
 
 
 class RequestHandler(Protocol):
-    """Answers a request, or holds it. ``secure`` is whether it came over TLS."""
+    """Answers a request, or holds it. ``secure``: it came over TLS."""
 
     async def __call__(self, request: Request, *, secure: bool = False) -> Response | Held: ...
 
@@ -58,7 +58,7 @@ class Tls:
         self._context = certificates.context(pair)
 
     async def secure(self, stream: trio.SocketStream) -> trio.SSLStream[trio.SocketStream]:
-        """TLS over a connection, after the handshake. Raises ``trio.BrokenResourceError``."""
+        """Return TLS over a connection, after the handshake. Raises ``trio.BrokenResourceError``."""
         tls_stream = trio.SSLStream(stream, self._context, server_side=True, https_compatible=True)
         await tls_stream.do_handshake()
         return tls_stream
@@ -121,7 +121,7 @@ async def serve(
 
 
 def max_connections(servers: int) -> int:
-    """How many connections each of the servers may have: as the hard limit on open files allows, less ``OWN_FILES``."""
+    """Return the most connections of each server: its part of the hard limit on open files, less ``OWN_FILES``."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_CONNECTIONS * servers + OWN_FILES
     limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
@@ -134,6 +134,6 @@ def max_connections(servers: int) -> int:
 
 
 def host_port(address: tuple[Any, ...]) -> str:
-    """``10.1.2.3:6060`` or ``[::1]:6060``, from a socket's name or a host and a port."""
+    """Return ``10.1.2.3:6060`` or ``[::1]:6060`` for a socket's name or a host and a port."""
     host, port = address[:2]
     return authority(host, port)

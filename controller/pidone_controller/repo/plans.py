@@ -1,8 +1,8 @@
-"""The plan of each pod, derived from the pods of the cluster and the rules, and the last report of each pod.
+"""Derives the plan of each pod from the pods of the cluster and the rules, and the last report of each pod.
 
 All state is in memory. It changes in ``put``, ``drop``, ``replace``, ``rule`` and ``receive`` only, never across an
-``await``, so there are no locks. A plan is derived when it is asked for, or in ``run`` after a change that may concern
-a pod which a binding selects. A pod without bindings costs its entry in the inventory and nothing else.
+``await``, so there are no locks. A plan is derived when it is requested, or in ``run`` after a change that may concern
+a pod that a binding selects. A pod without bindings costs its entry in the inventory and nothing else.
 """
 
 import time
@@ -34,7 +34,7 @@ OnGone = Callable[[Pod, Report | None], None]
 
 @dataclass(slots=True)
 class _PodReports:
-    """The last report of one live pod, and how many more it may send."""
+    """The last report of one live pod, and the rate limit of its reports."""
 
     limit: RateLimit
     report: Report | None = None
@@ -63,13 +63,13 @@ class Plans:
         self._on_report, self._on_gone = on_report, on_gone
         self._rules: Rules | None = None
         self._listed = False  # ``replace`` was called once
-        # By namespace and labels: whether a binding selects such pods
+        # By namespace and labels: True if a binding selects such pods
         self._bound: dict[str, dict[FrozenLabels, bool]] = {}
         self._bound_count = 0  # of their labels
         self._entries: dict[str, Entry] = {}  # of pods that a binding selects, by the pod's key
         self._outdated: set[str] = set()  # of them: derived under earlier rules
         self._reports: dict[str, _PodReports] = {}  # by the pod's key
-        self._withheld: dict[str, str] = {}  # by the pod's key: why it does not get its plan over plain http
+        self._withheld: dict[str, str] = {}  # by the pod's key: the reason why plain http is refused
         self._queue: dict[NamespacedName, None] = {}  # pods to derive in ``run``, before those of ``_scan``
         self._scan: deque[Pod] = deque()
         self._work = trio.Event()
@@ -86,7 +86,7 @@ class Plans:
     # Changes
 
     def replace(self, pods: Iterable[Pod]) -> None:
-        """Set all pods: a pod that is not among them is gone."""
+        """Set all pods: every other pod was deleted."""
         present = {(pod.namespace, pod.name): pod for pod in pods}
         for pod in [pod for pod in self.inventory if (pod.namespace, pod.name) not in present]:
             self.drop((pod.namespace, pod.name))
@@ -145,7 +145,7 @@ class Plans:
         return pods
 
     def selected(self, binding: TaskBinding) -> Iterator[Pod]:
-        """The present pods that a binding selects, in any phase."""
+        """Return the present pods that a binding selects, in any phase."""
         matching: dict[FrozenLabels, bool] = {}  # pods of one workload have the same labels
         pods = self.inventory.in_namespace(binding.namespace) if binding.namespace != ANY else self.inventory
         for pod in pods:
@@ -167,18 +167,18 @@ class Plans:
     # Plans
 
     def is_bound(self, pod: Pod) -> bool:
-        """Whether any binding selects the pod."""
+        """True if any binding selects the pod."""
         bound = self._bound.get(pod.namespace, {}).get(pod.labels)
         if bound is None:
             if self._bound_count > 2 * len(self.inventory) + 1000:
-                self._forget_all_bound()  # most are of pods that are gone
+                self._forget_all_bound()  # most are of deleted pods
             bound = next(self.rules.matching(pod), None) is not None
             self._bound.setdefault(pod.namespace, {})[pod.labels] = bound
             self._bound_count += 1
         return bound
 
     def entry(self, pod: Pod) -> Entry:
-        """The entry of a present pod, derived if it is not up to date."""
+        """Return the entry of a present pod, derived again if it is outdated."""
         before = self._entries.get(pod.key)
         if before and before.pod is pod and pod.key not in self._outdated:
             return before
@@ -201,11 +201,11 @@ class Plans:
         return entry
 
     def withheld(self, pod: Pod) -> str:
-        """Why the pod does not get its plan over plain http; empty where it does, or has not asked."""
+        """Return why the pod does not get its plan over plain http; empty if it does, or has sent no request."""
         return self._withheld.get(pod.key, "")
 
     def withhold(self, pod: Pod, reason: str) -> None:
-        """Record and log that the pod does not get its plan over plain http; an empty reason: that it does."""
+        """Record and log why the pod does not get its plan over plain http; an empty reason: it does."""
         if not reason:
             self._withheld.pop(pod.key, None)
         elif self._withheld.get(pod.key) != reason:
@@ -215,22 +215,22 @@ class Plans:
     # Reports
 
     def report(self, pod: Pod) -> Report | None:
-        """The last report of the pod."""
+        """Return the last report of the pod; None if it has sent none."""
         last = self._reports.get(pod.key)
         return last.report if last else None
 
     def last_report(self, pod: Pod) -> tuple[Report, float] | None:
-        """The last report of the pod, and when it was received in seconds since 1970."""
+        """Return the last report of the pod and the time at which it was received, in seconds since 1970."""
         last = self._reports.get(pod.key)
         return (last.report, last.received) if last and last.report else None
 
     def report_pause(self, pod: Pod, *, take: bool = True) -> float:
-        """Return 0, or the seconds until the pod may report again. With ``take`` a report counts from now on."""
+        """Return 0, or the seconds until the pod may report again. With ``take`` the report is counted."""
         limit = self._reports.setdefault(pod.key, _PodReports(_report_limit())).limit
         return limit.take(trio.current_time()) if take else limit.wait(trio.current_time())
 
     def receive(self, pod: Pod, report: Report, received: float | None = None) -> None:
-        """Store a report of a live pod. ``received`` is when another replica got it; the latest report counts."""
+        """Store a report of a live pod. ``received`` is the time at which another replica got it; the latest counts."""
         last = self._reports.get(pod.key)
         if last is None:
             last = self._reports[pod.key] = _PodReports(_report_limit())
@@ -252,7 +252,7 @@ class Plans:
         )
 
     def _waiting(self, pods: Sequence[Pod]) -> Iterator[Pod]:
-        """Those of these pods that hold a request; others may be among them."""
+        """Return those of these pods that hold a request, and possibly others."""
         places = self.waiting.places()
         if len(places) < len(pods):
             for place in places:
@@ -263,7 +263,7 @@ class Plans:
                 yield pod
 
     def _pending(self) -> Iterator[Pod]:
-        """The pods that ``run`` has to look at, with those that are added meanwhile."""
+        """Yield the pods that ``run`` must process, with those that are added meanwhile."""
         while True:
             if self._queue:
                 name = next(iter(self._queue))
@@ -278,7 +278,7 @@ class Plans:
                 yield pod
 
     def _needs_entry(self, pod: Pod) -> bool:
-        """Whether a plan is derived for the pod before it asks."""
+        """True if a plan is derived for the pod before its request."""
         return pod.key in self._entries or (pod.served and self.is_bound(pod))
 
     def _forget_bound(self, bindings: Iterable[TaskBinding]) -> None:
@@ -335,12 +335,12 @@ class Plans:
 
 
 def _report_limit() -> RateLimit:
-    """Ten reports at once, and one a second."""
+    """Return the limit of a pod's reports: ten at once, and one a second."""
     return RateLimit(10, 1.0)
 
 
 async def in_slices(pods: Iterable[Pod]) -> AsyncIterator[Pod]:
-    """The pods, with a turn for other tasks after each ``SLICE_SECONDS``."""
+    """Yield the pods, with a checkpoint for other tasks after each ``SLICE_SECONDS``."""
     end = time.perf_counter() + SLICE_SECONDS
     for pod in pods:
         yield pod

@@ -1,7 +1,7 @@
-"""How many connections the repo keeps, by kind of client: pods, nodes and people, and strangers.
+"""Bounds the connections of the repo by kind of client: pods, nodes and people, and strangers.
 
 A stranger is an address that is not known to be one of these. It may be a pod whose address the API server has not
-told yet, so it is served, but it can only crowd out other strangers.
+reported yet, so it is served, but it can only displace other strangers.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from pidone_controller.pods.identity import normalise
 from pidone_controller.pods.inventory import Inventory
 
 MIB = 1 << 20
-LOOPBACK = frozenset({"127.0.0.1", "::1"})  # the other addresses of 127.0.0.0/8 stand for pods in tests
+LOOPBACK = frozenset({"127.0.0.1", "::1"})  # the other addresses of 127.0.0.0/8 are those of pods in tests
 
 # A pod holds up to 16 requests (``held.MAX_HELD``), and sends reports beside them.
 POD_CONNECTIONS = 32
@@ -45,7 +45,7 @@ class Rooms:
 
 
 def assign(inventory: Inventory, people: Sequence[IPv4Network | IPv6Network], rooms: Rooms) -> Assign:
-    """Return the function that tells the room of an address. Loopback and ``people`` are with the nodes."""
+    """Return the function that returns the room of an address. Loopback and ``people`` are with the nodes."""
 
     def room(address: str) -> tuple[Room, str]:
         normalised = normalise(address)

@@ -1,4 +1,4 @@
-"""The live pods that each binding selects, with their plans and last reports: what statuses and rollouts read."""
+"""The live pods that each binding selects, with their plans and last reports, for statuses and rollouts."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,19 +12,19 @@ from pidone_controller.repo.plans import Plans
 
 
 class PlanState(Enum):
-    """Whether one pod runs the plan that it is served."""
+    """The state of the plan in one pod."""
 
     APPLIED = "applied"
     REJECTED = "rejected"
     WAITING = "waiting"  # the pod has not reported it yet
-    WITHOUT_PLAN = "without plan"  # there is no plan to serve
+    WITHOUT_PLAN = "without plan"  # no plan can be served
 
 
 @dataclass(frozen=True, slots=True)
 class SelectedPod:
     """One live pod that a binding selects and that is not terminating: its plan and its last report.
 
-    With an ``error`` no plan with all its bindings can be derived, and the pod keeps the plan that it has. ``faults``
+    With an ``error`` no plan with all its bindings can be derived, and the pod keeps its plan. ``faults``
     name the bindings at fault; without any the error is the pod's own.
     """
 
@@ -36,16 +36,16 @@ class SelectedPod:
     report: Report | None = None
     error: str = ""
     faults: tuple[Fault, ...] = ()
-    withheld: str = ""  # why it does not get its plan over plain http
+    withheld: str = ""  # the reason why it does not get its plan over plain http
 
     @property
     def rejected(self) -> bool:
-        """Whether it reports that it refused the bundle that it is served."""
+        """True if it reports that it refused the bundle that it is served."""
         return self.report is not None and bool(self.report.rejected) and self.report.rejected == self.etag
 
     @property
     def running(self) -> bool:
-        """Whether it reports that it runs the plan that it is served."""
+        """True if it reports that it runs the plan that it is served."""
         return self.report is not None and self.report.digest == self.digest and not self.rejected
 
     @property
@@ -61,7 +61,7 @@ class SelectedPod:
 
 
 class Selection:
-    """The pods that a binding selects, found when they are asked for and kept until they change.
+    """The pods that a binding selects, looked up when requested and cached until they change.
 
     A terminating pod is not among them: it is served its end, and no plan is expected of it.
     """
@@ -71,12 +71,12 @@ class Selection:
         self._pods: dict[Key, Sequence[Pod]] = {}
 
     def changed(self, bindings: Iterable[Key]) -> None:
-        """These bindings have another selector than before, or pods that they select or selected have changed."""
+        """Forget the pods of these bindings: their selector, or pods that they select or selected, have changed."""
         for key in bindings:
             self._pods.pop(key, None)
 
     def clear(self) -> None:
-        """Any binding or pod may have changed."""
+        """Forget all pods: any binding or pod may have changed."""
         self._pods.clear()
 
     def pods(self, binding: TaskBinding) -> list[SelectedPod]:

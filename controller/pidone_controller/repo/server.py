@@ -1,7 +1,7 @@
-"""The repo's HTTP interface: routes, status reports, health and the end.
+"""The repo's HTTP interface: routes, status reports, health, metrics and draining.
 
-GET  /v1/bundle             the bundle of the pod that asks, identified by its address or its token
-GET  /v1/doorbell           303: the pod has tasks; 200: it has none, and a byte follows when it must ask again
+GET  /v1/bundle             the bundle of the calling pod, identified by its address or its token
+GET  /v1/doorbell           303: the pod has tasks; 200: it has none, and a byte follows when it must poll
 POST /v1/status             a pod's report
 GET  /v1/pods[/<ns>[/<name>]]  for people: expected and reported plans, and errors
 GET  /v1/prometheus/targets every pod to scrape, as Prometheus' HTTP SD expects it
@@ -47,13 +47,13 @@ _METHODS = {
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What an installation may choose."""
+    """The settings of an installation."""
 
-    # New bundles a second, and at once. After a restart of the controller all pods ask: for most of them nothing is
-    # new, which costs nothing (304), and new bundles are sent at this rate.
+    # New bundles a second, and at once. After a restart of the controller all pods poll: most of them get a 304,
+    # which costs nothing, and new bundles are sent at this rate.
     plans: float = 1000
     burst: float = 2000
-    # Networks from which people may ask, beside loopback and with a token: the addresses of API servers, for
+    # Networks from which people may read plans, besides loopback and bearers of a token: addresses of API servers, for
     # ``kubectl get --raw`` through the Service's proxy, which has checked the rights and does not pass on the user.
     people: tuple[IPv4Network | IPv6Network, ...] = ()
 
@@ -61,9 +61,9 @@ class Settings:
 class Repo:
     """Answers requests; 503 until ``plans`` is ready.
 
-    ``alive`` says what is wrong with the parts that feed ``plans``, for ``/livez``. ``families`` are metrics of other
-    parts. ``routes`` are paths of other parts, each with its method, its handler, and a function as ``refuse``. Without
-    ``review`` tokens are ignored.
+    ``alive`` returns the fault of the parts that feed ``plans``, for ``/livez``; empty if none. ``families`` are
+    metrics of other parts. ``routes`` are paths of other parts, each with its method, its handler, and a function as
+    ``refuse``. Without ``review`` tokens are ignored.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Repo:
         routes: Mapping[str, tuple[str, Handler, Refuse]] | None = None,
         random: Random | None = None,
     ) -> None:
-        self.id = os.urandom(8).hex()  # a pod sees by it that it talks to another controller than before
+        self.id = os.urandom(8).hex()  # a pod detects another replica by it
         self.plans = plans
         self._settings = settings
         self._log, self._alive, self._families = log, alive, families
@@ -105,12 +105,12 @@ class Repo:
         await self._held.drain(seconds)
 
     async def handle(self, request: Request, *, secure: bool = False) -> Response:
-        """The answer to a request, when there is one. ``secure``: the repo has proved by TLS who it is."""
+        """Return the answer to a request, waiting for it if it is held. ``secure``: the request came over TLS."""
         answer = await self.begin(request, secure=secure)
         return await wait_for_answer(answer) if isinstance(answer, Held) else answer
 
     async def begin(self, request: Request, *, secure: bool = False) -> Response | Held:
-        """The answer, or the held request for a server that holds requests without a task for each."""
+        """Return the answer, or the held request for a server that holds requests without a task for each."""
         route = _route(request)
         if route in self._routes:
             method, handler, _ = self._routes[route]
@@ -128,7 +128,7 @@ class Repo:
                 return text_response(500, trouble) if trouble else text_response(200, "ok")
             case "/metrics":
                 return Response(200, {"content-type": CONTENT_TYPE}, render(self.families()))
-        # Before the pods were listed no address can be called unknown: 503, and no 404.
+        # Before the pods are listed every address is unknown: 503 instead of 404.
         if not self.plans.ready:
             return _not_ready()
         match route:
@@ -147,7 +147,7 @@ class Repo:
         return replace(response, headers={**response.headers, **self._headers})
 
     async def refuse(self, request: Request, *, secure: bool = False) -> Response | None:
-        """The answer to a request by its head, before its body is read; None if the body is wanted."""
+        """Return the answer to a request whose body is not wanted, by its head; None if the body is wanted."""
         route = _route(request)
         if route in self._routes:
             method, _, refuse = self._routes[route]
@@ -169,7 +169,7 @@ class Repo:
         return self._too_many_reports(pause) if pause else None
 
     def bounds(self, connections: int, *, secure: bool) -> Assign:
-        """The bounds for the connections of a server with at most this many."""
+        """Return the bounds for the connections of a server with at most this many."""
         kinds = rooms.Rooms.of(connections, secure=secure)
         return rooms.assign(self.plans.inventory, self._settings.people, kinds)
 
@@ -181,7 +181,7 @@ class Repo:
         self._log("died", pod=pod, error=last_words[:MAX_ERROR_WIDTH])
 
     def families(self) -> Iterator[Family]:
-        """All metrics of ``/metrics``."""
+        """Yield all metrics of ``/metrics``."""
         yield from self.plans.families()
         yield from self._held.families()
         yield from self._callers.families()
@@ -189,7 +189,7 @@ class Repo:
         yield from self._families()
 
     async def _status(self, request: Request, *, secure: bool) -> Response:
-        """``POST /v1/status``."""
+        """Answer ``POST /v1/status``."""
         pod = await self._reporter(request, secure=secure)
         if isinstance(pod, Response):
             return pod
@@ -206,7 +206,7 @@ class Repo:
         return Response(204)
 
     async def _reporter(self, request: Request, *, secure: bool) -> Pod | Response:
-        """The pod that reports, or the answer to a client that is none."""
+        """Return the pod that reports, or the answer to a client that is no pod."""
         caller = await self._callers.caller(request, secure=secure)
         if isinstance(caller, Response):
             return caller
@@ -219,7 +219,7 @@ class Repo:
 
 
 def _route(request: Request) -> str:
-    """The path of a request without the names of a pod."""
+    """Return the path of a request without the names of a pod."""
     return inspection.PODS_PATH if request.path.startswith(f"{inspection.PODS_PATH}/") else request.path
 
 

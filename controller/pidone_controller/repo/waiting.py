@@ -1,4 +1,4 @@
-"""Which held requests a change wakes."""
+"""Wakes the held requests that a change concerns."""
 
 from collections.abc import Callable, Iterable
 
@@ -8,13 +8,13 @@ Call = Callable[[], object]
 class Waiting:
     """The calls of held requests by place: an address, or the key of a pod that came with a token.
 
-    An unknown pod has nothing but its address. Between looking for an answer and adding a call there is no ``await``,
+    An unknown pod has only its address. Between looking for an answer and adding a call there is no ``await``,
     so no change is missed.
     """
 
     def __init__(self) -> None:
         self._calls: dict[str, list[Call]] = {}
-        self.requests = 0  # that are held now
+        self.requests = 0  # held at present
 
     def add(self, place: str, call: Call) -> None:
         self._calls.setdefault(place, []).append(call)
@@ -34,7 +34,7 @@ class Waiting:
         return list(self._calls)
 
     def wake(self, places: Iterable[str]) -> None:
-        """Call everything at these places: there may be an answer now."""
+        """Make all calls at these places, since their requests may have an answer now."""
         for place in places:
             for call in list(self._calls.get(place, ())):
                 call()
