@@ -1,12 +1,12 @@
-"""All sets, bindings and kept versions as last read, indexed by key; and the rules that they come to.
+"""Indexes all sets, bindings and kept versions by key, and derives the rules for the plans from them.
 
-What a pod is served is a function of the state of the cluster and of nothing else, so it is the same in all replicas:
+The plan of a pod depends on the state of the cluster alone, so it is the same in all replicas:
 
 - A binding without ``spec.rollout`` brings the present versions of its sets.
-- A binding with it brings what its ``status.rollout`` says: ``current``, and to the pods whose place is below ``share``
-  the ``target``. The leader moves it; until then pods keep their plans.
+- A binding with it brings the versions in its ``status.rollout``: ``current``, and to the pods whose place is below
+  ``share`` the ``target``. The leader moves it; until then pods keep their plans.
 - ``pidone.dev/pin`` on a binding names versions of sets. They apply at once, whatever else changes.
-- A set with findings counts as its last version without, if that is kept. A binding with findings leaves the plans of
+- A set with findings counts as its last kept version without findings. A binding with findings leaves the plans of
   its pods as they are.
 
 A change costs the same at any number of objects: each object is found by its key, and the objects that depend on a set
@@ -58,7 +58,7 @@ class Affected:
 
 @dataclass(frozen=True, slots=True)
 class RulesChange:
-    """New rules, and the bindings through which pods may get other plans: as they were, and as they are."""
+    """New rules, and the bindings through which plans may change, as before and as after the change."""
 
     rules: Rules
     bindings: Collection[TaskBinding]
@@ -69,18 +69,18 @@ class _Rule:
     """One binding in the rules."""
 
     binding: TaskBinding
-    rollout: Rollout | str | None  # None: the present sets; a text: why its version is not known
+    rollout: Rollout | str | None  # None: the present sets; a text: why its version is unknown
 
 
 class Catalog:
-    """The objects. ``changed`` is called with each change, before ``update`` has made rules of it."""
+    """The index of all objects. ``changed`` is called with each change, before ``update`` derives the rules."""
 
     def __init__(
         self, home: str, changed: Callable[[Affected], None] = lambda _: None, *, judging: bool = False
     ) -> None:
         """``home`` is the controller's namespace.
 
-        With ``judging`` a kept version that runs programs counts only in a namespace of ``exec_namespaces``. Without,
+        With ``judging`` a kept version that runs programs counts only in a namespace of ``exec_namespaces``. Without it
         these are not watched.
         """
         self.home = home
@@ -112,7 +112,7 @@ class Catalog:
 
     @property
     def sinks(self) -> Mapping[Resource, Store[Any]]:
-        """The kinds to watch, and their sinks. ControllerRevisions need the label selector ``revisions.SELECTOR``."""
+        """The kinds to watch, with their sinks. ControllerRevisions need the label selector ``revisions.SELECTOR``."""
         return {
             CLUSTER_TASK_SETS: self._sets[True],
             TASK_SETS: self._sets[False],
@@ -125,13 +125,13 @@ class Catalog:
 
     @property
     def sets(self) -> Iterator[Written]:
-        """The cluster's first, then by namespace and name."""
+        """Iterate over all sets: the cluster's first, then by namespace and name."""
         for cluster in (True, False):
             yield from self._sets[cluster]
 
     @property
     def bindings(self) -> Iterator[Written]:
-        """In the order in which they bring their tasks: the cluster's first, then by namespace and name."""
+        """Iterate over all bindings in the order of their tasks: the cluster's first, then by namespace and name."""
         for cluster in (True, False):
             yield from self._bindings[cluster]
 
@@ -148,21 +148,21 @@ class Catalog:
         return self._bindings[cluster].get(namespace, name)
 
     def everything(self) -> Affected:
-        """The keys of all objects."""
+        """Return the keys of all objects."""
         return Affected({written.key for written in self.sets}, {written.key for written in self.bindings})
 
     def naming(self, key: Key) -> int:
-        """How many bindings of the same namespace, or of the cluster, name this set."""
+        """Return the number of bindings of the same namespace, or of the cluster, that name this set."""
         return self._users.naming(key)
 
     def in_use(self, key: Key, digest: str) -> bool:
-        """Whether a binding needs this version of a set, by its status or a pin: it must be kept."""
+        """True if a binding needs this version of a set, by its status or a pin: it must be kept."""
         return (key, digest) in self._needed_versions or digest.startswith(tuple(self._needed_prefixes))
 
     # Rules
 
     def update(self) -> RulesChange | None:
-        """Bring ``rules`` up to date. None if no plan can differ; ``rules`` is the same object then."""
+        """Update ``rules`` and return the change. None if no plan can change; ``rules`` is the same object then."""
         outdated, self._outdated = self._outdated, Affected()
         before, sets = self.rules.sets.by_key, self.history.sets.by_key
         changed: dict[Key, None] = {}
@@ -191,7 +191,7 @@ class Catalog:
         return RulesChange(self.rules, bindings)
 
     def wanted(self, written: Written) -> VersionRef:
-        """The version that a binding should bring to all its pods. Raises ``RolloutError`` if that is not known."""
+        """Return the version that a binding should bring to all its pods. Raises ``RolloutError`` if it is unknown."""
         binding = written.binding
         if binding is None or written.findings:
             raise RolloutError(_mistakes(written))
@@ -199,9 +199,9 @@ class Catalog:
         return resolve(binding, self.history) if pin is None else pinned(binding, pin, self.history)
 
     def progress(self, written: Written, wanted: VersionRef | None = None) -> tuple[str, str]:
-        """The progress of a binding's rollout and why it is halted, for people; both empty if nothing is under way.
+        """Return the progress of a binding's rollout and why it is halted, for people; both empty without a rollout.
 
-        ``wanted`` spares resolving it again. Both are also empty if the wanted version is not known: that is reported
+        ``wanted`` avoids resolving it again. Both are also empty if the wanted version is unknown: that is reported
         with the plans that cannot be derived.
         """
         binding = written.binding
@@ -223,7 +223,7 @@ class Catalog:
         return state.progress, state.halt_reason
 
     def _updated_rules(self, changed: Iterable[Key]) -> Rules:
-        """The present rules with new sets, and with the present rule of each changed binding."""
+        """Return the rules with the present sets, and with the present rule of each changed binding."""
         rollouts = dict(self.rules.rollouts)
         by_namespace = dict(self.rules.by_namespace)
         for key in changed:
@@ -241,7 +241,7 @@ class Catalog:
             else:
                 del self._keys_in[namespace]
                 by_namespace.pop(namespace, None)
-        # The cluster's have no namespace, which sorts first.
+        # The namespace of the cluster's bindings is empty and sorts first.
         bindings = tuple(chain.from_iterable(by_namespace[namespace] for namespace in sorted(by_namespace)))
         return Rules(self.history.sets, bindings, rollouts, by_namespace=by_namespace)
 
@@ -257,7 +257,7 @@ class Catalog:
             return _Rule(binding, str(error))
 
     def _rollout(self, written: Written, binding: TaskBinding) -> Rollout | None:
-        """None if a binding brings the present sets. Raises ``RolloutError``."""
+        """Return the rollout of a binding; None if it brings the present sets. Raises ``RolloutError``."""
         before = self._versions.pop(binding.key, {})
 
         def version(ref: VersionRef | None) -> Version | None:
@@ -285,7 +285,7 @@ class Catalog:
         return Rollout(version(state.current), version(state.target), state.share, state.target.digest)
 
     def _check_broken(self, binding: TaskBinding) -> None:
-        """Raise ``BrokenSetError`` for a set without a good version; a set that does not exist is the rules' matter."""
+        """Raise ``BrokenSetError`` for a set without a good version; the rules report a missing set."""
         try:
             resolve(binding, self.history)
         except BrokenSetError:
@@ -378,7 +378,7 @@ class _Needed:
 
 
 class _Users:
-    """Which objects depend on a set: those that name it, and those whose status or pin names versions of it."""
+    """Indexes the objects that depend on a set: those that name it, or versions of it in a status or pin."""
 
     def __init__(self) -> None:
         # By the name of a set, then by the namespace of the objects that name it ("" of the cluster's)
@@ -391,17 +391,17 @@ class _Users:
         self._pinned: dict[str, set[Key]] = {}  # bindings with a pin, by their namespace
 
     def set_names(self, binding: Key, names: tuple[str, ...]) -> set[Key]:
-        """The sets that a binding names. Returns the keys of sets that it names now and did not, or the reverse."""
+        """Set the sets that a binding names. Return the keys of those that were added or removed."""
         changed = _reindex(self._bindings, self._names, binding, names)
         cluster, namespace, _ = binding
         return {(cluster, namespace, name) for name in changed}
 
     def set_extends(self, task_set: Key, names: tuple[str, ...]) -> None:
-        """The sets that a set extends."""
+        """Set the sets that a set extends."""
         _reindex(self._heirs, self._extends, task_set, names)
 
     def set_needed(self, binding: Key, sets: set[Key], *, pinned: bool) -> None:
-        """The sets of which a binding needs versions, and whether it is pinned to any."""
+        """Set the sets of which a binding needs versions. ``pinned``: it is pinned to any."""
         before = self._needed.pop(binding, set())
         for key in before - sets:
             self._needing[key].discard(binding)
@@ -412,18 +412,18 @@ class _Users:
         if sets:
             self._needed[binding] = sets
         _, namespace, _ = binding
-        pinned_there = self._pinned.setdefault(namespace, set())
-        (pinned_there.add if pinned else pinned_there.discard)(binding)
-        if not pinned_there:
+        pinned_bindings = self._pinned.setdefault(namespace, set())
+        (pinned_bindings.add if pinned else pinned_bindings.discard)(binding)
+        if not pinned_bindings:
             del self._pinned[namespace]
 
     def naming(self, key: Key) -> int:
-        """How many bindings of the set's own namespace, or of the cluster for the cluster's, name it."""
+        """Return the number of bindings of the set's namespace, or of the cluster for the cluster's, that name it."""
         _, namespace, name = key
         return len(self._bindings.get(name, {}).get(namespace, ()))
 
     def dependents(self, sets: Iterable[Key]) -> Affected:
-        """These sets with all objects whose version or status may change with them."""
+        """Return these sets and all objects whose version or status may change with them."""
         affected = Affected()
         waiting = list(sets)
         for key in waiting:  # grows meanwhile
@@ -432,14 +432,15 @@ class _Users:
             affected.sets.add(key)
             cluster, namespace, name = key
             affected.bindings |= self._needing.get(key, set())
-            for index, found in ((self._bindings, affected.bindings), (self._heirs, waiting)):
+            for index, dependents in ((self._bindings, affected.bindings), (self._heirs, waiting)):
                 by_namespace = index.get(name, {})
-                # A name in a namespace may mean the cluster's set, and one of the cluster's never a namespace's.
-                for where in list(by_namespace) if cluster else [namespace]:
-                    (found.update if isinstance(found, set) else found.extend)(by_namespace.get(where, ()))
+                # Objects of a namespace may name a set of the cluster; those of the cluster name no set of a namespace.
+                for other in list(by_namespace) if cluster else [namespace]:
+                    add = dependents.update if isinstance(dependents, set) else dependents.extend
+                    add(by_namespace.get(other, ()))
             # A pin means any version that begins with its digits.
-            for where in list(self._pinned) if cluster else [namespace]:
-                affected.bindings |= self._pinned.get(where, set())
+            for other in list(self._pinned) if cluster else [namespace]:
+                affected.bindings |= self._pinned.get(other, set())
         return affected
 
 
@@ -449,7 +450,7 @@ def _reindex(
     key: Key,
     names: tuple[str, ...],
 ) -> set[str]:
-    """Let ``key`` stand under these names. Returns the names that differ from those before."""
+    """Index ``key`` by these names alone. Return the names that were added or removed."""
     before = {*names_of.pop(key, ())}
     if names:
         names_of[key] = names

@@ -1,4 +1,4 @@
-"""``pidone-controller rollout``: history, undo, status and resume, as kubectl has them for Deployments.
+"""Commands of ``pidone-controller rollout``: history, undo, status and resume, as kubectl's for Deployments.
 
 The commands use the API server with the rights of the kubeconfig's user. They do not talk to the controller.
 """
@@ -45,7 +45,7 @@ Print = Callable[[str], None]  # gets one line
 
 
 class CommandError(PidoneError):
-    """The command cannot be carried out; the text says why, and what to do."""
+    """The command cannot be carried out; the text gives the reason and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The command line."""
+    """The arguments of the command line."""
 
     verb: str  # history | undo | status | resume
     target: str  # KIND/NAME
@@ -80,7 +80,7 @@ class Request:
 
 
 def run(request: Request, say: Print = print) -> int:
-    """Exit codes: 0 done, or complete; 1 not, with the reason on stderr."""
+    """Run a command and return its exit code: 0 done or complete; 1 not, with the reason on stderr."""
     try:
         config = _config(request)
         subject = parse(request.target, request.namespace or config.namespace, request.home)
@@ -94,7 +94,7 @@ def run(request: Request, say: Print = print) -> int:
 
 
 def shown_by(say: Print) -> Print:
-    """Return ``say`` for lines with the texts that people have written into objects."""
+    """Return ``say`` for lines that contain texts of objects, which may have control characters."""
     return lambda line: say(printable(line))
 
 
@@ -129,7 +129,7 @@ async def _with_server(config: Config, request: Request, subject: Subject, say: 
 
 
 def parse(text: str, namespace: str, home: str) -> Subject:
-    """``KIND/NAME``, with the kind in any form that kubectl accepts. Raises ``CommandError``."""
+    """Read ``KIND/NAME``, with the kind in any form that kubectl accepts. Raises ``CommandError``."""
     kind, _, name = text.partition("/")
     kind = kind.lower().removesuffix(f".{TASK_SETS.group}")
     for resource in (*SETS, *BINDINGS):
@@ -213,7 +213,7 @@ async def undo(client: Client, subject: Subject, number: int, say: Print) -> Non
 
 
 async def _versions(client: Client, subject: Subject) -> tuple[Written, list[Revision]]:
-    """A set, and its revisions, the oldest first."""
+    """Return a set and its revisions, the oldest first."""
     if subject.resource not in SETS:
         raise CommandError(
             f"{subject} is a binding; versions are kept of sets: taskset/NAME or clustertaskset/NAME"
@@ -243,7 +243,7 @@ def _numbered(kept: Sequence[Revision], number: int, subject: Subject) -> Revisi
 async def status(client: Client, subject: Subject, say: Print) -> None:
     """Wait until a binding, or every binding that reaches a set, brings the present version to all its pods.
 
-    Raises ``CommandError`` if a rollout is halted, or waiting is of no use; and ``ApiError``.
+    Raises ``CommandError`` if a rollout is halted or can never complete; and ``ApiError``.
     """
     await client.get(subject.resource, subject.name, subject.namespace)  # fails at once if it does not exist
 
@@ -283,14 +283,14 @@ async def status(client: Client, subject: Subject, say: Print) -> None:
 
 
 async def _reflectors(client: Client, subject: Subject, catalog: Catalog) -> list[Reflector[Any]]:
-    """A reflector for each kind that the subject depends on and that the user may read. Raises ``ApiError``."""
+    """Return a reflector for each kind that the subject depends on and the user may read. Raises ``ApiError``."""
     reflectors: list[Reflector[Any]] = []
     for resource, sink in catalog.sinks.items():
         if resource is CLUSTER_TASK_BINDINGS and subject.namespace:
             continue  # they bring ClusterTaskSets only
         namespace = subject.namespace if resource.namespaced else ""
         selector = revisions.SELECTOR if resource is CONTROLLER_REVISIONS else ""
-        # A reflector retries until it may read; a person without the right is told at once.
+        # A reflector would retry for ever without the right to read; this request fails at once.
         try:
             await client.page(resource, namespace=namespace, label_selector=selector)
         except Forbidden:
@@ -316,9 +316,9 @@ def _no_log(event: str, **values: object) -> None:
 
 
 def waits_for(subject: Subject, catalog: Catalog, *, whole: bool = True) -> list[str]:
-    """The bindings that are not complete, each with its progress. Raises ``CommandError`` if waiting is of no use.
+    """Return the incomplete bindings, each with its progress. Raises ``CommandError`` if one can never complete.
 
-    ``whole`` is whether ClusterTaskSets are known, and not only the sets of one namespace.
+    ``whole``: ClusterTaskSets are known, and not only the sets of one namespace.
     """
     of_set = subject.resource in SETS
     written = catalog.find_set(subject.key) if of_set else catalog.find_binding(subject.key)
@@ -356,7 +356,7 @@ def waits_for(subject: Subject, catalog: Catalog, *, whole: bool = True) -> list
 
 
 def _wanted_of_namespace(written: Written, history: History) -> VersionRef:
-    """The wanted version of a binding if ClusterTaskSets cannot be read: they count as in the binding's status.
+    """Return the wanted version of a binding if ClusterTaskSets cannot be read, with those in its status.
 
     Raises ``RolloutError``.
     """
@@ -374,13 +374,13 @@ def _wanted_of_namespace(written: Written, history: History) -> VersionRef:
 
 
 def _complete_version(binding: Written) -> VersionRef | None:
-    """The version that all pods of a binding have, by its status; None if a rollout is under way."""
+    """Return the version that all pods of a binding have, by its status; None during a rollout."""
     state = RolloutState.of(binding.rollout)
     return state.current if state is not None and state.phase is Phase.COMPLETE else None
 
 
 async def resume(client: Client, subject: Subject, say: Print) -> None:
-    """Let a halted rollout begin again. Raises ``CommandError`` if it is not halted, and ``ApiError``."""
+    """Restart a halted rollout. Raises ``CommandError`` if it is not halted, and ``ApiError``."""
     if subject.resource not in BINDINGS:
         raise CommandError(
             f"{subject} is a set; rollouts are those of bindings: taskbinding/NAME or clustertaskbinding/NAME"

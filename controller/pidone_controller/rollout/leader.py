@@ -1,4 +1,4 @@
-"""The leader's loop: keeps versions of sets and moves rollouts. What to do is decided in ``revisions`` and ``step``.
+"""The leader's loop: keeps versions of sets and moves rollouts. ``revisions`` and ``step`` make the decisions.
 
 Each term has a new ``Leader``. ``run`` is started when this replica becomes the leader and the catalog and the pods are
 read, and cancelled at the end of the term. ``look`` is called whenever an object, a pod or a report changes.
@@ -27,7 +27,7 @@ from pidone_controller.rollout.resolve import RolloutError
 from pidone_controller.rollout.state import Phase, RolloutState, short_version
 from pidone_controller.rollout.step import Health, next_look, remember, step
 
-OBJECT_PAUSE_SECONDS = 0.1  # after an object changed: people apply several at once
+OBJECT_PAUSE_SECONDS = 0.1  # after a change of an object: people apply several at once
 REPORT_PAUSE_SECONDS = 1.0  # after a pod or a report changed: pods are many
 RETRY = Backoff(
     initial=1.0, maximum=30.0, jitter=0.0
@@ -63,12 +63,12 @@ class Leader:
             now,
         )
         self._changed = trio.Event()
-        self._affected = catalog.everything()  # what has changed since the last look, or must be tried again
+        self._affected = catalog.everything()  # changes since the last look, and writes to retry
         self._moving: set[Key] = set()  # bindings whose state depends on pods, reports and time
         self._health: dict[Key, Health] = {}
         self._written: dict[
             Key, str
-        ] = {}  # the version of a binding on which a write was based: a newer one follows
+        ] = {}  # the resourceVersion of a binding on which a write was based: the watch brings a newer one
         self._failures = 0  # looks in a row in which something failed
         self._retries: dict[
             str, tuple[int, float]
@@ -76,7 +76,7 @@ class Leader:
         self._not_before = now() + collecting_seconds
 
     def look(self, affected: Affected | None = None) -> None:
-        """These objects have changed; without any: pods or reports have."""
+        """Look again, since these objects have changed, or without any pods or reports."""
         if affected is not None:
             self._affected.add(affected)
         self._changed.set()
@@ -91,7 +91,7 @@ class Leader:
             await trio.sleep(OBJECT_PAUSE_SECONDS if urgent else REPORT_PAUSE_SECONDS)
 
     async def look_once(self) -> float:
-        """Write what is due. Returns when to look again without a change, in seconds since 1970."""
+        """Make the writes that are due. Return the time of the next look without a change, in seconds since 1970."""
         affected, self._affected = self._affected, Affected()
         changes = [(key, change) for key in sorted(affected.sets) for change in self._changes(key)]
         moves, due = self._moves(affected.bindings | self._moving)
@@ -116,7 +116,7 @@ class Leader:
     async def _try(self, name: str, write: Callable[[], Awaitable[None]]) -> bool:
         """True if the write succeeded or is no longer needed. Concurrent changes arrive through the watch.
 
-        A write that always fails, as in a namespace that is being deleted, is tried less and less often.
+        A write that always fails, as in a namespace that is being deleted, is retried with growing delays.
         """
         failures, until = self._retries.get(name, (0, 0.0))
         if self._now() < until:
@@ -142,7 +142,7 @@ class Leader:
         return revisions.changes(written, catalog.history.revisions(key), catalog.in_use, catalog.home)
 
     def _moves(self, keys: set[Key]) -> tuple[list[Move], float]:
-        """The bindings whose state must change, all decided at one moment, and when to look again."""
+        """Return the bindings whose state must change, all decided at one time, and the time of the next look."""
         now = self._now()
         moves: list[Move] = []
         due = math.inf
@@ -169,7 +169,7 @@ class Leader:
         return moves, due
 
     def _next_state(self, written: Written, now: float) -> RolloutState | None:
-        """The next state of a binding; None if its wanted version is not known, or not all of it is kept yet."""
+        """Return the next state of a binding; None if its wanted version is unknown, or not all of it is kept yet."""
         try:
             wanted = self._catalog.wanted(written)
         except RolloutError:
@@ -210,13 +210,13 @@ class Leader:
 
 
 def _strategy(written: Written) -> Strategy | None:
-    """``spec.rollout``; None with a pin, which applies to all pods at once."""
+    """Return ``spec.rollout``; None with a pin, which applies to all pods at once."""
     binding = written.binding
     return binding.rollout if binding is not None and PIN not in written.annotations else None
 
 
 def merge_patch(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON merge patch (RFC 7396) from ``before`` to ``after``: None removes a field."""
+    """Return the JSON merge patch (RFC 7396) from ``before`` to ``after``: None removes a field."""
     patch: dict[str, Any] = {name: None for name in before if name not in after}
     for name, value in after.items():
         old = before.get(name)

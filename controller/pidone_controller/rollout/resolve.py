@@ -1,4 +1,4 @@
-"""The version that a binding should bring to its pods: the present sets, or those that its pin names."""
+"""Resolves the version that a binding should bring to its pods: the present sets, or those in its pin."""
 
 from collections.abc import Mapping
 
@@ -15,17 +15,17 @@ MIN_PIN_DIGITS = 8  # hexadecimal digits
 
 
 class RolloutError(PidoneError):
-    """The version of a binding cannot be resolved; the text says why."""
+    """The version of a binding cannot be resolved; the text is the reason."""
 
 
 class BrokenSetError(RolloutError):
-    """A set that a binding reaches has mistakes, and no version without is kept."""
+    """A set that a binding reaches has mistakes, and no version without mistakes is kept."""
 
 
 def resolve(
     binding: TaskBinding, history: History, good: Mapping[Key, tuple[TaskSet, str]] | None = None
 ) -> VersionRef:
-    """A binding with all sets that it reaches, in their present versions or those in ``good``.
+    """Return a binding with all sets that it reaches, in their present versions or those in ``good``.
 
     Raises ``RolloutError`` if a set does not exist.
     """
@@ -54,7 +54,7 @@ def resolve(
 
 
 def _missing(subject: str, name: str, user: TaskBinding | TaskSet, history: History) -> RolloutError:
-    """The error for a set that ``user`` names and that has no good version."""
+    """Return the error for a set that ``user`` names and that has no good version."""
     for key in ((user.cluster, user.namespace, name), (True, "", name)):
         broken = history.broken.get(key)
         if broken is not None:
@@ -64,7 +64,7 @@ def _missing(subject: str, name: str, user: TaskBinding | TaskSet, history: Hist
 
 
 def pins(annotation: str) -> list[str]:
-    """The hexadecimal digits of a ``pidone.dev/pin``. Raises ``RolloutError``."""
+    """Return the hexadecimal digits of a ``pidone.dev/pin``. Raises ``RolloutError``."""
     pins = []
     for text in annotation.split(","):
         digits = text.strip().lower().removeprefix("sha256-").removeprefix("sha256:")
@@ -78,7 +78,7 @@ def pins(annotation: str) -> list[str]:
 
 
 def pinned(binding: TaskBinding, annotation: str, history: History) -> VersionRef:
-    """A binding with the versions that its pin names. Raises ``RolloutError``."""
+    """Return a binding with the versions in its pin. Raises ``RolloutError``."""
     namespaces = {(True, "")} if binding.cluster else {(True, ""), (False, binding.namespace)}
     good = dict(history.good)
     named: dict[Key, str] = {}
@@ -122,7 +122,7 @@ def version_of(ref: VersionRef, binding: TaskBinding, history: History) -> Versi
 
 
 def _forbidden(key: Key, digest: str, history: History) -> RolloutError | None:
-    """The error for a kept version that the present policy does not allow; None for any other."""
+    """Return the error for a kept version that the present policy does not allow; None for any other."""
     revision = history.revision(key, digest)
     if revision is None or history.is_allowed(revision):
         return None
@@ -133,6 +133,6 @@ def _forbidden(key: Key, digest: str, history: History) -> RolloutError | None:
 
 
 def title(key: Key) -> str:
-    """``TaskSet "web"``, of a set's key."""
+    """Return the title of a set by its key: ``TaskSet "web"``."""
     cluster, _, name = key
     return f'{"ClusterTaskSet" if cluster else "TaskSet"} "{name}"'

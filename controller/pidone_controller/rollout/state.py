@@ -24,7 +24,7 @@ class VersionRef:
         return digest({"taskSets": self.task_sets, "params": self.params, "sets": self.sets})
 
     def keys(self, namespace: str) -> list[tuple[Key, str]]:
-        """The keys and digests of its sets, for a binding of a namespace."""
+        """Return the keys and digests of its sets, for a binding of a namespace."""
         return [
             (
                 (kind in CLUSTER_KINDS, "" if kind in CLUSTER_KINDS else namespace, name),
@@ -34,7 +34,7 @@ class VersionRef:
         ]
 
     def value(self) -> dict[str, Any]:
-        """As in a status."""
+        """Return it as in a status."""
         return {
             "digest": self.digest,
             "taskSets": list(self.task_sets),
@@ -77,7 +77,7 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RolloutState:
-    """``status.rollout``. Without a target all pods have ``current``. None in ``current`` means no version yet."""
+    """``status.rollout`` of a binding. Without a target all pods have ``current``; None: no version yet."""
 
     phase: Phase
     current: VersionRef | None
@@ -89,7 +89,7 @@ class RolloutState:
 
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> "RolloutState | None":
-        """Read it from a status; None if there is none, or it is not valid."""
+        """Read it from a status; None if it is missing or not valid."""
         try:
             phase = Phase(value["phase"])
             since = datetime.fromisoformat(value.get("since", "1970-01-01T00:00:00Z")).timestamp()
@@ -107,7 +107,7 @@ class RolloutState:
         return cls(phase, current, target, percent, share, since, str(value.get("message", "")))
 
     def value(self) -> dict[str, Any]:
-        """As in a status, without empty fields."""
+        """Return it as in a status, without empty fields."""
         value: dict[str, Any] = {"phase": self.phase.value, "since": micro_time(self.since)}
         if self.current is not None:
             value["current"] = self.current.value()
@@ -119,22 +119,22 @@ class RolloutState:
 
     @property
     def progress(self) -> str:
-        """Return the progress, for people; empty if nothing is under way."""
+        """The progress, for people; empty if no rollout is under way."""
         if self.phase is not Phase.PROGRESSING or self.target is None:
             return ""
         return f"{self.percent}% of the pods have version {short_version(self.target.digest)}"
 
     @property
     def halt_reason(self) -> str:
-        """Why it is halted; empty if it is not."""
+        """The reason why it is halted; empty if it is not."""
         return self.message if self.phase is Phase.HALTED else ""
 
 
 def micro_time(seconds: float) -> str:
-    """Seconds since 1970 as Kubernetes writes a MicroTime, to the millisecond."""
+    """Return seconds since 1970 in the format of a MicroTime of Kubernetes, to the millisecond."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def short_version(digest: str) -> str:
-    """The first 12 hexadecimal digits of a digest, for people. A pin may be written so."""
+    """Return the first 12 hexadecimal digits of a digest, for people. They are valid in a pin."""
     return digest.removeprefix("sha256-")[:12]

@@ -1,14 +1,14 @@
-"""The next state of one binding's rollout. Pure; ``rollout.leader`` calls it and writes the result.
+"""Computes the next state of one binding's rollout. Pure; ``rollout.leader`` calls it and writes the result.
 
 A rollout begins when the binding's wanted version differs from ``current``. ``canary`` percent of the pods, at least
 one, get the target; after each ``pause`` another ``step`` percent get it; it is complete one pause after all have it.
 It does not continue while none of the pods that report runs the target. It is halted when too many pods with the target
-refuse it, or run it and fail in a task that worked with the version before; then all pods get ``current`` again. With
-``maxRejected`` too many are more pods than that which refuse, or one that fails. Without it two are too many, and one
-where only one pod has the target, so that a false report of one pod does not halt the rollout of the others.
+refuse it, or run it and fail in a task that worked with the version before; then all pods get ``current`` again. Too
+many are, with ``maxRejected``, more pods than that which refuse, or one which fails. Without it they are two pods, or
+one if only one has the target, so that a false report of one pod does not halt the rollout of the others.
 
-It begins again from the same ``current`` when the wanted version changes, and when a
-person asks for it (``pidone.dev/resume``). A new binding begins with nothing as ``current``.
+It begins again from the same ``current`` when the wanted version changes, and when a person requests it
+(``pidone.dev/resume``). A new binding begins without a ``current``.
 """
 
 import math
@@ -39,13 +39,13 @@ def step(
     resumed: str = "",
     not_before: float = 0.0,
 ) -> RolloutState:
-    """The next state of a binding whose wanted version is ``wanted``; an equal state if nothing changes.
+    """Return the next state of a binding whose wanted version is ``wanted``; an equal state if nothing changes.
 
     ``strategy`` is None if all pods get a change at once: there is no ``spec.rollout``, or a pin. ``pods`` are all live
-    pods that the binding selects, ``now`` is seconds since 1970. ``health`` is what ``remember`` recorded of the same
-    pods; a new leader begins without, and blames no pod for what it did not see work. ``resumed`` is the annotation
-    ``pidone.dev/resume``: the time of the halt that it ends. ``not_before`` is when a new leader has the reports of the
-    other replicas: until then no further pods get the target.
+    pods that the binding selects, ``now`` is seconds since 1970. ``health`` is the record of ``remember`` about the
+    same pods; a new leader begins without it, and counts no failure of a task that it did not see work. ``resumed`` is
+    the annotation ``pidone.dev/resume``: the time of the halt that it ends. ``not_before`` is the time at which a new
+    leader has the reports of the other replicas: until then no further pods get the target.
     """
     current = state.current if state is not None else None
     if current == wanted:
@@ -74,13 +74,13 @@ def _continued(
     now: float,
     not_before: float,
 ) -> RolloutState:
-    """The next state of a rollout that is under way to the wanted version."""
+    """Return the next state of a rollout that is under way to the wanted version."""
     assert state.target is not None
-    chosen = [pod for pod in pods if place(pod.uid, state.target.digest) < state.share]
-    trouble = _refusals(chosen, strategy) or _failures(chosen, health, strategy)
+    updated = [pod for pod in pods if place(pod.uid, state.target.digest) < state.share]
+    trouble = _refusals(updated, strategy) or _failures(updated, health, strategy)
     if trouble:
         return replace(state, phase=Phase.HALTED, percent=0, share=0, since=now, message=trouble)
-    if now < max(not_before, state.since + strategy.pause) or not _proven(chosen):
+    if now < max(not_before, state.since + strategy.pause) or not _proven(updated):
         return state
     if state.share >= PLACES:
         return _complete(state.target, now)
@@ -88,7 +88,7 @@ def _continued(
 
 
 def next_look(strategy: Strategy | None, state: RolloutState, not_before: float = 0.0) -> float:
-    """When time alone may change a state: seconds since 1970, or infinity."""
+    """Return the time at which a state may change without an event: seconds since 1970, or infinity."""
     if strategy is None or state.phase is not Phase.PROGRESSING:
         return math.inf
     return max(not_before, state.since + strategy.pause)
@@ -110,7 +110,7 @@ def _complete(wanted: VersionRef, now: float) -> RolloutState:
 
 
 def _grown(state: RolloutState, percent: int, pods: Sequence[SelectedPod], now: float) -> RolloutState:
-    """With the target for ``percent`` of these pods, rounded up; later pods get a side by their place."""
+    """Return the state with the target for ``percent`` of these pods, rounded up. Later pods get it by their place."""
     assert state.target is not None
     percent = min(100, percent)
     share = PLACES * percent // 100
@@ -121,34 +121,34 @@ def _grown(state: RolloutState, percent: int, pods: Sequence[SelectedPod], now: 
     return replace(state, phase=Phase.PROGRESSING, percent=percent, share=share, since=now, message="")
 
 
-def _proven(chosen: Sequence[SelectedPod]) -> bool:
-    """Whether a pod runs the target, or none of them ever reports."""
-    return any(pod.running for pod in chosen) or all(pod.report is None for pod in chosen)
+def _proven(updated: Sequence[SelectedPod]) -> bool:
+    """True if a pod runs the target, or if none of them ever reports."""
+    return any(pod.running for pod in updated) or all(pod.report is None for pod in updated)
 
 
-def _refusals(chosen: Sequence[SelectedPod], strategy: Strategy) -> str:
-    """The message of a halt because of refusals; empty if they are few enough."""
-    refusing = [pod for pod in chosen if pod.rejected]
+def _refusals(updated: Sequence[SelectedPod], strategy: Strategy) -> str:
+    """Return the message of a halt because of refusals; empty if they are few enough."""
+    refusing = [pod for pod in updated if pod.rejected]
     most = strategy.max_rejected
-    if len(refusing) <= (_spared(chosen) if most is None else most):
+    if len(refusing) <= (_spared(updated) if most is None else most):
         return ""
     reasons = (pod.report.error for pod in refusing if pod.report and pod.report.error)
     reason = printable(next(reasons, "without a reason"), ERROR_WIDTH)
-    bound = f" of {len(chosen)} with it" if most is None else f", and maxRejected is {most}"
+    bound = f" of {len(updated)} with it" if most is None else f", and maxRejected is {most}"
     return f"{_count(refusing, 'pod')} refused it{bound}: {_some([pod.pod for pod in refusing])}: {reason}"
 
 
-def _failures(chosen: Sequence[SelectedPod], health: Health, strategy: Strategy) -> str:
-    """The message of a halt because of tasks that worked before and fail; empty if they are few enough."""
+def _failures(updated: Sequence[SelectedPod], health: Health, strategy: Strategy) -> str:
+    """Return the message of a halt because of tasks that worked before and fail; empty if they are few enough."""
     failed = [
         (pod.pod, name, task)
-        for pod in chosen
+        for pod in updated
         if pod.running and pod.report is not None
         for name, task in pod.report.tasks.items()
         if name in health.get(pod.uid, ()) and _is_ill(task)
     ]
     pods = {pod for pod, _, _ in failed}
-    if len(pods) <= (_spared(chosen) if strategy.max_rejected is None else 0):
+    if len(pods) <= (_spared(updated) if strategy.max_rejected is None else 0):
         return ""
     _, _, first = failed[0]
     error = f": {printable(first.error, ERROR_WIDTH)}" if first.error else ""
@@ -157,9 +157,9 @@ def _failures(chosen: Sequence[SelectedPod], health: Health, strategy: Strategy)
     return f"{tasks} with the version before: {names}, {first.state}{error}"
 
 
-def _spared(chosen: Sequence[SelectedPod]) -> int:
-    """The number of pods that alone do not halt a rollout without ``maxRejected``."""
-    return min(1, len(chosen) - 1)
+def _spared(updated: Sequence[SelectedPod]) -> int:
+    """Return the number of pods that may refuse or fail without a halt if ``maxRejected`` is not set."""
+    return min(1, len(updated) - 1)
 
 
 def _is_ill(task: TaskReport) -> bool:
