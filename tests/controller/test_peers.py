@@ -47,8 +47,8 @@ class Lead:
         self._changed.set()
         self._changed = trio.Event()
 
-    async def holder_after(self, known: str) -> str:
-        while self.holder == known:
+    async def holder_after(self, previous: str) -> str:
+        while self.holder == previous:
             await self._changed.wait()
         return self.holder
 

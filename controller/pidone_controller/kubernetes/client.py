@@ -1,7 +1,6 @@
-"""Requests to the API server: one method for each verb, all errors in one tree, a retry for a rotated token only.
+"""Sends requests to the API server: a method for each verb, all errors in one tree, a retry for a rotated token only.
 
-The caller decides what follows a failure: the reflector backs off, a lease has a deadline, a status is written again
-when it is due.
+The caller handles failures: the reflector backs off, a lease has a deadline, a status is written again later.
 """
 
 import json
@@ -50,7 +49,7 @@ Object = dict[str, Any]
 async def connect(
     config: Config, *, limit: RateLimit | None = None, transport: httpx.AsyncBaseTransport | None = None
 ) -> AsyncIterator["Client"]:
-    """A client for the duration of the block; nothing is sent before the first request.
+    """Yield a client for the duration of the block. Nothing is sent before the first request.
 
     Raises ``ConfigError`` for bad certificates. Tests pass a ``transport``.
     """
@@ -75,7 +74,7 @@ async def connect(
 
 
 class Watch:
-    """One open watch. It returns whole lines as they were sent."""
+    """One open watch, read in whole lines."""
 
     def __init__(self, title: str, pieces: AsyncIterator[bytes]) -> None:
         self._title = title
@@ -83,7 +82,7 @@ class Watch:
         self._lines = Lines()
 
     async def read(self) -> list[bytes] | None:
-        """The lines that the next piece completes, possibly none; None at the regular end of the watch.
+        """Return the lines that the next piece completes, possibly none; None at the regular end of the watch.
 
         Raises ``Unreachable`` after ``SILENCE_SECONDS`` without a byte, for an end in the middle of a line, and for a
         line that is too long.
@@ -98,7 +97,7 @@ class Watch:
 
 
 class Client:
-    """A client as ``connect`` returns it. Every method raises ``ApiError`` or a subclass.
+    """A client, which ``connect`` yields. Every method raises ``ApiError`` or a subclass.
 
     When a method is cancelled its connection is closed, and the change may have been made. ``requests`` counts by
     method and status (0: no answer).
@@ -112,14 +111,14 @@ class Client:
         self._token = Token(config)
 
     def families(self) -> Iterator[Family]:
-        """Metrics, with client-go's name."""
+        """Yield the metrics, with client-go's name."""
         requests = counter("rest_client_requests_total", "Requests to the API server.")
         for (method, code), number in sorted(self.requests.items()):
             requests.add(number, code=str(code) if code else "<error>", method=method)
         yield requests
 
     def apart(self) -> "Client":
-        """The same client with a rate limit of its own, for requests that must not wait behind others."""
+        """Return the client with a rate limit of its own, for requests that must not wait behind others."""
         other = copy(self)
         other._limit = RateLimit(*REQUESTS)
         return other
@@ -178,7 +177,7 @@ class Client:
     async def list(
         self, resource: Resource, *, namespace: str = "", label_selector: str = "", field_selector: str = ""
     ) -> list[Object]:
-        """All objects of a small list. Raises ``Gone`` if a page was requested too late: then list again."""
+        """Return all objects of a small list. Raises ``Gone`` if a page was requested too late: then list again."""
         objects, more = list[Object](), ""
         while True:
             page = await self.page(
@@ -202,7 +201,7 @@ class Client:
         field_selector: str = "",
         more: str = "",
     ) -> Page:
-        """One page. Pass its ``more`` for the next one, which is ``Gone`` after about five minutes."""
+        """Return one page. Pass its ``more`` for the next one, which is ``Gone`` after about five minutes."""
         query = {"limit": str(PAGE_SIZE), **_selected(label_selector, field_selector)}
         if more:
             query["continue"] = more
@@ -218,9 +217,9 @@ class Client:
         label_selector: str = "",
         field_selector: str = "",
     ) -> AsyncIterator[Watch]:
-        """A watch for the duration of the block; ``query`` says from which version, and for how long.
+        """Yield a watch for the duration of the block; ``query`` has its first version and its duration.
 
-        The rate limit does not count it: there is one for each reflector, which paces itself.
+        The rate limit does not count it: each reflector has one watch and paces itself.
         """
         selected = _selected(label_selector, field_selector)
         request = _Request(
@@ -246,7 +245,7 @@ class Client:
 
     @asynccontextmanager
     async def _answer(self, request: "_Request") -> AsyncIterator[AsyncIterator[bytes]]:
-        """The pieces of the answer to one request, if its status is 2xx; other statuses are raised as errors."""
+        """Yield the pieces of the answer to one request if its status is 2xx; raise other statuses as errors."""
         response = await self._send(request)
         try:
             if response.status_code == 401 and self._token.reread(trio.current_time()):
@@ -256,7 +255,7 @@ class Client:
                 raise await _refusal(request, response)
             yield response.aiter_raw()
         finally:
-            # httpcore closes under its own shield, and waits for nothing.
+            # httpcore closes under its own shield and does not block.
             await response.aclose()
 
     async def _send(self, request: "_Request") -> httpx.Response:
@@ -316,7 +315,7 @@ async def _refusal(request: _Request, response: httpx.Response) -> ApiError:
     try:
         body = json.loads(text)
     except ValueError:
-        body = None  # a proxy's page, which says less than the status
+        body = None  # a proxy's page; the status is clearer
     return from_status(str(request), response.status_code, body, response.headers.get("retry-after"))
 
 
@@ -331,6 +330,6 @@ def _selected(label: str, fields: str) -> dict[str, str]:
 
 
 def _written(body: Any) -> bytes:
-    """JSON that is the same to a reader of YAML, as which the API server reads what is applied."""
+    """Return JSON that is also YAML with the same value: the API server reads applied objects as YAML."""
     text = json.dumps(body, ensure_ascii=False)
     return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text).encode()

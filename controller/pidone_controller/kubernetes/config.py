@@ -1,4 +1,4 @@
-"""The address of the API server and the credentials for it: from a service account in a pod, or from a kubeconfig.
+"""Reads the address of the API server and the credentials, from a pod's service account or a kubeconfig.
 
 Sources: client-go's rest.InClusterConfig and tools/clientcmd. A field of a kubeconfig that this client does not support
 is refused by name: to ignore ``as`` or a plugin would be to act as another user.
@@ -43,7 +43,7 @@ class Config:
 
 
 def load(environ: Mapping[str, str] = os.environ, *, context: str = "") -> Config:
-    """``$KUBECONFIG``, else the pod's service account, else ``~/.kube/config``, as in controller-runtime.
+    """Read ``$KUBECONFIG``, else the pod's service account, else ``~/.kube/config``, as controller-runtime does.
 
     Raises ``ConfigError``.
     """
@@ -61,7 +61,7 @@ def load(environ: Mapping[str, str] = os.environ, *, context: str = "") -> Confi
 
 
 def in_cluster(environ: Mapping[str, str] = os.environ, account: Path = SERVICE_ACCOUNT) -> Config:
-    """The service account that the kubelet mounts. Raises ``ConfigError``."""
+    """Read the service account that the kubelet mounts. Raises ``ConfigError``."""
     host, port = environ.get("KUBERNETES_SERVICE_HOST"), environ.get("KUBERNETES_SERVICE_PORT", "443")
     if not host:
         raise ConfigError("KUBERNETES_SERVICE_HOST is not set: this is not a pod")
@@ -81,7 +81,7 @@ def in_cluster(environ: Mapping[str, str] = os.environ, account: Path = SERVICE_
 
 
 def kubeconfig(paths: Sequence[Path], *, context: str = "") -> Config:
-    """One or more kubeconfigs; the first file with an entry of a name counts, as in kubectl. Raises ``ConfigError``."""
+    """Read kubeconfigs. Of entries of one name that in the first file counts, as in kubectl. Raises ``ConfigError``."""
     read = [_read(path) for path in paths if path.exists()]
     if not read:
         raise ConfigError(f"there is no {' or '.join(map(str, paths))}")
@@ -145,7 +145,7 @@ def _read(path: Path) -> tuple[Path, dict[str, Any]]:
 def _entry(
     read: _Read, plural: str, singular: str, name: str, title: str, *, required: bool = True
 ) -> tuple[Path, dict[str, Any]]:
-    """The first entry of that name, and its file, to which its paths are relative."""
+    """Return the first entry of that name, and its file, to which its paths are relative."""
     for path, document in read:
         for entry in document.get(plural) or ():
             if (

@@ -1,4 +1,4 @@
-"""The credentials of a request: the bearer token, read again as it rotates, and the client certificate."""
+"""Provides the credentials of requests: the bearer token, read again as it rotates, and the client certificate."""
 
 import math
 import ssl
@@ -22,7 +22,7 @@ class Token:
         self._at = -math.inf
 
     def current(self, now: float) -> str:
-        """The token; "" without one. While the file is missing the last token is used.
+        """Return the token; "" without one. While the file is missing the last token is used.
 
         Raises ``Unauthorized`` if the file never existed.
         """
@@ -31,7 +31,7 @@ class Token:
         return self.value
 
     def reread(self, now: float) -> bool:
-        """Read the file. Returns whether its token is another one than before."""
+        """Read the file. Return True if the token has changed."""
         if not self._file:
             return False
         self._at = now
@@ -45,7 +45,7 @@ class Token:
 
 
 def tls(config: Config) -> ssl.SSLContext:
-    """A context that trusts the cluster's CA alone; the system's CAs if a kubeconfig names none, as kubectl does.
+    """Return a context that trusts the cluster's CA alone, or the system's CAs if a kubeconfig names none, as kubectl.
 
     Raises ``ConfigError``.
     """

@@ -24,13 +24,13 @@ Log = Callable[..., None]
 LEASE_SECONDS = 15.0  # without a change, after which another replica may lead
 DEADLINE_SECONDS = 10.0  # without a renewal, after which the leader stops
 RETRY_SECONDS = 2.0  # between two reads, and between two renewals
-RELEASE_SECONDS = 3.0  # that giving the lease back may take
+RELEASE_SECONDS = 3.0  # limit for giving the lease back
 
 
 class Election:
-    """``leader`` is whether this replica leads, ``holder`` the identity in the Lease; "" if there is none.
+    """The election among the replicas. ``leader``: this replica leads. ``holder``: the identity in the Lease, or "".
 
-    ``identity`` differs for each process. It may hold more, as an address, for readers of ``holder``.
+    ``identity`` differs for each process. It may contain more, such as an address, for readers of ``holder``.
     """
 
     def __init__(
@@ -46,14 +46,14 @@ class Election:
         self.identity = identity
         self.leader = False
         self.holder = ""
-        # Renewals must not wait in one queue with status writes.
+        # Renewals must not wait behind status writes.
         self._client = client.apart()
         self._namespace, self._name, self._log = namespace, name, log
         self._random = random or Random()
         self._changed = trio.Event()
         self._lease: Object | None = None  # as last read or written
-        self._own = False  # this replica wrote it last, as far as known: it can be renewed without reading it
-        self._changed_at = -math.inf  # clock time when its record was read for the first time as it is
+        self._own = False  # this replica probably wrote it last: it can be renewed without reading it
+        self._changed_at = -math.inf  # clock time when the present record was read first
         self._renewed_at = -math.inf  # clock time when the last accepted renewal was sent
 
     async def run(self, work: Callable[[], Awaitable[None]]) -> NoReturn:
@@ -71,13 +71,13 @@ class Election:
             await self._release()
 
     def families(self) -> Iterator[Family]:
-        """Metrics, with client-go's name."""
+        """Yield the metrics, with client-go's name."""
         leading = gauge("leader_election_master_status", "Whether this replica leads.")
         yield leading.add(float(self.leader), name=self._name)
 
-    async def holder_after(self, known: str) -> str:
-        """Wait until the holder is not ``known``, and return it."""
-        while self.holder == known:
+    async def holder_after(self, previous: str) -> str:
+        """Wait until the holder is not ``previous``, and return it."""
+        while self.holder == previous:
             await self._changed.wait()
         return self.holder
 
@@ -111,7 +111,7 @@ class Election:
                 return
 
     async def _try(self) -> bool:
-        """Try to take or keep the lease. Returns whether this replica holds it now."""
+        """Try to take or keep the lease. Return True if this replica holds it now."""
         own, self._own = self._own, False
         with trio.move_on_after(DEADLINE_SECONDS / 2):
             try:
@@ -156,7 +156,7 @@ class Election:
         return trio.current_time() >= self._changed_at + duration
 
     def _record(self, lease: Object, holder: str, duration: float) -> Mapping[str, Any]:
-        """The spec of the Lease. Its times are for people: replicas ignore them."""
+        """Return the spec of the Lease. Its times are for people: replicas ignore them."""
         old = lease.get("spec") or {}
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         record = {**old, "holderIdentity": holder, "leaseDurationSeconds": int(duration), "renewTime": now}

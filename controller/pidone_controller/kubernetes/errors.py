@@ -1,4 +1,4 @@
-"""All errors of requests to an API server, in one tree. httpx's errors are mapped to it here and nowhere else.
+"""Defines all errors of requests to an API server, in one tree. httpx's errors are mapped to it here and nowhere else.
 
 PidoneError
 ├── ConfigError        a kubeconfig or a service account cannot be used
@@ -109,7 +109,7 @@ _BY_STATUS: dict[int, type[ApiError]] = {
 
 
 def from_status(title: str, status: int, body: object, retry_after: str | None = None) -> ApiError:
-    """The error for an answer of 400 or more. ``title`` is the method and the path; ``body`` a Status, or anything.
+    """Return the error for an answer of 400 or more. ``title`` is the method and the path; ``body`` may be a Status.
 
     The header Retry-After precedes ``details.retryAfterSeconds``; its form as a date is not used by Kubernetes.
     """
@@ -142,7 +142,7 @@ def mapped(title: str) -> Iterator[None]:
 
 
 def _why(error: BaseException) -> str:
-    """The reason in words: httpx has no more than "ConnectError" where the system or OpenSSL gave one."""
+    """Return the reason of the system or OpenSSL, for which httpx says only "ConnectError"."""
     below: BaseException | None = error
     while below is not None:
         if isinstance(below, OSError):

@@ -1,18 +1,18 @@
-"""How long a reflector waits before it asks again."""
+"""Computes the pauses of a reflector after failures."""
 
 from math import inf
 from random import Random
 
 from pidone.pacing import Backoff
 
-# client-go's reflector has the same numbers: 0.8 s to 30 s, and a failure two minutes after the last one is a first
-# one. Full jitter, because all replicas lose the same API server at the same moment.
+# client-go's reflector has the same numbers: 0.8 s to 30 s, and a failure two minutes after the last one counts as the
+# first. Full jitter, because all replicas lose the same API server at the same moment.
 RETRY = Backoff(initial=0.8, maximum=30.0)
 RESET_SECONDS = 120.0
 
 
 class Retries:
-    """Counts failures in a row, and says how long to wait after each."""
+    """Counts failures in a row, and computes the pause after each."""
 
     __slots__ = ("_at", "_failures", "_random")
 
@@ -21,9 +21,9 @@ class Retries:
         self._failures, self._at = 0, -inf
 
     def failed(self, now: float, retry_after: float | None = None) -> float:
-        """Return the seconds to wait after a failure at ``now``: the server's wish in full, and the backoff."""
+        """Return the seconds to wait after a failure at ``now``: the server's Retry-After in full, and the backoff."""
         if now - self._at > RESET_SECONDS:
             self._failures = 0
         self._failures, self._at = self._failures + 1, now
-        # A wish of hours is a broken server's; it would outlive the trouble.
+        # A Retry-After of hours comes from a broken server, and would outlast the fault.
         return min(retry_after or 0.0, RESET_SECONDS) + RETRY.delay(self._failures, self._random)

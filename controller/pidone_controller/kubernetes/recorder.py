@@ -2,7 +2,8 @@
 
 As client-go's record package (tools/record/events_cache.go): a repeated message increases the count of the Event that
 exists; more than ten different messages of one reason about one object in ten minutes become one Event; and after 25
-about one object there is one more each five minutes. An Event that cannot be written is dropped: it is a courtesy.
+about one object one more is written each five minutes. An Event that cannot be written is dropped, since
+nothing depends on it.
 """
 
 import json
@@ -23,7 +24,7 @@ from pidone_controller.kubernetes.resources import EVENTS
 Log = Callable[..., None]
 
 BURST = 25  # Events about one object at once
-REFILL_SECONDS = 300.0  # until there may be one more
+REFILL_SECONDS = 300.0  # until one more
 MAX_SIMILAR = 10  # different messages of one reason about one object
 SIMILAR_SECONDS = 600.0  # between two of them
 MAX_REMEMBERED = 4096  # objects, and messages; the oldest are forgotten
@@ -118,7 +119,7 @@ class Recorder:
             self._log("event-not-written", object=involved["name"], reason=reason, error=error)
 
     async def _count(self, name: str, namespace: str, fields: Mapping[str, Any]) -> bool:
-        """Update the Event. Returns whether it still exists: Events are deleted after an hour."""
+        """Update the Event. False if it no longer exists: Events are deleted after an hour."""
         try:
             await self._client.merge(EVENTS, name, fields, namespace=namespace)
         except NotFound:
@@ -127,7 +128,7 @@ class Recorder:
 
 
 def _involved(about: Mapping[str, Any]) -> dict[str, str]:
-    """A reference to the object, as ``kubectl describe`` looks for it."""
+    """Return a reference to the object, in the form for which ``kubectl describe`` searches."""
     meta = about["metadata"]
     reference = {key: about.get(key) for key in ("apiVersion", "kind")} | {
         key: meta.get(key) for key in ("namespace", "name", "uid")

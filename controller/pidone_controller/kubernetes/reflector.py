@@ -1,6 +1,6 @@
 """Keeps a copy of all objects of one kind up to date: list, then watch, forever.
 
-The rules are those of client-go's reflector (tools/cache/reflector.go), each of which somebody learned in an outage: a
+The rules are those of client-go's reflector (tools/cache/reflector.go), each of which was learned in an outage: a
 list comes as a stream or in pages; a watch ends by itself after 5 to 10 minutes; bookmarks come once a minute, so 75 s
 without a byte mean a dead peer; after a version that is gone a new list *replaces* all objects, since deletions were
 missed; the waits after failures grow, are random, and are at least what the server asks for.
@@ -36,11 +36,11 @@ Log = Callable[..., None]  # log(event, key=value, ...)
 T = TypeVar("T")
 T_contra = TypeVar("T_contra", contravariant=True)
 
-MIN_WATCH_SECONDS = 300.0  # a watch lasts between this and twice this, so that those of replicas end apart
+MIN_WATCH_SECONDS = 300.0  # a watch lasts between this and twice this, so that replicas' watches end apart
 OBJECTS_PER_TURN = 100  # then other tasks have a turn: some 15 ms
 # Between two objects of a streamed list: kine and proxies have held back the last bookmark.
 STALL_SECONDS = 30.0
-SILENT_SECONDS = 300.0  # without a sign of life, after which this process should be restarted
+SILENT_SECONDS = 300.0  # without a byte or an attempt, after which this process should be restarted
 HASTY_SECONDS = 1.0  # a watch that ended sooner, without an event, has failed
 
 INITIAL_END = (
@@ -49,24 +49,24 @@ INITIAL_END = (
 
 
 class Sink(Protocol[T_contra]):
-    """Receives the objects."""
+    """Receives the objects of one kind."""
 
     def replaced(self, items: Mapping[NamespacedName, T_contra]) -> None:
-        """A list, the first one or a later one: objects that are not in it are gone."""
+        """Replace all objects by those of a list: all others were deleted."""
 
     def changed(self, key: NamespacedName, item: T_contra) -> None:
-        """An object is new or has changed."""
+        """Add or change an object."""
 
     def removed(self, key: NamespacedName) -> None:
-        """An object is gone, or left out. It may never have been present."""
+        """Remove an object that was deleted, or is left out now. It may never have been present."""
 
 
 class Reflector(Generic[T]):
     """Passes the projections of all objects of a kind to ``sink``.
 
-    ``project`` is called with each object before the next one is parsed. If it returns None the object is left out, and
-    if it raises as well, with the object's name in the log: a bad object must not affect the others. ``synced`` is set
-    when the sink has a whole list; ``heard`` is the clock time of the last byte from the API server.
+    ``project`` is called with each object before the next one is parsed. The object is left out if
+    it returns None, or if it raises, which is logged with the object's name: a bad object must not affect the others.
+    ``synced`` is set when the sink has a whole list; ``heard`` is the clock time of the last byte from the API server.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Reflector(Generic[T]):
         self.resource = resource
         self.synced = trio.Event()
         self.heard = -math.inf
-        # Clock time of the last failure: an API server that is away does not make this reflector a stuck one.
+        # Clock time of the last failure: with an unreachable API server this reflector is not stuck.
         self.tried = -math.inf
         self.lists = 0  # whole lists; all but the first are relists
         self.watches = 0  # watches that were begun
@@ -151,7 +151,7 @@ class Reflector(Generic[T]):
                 return
 
     async def _watch(self) -> None:
-        """One watch, to its end. Without a version to begin at, the same stream begins with the list."""
+        """Read one watch to its end. Without a version to begin at, the same stream begins with the list."""
         seconds = str(int(MIN_WATCH_SECONDS + MIN_WATCH_SECONDS * self._random.random()))
         query = {"allowWatchBookmarks": "true", "timeoutSeconds": seconds}
         if self._version:
@@ -175,7 +175,7 @@ class Reflector(Generic[T]):
             raise Unreachable(f"WATCH {self.resource}: ended at once, with nothing")
 
     async def _read(self, watch: Watch) -> list[bytes] | None:
-        """The next lines; None at the end. A streamed list that stalls is replaced by one in pages."""
+        """Return the next lines; None at the end. A streamed list that stalls is replaced by one in pages."""
         lines: list[bytes] | None = None
         with trio.move_on_after(math.inf if self._initial is None else STALL_SECONDS) as waited:
             lines = await watch.read()
@@ -247,7 +247,7 @@ class Reflector(Generic[T]):
 
 
 def families(reflectors: Sequence[Reflector[Any]]) -> Iterator[Family]:
-    """Metrics of lists and watches by resource."""
+    """Yield metrics of lists and watches by resource."""
     lists = counter(
         "pidone_controller_lists_total", "Whole lists that were read; all but the first are relists."
     )
@@ -259,7 +259,7 @@ def families(reflectors: Sequence[Reflector[Any]]) -> Iterator[Family]:
 
 
 def silence(reflectors: Sequence[Reflector[Any]], began: float) -> str:
-    """Which reflector is stuck, for ``/livez``; empty if none is. An API server that is away is no such case.
+    """Return which reflector is stuck, for ``/livez``; empty if none is. A missing API server is no reason.
 
     ``began`` is the clock time at which this process began.
     """
@@ -276,5 +276,5 @@ def _key(value: Mapping[str, Any]) -> NamespacedName:
 
 
 def _relists(error: ApiError) -> bool:
-    """Whether the version is of no use: compacted, unknown, or newer than an etcd that was restored."""
+    """True if the version cannot be watched: compacted, unknown, or newer than a restored etcd."""
     return isinstance(error, Gone | NotFound | BadRequest) or "ResourceVersionTooLarge" in error.causes

@@ -1,4 +1,4 @@
-"""The kinds that the controller reads and writes, and where the API server has them."""
+"""The kinds that the controller reads and writes, and their paths on the API server."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """One kind: its group ("" is core), version, plural, and whether its objects live in namespaces."""
+    """One kind: its group ("" is core), version and plural; ``namespaced``: its objects have a namespace."""
 
     group: str
     version: str
@@ -17,11 +17,11 @@ class Resource:
 
     @property
     def api_version(self) -> str:
-        """As objects have it: ``v1``, ``apps/v1``."""
+        """The apiVersion of its objects: ``v1``, ``apps/v1``."""
         return f"{self.group}/{self.version}" if self.group else self.version
 
     def path(self, namespace: str = "", name: str = "", subresource: str = "") -> str:
-        """``/api/v1/namespaces/shop/pods/web/status``; without a namespace, the objects of all of them."""
+        """Return ``/api/v1/namespaces/shop/pods/web/status``; without a namespace the path for all namespaces."""
         parts = ["apis", self.group, self.version] if self.group else ["api", self.version]
         if namespace and self.namespaced:
             parts += ["namespaces", namespace]
@@ -67,7 +67,7 @@ class ObjectRef:
 
     @property
     def value(self) -> dict[str, Any]:
-        """The fields of the object that identify it: apiVersion, kind and metadata."""
+        """Return the fields of the object that identify it: apiVersion, kind and metadata."""
         return {
             "apiVersion": self.resource.api_version,
             "kind": self.resource.kind,

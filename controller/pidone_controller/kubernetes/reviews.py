@@ -1,4 +1,4 @@
-"""Questions about users that the API server answers, and tokens that it makes."""
+"""Requests reviews of tokens and rights, and tokens of service accounts, from the API server."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,9 +14,9 @@ from pidone_controller.kubernetes.resources import (
 
 
 async def review_token(client: Client, token: str, audiences: Sequence[str] = ()) -> Object:
-    """The status of a TokenReview. ``authenticated`` is True for a valid token that is meant for one of ``audiences``.
+    """Return the status of a TokenReview. ``authenticated`` is True for a valid token for one of ``audiences``.
 
-    Without audiences it must be meant for the API server. A token bound to a pod is no longer valid when the pod is
+    Without audiences it must be for the API server. A token bound to a pod is no longer valid when the pod is
     gone. Raises ``ApiError``.
     """
     spec = {"token": token} | ({"audiences": list(audiences)} if audiences else {})
@@ -36,7 +36,7 @@ async def is_allowed(
     namespace: str = "",
     name: str = "",
 ) -> bool:
-    """Whether ``user`` (of a TokenReview's status) has this right; without a namespace, in all. Raises ``ApiError``."""
+    """True if ``user`` (of a TokenReview's status) has this right; without a namespace, in all. Raises ``ApiError``."""
     attributes = {"verb": verb, "group": resource.group, "resource": resource.plural}
     attributes |= {"namespace": namespace, "name": name}
     spec: Object = {"user": user["username"], "resourceAttributes": attributes}
@@ -45,13 +45,13 @@ async def is_allowed(
 
 
 async def own_user(client: Client) -> str:
-    """The user name of this client. Raises ``ApiError``."""
+    """Return the user name of this client. Raises ``ApiError``."""
     status = await _review(client, SELF_SUBJECT_REVIEWS, {})
     return str(status["userInfo"]["username"])
 
 
 async def request_token(client: Client, namespace: str, account: str, audience: str, seconds: float) -> str:
-    """A token of a service account that is valid for ``audience`` alone, by a TokenRequest.
+    """Return a token of a service account that is valid for ``audience`` alone, by a TokenRequest.
 
     Raises ``ApiError``: ``Forbidden`` without the right to create serviceaccounts/token.
     """

@@ -1,4 +1,4 @@
-"""Bearer tokens of sidecars and people: the API server tells their owners, and the answer is kept for a minute."""
+"""Reviews bearer tokens of sidecars and people by the API server, and caches their owners for a minute."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from pidone.pacing import RateLimit
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
-CACHE_SECONDS = 60.0  # a token that is revoked, or whose pod is gone, is accepted for as long
+CACHE_SECONDS = 60.0  # for so long a token is accepted after it is revoked or its pod is deleted
 MAX_CACHED = 20_000  # good tokens
-MAX_BAD = 1_000  # bad tokens, of which anybody can send any number
+MAX_BAD = 1_000  # bad tokens, of which a client can send any number
 MAX_REVIEWS = 16  # at once
 # Unknown tokens of one address: at once, and seconds for each further one. A node has some hundred sidecars on its
 # network, whose tokens are all unknown after a restart of the controller.
@@ -53,12 +53,12 @@ class TooManyTokens(PidoneError):
 class Tokens:
     """Reviews each token at most once a minute, and a bounded number of unknown tokens of each address.
 
-    A token that is remembered waits for nobody.
+    A cached token does not wait for reviews of others.
     """
 
     def __init__(self, review: Review) -> None:
         self._review = review
-        # By hash: the token itself is not kept. With the clock time until which the answer is good.
+        # By hash, since the token itself is not kept; with the clock time until which the answer is valid.
         self._good: dict[bytes, tuple[float, Bearer]] = {}
         self._bad: dict[bytes, float] = {}
         self._reviews: dict[bytes, trio.Event] = {}  # under way; the event is set at the end
@@ -66,9 +66,9 @@ class Tokens:
         self._reviewing = trio.CapacityLimiter(MAX_REVIEWS)
 
     async def bearer(self, token: str, address: str) -> Bearer | None:
-        """The owner of a token from this address or network; None for a bad one.
+        """Return the owner of a token from this address or network; None for a bad one.
 
-        Raises ``TooManyTokens``, and what ``review`` raises; nothing is remembered then.
+        Raises ``TooManyTokens``, and the errors of ``review``, which are not cached.
         """
         key = sha256(token.encode(errors="surrogateescape")).digest()
         while True:
@@ -108,7 +108,7 @@ class Tokens:
 
 
 def _put(table: dict[Key, Value], key: Key, value: Value, most: int) -> None:
-    """Set a value, as the newest one, and remove the oldest one if there are more than ``most``."""
+    """Set a value as the newest one, and remove the oldest one beyond ``most``."""
     table.pop(key, None)
     table[key] = value
     if len(table) > most:
@@ -129,6 +129,6 @@ def read(status: Mapping[str, Any]) -> Bearer | None:
 
 
 def bearer_token(authorization: str | None) -> str | None:
-    """The token in an Authorization header; None without one."""
+    """Return the token in an Authorization header; None without one."""
     scheme, _, token = (authorization or "").strip().partition(" ")
     return token.strip() if scheme.lower() == "bearer" and token.strip() else None

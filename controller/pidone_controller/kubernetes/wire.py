@@ -20,7 +20,7 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 class Lines:
-    """Joins pieces that end anywhere to whole lines. Bytes that are left at the end are half an event."""
+    """Joins pieces of a stream to whole lines. Bytes that are left at the end are half an event."""
 
     __slots__ = ("_left", "_limit")
 
@@ -30,11 +30,11 @@ class Lines:
 
     @property
     def cut(self) -> bool:
-        """Whether a line has begun and not ended."""
+        """True if a line has begun and not ended."""
         return bool(self._left)
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The lines that ``data`` completes, without line ends. Raises ``Unreachable`` for a line that is too long."""
+        """Return the lines that ``data`` completes, without line ends. Raises ``Unreachable`` if a line is too long."""
         self._left += data
         if len(self._left) > self._limit:
             raise Unreachable(
@@ -48,7 +48,7 @@ class Lines:
 
 
 class Page:
-    """One page of a list. Iterate once: each object is parsed when it is its turn; afterwards ``meta`` is complete.
+    """One page of a list. Iterate once: each object is parsed in its turn; afterwards ``meta`` is complete.
 
     Iterating raises ``Unreachable`` if the bytes are not a list in JSON.
     """
@@ -109,7 +109,7 @@ class Page:
 
 
 def _mark(text: str, at: int, marks: str) -> tuple[str, int]:
-    """The next mark, and the position after it and the space that follows. Raises ``ValueError``."""
+    """Return the next mark, and the position after it and the space that follows. Raises ``ValueError``."""
     at = _space(text, at)
     mark = text[at : at + 1]
     if not mark or mark not in marks:
