@@ -78,11 +78,11 @@ class Context(Protocol):
         After that time, or when the time of the pod's end is over, the block is left without an exception.
         """
 
-    def unbroken(self) -> AbstractContextManager[trio.CancelScope]:
-        """Return a scope for a request with an effect outside of the pod, shielded from a cancellation for some time.
+    def shield(self) -> AbstractContextManager[trio.CancelScope]:
+        """Return a scope for a request with an effect outside the pod, which is not cut off at once by a cancellation.
 
-        The time is ``stopTimeout`` at the pod's end, otherwise at least 15 seconds. After it the block is left as with
-        ``grace``, and ``cancelled_caught`` of the scope is True.
+        The request has ``stopTimeout`` after the cancellation, and at least 15 seconds if the pod does not end. Then
+        the block is left as with ``grace``, and ``cancelled_caught`` of the scope is True.
         """
 
     def retry_delay(self, failures: int, at_most: float) -> float:
@@ -98,7 +98,7 @@ class Context(Protocol):
 class Action(Protocol):
     """The action of one task. The same object is used for all runs of the task, and for undoing it.
 
-    It may have ``retry_seconds``: the longest pause after a failed run, if that is shorter than the task's backoff.
+    It may have ``retry_seconds``: the longest wait after a failed run, if that is shorter than the task's backoff.
     """
 
     async def run(self, context: Context) -> None:
@@ -154,7 +154,7 @@ def task_families(setting: Setting, views: Sequence[TaskView]) -> Iterator[Famil
 
 
 def check_states(tasks: Iterable[Task]) -> None:
-    """Raise ``Refused`` for an edge to a state that its task never has: the wait would never end."""
+    """Raise ``Refused`` for an edge to a state that its task never has, because the wait would never end."""
     by_name = {task.name: task for task in tasks}
     for task in by_name.values():
         for edge in (*task.gates, *task.run_on):

@@ -22,7 +22,7 @@ class Renewable(Protocol):
 
 
 class Heartbeat:
-    """Lets the registration's task renew the lease: that task sends all calls of its instance, in order."""
+    """Requests a renewal from the registration's task, which sends all calls of its instance, in order."""
 
     def __init__(self, of: str) -> None:
         self._of = of
@@ -39,7 +39,7 @@ class Heartbeat:
         context.report(STARTED)
 
     async def undo(self, context: Context) -> None:
-        """Nothing is left to undo."""
+        """Do nothing: the registration's task deregisters."""
 
 
 def families(views: Iterable[TaskView]) -> Iterator[Family]:

@@ -52,7 +52,7 @@ class Metrics:
             context.report("")
 
     async def undo(self, context: Context) -> None:
-        """Nothing to undo: the end of the run has closed the port."""
+        """Do nothing: the end of the run has closed the port."""
 
     async def _answer(self, request: Request) -> Response:
         if request.path != "/metrics":

@@ -20,16 +20,17 @@ from pidone.plan.fields import Fields
 STATES = ("started", "healthy", "unhealthy")
 _, HEALTHY, UNHEALTHY = STATES
 
-MOST = (1 << 31) - 1  # of each number of a core/v1 Probe
-EAGER_SECONDS = 0.25  # the least time between two requests to an application that has never succeeded
-EAGER_PART = 32  # this part of the time since the first request passes between two: the longer, the rarer
+MAX_INTEGER = (1 << 31) - 1  # of the fields of a core/v1 Probe
+# Until the first success, the wait between two requests is a part of the time since the first request, at least
+# ``EAGER_SECONDS``. So the requests become rarer.
+EAGER_SECONDS, EAGER_PART = 0.25, 1 / 32
 
-Request = Callable[[Context], Awaitable[str]]  # returns why the probe fails, or an empty string
+Request = Callable[[Context], Awaitable[str]]  # returns the reason of the failure; empty after success
 
 
 @dataclass(slots=True)
 class Thresholds:
-    """Counts equal results in a row until they make a state: pkg/kubelet/prober/worker.go."""
+    """Counts equal results in a row and sets the state, as pkg/kubelet/prober/worker.go."""
 
     success: int
     failure: int
@@ -38,7 +39,7 @@ class Thresholds:
     _streak: int = 0
 
     def take(self, succeeded: bool) -> str:  # noqa: FBT001 - the result itself, not a switch
-        """Return the state after this result; empty until there were enough equal ones."""
+        """Count a result and return the state; empty until a threshold is reached."""
         self._streak = self._streak + 1 if succeeded is self._last else 1
         self._last = succeeded
         if self._streak >= (self.success if succeeded else self.failure):
@@ -51,18 +52,18 @@ class Probe:
 
     def __init__(self, fields: Fields, setting: Setting) -> None:
         """Read the fields; 0 is the default, as in the API server. Raises ``Refused``."""
-        self._delay = fields.integer("initialDelaySeconds", 0, least=0, most=MOST)
-        self._period = fields.integer("periodSeconds", 0, least=0, most=MOST) or 10
-        self._timeout = fields.integer("timeoutSeconds", 0, least=0, most=MOST) or 1
+        self._delay = fields.integer("initialDelaySeconds", 0, least=0, most=MAX_INTEGER)
+        self._period = fields.integer("periodSeconds", 0, least=0, most=MAX_INTEGER) or 10
+        self._timeout = fields.integer("timeoutSeconds", 0, least=0, most=MAX_INTEGER) or 1
         self._thresholds = Thresholds(
-            success=fields.integer("successThreshold", 0, least=0, most=MOST) or 1,
-            failure=fields.integer("failureThreshold", 0, least=0, most=MOST) or 3,
+            success=fields.integer("successThreshold", 0, least=0, most=MAX_INTEGER) or 1,
+            failure=fields.integer("failureThreshold", 0, least=0, most=MAX_INTEGER) or 3,
         )
         handlers = [name for name in _HANDLERS if name in fields]
         if len(handlers) != 1:
             raise Refused(f"{fields.path}: expected one of {', '.join(_HANDLERS)}, not {len(handlers)}")
         make = _HANDLERS[handlers[0]]
-        self._cheap = handlers != ["exec"]  # a request is a connection, not a process
+        self._cheap = handlers != ["exec"]  # a request opens a connection and starts no process
         self.ask: Request = make(fields.object(handlers[0]), setting, self._timeout)
         fields.done()
 
@@ -91,16 +92,16 @@ class Probe:
             # also probes more often while a container is not ready. Of these additional results only a success counts.
             now = trio.current_time()
             soon = (
-                due if succeeded or not self._cheap else now + max(EAGER_SECONDS, (now - began) / EAGER_PART)
+                due if succeeded or not self._cheap else now + max(EAGER_SECONDS, (now - began) * EAGER_PART)
             )
             await trio.sleep_until(min(due, soon))
 
     async def undo(self, context: Context) -> None:
-        """Nothing to undo."""
+        """Do nothing: a probe has no effect outside of its requests."""
 
 
 def privileged(config: Mapping[str, object]) -> bool:
-    """True for a command, as for ``exec``."""
+    """True for a probe with a command, as for ``exec``."""
     return "exec" in config
 
 

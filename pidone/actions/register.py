@@ -37,13 +37,12 @@ class _HeartbeatRequest:
 class Register:
     """Sends all calls of one instance, one after the other: in ``run``, and then in ``undo``.
 
-    Parallel calls are the classic bug of registry clients: a late registration that arrives after the deregistration
-    brings the instance back. For the same reason a registration in flight is not cancelled while there is time; a
-    heartbeat is.
+    Calls are not parallel, because a registration that arrives after the deregistration would register the instance
+    again. For the same reason a registration in flight is not cancelled at once. A heartbeat is.
 
-    Until the registry has accepted the instance once, an error ends the run, and the engine retries. After that no
-    error ends it: the registry, or the way to it, is out of order, and the lease goes on. Registration and heartbeats
-    then share one backoff, of at most a third of the lease.
+    Until the registry has accepted the instance once, an error ends the run, and the engine retries. Later errors do
+    not end it, because the lease continues while the registry is unreachable. Registration and heartbeats then share
+    one backoff, of at most a third of the lease.
     """
 
     def __init__(self, registry: Registry, follow: Sequence[str]) -> None:
@@ -57,7 +56,7 @@ class Register:
         self._due = True  # the document must be sent
         self._failures = 0  # in a row
         self._retry_at = -inf
-        self._away = False  # the last heartbeat failed too
+        self._away = False  # the last call failed and renewed nothing
         self._errors = RateLimit(ERRORS_BURST, ERRORS_SECONDS)
         self._request: _HeartbeatRequest | None = None
         self._waiting = trio.CancelScope()
@@ -68,7 +67,7 @@ class Register:
             while True:
                 await trio.lowlevel.checkpoint_if_cancelled()  # the call in flight is the last one
                 seen = self._health(context)
-                # A probe that starts again, after a new plan, changes nothing before its first result.
+                # A probe that restarts after a new plan does not change the status before its first result.
                 status = self._status if self._status and not seen else _STATUS.get(seen, Status.UP)
                 self._due |= status is not self._status
 
@@ -89,7 +88,7 @@ class Register:
 
     @property
     def retry_seconds(self) -> float:
-        """Until the registry has accepted the instance once, it is sent as often as a heartbeat would be."""
+        """The longest wait after a failed run: the interval of heartbeats. A run fails only before the registration."""
         return self.registry.interval
 
     def _health(self, context: Context) -> str:
@@ -100,7 +99,7 @@ class Register:
     async def heartbeat(self) -> None:
         """Let ``run`` renew the lease, or register again if the registry has lost the instance.
 
-        Raises ``TaskFailed``. To cancel this does not cancel the call.
+        Raises ``TaskFailed``. Cancelling this does not cancel the call.
         """
         if not self._running:
             raise TaskFailed("not registered at present, so there is no lease to renew")
@@ -157,7 +156,7 @@ class Register:
 
     async def _register(self, context: Context, status: Status) -> None:
         self._sent = True
-        with context.unbroken() as scope:
+        with context.shield() as scope:
             shown = await self.registry.register(status)
         if scope.cancelled_caught:
             self._cut_off = True
@@ -179,6 +178,7 @@ class Register:
         self._answer("" if renewed else str(error))
 
     def _answer(self, error: str) -> None:
+        """End the wait of the heartbeat task, if it waits. ``error`` is empty after success."""
         if self._request is not None:
             self._request.error = error
             self._request.done.set()
@@ -206,12 +206,12 @@ def instance_of(config: Mapping[str, Any], pod: Pod) -> Registry:
 
 
 def is_left(config: Mapping[str, Any]) -> bool:
-    """True if the controller leaves the instance of a pod that is gone to the registry's lease."""
+    """True if the controller does not deregister the instance of a pod that is gone."""
     return config.get(ON_POD_GONE) == NONE
 
 
 def build_registry(fields: Fields, pod: Pod, source: str | None) -> Registry:
-    """Build the registry that is left in ``fields``. Raises ``Refused``."""
+    """Build the registry from the remaining ``fields``. Raises ``Refused``."""
     fields.text(ON_POD_GONE, None)
     registry = registries.build(fields, pod, source)
     fields.done()

@@ -172,7 +172,7 @@ class Engine:
                     break
         return heirs
 
-    def happened(self, event: str) -> bool:
+    def handle_pod_event(self, event: str) -> bool:
         """Pass an event of ``pidone.plan.model.EVENTS`` to the tasks. Return True if a task has it in ``runOn``."""
         self._handle(PodEvent(event))
         return any(event == str(edge) for state in self.tasks for edge in state.task.run_on)
@@ -430,17 +430,19 @@ class _TaskContext:
 
     @contextmanager
     def grace(self) -> Iterator[None]:
-        with self._shield(self._stop_timeout):
+        with self._shield_for(self._stop_timeout):
             yield
 
     @contextmanager
-    def unbroken(self) -> Iterator[trio.CancelScope]:
+    def shield(self) -> Iterator[trio.CancelScope]:
         task = self._engine._core.tasks[self.task].task
-        with self._shield(self._engine._shield_seconds(task) if self._scope.cancel_called else inf) as scope:
+        with self._shield_for(
+            self._engine._shield_seconds(task) if self._scope.cancel_called else inf
+        ) as scope:
             yield scope
 
     @contextmanager
-    def _shield(self, seconds: float) -> Iterator[trio.CancelScope]:
+    def _shield_for(self, seconds: float) -> Iterator[trio.CancelScope]:
         seconds = -inf if self._engine._budget_spent else seconds
         with trio.CancelScope(shield=True, deadline=trio.current_time() + seconds) as scope:
             self._engine._shields[scope] = self._scope

@@ -55,7 +55,9 @@ async def live(program: PodProgram, *, local: bytes | None = None) -> bool:
                     nursery.start_soon(_leave_when_idle, program, client, nursery.cancel_scope)
 
             number = await anext(arrivals)
-            while number == signals.RELOAD and (program.engine.happened(signals.RELOADED) or local is None):
+            while number == signals.RELOAD and (
+                program.engine.handle_pod_event(signals.RELOADED) or local is None
+            ):
                 # without a repo, a SIGHUP that no task runs on means that the terminal was closed
                 number = await anext(arrivals)
             stopped = True

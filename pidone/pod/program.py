@@ -91,7 +91,7 @@ class PodProgram:
             self._uid, self.had_tasks = bundle.pod.uid, self.had_tasks or bool(bundle.plan.tasks)
             self._follow_application(bundle)
             if bundle.containers_started:
-                self.engine.happened(CONTAINERS_STARTED)
+                self.engine.handle_pod_event(CONTAINERS_STARTED)
 
         if bundle.phase is not self._phase or bundle.plan.digest != self.counters.bundle_digest:
             self.journal.write(

@@ -50,7 +50,7 @@ class Watcher:
             yield
 
     @contextmanager
-    def unbroken(self) -> Iterator[trio.CancelScope]:
+    def shield(self) -> Iterator[trio.CancelScope]:
         with trio.CancelScope(shield=True) as scope:
             yield scope
 

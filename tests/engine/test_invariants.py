@@ -549,7 +549,7 @@ class Shell:
                 tasks = tuple(self.varied(task) for task in make_plan(number % PLANS))
                 self.engine.apply(Plan(digest([task.digest for task in tasks]), tasks))
             case "event":
-                self.engine.happened(sorted(EVENTS)[number % len(EVENTS)])
+                self.engine.handle_pod_event(sorted(EVENTS)[number % len(EVENTS)])
             case "time":
                 await trio.sleep([0.01, 0.4, 1.5, 5.0, 35.0][number % 5])
             case "end" if number % 4 == 0:

@@ -366,8 +366,8 @@ async def test_events_reach_the_tasks_that_run_on_them(
     bench.bodies = {"a": once}
     await nursery.start(bench.engine.run)
     bench.engine.apply(plan({"name": "a", "runOn": ["signal.SIGHUP"]}))
-    assert bench.engine.happened("signal.SIGHUP")
-    assert not bench.engine.happened("pod.terminating"), "nobody runs on it"
+    assert bench.engine.handle_pod_event("signal.SIGHUP")
+    assert not bench.engine.handle_pod_event("pod.terminating"), "nobody runs on it"
     await wait_all_tasks_blocked()
     assert bench.log == ["run a"]
     nursery.cancel_scope.cancel()
@@ -628,7 +628,7 @@ async def test_who_does_not_give_the_thread_back_is_told_and_what_it_held_up_goe
     bench.engine.apply(plan({"name": "tick", "every": 1}, {"name": "block", "runOn": ["signal.SIGHUP"]}))
     while len(ticks) < 2:
         await bench.engine._state_changed.wait()
-    assert bench.engine.happened("signal.SIGHUP")
+    assert bench.engine.handle_pod_event("signal.SIGHUP")
     while len(ticks) < 4:
         await bench.engine._state_changed.wait()
     gaps = [after - before for before, after in pairwise(ticks)]
