@@ -1,7 +1,7 @@
 """Waits for the end of the last application process, where process 1 sees all processes of its pod.
 
 Nothing polls. The oldest process is waited for by its pidfd, and the process table is read again only when it ends.
-The start of a process is not seen, so the caller says whether more processes are to come.
+The start of a process is not seen, so the caller sets ``complete`` when no more processes will be started.
 """
 
 import os
@@ -29,7 +29,7 @@ class Application:
         self._updated = trio.Event()
 
     def set_complete(self, *, complete: bool) -> None:
-        """Set whether all containers have been started and none will be started again."""
+        """Set ``complete``: True if all containers have been started and none will be started again."""
         self._complete = complete
         self._updated.set()
         self._updated = trio.Event()
@@ -38,10 +38,10 @@ class Application:
         return foreign_processes([child.pid for child in self._reaper.started], f"{MARK}=".encode())
 
     async def wait_end(self) -> None:
-        """Return when processes were seen, all are complete, and none is left.
+        """Return when no process is left, after at least one was seen and ``complete`` was set.
 
-        Does not return before a process was seen: the PID namespace may not be shared. Raises ``OSError`` where
-        the kernel has no pidfd, or a filter forbids it.
+        Until a process is seen it waits, because the PID namespace may not be shared. Raises ``OSError`` if the kernel
+        has no pidfd, or a filter forbids it.
         """
         seen = False
         while True:

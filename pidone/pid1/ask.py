@@ -7,8 +7,8 @@ tasks and each of them pays for these imports at its start. The request is ``GET
     200  the pod has none: this stage passes the open connection to doze as the doorbell
 
 The doorbell carries no content, so doze needs no TLS and no parser. If no repo answers, doze gets the places where it
-knocks until one does. Each result but 303 is a line on the error output: a person who starts pidone on a desk sees why
-nothing happens.
+knocks until one does. Each result except 303 is a line on the error output, so that a person who starts pidone on a
+desk sees why no task runs.
 """
 
 import _signal
@@ -25,11 +25,10 @@ from pidone.protocol import (
     REPO_HEADER,
 )
 
-TIMEOUT_SECONDS = 3.0  # for connecting to one repo, and for each part of its answer
-LIMIT_SECONDS = 20  # for the whole stage: a resolver that hangs must not hold it
-STRANGER_SECONDS = (
-    60.0  # Retry-After of an answer without the repo's header, at most: a proxy answers in its place
-)
+TIMEOUT_SECONDS = 3.0  # for connecting to one repo, and for each read of its answer
+LIMIT_SECONDS = 20  # for the whole stage, because a resolver may hang
+# The longest Retry-After of an answer without the repo's header, which a proxy may have sent.
+PROXY_RETRY_MAX_SECONDS = 60.0
 
 DOZE_DESCRIPTOR = 3  # the socket to doze
 # Exit codes: doze becomes the engine; doze knocks, or asks again after a growing delay; doze does nothing any more.
@@ -54,7 +53,7 @@ def main() -> int:
             case b"303":
                 return PLAN
             case b"200" if bell is not None:
-                _say("waiting", repo=repo, reason="this pod has no tasks; the repo says when it has")
+                _log("waiting", repo=repo, reason="this pod has no tasks; the repo says when it has")
                 answer_doze(0.0, bell=bell.fileno())
                 return 0
         pause = _retry_after(head)
@@ -63,7 +62,7 @@ def main() -> int:
         else:
             places.append((host, str(port), _request(host, port)))
         error = error or _printable(head.partition(b"\r\n")[0])
-        _say("repo-away", repo=repo, error=error, retry="within 60 s of its start")
+        _log("repo-away", repo=repo, error=error, retry="within 60 s of its start")
     if not places:
         answer_doze(min(pauses) * (1 + 0.25 * int.from_bytes(posix.urandom(1)) / 255))
         return 0
@@ -118,12 +117,12 @@ def _variable(name: bytes) -> str:
 
 
 def _without_http() -> int:
-    """Return ``PLAN`` for an https repo, which the engine polls; else say that there is no repo."""
+    """Return ``PLAN`` for an https repo, which the engine polls; else ``NO_REPO``, with a line in the log."""
     urls = _repo_urls()
     if any(url.strip().lower().startswith("https://") for url in urls.split(",")):
         return PLAN
     shown = _printable(urls.rpartition("@")[2].encode())[:100]
-    _say(
+    _log(
         "nothing-to-do",
         repo=shown,
         error="PIDONE_REPO has no http:// or https:// URL with a host, so this pod never gets tasks",
@@ -132,7 +131,7 @@ def _without_http() -> int:
     return NO_REPO
 
 
-def _say(event: str, **fields: str) -> None:
+def _log(event: str, **fields: str) -> None:
     """Write a line like those of ``pidone.journal``, which imports more than this stage may."""
     pairs = (f'{name}="{value}"' if " " in value else f"{name}={value}" for name, value in fields.items())
     try:
@@ -146,7 +145,7 @@ def _printable(text: bytes) -> str:
 
 
 def _answer(host: str, port: int) -> "tuple[bytes, _socket.socket | None, str]":
-    """Ask one repo; return the head of its answer (empty: none), the connection, and why there is no answer."""
+    """Ask one repo. Return the head of its answer (empty: none), the connection, and the reason if it has no answer."""
     words = posix.environ.get(WORDS, b"")
     for last_words in dict.fromkeys((words, b"")):
         bell = None
@@ -225,5 +224,5 @@ def _retry_after(head: bytes) -> float:
     for line in lines:
         name, _, value = line.partition(b":")
         if name == b"retry-after" and value.strip().isdigit():
-            return min(MAX_RETRY_AFTER_SECONDS if of_repo else STRANGER_SECONDS, max(1, int(value)))
+            return min(MAX_RETRY_AFTER_SECONDS if of_repo else PROXY_RETRY_MAX_SECONDS, max(1, int(value)))
     return 1.0 if of_repo else 0.0

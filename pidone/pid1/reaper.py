@@ -63,7 +63,7 @@ def _prefer_for_oom_kill(pid: int) -> None:
 
 @contextmanager
 def _sigchld_blocked() -> Iterator[None]:
-    """Block SIGCHLD: a wakeup of the loop for each signal costs ten times as much as reaping."""
+    """Block SIGCHLD in the block, because a wakeup of the loop for each signal costs ten times as much as reaping."""
     # SIGCHLD alone, because the rest of the mask changes meanwhile, at the program's start and end
     _signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGCHLD,))
     try:
@@ -74,7 +74,7 @@ def _sigchld_blocked() -> Iterator[None]:
 
 @contextmanager
 def _empty_mask() -> Iterator[None]:
-    """Unblock all signals while a command is started, which inherits the mask. Contains no ``await``."""
+    """Unblock all signals while a command is started, which inherits the mask. The block must not contain ``await``."""
     before = _signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:
         yield
@@ -142,7 +142,7 @@ class Reaper:
             raise StartError(f"{where}: {error.strerror}") from error
 
         _prefer_for_oom_kill(process.pid)
-        # Popen is used as a portable fork and exec only. With a return code it takes the process for reaped, so
+        # Popen is used as a portable fork and exec only. With a return code it treats the process as reaped, so
         # neither it nor its destructor ever waits.
         process.returncode = 0
         child = self._started[process.pid] = Child(process.pid, mark)

@@ -1,4 +1,4 @@
-"""Signals of process 1: what is blocked during start, and what ends the process."""
+"""Signals of process 1: those that end it, and the mask and handlers that it sets."""
 
 import signal
 
@@ -12,11 +12,11 @@ def unblock() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def survive_the_rest() -> None:
-    """Survive signals whose default action ends a process.
+def ignore_other_signals() -> None:
+    """Set handlers without effect for signals whose default action ends a process.
 
-    Process 1 survives them by the kernel's rule, as pause does. The handler does nothing. SIG_IGN would be inherited
-    by each command that a task starts.
+    Without a handler the kernel drops them for process 1 of a PID namespace only. SIG_IGN would be inherited by each
+    command that a task starts.
     """
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT, signal.SIGALRM):
         signal.signal(number, _ignore)

@@ -12,10 +12,10 @@ doze (a desk without a compiler) the engine runs all the time.
 import _signal
 import posix
 
-RETRY_MAX = 300.0  # seconds of doze after a failure of the program, at most
-GOOD_RUN = 600.0  # seconds after which earlier failures are forgotten
-WORDS_MAX = 6000  # characters of last words that are kept; a request may have a head of 16 KiB
-LINES_MAX = 60_000  # bytes of the journal that are kept; one variable may have 128 KiB
+RETRY_MAX_SECONDS = 300.0  # the longest doze after a failure of the program
+BACKOFF_RESET_SECONDS = 600.0  # a run of this length resets the number of failures
+MAX_WORDS = 6000  # characters of last words that are kept; a request may have a head of 16 KiB
+MAX_UNTOLD_BYTES = 60_000  # of the journal; one environment variable may have 128 KiB
 
 STAGE, WORDS, FAILURES = b"PIDONE_STAGE", b"PIDONE_LAST_WORDS", b"PIDONE_FAILURES"
 HASTE = b"PIDONE_HASTE"  # number of runs in a row without a task, though a repo had announced one; see doze.c
@@ -30,9 +30,9 @@ def block() -> None:
 def doze_program() -> str:
     """Return the path of doze: PIDONE_DOZE, that in the wheel or in the clone's build folder, or ""."""
     here = __file__.rpartition("/")[0]
-    said = posix.environ.get(b"PIDONE_DOZE", b"").decode()
-    places = (said,) if said else (f"{here}/doze-{posix.uname().machine}", f"{here}/../../build/doze")
-    return next((path for path in places if posix.access(path, posix.X_OK)), "")
+    setting = posix.environ.get(b"PIDONE_DOZE", b"").decode()
+    paths = (setting,) if setting else (f"{here}/doze-{posix.uname().machine}", f"{here}/../../build/doze")
+    return next((path for path in paths if posix.access(path, posix.X_OK)), "")
 
 
 def doze(argv: list[str], *, delay: float = 0.0) -> None:
@@ -55,11 +55,11 @@ def fail(argv: list[str], words: str, ran: float, *, untold: str = "") -> bool:
     journal of the next program. Return True after TERM or INT, and False if neither doze nor Python can be started.
     """
     before = posix.environ.get(FAILURES, b"0")
-    failures = int(before) if ran <= GOOD_RUN and before.isdigit() and len(before) < 5 else 0
-    delay = min(RETRY_MAX, 2.0 ** min(failures, 16))
+    failures = int(before) if ran <= BACKOFF_RESET_SECONDS and before.isdigit() and len(before) < 5 else 0
+    delay = min(RETRY_MAX_SECONDS, 2.0 ** min(failures, 16))
     posix.environ[FAILURES] = b"%d" % (failures + 1)
-    posix.environ[WORDS] = words[:WORDS_MAX].encode("utf-8", "replace").replace(b"\0", b"?")
-    posix.environ[UNTOLD] = untold.encode("utf-8", "replace").replace(b"\0", b"?")[-LINES_MAX:]
+    posix.environ[WORDS] = words[:MAX_WORDS].encode("utf-8", "replace").replace(b"\0", b"?")
+    posix.environ[UNTOLD] = untold.encode("utf-8", "replace").replace(b"\0", b"?")[-MAX_UNTOLD_BYTES:]
     doze(argv, delay=delay)
     if pause(delay):
         return True
@@ -86,6 +86,6 @@ def pause(seconds: float) -> bool:
         if left <= 0:
             return False
         stop = (_signal.SIGTERM, _signal.SIGINT)
-        said = _signal.sigtimedwait((*stop, _signal.SIGCHLD), left)
-        if said is not None and said.si_signo in stop:
+        received = _signal.sigtimedwait((*stop, _signal.SIGCHLD), left)
+        if received is not None and received.si_signo in stop:
             return True

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import trio
 
-POLL_SECONDS = 0.1  # between two looks at a process without a pidfd: kernels before 5.3, and behind filters
+POLL_SECONDS = 0.1  # between two checks of a process without a pidfd: kernels before 5.3, and behind filters
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,8 @@ class Process:
 class Tree:
     """The processes of one command, which has this pid and leads a session of its own.
 
-    ``mark`` is the command's variable in the environment, as ``NAME=value``. ``ended`` says whether the command's end
-    is known: until then its pid and its session number are not reused.
+    ``mark`` is the command's variable in the environment, as ``NAME=value``. ``ended`` returns True if the
+    command's end is known. Until then its pid and its session number are not reused.
     """
 
     def __init__(self, pid: int, mark: bytes, ended: Callable[[], bool]) -> None:

@@ -23,9 +23,8 @@ from pidone.repo.client import RepoClient
 PART_RESTART = Backoff(initial=1.0, maximum=30.0, jitter=0.0)  # of a part that failed
 REVOKED_SECONDS = 5.0  # before the program restarts: a replica of the repo may receive the pod's end later
 LAST_REPORT_SECONDS = 10.0  # for reporting all lines of the journal before the pod dozes
-COUNTS_SECONDS = (
-    60.0  # between two reports if only counts have changed, so that heartbeats cause no report each
-)
+# Between two reports if only counts have changed, so that not every heartbeat causes a report.
+COUNTS_SECONDS = 60.0
 
 
 async def live(program: PodProgram, *, local: bytes | None = None) -> bool:
@@ -51,7 +50,7 @@ async def live(program: PodProgram, *, local: bytes | None = None) -> bool:
                 program.apply(local, trusted=True)
             else:
                 client = _start_client(program, nursery)
-                if ask.repos() and stages.doze_program():  # without a doorbell nothing would wake it
+                if ask.repos() and stages.doze_program():  # without a doorbell the repo could not wake it
                     nursery.start_soon(_leave_when_idle, program, client, nursery.cancel_scope)
 
             number = await anext(arrivals)
@@ -65,7 +64,7 @@ async def live(program: PodProgram, *, local: bytes | None = None) -> bool:
             await program.drain(f"signal {number}")
             journal.write("stopped", reaped=program.reaper.orphans)
             await program.report_end()
-            if program.engine.stuck:  # otherwise the nursery would wait for them for ever
+            if program.engine.stuck:  # otherwise the nursery would never be left
                 posix._exit(0)
             nursery.cancel_scope.cancel()
     return stopped
@@ -140,6 +139,7 @@ async def _wait_reported(client: RepoClient) -> None:
 
 
 def _leave(program: PodProgram, scope: trio.CancelScope) -> None:
+    """Block all signals and cancel ``scope``, so that the next program starts."""
     if program.had_tasks:
         posix.environ.pop(stages.HASTE, None)
     stages.block()  # a TERM that comes after the receivers are removed stays pending for the next program
@@ -166,7 +166,7 @@ async def _keep_running(part: Callable[[], Awaitable[None]], journal: Journal) -
 
 def main() -> bool:
     """Run the program of a pod. Return as ``live``. Unexpected exceptions pass to the caller, which handles all."""
-    signals.survive_the_rest()
+    signals.ignore_other_signals()
     program = PodProgram(Settings.from_environment(os.environ), Journal())
     program.journal.extend(posix.environ.pop(stages.UNTOLD, b"").decode(errors="replace").splitlines())
     program.journal.write(

@@ -44,7 +44,7 @@ RETRY_SECONDS = 60.0  # between two attempts to listen on a port that is taken
 
 
 class Program(Protocol):
-    """What the status port needs of ``pidone.pod.program.PodProgram``."""
+    """The part of ``pidone.pod.program.PodProgram`` that the status port uses."""
 
     settings: Settings
     engine: Engine
@@ -86,7 +86,7 @@ async def serve_status(program: Program) -> None:
     try:
         async with trio.open_nursery() as nursery:
             for listener in listeners:
-                nursery.start_soon(_first_connection, listener, nursery.cancel_scope)
+                nursery.start_soon(_cancel_on_connection, listener, nursery.cancel_scope)
         # 2.8 MiB if no task has loaded them; loaded for the first request
         from pidone.http.pod_rooms import CONNECTIONS, assign_in_pod, default_gateways
         from pidone.http.server import serve
@@ -103,7 +103,8 @@ async def serve_status(program: Program) -> None:
             listener.socket.close()
 
 
-async def _first_connection(listener: trio.SocketListener, scope: trio.CancelScope) -> None:
+async def _cancel_on_connection(listener: trio.SocketListener, scope: trio.CancelScope) -> None:
+    """Wait for the first connection to the listener, and cancel ``scope``."""
     await trio.lowlevel.wait_readable(listener.socket)
     scope.cancel()
 
@@ -148,27 +149,28 @@ def document(program: Program) -> dict[str, Any]:
         **program.details(),
         "left": sorted(program.engine.left),
         "tasks": {
-            state.task.name: encode_task(tasks[state.task.name]) | _more(state, states) for state in states
+            state.task.name: encode_task(tasks[state.task.name]) | _details(state, states) for state in states
         },
         "logs": list(program.journal.lines)[-LOG_LINES:],
     }
 
 
-def _more(state: TaskState, states: list[TaskState]) -> dict[str, Any]:
+def _details(state: TaskState, states: list[TaskState]) -> dict[str, Any]:
+    """Return the fields of a task that a report to the repo does not have."""
     now = trio.current_time()
     success = state.last_success
     return {
         "action": state.task.action,
         "stage": state.stage.value,
-        "why": _why(state, states),
+        "why": _reason(state, states),
         "next": round(max(0.0, state.due - now), 3) if state.stage is Stage.DUE else None,
         "lastDuration": state.last_duration,
         "lastSuccess": None if success is None else round(time() - now + success, 3),
     }
 
 
-def _why(state: TaskState, states: list[TaskState]) -> str:
-    """Return why the task does not run, for people; empty if it runs."""
+def _reason(state: TaskState, states: list[TaskState]) -> str:
+    """Return the reason why the task does not run, for people; empty if it runs."""
     task = state.task
     match state.stage:
         case Stage.WAITING:
