@@ -71,7 +71,7 @@ class _Occupancy:
 
 
 class Admission:
-    """The connections of one server. ``assign`` is asked for each new one, and again before one has to leave."""
+    """The connections of one server. ``assign`` is called for each new one, and again before one has to leave."""
 
     def __init__(self, assign: Assign) -> None:
         self._assign = assign
@@ -94,7 +94,7 @@ class Admission:
         return place
 
     def listen(self, place: Place, received: int) -> None:
-        """The server waits for the next request of the connection, and has received so many bytes of it."""
+        """Note that the server waits for the next request, of which it has received this number of bytes."""
         if not place.left:
             occupancy = self._rooms[place.room]
             self._count(place, received - place.received)
@@ -105,12 +105,12 @@ class Admission:
                 places[place] = None
 
     def answer(self, place: Place) -> None:
-        """A request of the connection is being answered."""
+        """Note that a request of the connection is being answered."""
         if not place.left:
             self._rooms[place.room].silent.pop(place, None)
 
     def hold(self, place: Place) -> None:
-        """A request of the connection is held."""
+        """Note that a request of the connection is held."""
         if not place.left and not place.room.keeps_held:
             self._rooms[place.room].silent[place] = None
 
@@ -145,7 +145,7 @@ class Admission:
         return False
 
     def leave(self, place: Place) -> None:
-        """The connection is closed."""
+        """Note that the connection is closed."""
         if not place.left:
             place.left = True
             self._rooms[place.room].remove(place)
@@ -167,7 +167,7 @@ class Admission:
         return place is not None
 
     def _make_room(self, room: Room, occupancy: _Occupancy) -> bool:
-        """Close the connection that has been silent for the longest time, or move one that belongs elsewhere by now."""
+        """Close the connection that has been silent for the longest time, or move one to its present room."""
         for place in self._settled(room, occupancy):
             self._close(place)
             break

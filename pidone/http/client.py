@@ -51,7 +51,7 @@ async def request(
         where = urlsplit(url)
         usable = where.scheme in {"http", "https"} and where.hostname and where.port != 0
     except ValueError:
-        # not shown: what stands in the place of the port may be the end of a password
+        # not shown: the text in the place of the port may be the end of a password
         raise ConnectError(
             "a URL has no number for its port; are / ? # @ in its password written as %2F %3F %23 %40?"
         ) from None

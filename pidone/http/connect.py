@@ -47,7 +47,7 @@ class Lookups(trio.abc.HostnameResolver):
         proto: int = 0,
         flags: int = 0,
     ) -> list[Any]:
-        """As ``socket.getaddrinfo``. On cancel the lookup continues in its thread, and its result is dropped."""
+        """Look up a name as ``socket.getaddrinfo`` does. On cancel the lookup continues, and its result is dropped."""
         return await _in_thread(
             self._free, lambda: socket.getaddrinfo(host, port, family, type, proto, flags)
         )
@@ -55,7 +55,7 @@ class Lookups(trio.abc.HostnameResolver):
     async def getnameinfo(
         self, sockaddr: tuple[str, int] | tuple[str, int, int, int], flags: int
     ) -> tuple[str, str]:
-        """As ``socket.getnameinfo``."""
+        """Look up an address as ``socket.getnameinfo`` does."""
         return await _in_thread(self._free, lambda: socket.getnameinfo(sockaddr, flags))
 
 

@@ -13,7 +13,7 @@ from pidone.http.admission import Assign, Room, network
 CONNECTIONS = 48  # of all three rooms
 _LOOPBACK = frozenset({"127.0.0.1", "::1"})
 
-# The kubelet asks for /drain once for each container of a pod, all at the same time.
+# The kubelet requests /drain once for each container of a pod, all at the same time.
 _OWN = Room(16, 16, received=1 << 16)
 _NODE = Room(16, 16, received=1 << 16)
 _OTHERS = Room(16, 8, received=1 << 16)

@@ -374,7 +374,7 @@ class _Server:
             self._start(client.place, client.socket, partial(self._continue, parked))
 
     def _receive(self, parked: _Parked, data: bytes) -> bool:
-        """Take what the peer of a parked connection sent; close the connection if the peer has."""
+        """Take the data that the peer of a parked connection sent; close the connection if the peer has."""
         if data:
             return parked.body_only or self._read_ahead(parked.client, data)
         self._last_words(parked.client)
@@ -451,7 +451,7 @@ class _Server:
         return None
 
     async def _read_in_time(self, client: _Client, event: _Head) -> Request | Response | None:
-        """As ``_read``, in any time. Raises ``h11.RemoteProtocolError``."""
+        """Read as ``_read`` does, without a limit of time. Raises ``h11.RemoteProtocolError``."""
         connection = client.connection
         request: Request | None = None
         chunks, size = list[bytes](), 0
@@ -509,7 +509,7 @@ class _Server:
         return answer
 
     async def _later(self, client: _Client, later: Callable[[], Awaitable[bytes]] | Held) -> _Parked | None:
-        """Send the body of ``Response.later`` when it is there, or park the connection until then.
+        """Send the body of ``Response.later`` when it is complete, or park the connection until then.
 
         The wait ends when the peer closes.
         """

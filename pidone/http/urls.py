@@ -61,12 +61,12 @@ def with_namespace(url: str, namespace: str) -> str:
 
 
 def authority(host: str, port: int | str) -> str:
-    """Return ``host:port`` for URLs, headers and messages; an IPv6 address stands in brackets (RFC 3986, 3.2.2)."""
+    """Return ``host:port`` for URLs, headers and messages; an IPv6 address gets brackets (RFC 3986, 3.2.2)."""
     return f"{bracketed(host)}:{port}"
 
 
 def bracketed(host: str) -> str:
-    """Return the host as it stands in a URL: an IPv6 address in brackets, anything else unchanged."""
+    """Return the host for a URL: an IPv6 address in brackets, anything else unchanged."""
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 

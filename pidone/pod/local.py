@@ -9,7 +9,7 @@
 
     {"undone": [name, ...], "failed": {name: error}, "left": [name, ...], "seconds", "logs": [line, ...]}
 
-What a task in ``failed`` did outside the pod, such as a registration, may still be there. A task in ``left`` has not
+The effect of a task in ``failed`` outside the pod, such as a registration, may still exist. A task in ``left`` has not
 ended.
 
 ``since``, ``applied`` and ``lastSuccess`` are in seconds since 1970. ``next`` is in seconds from now. ``processes`` is

@@ -103,7 +103,7 @@ class PodProgram:
     def end(self, by: str) -> None:
         """Begin the pod's end, unless it has begun. ``by`` is the cause, for the journal.
 
-        Only a repo can take the end back, and only if nothing else than a repo has asked for it.
+        Only a repo can take the end back, and only if nothing else has requested it.
         """
         self._end_is_the_repos = False
         if self.end_revoked.is_set():
@@ -203,8 +203,8 @@ class PodProgram:
 def fitting(tasks: Mapping[str, TaskReport], outside: Collection[str]) -> dict[str, TaskReport]:
     """Return the tasks that fit into a report. ``outside`` are those that hold something outside the pod.
 
-    Errors are cut first. Then healthy tasks are left out, then failed ones. The controller deregisters what a task in
-    ``outside`` holds if it is missing, so those have a room of their own.
+    Errors are cut first. Then healthy tasks are left out, then failed ones. If a task in ``outside`` is
+    missing, the controller deregisters its instance, so those tasks have a limit of their own.
     """
     for width in (TASK_ERROR_WIDTH, TASK_ERROR_WIDTH // 4, 0):
         cut = {name: replace(task, error=task.error[:width]) for name, task in tasks.items()}

@@ -58,7 +58,7 @@ class Consumer(Protocol):
         """Apply a bundle, or raise ``Refused`` and change nothing. ``trusted``: the repo proved by TLS who it is."""
 
     def status(self) -> Report:
-        """Return the plan that runs, its tasks, and what could not be undone. The client adds the rest."""
+        """Return the running plan, its tasks, and those that were not undone. The client adds the rest."""
 
     def details(self) -> dict[str, Any]:
         """Return fields for people who read the request; see ``pidone.plan.report``."""
