@@ -149,7 +149,7 @@ class Client:
     async def apply(
         self, resource: Resource, body: Mapping[str, Any], *, subresource: str = "", force: bool = True
     ) -> Object:
-        """Server-side apply: this controller owns the fields in ``body`` from now on.
+        """Apply ``body`` on the server: this controller owns its fields from now on.
 
         Without ``force``, raises ``Conflict`` if another manager owns one of them.
         """

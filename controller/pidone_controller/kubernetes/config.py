@@ -81,7 +81,7 @@ def in_cluster(environ: Mapping[str, str] = os.environ, account: Path = SERVICE_
 
 
 def kubeconfig(paths: Sequence[Path], *, context: str = "") -> Config:
-    """Read kubeconfigs. Of entries of one name that in the first file counts, as in kubectl. Raises ``ConfigError``."""
+    """Read kubeconfigs. The first entry of a name counts, as in kubectl. Raises ``ConfigError``."""
     read = [_read(path) for path in paths if path.exists()]
     if not read:
         raise ConfigError(f"there is no {' or '.join(map(str, paths))}")

@@ -34,7 +34,7 @@ class ApiError(PidoneError):
     """A request failed.
 
     ``status`` is HTTP's, ``reason`` Kubernetes' (``NotFound``, ``Expired``, ...), ``retry_after`` the seconds
-    that the server asks to wait, ``causes`` the reasons in the Status' details.
+    of the server's Retry-After, ``causes`` the reasons in the Status' details.
     """
 
     def __init__(

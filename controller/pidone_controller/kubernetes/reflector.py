@@ -2,8 +2,8 @@
 
 The rules are those of client-go's reflector (tools/cache/reflector.go), each of which was learned in an outage: a
 list comes as a stream or in pages; a watch ends by itself after 5 to 10 minutes; bookmarks come once a minute, so 75 s
-without a byte mean a dead peer; after a version that is gone a new list *replaces* all objects, since deletions were
-missed; the waits after failures grow, are random, and are at least what the server asks for.
+without a byte mean a dead peer; after a compacted version a new list *replaces* all objects, since deletions were
+missed; the waits after failures grow, are random, and are at least the server's Retry-After.
 
 A reflector calls its sink without an ``await`` between two objects of one change, so nothing here needs a lock.
 """
@@ -259,7 +259,7 @@ def families(reflectors: Sequence[Reflector[Any]]) -> Iterator[Family]:
 
 
 def silence(reflectors: Sequence[Reflector[Any]], began: float) -> str:
-    """Return which reflector is stuck, for ``/livez``; empty if none is. A missing API server is no reason.
+    """Return which reflector is stuck, for ``/livez``; empty if none is. An unreachable API server does not count.
 
     ``began`` is the clock time at which this process began.
     """

@@ -22,9 +22,9 @@ MAX_REVIEWS = 16  # at once
 ADDRESS_REVIEWS, ADDRESS_INTERVAL_SECONDS = 20, 0.5
 MAX_ADDRESSES = 1 << 12  # with such a limit
 
-# Asks for a TokenReview and returns its status. Raises PidoneError if that fails.
+# Requests a TokenReview and returns its status. Raises PidoneError if that fails.
 Review = Callable[[str], Awaitable[Mapping[str, Any]]]
-# Asks for a SubjectAccessReview: may ``user`` (of a TokenReview) read the pod ``name`` in ``namespace``? Without a
+# Requests a SubjectAccessReview: may ``user`` (of a TokenReview) read the pod ``name`` in ``namespace``? Without a
 # name: list pods, without a namespace in all namespaces. Raises PidoneError if that fails.
 MayRead = Callable[[Mapping[str, Any], str, str], Awaitable[bool]]
 

@@ -118,7 +118,7 @@ class Callers:
                 )
 
     def families(self) -> Iterator[Family]:
-        """Metrics of refusals."""
+        """Yield metrics of refusals."""
         yield counter_by(
             "reason",
             "pidone_controller_identity_refusals_total",

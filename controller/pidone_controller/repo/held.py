@@ -147,7 +147,7 @@ class HeldRequests:
         return Response(200, {"content-type": "application/octet-stream"}, later=held)
 
     async def drain(self, seconds: float) -> None:
-        """End the held requests, spread over this time, so that their pods ask other replicas."""
+        """End the held requests, spread over this time, so that their pods poll other replicas."""
         self.draining = True
         places = self.waiting.places()
         self._random.shuffle(places)
@@ -156,7 +156,7 @@ class HeldRequests:
             await trio.sleep(seconds / len(places))
 
     def families(self) -> Iterator[Family]:
-        """Metrics of held requests and answers."""
+        """Yield metrics of held requests and answers."""
         prefix = "pidone_controller_"
         yield gauge(f"{prefix}held_requests", "Requests that wait for a change.", self.waiting.requests)
         yield counter_by(

@@ -242,7 +242,7 @@ class Plans:
             self._on_report(pod, report)
 
     def families(self) -> Iterator[Family]:
-        """Metrics of pods and derivations."""
+        """Yield metrics of pods and derivations."""
         prefix = "pidone_controller_"
         yield gauge(f"{prefix}pods", "Pods in the inventory.", len(self.inventory))
         yield gauge(f"{prefix}bound_pods", "Served pods that a binding selects.", len(self._entries))

@@ -101,7 +101,7 @@ class Repo:
         self._reports: Counter[str] = Counter()
 
     async def drain(self, seconds: float) -> None:
-        """Become unready and end the held requests, spread over this time: their pods ask other replicas."""
+        """Become unready and end the held requests, spread over this time: their pods poll other replicas."""
         await self._held.drain(seconds)
 
     async def handle(self, request: Request, *, secure: bool = False) -> Response:

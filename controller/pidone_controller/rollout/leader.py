@@ -76,7 +76,7 @@ class Leader:
         self._not_before = now() + collecting_seconds
 
     def look(self, affected: Affected | None = None) -> None:
-        """Look again, since these objects have changed, or without any pods or reports."""
+        """Request a look after a change of these objects, or without any, of pods or reports."""
         if affected is not None:
             self._affected.add(affected)
         self._changed.set()

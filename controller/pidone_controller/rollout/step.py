@@ -26,7 +26,7 @@ from pidone_controller.rollout.state import Phase, RolloutState, VersionRef, mic
 NAMED = 3  # pods and tasks that a message names
 ERROR_WIDTH = 500  # characters of a pod's error in a message
 
-Health = dict[str, set[str]]  # by a pod's uid: the tasks that were seen to work
+Health = dict[str, set[str]]  # by a pod's uid: the tasks that have worked
 
 
 def step(
