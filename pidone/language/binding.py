@@ -1,11 +1,11 @@
-"""The plan of a pod: the TaskBindings that select it, and the tasks of their TaskSets.
+"""Derives the plan of a pod: finds the TaskBindings that select it, and renders the tasks of their TaskSets.
 
 Functions over values: the same rules and pod give the same tasks in the same order in every process, so all replicas
-serve the same bytes. If two bindings bring different tasks of one name, the pod gets nothing of either, and the error
-names both.
+serve the same bytes. If two bindings bring different tasks of one name, the pod gets the tasks of neither, and the
+error names both.
 
-A binding brings the sets as they are, unless the rules have a rollout for it: then a pod gets one of two versions,
-by a number that is made of its uid.
+A binding brings the present sets, unless the rules have a rollout for it: then a pod gets one of two versions, by its
+place, which is a hash of its uid.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,15 +20,15 @@ from pidone.language.rendering import render
 from pidone.language.resolution import flatten
 from pidone.language.selector import matches
 
-Key = tuple[bool, str, str]  # of a set or a binding: whether it is the cluster's, its namespace, its name
+Key = tuple[bool, str, str]  # of a set or a binding: True for the cluster's, the namespace, the name
 Task = Mapping[str, Any]
-PLACES = 10_000  # a pod has one of so many places in a rollout
+PLACES = 10_000  # of pods in a rollout
 MAX_BINDINGS = 200  # of one pod
 _MAX_FAULTS = 20  # of one pod in the text of an error
 
 
 class Bound(Protocol):
-    """What is read of a pod; ``manifest`` is its core/v1 object."""
+    """The fields of a pod that bindings read; ``manifest`` is its core/v1 object."""
 
     @property
     def uid(self) -> str: ...
@@ -42,17 +42,17 @@ class Bound(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Why bindings bring nothing new to a pod: the text names them."""
+    """The reason why bindings bring no new plan to a pod; the text names them."""
 
     text: str
     bindings: tuple[TaskBinding, ...]
-    task: str = ""  # what two of them each bring
+    task: str = ""  # the task that two of them bring
 
 
 class BindingError(PidoneError):
     """The plan of a pod cannot be derived; the text names the bindings at fault.
 
-    ``rest`` are the tasks of all other bindings, for a pod that has no plan yet. A pod that has one keeps it.
+    ``rest`` are the tasks of all other bindings, for a pod without a plan. A pod with a plan keeps it.
     """
 
     def __init__(self, faults: Sequence[Fault], rest: Sequence[dict[str, Any]] = ()) -> None:
@@ -63,60 +63,60 @@ class BindingError(PidoneError):
 
     @property
     def bindings(self) -> tuple[str, ...]:
-        """Those at fault, as ``shown`` calls them."""
+        """The bindings at fault, as ``shown`` writes them."""
         return tuple(dict.fromkeys(shown(binding) for fault in self.faults for binding in fault.bindings))
 
     @property
     def task(self) -> str:
-        """What two of them each bring; empty where that is not what is wrong."""
+        """The task that two of them bring; empty for another fault."""
         return next((fault.task for fault in self.faults if fault.task), "")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Version:
-    """What a binding brings at one moment of its history."""
+    """The content of a binding at one time."""
 
     task_sets: tuple[str, ...]
     params: Mapping[str, Any]
-    sets: Sets  # those that it reaches, as they were then
+    sets: Sets  # those that it reaches, in their versions at that time
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """Two versions of a binding; None is nothing of it. Pods whose place is below ``share`` have the target."""
+    """Two versions of a binding; None brings no tasks. Pods whose place is below ``share`` have the target."""
 
     current: Version | None
     target: Version | None = None
     share: int = 0  # of PLACES
-    seed: str = ""  # what tells this rollout from others, so that not always the same pods are the first
+    seed: str = ""  # differs for each rollout, so that different pods are the first
 
     def version(self, uid: str) -> Version | None:
-        """Of a pod."""
+        """Return the version of a pod."""
         return self.target if self.share and place(uid, self.seed) < self.share else self.current
 
 
 def place(uid: str, seed: str) -> int:
-    """The place of a pod in a rollout, 0 up to ``PLACES``: the same in every process."""
+    """Return the place of a pod in a rollout, 0 up to ``PLACES``: the same in every process."""
     return int.from_bytes(sha256(f"{seed} {uid}".encode()).digest()[:8]) % PLACES
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Everything people wrote, at one moment. Compared by identity: a change makes a new one."""
+    """All sets, bindings and rollouts at one time. Compared by identity: a change makes a new object."""
 
     sets: Sets = field(default_factory=Sets)
     bindings: Sequence[TaskBinding] = ()  # the cluster's first, then those of ANY, then by namespace and name
-    # Of bindings that do not just bring the sets as they are; a text says why it is not known what one brings.
+    # Of bindings that do not bring the present sets. A text is the reason why the version is unknown.
     rollouts: Mapping[Key, Rollout | str] = field(default_factory=dict)
     flattened: dict[tuple[int, int], TaskSet] = field(
         default_factory=dict, compare=False
-    )  # by identity of Sets and set, as they are asked for
+    )  # a cache by identity of Sets and set
     by_namespace: dict[str, list[TaskBinding]] = field(
         default_factory=dict, compare=False
     )  # see ``matching``
 
     def matching(self, pod: Bound) -> Iterator[TaskBinding]:
-        """The bindings that choose a pod, in order."""
+        """Yield the bindings that select a pod, in order."""
         if not self.by_namespace:
             for binding in self.bindings:
                 self.by_namespace.setdefault(binding.namespace, []).append(binding)
@@ -126,7 +126,7 @@ class Rules:
                     yield binding
 
     def version(self, binding: TaskBinding, uid: str) -> Version | None:
-        """Which version of a binding a pod gets. Raises ``BindingError`` where that is not known."""
+        """Return the version of a binding for a pod; None: no tasks of it. Raises ``BindingError`` if it is unknown."""
         rollout = self.rollouts.get(binding.key)
         if rollout is None:
             return Version(binding.task_sets, binding.params, self.sets)
@@ -135,52 +135,52 @@ class Rules:
         return rollout.version(uid)
 
     def task_set(self, name: str, binding: TaskBinding, namespace: str, sets: Sets | None = None) -> TaskSet:
-        """A set of a binding, for pods of a namespace, with all that it extends. Raises ``BindingError``.
+        """Return a set of a binding for pods of a namespace, merged with the sets that it extends.
 
-        The namespace's own counts before one for all; a binding of the cluster takes the cluster's. ``sets`` are
-        those of a version, without them the present ones.
+        A set of the namespace takes precedence over one for all namespaces; a binding of the cluster names sets of the
+        cluster. ``sets`` are those of a version, by default the present ones. Raises ``BindingError``.
         """
         sets = self.sets if sets is None else sets
-        found = sets.find(name, namespace, cluster=binding.cluster)
-        if found is None:
+        task_set = sets.find(name, namespace, cluster=binding.cluster)
+        if task_set is None:
             kind, where = (
                 ("ClusterTaskSet", "") if binding.cluster else ("TaskSet", f" for pods in {namespace}")
             )
             text = f'{shown(binding)} names {kind} "{name}", which is not there{where}'
             raise BindingError([Fault(text, (binding,))])
-        key = id(sets), id(found)
+        key = id(sets), id(task_set)
         if key not in self.flattened:
             try:
-                self.flattened[key] = flatten(found, sets)
+                self.flattened[key] = flatten(task_set, sets)
             except LanguageError as error:
                 raise BindingError([Fault(f"{shown(binding)}: {error}", (binding,))]) from error
         return self.flattened[key]
 
 
 def collect(files: Iterable[tuple[str, Iterable[TaskSet | TaskBinding]]]) -> tuple[Rules, tuple[str, ...]]:
-    """Rules from files in order, and what is there twice: the first stays, the complaint names both files."""
+    """Return the rules of files, and a complaint for each repeated object, of which the first one counts."""
     first: dict[tuple[str, str, str], tuple[str, TaskSet | TaskBinding]] = {}
     complaints: list[str] = []
     for file, objects in files:
         for item in objects:
-            there, kept = first.setdefault((item.kind, item.namespace, item.name), (file, item))
+            first_file, kept = first.setdefault((item.kind, item.namespace, item.name), (file, item))
             if kept is not item:
-                complaints.append(f"{shown(item)} is in {there} and again in {file}; the first counts")
+                complaints.append(f"{shown(item)} is in {first_file} and again in {file}; the first counts")
     items = [item for _, item in first.values()]
     bindings = [item for item in items if isinstance(item, TaskBinding)]
     return Rules(
         sets=Sets.of(item for item in items if isinstance(item, TaskSet)),
-        bindings=sorted(bindings, key=lambda one: (not one.cluster, one.namespace, one.name)),
+        bindings=sorted(bindings, key=lambda binding: (not binding.cluster, binding.namespace, binding.name)),
     ), tuple(complaints)
 
 
 def shown(item: TaskSet | TaskBinding) -> str:
-    """``TaskBinding shop/web``; without a namespace where it is for all."""
+    """Return the object for messages: ``TaskBinding shop/web``; without a namespace if it is for all."""
     return f"{item.kind} {item.namespace}/{item.name}".replace(" /", " ")
 
 
 def derive(pod: Bound, rules: Rules) -> list[dict[str, Any]]:
-    """The rendered tasks of one pod; none where nothing binds it. Raises ``BindingError``."""
+    """Return the rendered tasks of one pod; none if no binding selects it. Raises ``BindingError``."""
     brought: list[_Brought] = []
     faults: list[Fault] = []
     for number, binding in enumerate(rules.matching(pod)):
@@ -189,18 +189,18 @@ def derive(pod: Bound, rules: Rules) -> list[dict[str, Any]]:
             faults.append(Fault(text, (binding,)))
             break
         try:
-            found = _bring(binding, pod, rules)
+            contribution = _bring(binding, pod, rules)
         except BindingError as error:
             faults += error.faults
         else:
-            brought += [found] if found else []
+            brought += [contribution] if contribution else []
     conflicts = list(_conflicts(brought))
     faults += conflicts
     disagreeing = {binding.key for fault in conflicts for binding in fault.bindings}
     tasks: dict[str, dict[str, Any]] = {}
-    for one in brought:
-        if one.binding.key not in disagreeing:
-            tasks.update(one.tasks)  # what two have is the same
+    for contribution in brought:
+        if contribution.binding.key not in disagreeing:
+            tasks.update(contribution.tasks)  # tasks of one name are equal
     if faults:
         raise BindingError(faults, list(tasks.values()))
     return list(tasks.values())
@@ -208,7 +208,7 @@ def derive(pod: Bound, rules: Rules) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True, slots=True)
 class _Brought:
-    """What one binding brings to one pod."""
+    """The tasks that one binding brings to one pod."""
 
     binding: TaskBinding
     version: Version
@@ -216,17 +216,17 @@ class _Brought:
     tasks: Mapping[str, dict[str, Any]]
 
     def written(self, name: str) -> Task:
-        """A task before it was rendered."""
-        return next(task for one in self.flat for task in one.tasks if task["name"] == name)
+        """Return a task before rendering."""
+        return next(task for task_set in self.flat for task in task_set.tasks if task["name"] == name)
 
     def origin(self, name: str) -> Key | None:
-        """The set that a task comes from, wherever it was inherited."""
+        """Return the key of the set from which a task was inherited."""
         sets = self.version.sets
-        return next(filter(None, (sets.origin(name, one.key) for one in self.flat)), None)
+        return next(filter(None, (sets.origin(name, task_set.key) for task_set in self.flat)), None)
 
 
 def _bring(binding: TaskBinding, pod: Bound, rules: Rules) -> _Brought | None:
-    """None where a rollout brings nothing of the binding to this pod. Raises ``BindingError``."""
+    """Return the tasks of a binding; None if its rollout brings none to this pod. Raises ``BindingError``."""
     version = rules.version(binding, pod.uid)
     if version is None:
         return None
@@ -239,13 +239,13 @@ def _bring(binding: TaskBinding, pod: Bound, rules: Rules) -> _Brought | None:
 
 
 def _conflicts(brought: Sequence[_Brought]) -> Iterator[Fault]:
-    """Yield a fault for each two bindings that bring different tasks of one name. Equal ones of one origin are one.
+    """Yield a fault for each two bindings that bring different tasks of one name. Equal tasks of one origin are one.
 
     A task is compared with the first one of its name alone, since "the same" is transitive. So the work grows with the
     tasks, and not with the pairs of bindings.
     """
-    agreeing: dict[str, list[_Brought]] = {}  # those that make the same of a task as the first one
-    other: dict[str, _Brought] = {}  # the first one that does not
+    agreeing: dict[str, list[_Brought]] = {}  # those that bring the same task as the first one
+    other: dict[str, _Brought] = {}  # the first one that brings another
     pairs: set[tuple[int, int]] = set()
     for one in brought:
         for name in one.tasks:

@@ -1,7 +1,6 @@
-"""What a task may take from the containers of its pod: plain variables, numbers of named ports, their own probes.
+"""Reads containers of a Pod object for tasks: plain variables, numbers of named ports, probes.
 
-All of it comes from the Pod object. Nothing is read out of a container, and nothing that a Secret or a
-ConfigMap fills: everybody who may read plans would see it.
+Nothing is read from a running container, or from a Secret or ConfigMap, because all readers of plans would see it.
 """
 
 from collections.abc import Mapping
@@ -18,32 +17,32 @@ _INT32 = 1 << 31
 
 
 def containers(pod: Mapping[str, Any], named: str = "") -> list[Container]:
-    """The containers that run as long as the pod: its own, and sidecars among the init containers.
+    """Return the containers that run as long as the pod: its own, and sidecars among the init containers.
 
-    With a name that one only. Raises ``LanguageError`` where there is none of that name.
+    ``named``: only the container of this name. Raises ``LanguageError`` if it does not exist.
     """
     spec = pod.get("spec") or {}
-    sidecars = [one for one in objects(spec.get("initContainers")) if one.get("restartPolicy") == "Always"]
-    found = [*objects(spec.get("containers")), *sidecars]
+    sidecars = [item for item in objects(spec.get("initContainers")) if item.get("restartPolicy") == "Always"]
+    present = [*objects(spec.get("containers")), *sidecars]
     if not named:
-        return found
-    those = [one for one in found if one.get("name") == named]
-    if not those:
-        there = ", ".join(str(one.get("name")) for one in found) or "none"
-        raise LanguageError(f'{shown_pod(pod)} has no container "{named}"; it has {there}')
-    return those
+        return present
+    selected = [container for container in present if container.get("name") == named]
+    if not selected:
+        names = ", ".join(str(container.get("name")) for container in present) or "none"
+        raise LanguageError(f'{shown_pod(pod)} has no container "{named}"; it has {names}')
+    return selected
 
 
 def variable(pod: Mapping[str, Any], name: str, container: str = "") -> str | None:
-    """The plain value of a variable in the env of a container; None where no container has it.
+    """Return the plain value of a variable in the env of a container; None if no container has it.
 
-    Raises ``LanguageError`` where it is no plain value, or where containers differ and none is named.
+    Raises ``LanguageError`` if it is no plain value, or if containers differ and none is named.
     """
     entries = {}
-    for one in containers(pod, container):
-        for entry in objects(one.get("env")):
+    for item in containers(pod, container):
+        for entry in objects(item.get("env")):
             if entry.get("name") == name:
-                entries[str(one.get("name"))] = entry  # the last one counts, as in Kubernetes
+                entries[str(item.get("name"))] = entry  # the last one counts, as in Kubernetes
     if not entries:
         return None
     where, entry = next(iter(entries.items()))
@@ -69,46 +68,46 @@ def variable(pod: Mapping[str, Any], name: str, container: str = "") -> str | No
 
 
 def own_ports(pod: Mapping[str, Any]) -> list[int]:
-    """The numbers of all ports that the containers declare, in ascending order."""
-    ports = (port.get("containerPort") for one in containers(pod) for port in objects(one.get("ports")))
+    """Return the numbers of all ports that the containers declare, in ascending order."""
+    ports = (port.get("containerPort") for item in containers(pod) for port in objects(item.get("ports")))
     return sorted({port for port in ports if isinstance(port, int)})
 
 
 def port_number(pod: Mapping[str, Any], name: str, container: str = "") -> int:
-    """The number of a named port. Raises ``LanguageError`` where there is none, or where containers differ."""
-    found: dict[int, str] = {}
+    """Return the number of a named port. Raises ``LanguageError`` if none has this name, or if containers differ."""
+    numbers: dict[int, str] = {}
     names: dict[str, None] = {}
-    for one in containers(pod, container):
-        for port in objects(one.get("ports")):
+    for item in containers(pod, container):
+        for port in objects(item.get("ports")):
             names.update(dict.fromkeys([str(port["name"])] if port.get("name") else ()))
             if port.get("name") == name and isinstance(port.get("containerPort"), int):
-                found.setdefault(port["containerPort"], str(one.get("name")))
-    if len(found) > 1:
-        first, second = list(found.values())[:2]
+                numbers.setdefault(port["containerPort"], str(item.get("name")))
+    if len(numbers) > 1:
+        first, second = list(numbers.values())[:2]
         raise LanguageError(
             f'containers "{first}" and "{second}" of {shown_pod(pod)} both have a port "{name}", with different '
             "numbers; name one of them: container"
         )
-    if not found:
+    if not numbers:
         where = (
             f'container "{container}" of {shown_pod(pod)}'
             if container
             else f"no container of {shown_pod(pod)}"
         )
-        there = f"; there is {', '.join(names)}" if names else ""
+        others = f"; there is {', '.join(names)}" if names else ""
         raise LanguageError(
-            f'{where} {"has no" if container else "has a"} port "{name}"{there}; name the port in the container\'s '
+            f'{where} {"has no" if container else "has a"} port "{name}"{others}; name the port in the container\'s '
             "ports, or give its number"
         )
-    return next(iter(found))
+    return next(iter(numbers))
 
 
 def probe_of(pod: Mapping[str, Any], kind: str, container: str = "") -> tuple[dict[str, Any], str]:
-    """The pod's own probe (``readinessProbe``, ...) as our fields, and its container.
+    """Return the pod's own probe (``readinessProbe``, ...) in the fields of the language, and its container.
 
-    Raises ``LanguageError`` where there is none, several, or one that cannot be asked from outside the container.
+    Raises ``LanguageError`` if there is none, several, or one that cannot be made from outside the container.
     """
-    having = [one for one in containers(pod, container) if isinstance(one.get(kind), Mapping)]
+    having = [item for item in containers(pod, container) if isinstance(item.get(kind), Mapping)]
     if not having:
         where = (
             f'container "{container}" of {shown_pod(pod)} has no'
@@ -119,7 +118,7 @@ def probe_of(pod: Mapping[str, Any], kind: str, container: str = "") -> tuple[di
             f"{where} {kind}; give it one, or write the probe in the task instead of from: {kind}"
         )
     if len(having) > 1:
-        names = " and ".join(f'"{one.get("name")}"' for one in having[:2])
+        names = " and ".join(f'"{item.get("name")}"' for item in having[:2])
         raise LanguageError(
             f"containers {names} of {shown_pod(pod)} both have a {kind}; name one of them: container"
         )
@@ -158,7 +157,7 @@ def _defaulted(probe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _checkable(probe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the probe with plain values for those that only authors of tasks are advised against.
+    """Return the probe with plain values in place of those that are refused only in tasks.
 
     The API server takes any path, any value of a header and any number, and the kubelet sends them. So they are no
     reason to refuse the pod's plan.

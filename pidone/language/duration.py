@@ -1,4 +1,4 @@
-"""Durations as in Gateway API (GEP-2257): ``10s``, ``5m``, ``1h30m``, ``500ms``."""
+"""Reads and writes durations as in Gateway API (GEP-2257): ``10s``, ``5m``, ``1h30m``, ``500ms``."""
 
 import re
 from typing import Any
@@ -9,7 +9,7 @@ _MILLISECONDS = {"h": 3_600_000, "m": 60_000, "s": 1_000, "ms": 1}
 
 
 def seconds(text: Any) -> int | float | None:
-    """Seconds, an int where whole; None for what is not a duration."""
+    """Return the seconds of a duration, an int if whole; None for anything else."""
     if not isinstance(text, str) or not _WHOLE.fullmatch(text):
         return None
     total = sum(int(number) * _MILLISECONDS[unit] for number, unit in _PART.findall(text))
@@ -17,7 +17,7 @@ def seconds(text: Any) -> int | float | None:
 
 
 def text(number: float) -> str:
-    """Seconds as a person writes them, in the greatest unit that takes them whole."""
+    """Return seconds as a duration, in the greatest unit without a fraction."""
     milliseconds = round(number * 1000)
     if not milliseconds:
         return "0s"

@@ -1,4 +1,4 @@
-"""One mistake in one place: what is said about it, and how it is shown."""
+"""Findings: the message about one mistake and its place in a file, and their text for people."""
 
 import re
 from bisect import bisect_right
@@ -20,7 +20,7 @@ _LINE_END = re.compile(r"\r\n|[\n\r]")  # of YAML 1.2, and of editors
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Where a token stands. Line and column count from 1; ``width`` is in characters, on that line."""
+    """The position of a token. Line and column count from 1; ``width`` is in characters, on that line."""
 
     line: int
     column: int
@@ -29,19 +29,19 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """``str()`` is the message with its place and rule, the line, and a caret under the token."""
+    """One mistake. ``str()`` is the message with its place and rule, the line, and a caret under the token."""
 
     file: str
     line: int
     column: int
     message: str
     rule: str
-    source: str = ""  # the line it stands in
+    source: str = ""  # its line in the file
     width: int = 1
 
     @property
     def is_warning(self) -> bool:
-        """Whether the file works all the same. It is a matter of the rule alone."""
+        """True if the file is valid nevertheless, which depends on the rule alone."""
         return self.rule in WARNINGS
 
     @property
@@ -59,7 +59,7 @@ class Finding:
         return "\n".join([head, *self.excerpt()])
 
     def excerpt(self) -> list[str]:
-        """The line, and below it the caret; nothing where the line is empty."""
+        """Return the line, and below it the caret; nothing if the line is empty."""
         if not self.source.strip():
             return []
         source, before = self.source, self.column - 1
@@ -74,7 +74,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file's name and lines: what a finding needs to show the place."""
+    """The name and the lines of a file, from which findings show the place."""
 
     file: str
     lines: tuple[str, ...]
@@ -82,29 +82,29 @@ class Source:
 
     @classmethod
     def of(cls, text: str, file: str) -> "Source":
-        ends = [(found.start(), found.end()) for found in _LINE_END.finditer(text)]
+        ends = [(match.start(), match.end()) for match in _LINE_END.finditer(text)]
         starts = (0, *(end for _, end in ends))
         stops = (*(stop for stop, _ in ends), len(text))
         return cls(file, tuple(text[start:stop] for start, stop in zip(starts, stops, strict=True)), starts)
 
     def span(self, start: int, end: int | None = None) -> Span:
-        """Of the characters from ``start`` to ``end``; what goes on in the next line ends with its first."""
+        """Return the span of the characters from ``start`` to ``end``, at most to the end of the first line."""
         line = bisect_right(self.starts, start) - 1
         column = start - self.starts[line]
         rest = max(1, len(self.lines[line]) - column)
         return Span(line + 1, column + 1, 1 if end is None else min(rest, max(1, end - start)))
 
     def finding(self, span: Span, message: str, rule: str) -> Finding:
-        if len(message) > _LONGEST:  # it has a word of the file in it, and that may be a megabyte
+        if len(message) > _LONGEST:  # it contains a word of the file, which may be a megabyte
             message = f"{message[: _LONGEST - 3]}..."
         line = self.lines[span.line - 1]
         return Finding(self.file, span.line, span.column, message, rule, line, span.width)
 
 
 def ordered(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """In the order of the file, none twice."""
+    """Return the findings in the order of the file, without duplicates."""
     return tuple(
-        sorted(set(findings), key=lambda one: (one.file, one.line, one.column, one.rule, one.message))
+        sorted(set(findings), key=lambda item: (item.file, item.line, item.column, item.rule, item.message))
     )
 
 
@@ -125,8 +125,8 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
 
 def _cells(text: str) -> int:
-    """Columns of a terminal."""
-    return sum(0 if combining(one) else 1 + (east_asian_width(one) in {"W", "F"}) for one in text)
+    """Return the number of columns of a text in a terminal."""
+    return sum(0 if combining(sign) else 1 + (east_asian_width(sign) in {"W", "F"}) for sign in text)
 
 
 def _visible(text: str) -> str:
@@ -134,11 +134,11 @@ def _visible(text: str) -> str:
     if text.isprintable():
         return text
     marks = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
-    return "".join(one if one.isprintable() else marks.get(one, f"<U+{ord(one):04X}>") for one in text)
+    return "".join(sign if sign.isprintable() else marks.get(sign, f"<U+{ord(sign):04X}>") for sign in text)
 
 
 def shown(value: object) -> str:
-    """Return a value as a message shows it: shortened, never a whole object, and with what cannot be seen in it."""
+    """Return a value for messages: shortened, never a whole object, with code points of invisible characters."""
     match value:
         case str():
             return f'"{_visible(value)}"' if len(value) <= 60 else f'"{_visible(value[:57])}..."'

@@ -1,4 +1,4 @@
-"""Pods as people have them: a manifest, or what ``kubectl get pods -o yaml`` (or json) prints; and their fields."""
+"""Reads pods of manifests and of ``kubectl get pods -o yaml`` (or json), and their fields."""
 
 import json
 import re
@@ -17,7 +17,7 @@ _KEYED = re.compile(r"(metadata\.(?:labels|annotations))\['([^']+)'\]")
 
 @dataclass(frozen=True, slots=True)
 class PodProblem:
-    """Why a pod of a file is left out."""
+    """The reason why a pod of a file is left out."""
 
     text: str
     name: str = ""  # namespace/name; empty if it is not known
@@ -26,7 +26,7 @@ class PodProblem:
 def read_pods(text: str | bytes) -> list[dict[str, Any]]:
     """Return the core/v1 Pod objects of a List, a PodList, or of Pods in a row.
 
-    Raises ``LanguageError`` that says what stands where a pod should.
+    Raises ``LanguageError``, which names the value in the place of a pod.
     """
     pods, problems = read_inventory(text)
     for problem in problems:
@@ -57,7 +57,7 @@ def read_inventory(text: str | bytes) -> tuple[list[dict[str, Any]], list[PodPro
 
 
 def pod_facts(pod: Mapping[str, Any]) -> Pod:
-    """What a pod is told about itself, from its object; missing fields are empty, the namespace is default."""
+    """Return the facts of a pod from its object. Missing fields are empty, the namespace is ``default``."""
     return Pod(
         name=pod_field("metadata.name", pod) or "",
         namespace=pod_field("metadata.namespace", pod) or "",
@@ -68,14 +68,14 @@ def pod_facts(pod: Mapping[str, Any]) -> Pod:
 
 
 def shown_pod(pod: Mapping[str, Any]) -> str:
-    """``pod shop/web``."""
+    """Return the pod for messages: ``pod shop/web``."""
     return f"pod {pod_field('metadata.namespace', pod)}/{pod_field('metadata.name', pod) or '?'}"
 
 
 def pod_field(path: str, pod: Mapping[str, Any]) -> str | None:
-    """A field of a core/v1 Pod object, by a path as the Downward API writes it; None where it has none.
+    """Return a field of a core/v1 Pod object by its path in the Downward API; None if it is missing.
 
-    Lists are written as the Downward API writes them, with commas between. Without a namespace it is
+    Lists are joined by commas, as in the Downward API. Without a namespace it is
     ``default``, as for kubectl.
     """
     keyed = _KEYED.fullmatch(path)
@@ -91,12 +91,12 @@ def pod_field(path: str, pod: Mapping[str, Any]) -> str | None:
 
 
 def objects(value: object) -> list[Mapping[str, Any]]:
-    """The objects of a list; what is no list, or no object, is passed over, as a Pod may be hand-written."""
-    return [one for one in value if isinstance(one, Mapping)] if isinstance(value, list) else []
+    """Return the objects of a list. Values of other types are left out, since a Pod may be hand-written."""
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
 
 
 def place(path: str) -> str:
-    """What a path of the Downward API leads to, in words: ``label "app"``."""
+    """Return the name of a path of the Downward API for messages: ``label "app"``."""
     keyed = _KEYED.fullmatch(path)
     if keyed is None:
         return path
