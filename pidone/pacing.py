@@ -1,4 +1,4 @@
-"""How long to wait before the next try, and how often something may happen. Clock and random numbers are passed in."""
+"""Backoff and rate limits, as values. Clock and random numbers are passed in."""
 
 from dataclasses import dataclass
 from math import inf
@@ -10,7 +10,7 @@ class Backoff:
     """Exponential backoff with jitter: a random part of a limit that grows with each failure in a row.
 
     The limit is ``initial * factor ** (failures - 1)`` seconds, at most ``maximum``. ``jitter`` is the random part of
-    it: 1 is full jitter, so that those who failed together do not come back together; 0 is none.
+    it: 1 is full jitter, so that clients that failed together do not retry together; 0 is none.
     """
 
     initial: float  # seconds
@@ -43,7 +43,7 @@ class RateLimit:
         self.refused = 0  # by ``take``, since the caller set it to 0
 
     def take(self, now: float) -> float:
-        """Take one if there is one. Return 0, or the seconds until there is one."""
+        """Take a token and return 0; without one, return the seconds until the next."""
         due = self._next(now)
         if due > now:
             self.refused += 1
@@ -52,9 +52,9 @@ class RateLimit:
         return 0.0
 
     def turn(self, now: float, deadline: float = inf) -> float:
-        """Take the next one and return its time, ``now`` or later; ``inf``, and nothing taken, if that is too late.
+        """Take the next token and return its time, ``now`` or later; ``inf``, without taking one, after the deadline.
 
-        Callers that wait for their turn do not try again together, as they would with ``take``.
+        Callers that wait for their turn do not retry together, as they would with ``take``.
         """
         due = self._next(now)
         if due > max(now, deadline):
@@ -63,7 +63,7 @@ class RateLimit:
         return max(now, due)
 
     def wait(self, now: float) -> float:
-        """Return the seconds until the next turn, and take nothing."""
+        """Return the seconds until the next token, without taking it."""
         return max(0.0, self._next(now) - now)
 
     def _next(self, now: float) -> float:
