@@ -15,7 +15,8 @@ from tests.image.podman import ROOT
 
 
 def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"instead_{name}", ROOT / f"k3d/image/instead/{name}.py")
+    """Load a module of ``k3d/image``, by its path there."""
+    spec = importlib.util.spec_from_file_location(name.replace("/", "_"), ROOT / f"k3d/image/{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -56,7 +57,7 @@ def values() -> list[Any]:
     "name", ["own", "inherited", "method", "slot", "computed", "__init__", "mro", "absent"]
 )
 def test_attributes_are_read_without_calling_descriptors(name: str) -> None:
-    ours = load("inspect")
+    ours = load("instead/inspect")
     for value in values():
         expected = inspect.getattr_static(value, name, "none")
         assert ours.getattr_static(value, name, "none") == expected, value
@@ -66,7 +67,7 @@ def test_attributes_are_read_without_calling_descriptors(name: str) -> None:
 
 
 def test_functions_and_coroutines_are_told_apart_as_in_the_standard_library() -> None:
-    ours = load("inspect")
+    ours = load("instead/inspect")
     functions = [Base.method, Base.coroutine, Base.generator, Base.asynchronous_generator, len, Base, 3]
     functions += [functools.partial(function) for function in functions if callable(function)]
     functions += [Base().coroutine, functools.partial(functools.partial(Base().coroutine))]
@@ -97,11 +98,11 @@ def test_functions_and_coroutines_are_told_apart_as_in_the_standard_library() ->
 def test_a_function_has_no_signature() -> None:
     # attrs and dataclasses catch it
     with pytest.raises(ValueError, match="no signature"):
-        load("inspect").signature(load)
+        load("instead/inspect").signature(load)
 
 
 def test_annotations_are_evaluated() -> None:
-    ours = load("annotationlib")
+    ours = load("instead/annotationlib")
 
     class Annotated:
         x: int
