@@ -47,11 +47,12 @@ def _install(table: Table, *, keep: bool) -> None:
     def compiled(source: Any, mode: str, filename: str, *rest: Any, **named: Any) -> Any:
         if not isinstance(source, str):
             return _compile(source, filename, mode, *rest, **named)
-        code = table.get((mode, source)) if keep else table.pop((mode, source), None)
+        key = mode, _without_salt(source)
+        code = table.get(key) if keep else table.pop(key, None)
         if code is None:
             code = _compile(source, filename, mode, *rest, **named)
             if keep:
-                table[mode, source] = code
+                table[key] = code
         return code
 
     def compile_(source: Any, filename: Any, mode: str, *rest: Any, **named: Any) -> Any:
@@ -68,6 +69,16 @@ def _install(table: Table, *, keep: bool) -> None:
         return _eval(source, *_scope(globals, locals))
 
     builtins.compile, builtins.exec, builtins.eval = compile_, exec_, eval_
+
+
+def _without_salt(source: str) -> str:
+    """Return the text without the number in a ``__hash__`` by attrs, which is another one at each start.
+
+    attrs takes the hash of a name for it. With a constant, classes still differ.
+    """
+    head, call, tail = source.partition("return hash((\n")
+    number, comma, rest = tail.partition(",")
+    return head + call + comma + rest if number.strip().removeprefix("-").isdigit() else source
 
 
 def _scope(outer: Any, inner: Any) -> tuple[Any, Any]:

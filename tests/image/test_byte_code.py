@@ -1,11 +1,16 @@
 """How the image's build changes the code that it compiles."""
 
 import ast
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.image.podman import ROOT
 from tests.image.test_instead import load
+from tests.patience import PATIENCE_SECONDS
 
 SOURCE = """
 from dataclasses import dataclass, field
@@ -58,3 +63,48 @@ def test_functions_and_modules_lose_their_annotations_and_classes_keep_theirs() 
     with pytest.raises(StopIteration) as ended:
         names["wait"](1).send(None)
     assert ended.value.value.__annotations__ == {}
+
+
+# Prints how many texts with a __hash__ the process compiled.
+HASHED = """
+import builtins, sys
+compiled, compile_ = [], compile
+builtins.compile = lambda source, *rest, **named: compiled.append(str(source)) or compile_(source, *rest, **named)
+sys.path.insert(0, sys.argv[1])
+import generated
+generated.TABLE = sys.argv[2]
+getattr(generated, sys.argv[3])()
+import attr
+from attr import frozen, field
+
+@frozen
+class Point:
+    x = field()
+
+@frozen
+class Place:
+    x = field()
+    y = field()
+
+assert {Point(1), Point(1), Point(2), Place(1, 2)} == {Point(1), Point(2), Place(1, 2)}
+if sys.argv[3] == "record":
+    generated.save(lambda code: code)
+print(sum("def __hash__" in source for source in compiled))
+"""
+
+
+def test_generated_code_is_found_whatever_the_seed_of_hashes_is(tmp_path: Path) -> None:
+    def hashed(seed: str, how: str) -> int:
+        words = [sys.executable, "-c", HASHED, str(ROOT / "k3d/image"), str(tmp_path / "table"), how]
+        done = subprocess.run(
+            words,
+            env={"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=PATIENCE_SECONDS,
+        )
+        return int(done.stdout)
+
+    assert hashed("1", "record") > 10
+    assert hashed("1", "use") == hashed("2", "use") <= 2
