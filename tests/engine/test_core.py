@@ -113,7 +113,7 @@ def test_an_error_that_needs_a_person_waits_for_half_of_the_cap_at_least() -> No
     assert max(map(seconds.count, seconds)) < 30, "what failed together does not come back together"
 
 
-def test_a_run_may_end_with_a_shorter_pause_than_the_backoff_but_not_after_a_lasting_error() -> None:
+def test_a_run_may_give_a_shorter_delay_than_the_backoff_but_not_after_a_lasting_error() -> None:
     for ended, longest in (
         (RunEnded("a", "no", retry=5), 5),
         (RunEnded("a", "no", lasting=True, retry=5), 300),
@@ -139,7 +139,7 @@ def test_ten_good_minutes_reset_the_backoff(core: Core) -> None:
     assert core.next_due() <= now + 601 + 2
 
 
-def test_starts_are_a_second_apart_whatever_the_backoff(core: Core) -> None:
+def test_starts_are_a_second_apart_with_every_backoff(core: Core) -> None:
     core.handle(PlanChanged((task("a", backoff=Backoff(initial=0.1, maximum=1)),)), 5)
     core.handle(RunEnded("a", "no"), 5)
     assert core.next_due() == pytest.approx(6)
@@ -361,7 +361,7 @@ def test_while_pauses_and_resumes(core: Core) -> None:
     assert core.tasks["a"].failures == 0, "paused, not failed"
 
 
-def test_a_pause_within_a_second_of_the_start_keeps_to_the_floor(core: Core) -> None:
+def test_a_pause_within_a_second_of_the_start_keeps_the_minimum_start_interval(core: Core) -> None:
     core.handle(PlanChanged((task("up"), task("a", while_=["up.healthy"]))), 0)
     core.handle(StateReported("up", "healthy"), 0)
     core.handle(StateReported("up", "unhealthy"), 0.1)
@@ -554,7 +554,7 @@ def test_jitter_is_the_part_of_a_wait_that_is_left_to_chance(jitter: float, leas
     assert max(waits) <= 8
 
 
-def test_the_floor_holds_across_plans(core: Core) -> None:
+def test_the_minimum_start_interval_holds_across_plans(core: Core) -> None:
     core.handle(PlanChanged((task("a", version=1),)), 0)
     core.handle(PlanChanged((task("a", version=2),)), 0.1)
     core.handle(RunEnded("a", "cancelled"), 0.1)
@@ -565,7 +565,7 @@ def test_the_floor_holds_across_plans(core: Core) -> None:
 # The end
 
 
-def test_the_end_runs_the_farewells_first_and_then_undoes_in_reverse(core: Core) -> None:
+def test_the_end_runs_termination_tasks_and_then_undoes_in_reverse(core: Core) -> None:
     plan = (
         task("web"),
         task("beat", while_=["web.registered"], every=10.0),
@@ -600,14 +600,14 @@ def test_the_end_comes_once_and_no_plan_comes_after_it(core: Core) -> None:
     assert core.idle
 
 
-def test_a_farewell_that_hangs_leaves_the_time_to_undo(core: Core) -> None:
+def test_a_termination_task_that_hangs_leaves_time_to_undo(core: Core) -> None:
     core.handle(PlanChanged((task("a"), task("bye", run_on=["pod.terminating"]))), 0)
     core.handle(Ending(undo_at=9), 5)
     assert core.next_due() == 9
     assert names(core.handle(None, 9)) == ["cancel a", "cancel bye"]
 
 
-def test_a_farewell_that_is_on_already_runs_once_more(core: Core) -> None:
+def test_a_termination_task_that_is_running_runs_once_more(core: Core) -> None:
     core.handle(PlanChanged((task("bye", run_on=["pod.terminating", "signal.SIGHUP"]),)), 0)
     core.handle(PodEvent("signal.SIGHUP"), 4)
     assert names(core.handle(Ending(undo_at=9), 5)) == []

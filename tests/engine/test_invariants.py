@@ -119,7 +119,7 @@ class Promises(RuleBasedStateMachine):
         self.ends: Counter[str] = Counter()
         self.sound = True
         self.so_by_now: set[str] = set()  # events of which there is but one
-        self.farewells: set[str] | None = None  # from the end on: what may start, once each
+        self.termination_tasks: set[str] | None = None  # from the end on: the tasks that may start, once each
 
     # The world; each step is a rule, and most take a number that chooses among what there is
 
@@ -145,10 +145,10 @@ class Promises(RuleBasedStateMachine):
     def plan_changes(self, seed: int, burst: int, *, patient: bool) -> None:
         for turn in range(burst):
             plan = make_plan((seed + turn) % PLANS)
-            if self.farewells is None:
+            if self.termination_tasks is None:
                 self.plan = plan
             self.handle(PlanChanged(plan, self.heirs(plan, seed)))
-        if patient and self.farewells is None:
+        if patient and self.termination_tasks is None:
             self.settle()
 
     def heirs(self, plan: tuple[Task, ...], seed: int) -> dict[str, str]:
@@ -222,7 +222,7 @@ class Promises(RuleBasedStateMachine):
         self.so_by_now |= LASTING & {event}
         self.handle(PodEvent(event))
         for state in listeners:
-            if not state.leaving and state.stage is not Stage.FAILED and self.farewells is None:
+            if not state.leaving and state.stage is not Stage.FAILED and self.termination_tasks is None:
                 assert state.pending or state.runs > runs[state.task.name], "an event is not lost"
 
     @rule(name=st.sampled_from(NAMES))
@@ -237,8 +237,8 @@ class Promises(RuleBasedStateMachine):
 
     @rule(really=st.integers(0, 29))
     def the_end_comes(self, really: int) -> None:
-        if really == 0 and self.farewells is None:
-            self.farewells = {
+        if really == 0 and self.termination_tasks is None:
+            self.termination_tasks = {
                 name
                 for name, state in self.core.tasks.items()
                 if not state.leaving and "pod.terminating" in map(str, state.task.run_on)
@@ -256,7 +256,7 @@ class Promises(RuleBasedStateMachine):
         }
         assert len(self.core._timers) <= 65 + 4 * len(NAMES)
         self.handle(Ending(self.now))
-        self.farewells, self.plan = set(), ()
+        self.termination_tasks, self.plan = set(), ()
         self.settle()
         assert self.core.idle
         assert not self.holding, "what was held was undone"
@@ -265,7 +265,7 @@ class Promises(RuleBasedStateMachine):
         done["sequences"] += 1
 
     def settle(self) -> None:
-        if self.farewells is not None:
+        if self.termination_tasks is not None:
             self.now += 5
             self.handle(None)
         for _ in range(10 * len(NAMES)):
@@ -346,9 +346,9 @@ class Promises(RuleBasedStateMachine):
         assert self.now - self.started.get(task.name, 0.0) >= MIN_START_INTERVAL_SECONDS - 1e-6, (
             "a second between starts"
         )
-        if self.farewells is not None:
-            assert task.name in self.farewells, "the end starts nothing but farewells, each once"
-            self.farewells.remove(task.name)
+        if self.termination_tasks is not None:
+            assert task.name in self.termination_tasks, "the end starts only termination tasks, each once"
+            self.termination_tasks.remove(task.name)
         self.running[task.name] = task
         self.holding.add(task.name)
         self.started[task.name] = self.now
@@ -367,7 +367,7 @@ class Promises(RuleBasedStateMachine):
             assert (name in self.undoing) is (state.stage is Stage.UNDOING)
             if state.leaving:
                 continue
-            assert self.farewells is not None or state.task in self.plan
+            assert self.termination_tasks is not None or state.task in self.plan
             held = self.hold(state.task.while_)
             if self.hold(state.task.needs):
                 self.opened[name] = state
@@ -376,10 +376,10 @@ class Promises(RuleBasedStateMachine):
                 assert state.stage not in {Stage.RUNNING, Stage.DUE, Stage.ARMED}, "none survives its while"
             if held:
                 assert state.stage is not Stage.PAUSED, "no task is paused without a reason"
-            if self.farewells is None:
+            if self.termination_tasks is None:
                 assert not (state.stage is Stage.DUE and state.due <= self.now), "what is due has started"
                 assert not (state.stage is Stage.ARMED and state.pending), "what happened is not forgotten"
-        assert self.core.next_due() > self.now or self.farewells is not None
+        assert self.core.next_due() > self.now or self.termination_tasks is not None
 
     def hold(self, edges: Iterable[Edge]) -> bool:
         return all(map(self.holds, edges))
@@ -515,7 +515,7 @@ class Shell:
 
     def __init__(self, seed: int) -> None:
         self.random = Random(seed)
-        self.farewells: set[str] | None = None  # from the end on: what may start, once each
+        self.termination_tasks: set[str] | None = None  # from the end on: the tasks that may start, once each
         setting = Setting(Pod("p", "n", "u", "127.0.0.1"), None, Reaper(), Counters(), lambda: ())
         journal = Journal(echo=lambda line: None)
         self.engine = Engine(
@@ -530,9 +530,11 @@ class Shell:
 
     def began(self, action: Unruly) -> None:
         self.starts += 1
-        if self.farewells is not None:
-            assert action.task.name in self.farewells, "the end starts nothing but farewells, each once"
-            self.farewells.remove(action.task.name)
+        if self.termination_tasks is not None:
+            assert action.task.name in self.termination_tasks, (
+                "the end starts only termination tasks, each once"
+            )
+            self.termination_tasks.remove(action.task.name)
 
     async def live(self, steps: list[tuple[str, int]]) -> None:
         async with trio.open_nursery() as nursery:
@@ -569,8 +571,8 @@ class Shell:
         )
 
     def begin_end(self) -> None:
-        if self.farewells is None:
-            self.farewells = {
+        if self.termination_tasks is None:
+            self.termination_tasks = {
                 state.task.name
                 for state in self.engine.tasks
                 if not state.leaving and "pod.terminating" in map(str, state.task.run_on)

@@ -265,7 +265,7 @@ async def test_a_paused_task_is_cancelled_and_begun_again(
     nursery.cancel_scope.cancel()
 
 
-async def test_the_end_says_farewell_first_and_only_once(
+async def test_the_end_runs_termination_tasks_first_and_only_once(
     bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     async def flush(context: Context) -> None:
@@ -286,7 +286,9 @@ async def test_the_end_says_farewell_first_and_only_once(
     nursery.cancel_scope.cancel()
 
 
-async def test_a_farewell_that_hangs_has_half_of_the_budget(bench: Bench, autojump_clock: MockClock) -> None:
+async def test_a_termination_task_that_hangs_has_half_of_the_budget(
+    bench: Bench, autojump_clock: MockClock
+) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(bench.engine.run)
         bench.engine.apply(plan({"name": "a"}, {"name": "bye", "runOn": ["pod.terminating"]}))
@@ -422,7 +424,7 @@ async def deaf(context: Context) -> None:
     context.report("unhealthy")
 
 
-async def test_what_does_not_end_is_told_and_not_waited_for(
+async def test_a_run_that_does_not_end_is_logged_and_given_up(
     bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     bench.bodies, bench.undos = {"run": deaf}, {"undo": deaf}

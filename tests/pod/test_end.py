@@ -255,7 +255,7 @@ async def test_the_application_of_a_pod_that_is_started_again_may_be_gone(
 
 @pytest.mark.pidns
 @pytest.mark.skipif(not DOZE.exists(), reason="doze is not built: make doze")
-async def test_farewells_are_said_before_all_is_undone_and_then_the_pod_dozes(
+async def test_termination_tasks_run_before_all_is_undone_and_then_the_pod_dozes(
     repo: Repo, nursery: trio.Nursery, tmp_path: Path, free_port: Callable[[], int]
 ) -> None:
     heard, page = list[bool](), free_port()
