@@ -371,8 +371,12 @@ static int execute_command(char **command, int count) {
 	return NOT_FOUND;
 }
 
-// The child, from fork to exec. Never returns.
-static void become_command(char **command, int count, pid_t group) {
+// The child, from fork to exec. Never returns. It waits until the parent holds nothing: the command could read the
+// environment of the parent otherwise.
+static void become_command(char **command, int count, pid_t group, const int held[2]) {
+	char byte;
+	close(held[1]);
+	while (read(held[0], &byte, 1) < 0 && errno == EINTR) {}
 	setpgid(0, 0); // no session of its own: TSTP could not stop the leader of a session
 	hand_over(getpid(), group);
 	raise_oom_score();
@@ -450,12 +454,12 @@ static double grace_seconds(void) {
 // Closes all descriptors but 0, 1 and 2, leaves the working directory, which would pin its file system, and wipes the
 // environment, which other processes of the same user could read in /proc/1/environ. The child has its own of all.
 static void hold_nothing(char **environment) {
-	if (syscall(SYS_close_range, 3, ~0U, 0)) // a kernel before 5.9, or a seccomp filter
-		for (int number = 3; number < 1024; number++)
-			close(number);
 	if (chdir("/")) {}
 	for (; *environment; environment++)
 		memset(*environment, 0, strlen(*environment));
+	if (syscall(SYS_close_range, 3, ~0U, 0)) // a kernel before 5.9, or a seccomp filter
+		for (int number = 3; number < 1024; number++)
+			close(number);
 }
 
 // Process 1 of a container. Returns the exit code.
@@ -465,15 +469,19 @@ static int contain(char **command, int count, char **environment) {
 	if (getpid() != 1 && prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
 		say("not process 1 and PR_SET_CHILD_SUBREAPER is refused: orphans go to another process");
 	double grace = grace_seconds();
+	int held[2] = {-1, -1}; // without descriptors the child does not wait
+	if (pipe2(held, O_CLOEXEC)) {}
 	pid_t group = getpgrp(), child = fork();
 	if (child < 0) {
 		say("fork: %s", reason());
 		return FAILED;
 	}
 	if (!child)
-		become_command(command, count, group);
+		become_command(command, count, group, held);
 	setpgid(child, child); // the child does it as well: the group exists for -g, whichever comes first
 	hold_nothing(environment);
+	close(held[0]); // they may be 0 and 1
+	close(held[1]); // the command starts
 	if (options.verbose)
 		say("started %d", child);
 	int code = watch(child, group);
