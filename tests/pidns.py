@@ -127,7 +127,7 @@ def process_one(
         )
         theirs.close()
         try:
-            inner = _inner(outer) if way()[1] else psutil.Process(outer.pid)
+            inner = child(outer) if way()[1] else psutil.Process(outer.pid)
             yield ProcessOne(inner.pid, inner.create_time(), outer, ours)
         finally:
             if outer.poll() is None:
@@ -138,8 +138,8 @@ def process_one(
             outer.wait(PATIENCE_SECONDS)
 
 
-def _inner(outer: subprocess.Popen[bytes]) -> psutil.Process:
-    """The child of unshare, which is process 1 inside."""
+def child(outer: subprocess.Popen[bytes]) -> psutil.Process:
+    """The child of unshare, which is process 1 inside. RuntimeError if there is none any more."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline and outer.poll() is None:
         children = psutil.Process(outer.pid).children()

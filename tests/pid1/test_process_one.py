@@ -34,18 +34,6 @@ def wait_for(what: Callable[[], object], *, seconds: float = PATIENCE_SECONDS) -
         time.sleep(0.01)
 
 
-def settled(count: Callable[[], int], *, seconds: float = 0.3) -> int:
-    """A number of another process, once it has stayed the same for that long."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    value, since = count(), time.monotonic()
-    while time.monotonic() - since < seconds:
-        assert time.monotonic() < deadline, f"still changing after {PATIENCE_SECONDS} s: {value}"
-        time.sleep(0.01)
-        if (now := count()) != value:
-            value, since = now, time.monotonic()
-    return value
-
-
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
     return tmp_path / "log"
