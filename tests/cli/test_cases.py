@@ -1,6 +1,5 @@
 """``pidone test``: what passes, what fails and how it is told, and case files that are wrong themselves."""
 
-import time
 from pathlib import Path
 from textwrap import dedent
 
@@ -10,7 +9,6 @@ from pidone.cli.cases import read_cases
 from pidone.cli.rehearsal import Answer, words
 from pidone.cli.test import test as run_cases
 from pidone.language.schemas import actions
-from tests.patience import PATIENCE_SECONDS
 
 ROOT = Path(__file__).parents[2]
 READY_MADE = [ROOT / "tasks", ROOT / "examples"]
@@ -56,12 +54,10 @@ def desk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Desk:
     return Desk(tmp_path, capsys)
 
 
-def test_the_cases_of_the_ready_made_sets_pass_and_hours_take_no_time(
+def test_the_cases_of_the_ready_made_sets_pass(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    began = time.perf_counter()
     assert run_cases([str(folder) for folder in READY_MADE]) == 0
-    assert time.perf_counter() - began < PATIENCE_SECONDS
     output, summary = capsys.readouterr()
     assert "FAIL" not in output
     assert summary.endswith("all passed\n")

@@ -80,17 +80,17 @@ async def test_the_pod_s_client_believes_the_repo_s_ca_and_a_new_certificate_is_
     )
     url = f"https://127.0.0.1:{listeners[0].socket.getsockname()[1]}/"
     with pytest.raises(ConnectError, match="certificate verify failed"):
-        await request("GET", url, timeout=10)
+        await request("GET", url, timeout=PATIENCE_SECONDS)
     tls.use(issue(ca, NAMES, now))
     for name in ("127.0.0.1", "localhost"):
-        answer = await request("GET", url.replace("127.0.0.1", name), timeout=10)
+        answer = await request("GET", url.replace("127.0.0.1", name), timeout=PATIENCE_SECONDS)
         assert (answer.status, answer.text) == (200, "GET of 127.0.0.1\n")
     tls.use(issue(ca, ["elsewhere"], now))
     with pytest.raises(ConnectError, match="certificate verify failed"):
-        await request("GET", url, timeout=10)
+        await request("GET", url, timeout=PATIENCE_SECONDS)
     tls.use(issue(ca, NAMES, now - timedelta(days=91)))
     with pytest.raises(ConnectError, match="certificate has expired"):
-        await request("GET", url, timeout=10)
+        await request("GET", url, timeout=PATIENCE_SECONDS)
     nursery.cancel_scope.cancel()
 
 

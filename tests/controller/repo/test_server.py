@@ -17,6 +17,7 @@ from pidone_controller.repo.plans import Plans
 from pidone_controller.repo.server import Repo
 from tests.controller.factories import pod
 from tests.controller.repo.requests import CHECKED, Background, get, post, put, repo_of, served
+from tests.patience import PATIENCE_SECONDS
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ async def ask(repo: Repo, nursery: trio.Nursery) -> AsyncIterator[Ask]:
 
     async def ask(path: str, source: str, method: str = "GET", **more: Any) -> Response:
         url = f"http://127.0.0.1:{port}{path}"
-        return await client.request(method, url, source=source, timeout=30, **more)
+        return await client.request(method, url, source=source, timeout=PATIENCE_SECONDS, **more)
 
     yield ask
     nursery.cancel_scope.cancel()
