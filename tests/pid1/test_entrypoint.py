@@ -496,6 +496,8 @@ def test_a_script_that_goes_on_has_the_terminal_again() -> None:
     script = f'{" ".join(PIDONE)} -- true; {sys.executable} -c "{FOREGROUND}"'
     with Terminal("sh", "-c", script) as terminal:
         terminal.expect("True there")
+        terminal.type("\x03")  # or it would outlive the shell
+        terminal.process.wait(PATIENCE_SECONDS)
 
 
 # The start of the command
