@@ -21,9 +21,8 @@ class Room:
 
     connections: int  # at once
     by_address: int  # of them in one group
-    received: int = (
-        1 << 20
-    )  # bytes of requests that are not answered yet, in all; and as many that were sent ahead
+    # bytes of requests that are neither answered nor held yet, in all; and as many that were sent ahead
+    received: int = 1 << 20
     keeps_held: bool = True  # a held request stays if another connection needs its place
 
 
@@ -110,9 +109,15 @@ class Admission:
             self._rooms[place.room].silent.pop(place, None)
 
     def hold(self, place: Place) -> None:
-        """Note that a request of the connection is held."""
-        if not place.left and not place.room.keeps_held:
-            self._rooms[place.room].silent[place] = None
+        """Note that a request of the connection is held.
+
+        Its bytes no longer count: the answer needs few of them, and held requests are bounded by the connections. If
+        they counted, a room would keep some thousand pods with their tokens, and close those that come later.
+        """
+        if not place.left:
+            self._count(place, -place.received)
+            if not place.room.keeps_held:
+                self._rooms[place.room].silent[place] = None
 
     def receive(self, place: Place, size: int) -> bool:
         """Count bytes of a request until the next ``listen``. False if the connection has to leave.

@@ -53,6 +53,18 @@ def test_held_requests_stay_or_leave_as_the_room_has_it(*, keeps_held: bool) -> 
     assert bool(connections.open("other", "10.0.0.2")) is not keeps_held
 
 
+def test_held_requests_take_nothing_of_the_room_for_bytes() -> None:
+    """20,000 pods that send a token and wait for a change must not keep out the next one."""
+    connections = Connections(Admission(one_room(Room(20_000, 20_000))))
+    for number in range(20_000):
+        place = connections.open(f"pod {number}")
+        assert place
+        assert connections.admission.receive(place, 2000)
+        connections.admission.answer(place)
+        connections.admission.hold(place)
+    assert connections.closed == []
+
+
 def test_a_connection_moves_to_the_room_of_its_pod_before_it_would_have_to_leave() -> None:
     strangers, pods = Room(2, 2, keeps_held=False), Room(9, 9)
     known = set[str]()
