@@ -205,7 +205,8 @@ class FakePod:
         self.etag = ""
 
     def fetch(self) -> None:
-        self._send("")
+        """Fetch the bundle, and wait for a turn: together these pods ask faster than the repo sends new plans."""
+        self._send("Prefer: wait=10\r\n")
         self.receive()
 
     def hold(self) -> None:
