@@ -10,6 +10,7 @@ import pytest
 
 from tests import folders, processes
 from tests.patience import PATIENCE_SECONDS
+from tests.pid1.test_process_one import wait_for
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,9 +35,12 @@ def test_a_child_that_was_reaped_since_it_was_listed_is_none(monkeypatch: pytest
     with subprocess.Popen(["sleep", "1000"]) as program:
         child = psutil.Process(program.pid)
         monkeypatch.setattr(psutil.Process, "children", lambda _: [child])
-        assert processes.named(os.getpid(), "sleep") == [child]
-        assert processes.command(child) == ["sleep", "1000"]
-        program.kill()
+        try:
+            # The kernel closes the pipe that Popen waits for a moment before it sets the name and the command line.
+            wait_for(lambda: processes.command(child) == ["sleep", "1000"])
+            assert processes.named(os.getpid(), "sleep") == [child]
+        finally:
+            program.kill()
         os.waitid(os.P_PID, program.pid, os.WEXITED | os.WNOWAIT)
         assert processes.zombies(os.getpid()) == 1
         assert processes.command(child) == []
