@@ -16,7 +16,7 @@ from typing import Any
 
 from pidone.language.across import PASSED_OVER, Placed, check_across
 from pidone.language.extends import ANY, Sets
-from pidone.language.findings import Finding, Source, Span, ordered, shown, suggestion
+from pidone.language.findings import Finding, Source, ordered, shown, suggestion
 from pidone.language.leftovers import warn_of_leftovers
 from pidone.language.lint import lint_task_set
 from pidone.language.model import TaskBinding, TaskSet, object_of
@@ -98,17 +98,16 @@ class Parsed:
 
 
 def parse_bytes(data: bytes, file: str) -> Parsed:
-    """What was read from a file: UTF-8, as YAML in Kubernetes is. ``file`` is only what findings call it."""
+    """Read a file: UTF-8, or UTF-16 with a byte order mark, as kubectl does. ``file`` is only its name in findings."""
+    encoding = "utf-16" if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8"
     data = data.removeprefix(BOM_UTF8)
     try:
-        return Parsed.of(data.decode("utf-8"), file)
+        return Parsed.of(data.decode(encoding), file)
     except UnicodeDecodeError as error:
-        if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
-            message = "the file is UTF-16; save it as UTF-8"
-            return Parsed((), (Source.of("", file).finding(Span(1, 1), message, "encoding"),))
-        source = Source.of(data.decode("utf-8", errors="replace"), file)
-        span = source.span(len(data[: error.start].decode("utf-8")))
-        return Parsed((), (source.finding(span, "this is not UTF-8; save the file as UTF-8", "encoding"),))
+        source = Source.of(data.decode(encoding, errors="replace"), file)
+        span = source.span(len(data[: error.start].decode(encoding)))
+        message = f"this is not {encoding.upper()}; save the file as UTF-8"
+        return Parsed((), (source.finding(span, message, "encoding"),))
 
 
 def check_bytes(data: bytes, file: str) -> Checked:

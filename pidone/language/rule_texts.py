@@ -12,7 +12,7 @@ ERRORS: Mapping[str, str] = {
     "character": "A character that cannot be seen, or looks like another one, is a part of a word.",
     "duplicate-key": "A key stands twice in one mapping; readers keep the first, the last, or neither.",
     "empty": "A file that is to be checked has nothing in it.",
-    "encoding": "A file is not UTF-8.",
+    "encoding": "A file is neither UTF-8, nor UTF-16 with a byte order mark.",
     "key": "A key of a mapping is not text.",
     "kind": "apiVersion and kind do not say TaskSet or TaskBinding.",
     "merge-key": "YAML 1.2 has no merge key, and readers of YAML 1.1 follow it.",

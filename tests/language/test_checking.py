@@ -120,6 +120,15 @@ def test_what_is_not_utf8_is_found_where_it_stands() -> None:
     assert (finding.line, finding.column, finding.rule) == (2, 10, "encoding")
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf16_is_read_as_kubectl_reads_it(encoding: str) -> None:
+    text = "\ufeff" + (HERE / "good" / "everything.yaml").read_text("utf-8")
+    assert not check_bytes(text.encode(encoding), "x.yaml").findings
+    half = "\ufeffa: b\nname: x".encode(encoding) + ("\ud800" + "y").encode(encoding, "surrogatepass")
+    (finding,) = check_bytes(half, "x.yaml").findings
+    assert (finding.line, finding.column, finding.rule) == (2, 8, "encoding")
+
+
 def test_a_byte_order_mark_and_windows_line_ends_are_no_mistake() -> None:
     text = (HERE / "good" / "everything.yaml").read_text("utf-8").replace("\n", "\r\n")
     assert not check_bytes(b"\xef\xbb\xbf" + text.encode(), "x.yaml").findings
