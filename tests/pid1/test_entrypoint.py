@@ -452,7 +452,11 @@ class Terminal:
         os.close(self.master)
 
 
-FOREGROUND = "import os, time; print(os.tcgetpgrp(0) == os.getpgrp(), 'there', flush=True); time.sleep(1000)"
+# Short sleeps: a signal between Python's last look at its signals and the system call would wait for the end of it.
+FOREGROUND = (
+    "import os, time; print(os.tcgetpgrp(0) == os.getpgrp(), 'there', flush=True); "
+    "[time.sleep(0.1) for _ in range(10_000)]"
+)
 
 
 @pytest.mark.parametrize("alone", BOTH)
