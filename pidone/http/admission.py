@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 
 _MAPPED = bytes(10) + b"\xff\xff"  # the first bytes of an IPv4 address that is mapped into IPv6
-_LOOPBACK = bytes(15) + b"\x01"
+_IPV6_LOOPBACK = bytes(15) + b"\x01"
+LOOPBACK = frozenset({"127.0.0.1", "::1"})  # the other addresses of 127.0.0.0/8 are those of pods in tests
 _NETWORK_BYTES = 8  # of an IPv6 address: one machine may have all addresses of a /64
 
 
@@ -208,6 +209,6 @@ def network(address: str) -> str:
     packed = inet_pton(AF_INET6, text)
     if packed.startswith(_MAPPED):
         return inet_ntop(AF_INET, packed[len(_MAPPED) :])
-    if packed == _LOOPBACK:
+    if packed == _IPV6_LOOPBACK:
         return text
     return f"{inet_ntop(AF_INET6, packed[:_NETWORK_BYTES] + bytes(16 - _NETWORK_BYTES))}/64"

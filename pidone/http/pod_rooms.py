@@ -8,10 +8,9 @@ longest silent one.
 from contextlib import suppress
 from socket import AF_INET, AF_INET6, inet_ntop
 
-from pidone.http.admission import Assign, Room, network
+from pidone.http.admission import LOOPBACK, Assign, Room, network
 
 CONNECTIONS = 48  # of all three rooms
-_LOOPBACK = frozenset({"127.0.0.1", "::1"})
 
 # The kubelet requests /drain once for each container of a pod, all at the same time.
 _OWN = Room(16, 16, received=1 << 16)
@@ -24,7 +23,7 @@ def assign_in_pod(gateways: frozenset[str]) -> Assign:
 
     def room(address: str) -> tuple[Room, str]:
         group = network(address)
-        if group in _LOOPBACK:
+        if group in LOOPBACK:
             return _OWN, group
         plain = address.partition("%")[0]
         if plain in gateways or group in gateways:

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
-from pidone.http.admission import Assign, Room, network
+from pidone.http.admission import LOOPBACK, Assign, Room, network
 from pidone_controller.pods.identity import normalise
 from pidone_controller.pods.inventory import Inventory
 
 MIB = 1 << 20
-LOOPBACK = frozenset({"127.0.0.1", "::1"})  # the other addresses of 127.0.0.0/8 are those of pods in tests
 
 # A pod holds up to 16 requests (``held.MAX_HELD``), and sends reports beside them.
 POD_CONNECTIONS = 32
