@@ -21,57 +21,34 @@ class Peer:
         return [program or self.program, *self.jobs[job], *command]
 
 
+TINI: dict[str, tuple[str, ...]] = {
+    "plain": ("--",),
+    "group": ("-g", "--"),
+    "child": ("--",),
+    "143 is 0": ("-e", "143", "--"),
+    "two codes are 0": ("-e", "3", "-e143", "--"),
+    "warns": ("-w", "--"),
+    "says": ("-v", "--"),
+    "subreaper": ("-s", "--"),
+    "ends with its parent": ("-p", "SIGTERM", "-s", "--"),
+    "flags together": ("-gsw", "--"),
+}
+DUMB_INIT: dict[str, tuple[str, ...]] = {
+    "plain": ("--",),
+    "without dashes": (),
+    "group": ("--",),
+    "child": ("-c", "--"),
+    "15 becomes 3": ("-r", "15:3", "--"),
+    "long": ("--rewrite", "15:3", "--rewrite=10:12", "--single-child", "--verbose", "--"),
+    "15 is dropped": ("-r", "15:0", "--"),
+    "says": ("-v", "--"),
+}
+# pidone has the options of both. Of their two defaults for the group it has tini's.
+BOTH = TINI | DUMB_INIT | {"without dashes": ("-s",), "group": TINI["group"]}
 PEERS = [
-    Peer(
-        "pidone",
-        str(PIDONE),
-        {
-            "plain": ("--",),
-            "without dashes": ("-s",),
-            "group": ("-g", "--"),
-            "child": ("-c", "--"),
-            "143 is 0": ("-e", "143", "--"),
-            "two codes are 0": ("-e", "3", "-e143", "--"),
-            "15 becomes 3": ("-r", "15:3", "--"),
-            "long": ("--rewrite", "15:3", "--rewrite=10:12", "--single-child", "--verbose", "--"),
-            "15 is dropped": ("-r", "15:0", "--"),
-            "warns": ("-w", "--"),
-            "says": ("-v", "--"),
-            "subreaper": ("-s", "--"),
-            "ends with its parent": ("-p", "SIGTERM", "-s", "--"),
-            "flags together": ("-gsw", "--"),
-        },
-    ),
-    Peer(
-        "tini",
-        shutil.which("tini") or "",
-        {
-            "plain": ("--",),
-            "group": ("-g", "--"),
-            "child": ("--",),
-            "143 is 0": ("-e", "143", "--"),
-            "two codes are 0": ("-e", "3", "-e143", "--"),
-            "warns": ("-w", "--"),
-            "says": ("-v", "--"),
-            "subreaper": ("-s", "--"),
-            "ends with its parent": ("-p", "SIGTERM", "-s", "--"),
-            "flags together": ("-gsw", "--"),
-        },
-    ),
-    Peer(
-        "dumb-init",
-        shutil.which("dumb-init") or "",
-        {
-            "plain": ("--",),
-            "without dashes": (),
-            "group": ("--",),
-            "child": ("-c", "--"),
-            "15 becomes 3": ("-r", "15:3", "--"),
-            "long": ("--rewrite", "15:3", "--rewrite=10:12", "--single-child", "--verbose", "--"),
-            "15 is dropped": ("-r", "15:0", "--"),
-            "says": ("-v", "--"),
-        },
-    ),
+    Peer("pidone", str(PIDONE), BOTH),
+    Peer("tini", shutil.which("tini") or "", TINI),
+    Peer("dumb-init", shutil.which("dumb-init") or "", DUMB_INIT),
 ]
 
 

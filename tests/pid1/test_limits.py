@@ -99,7 +99,11 @@ def repo() -> Iterator[Repo]:
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_process_1_of_a_pod_lives_and_leaves_on_term(tmp_path: Path, fault: str, repo: Repo) -> None:
-    with process_one(tmp_path, fault, STATIC, repo.url) as outer:
+    assert_lives_and_leaves(tmp_path, fault, STATIC, repo)
+
+
+def assert_lives_and_leaves(folder: Path, fault: str, program: list[str], repo: Repo) -> None:
+    with process_one(folder, fault, program, repo.url) as outer:
         pid = pidns.child(outer).pid
         wait_for(lambda: is_up(pid, fault, repo))
         assert outer.poll() is None
@@ -129,9 +133,4 @@ def tries_again(pid: int) -> bool:
 def test_python_that_people_start_themselves_does_not_end_either(
     tmp_path: Path, fault: str, repo: Repo
 ) -> None:
-    with process_one(tmp_path, fault, MODULE, repo.url) as outer:
-        pid = pidns.child(outer).pid
-        wait_for(lambda: is_up(pid, fault, repo))
-        assert outer.poll() is None
-        os.kill(pid, signal.SIGTERM)
-        assert outer.wait(PATIENCE_SECONDS) == 0
+    assert_lives_and_leaves(tmp_path, fault, MODULE, repo)
