@@ -4,16 +4,19 @@ An ingress, a login page or a proxy between pod and registry answers too. So the
 answer whether the registry gave it, and with any other answer the next server is asked.
 """
 
+import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
 import trio
 
-from pidone.errors import RegistryError, RegistryRefused, TransferError, TransferTimeout
+from pidone.errors import Refused, RegistryError, RegistryRefused, TransferError, TransferTimeout
 from pidone.http.client import CONNECT_SECONDS, redacted, request
 from pidone.http.message import Response
 from pidone.http.urls import canonical, has_dot_segments, origin
+from pidone.plan.fields import Fields
 
 ANSWER_SECONDS = 8.0  # for an answer after the connection; readTimeout of Eureka's Java client
 MAX_SERVERS = 3  # for one call; the limit of the same client
@@ -27,6 +30,31 @@ class Trouble:
 
     text: str
     refused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Remedies:
+    """What a person can change if a server is not the registry. Each is a sentence for a message."""
+
+    registry: str  # the name of the registry
+    url: str  # how its URL is written
+    credentials: str  # after 401 and 403
+
+    def foreign(self, answer: Response, *, accepted: bool) -> Trouble:
+        """Return the trouble with an answer that may be of somebody between pod and registry; it may pass.
+
+        ``accepted``: the registry has accepted the instance before, so its URL and the credentials were right.
+        An error in the registry's own words is the driver's to recognise, before this.
+        """
+        if answer.status == 429 or answer.status >= 500:
+            return Trouble("the server cannot answer at present")
+        if accepted:
+            return Trouble(
+                "this is not the registry's answer, which has registered us before; what is in between?"
+            )
+        if answer.status in {401, 403}:
+            return Trouble(self.credentials)
+        return Trouble(f"this is not an answer of {self.registry}; is the URL right? {self.url}")
 
 
 # Takes a server's URL and its answer. Returns None if the answer is the registry's, and a success.
@@ -144,6 +172,41 @@ def shown(answer: Response) -> str:
 def printable(text: str) -> str:
     """Return the text as one line, without control characters."""
     return "".join(filter(str.isprintable, " ".join(text[: 8 * MAX_SHOWN].split())))
+
+
+def json_object(answer: Response) -> dict[str, Any]:
+    """Return the JSON object of an answer; empty if it has none."""
+    try:
+        value = json.loads(answer.body)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def base_urls(fields: Fields, name: str, form: str) -> list[str]:
+    """Return the URLs of a field, which are separated by commas. ``form`` is how they are written, for messages.
+
+    Raises ``Refused`` for one to which a path cannot be added.
+    """
+    path = f"{fields.path}.{name}"
+    urls = [url for part in fields.text(name).split(",") if (url := part.strip())]
+    if not urls or not all(url.startswith(("http://", "https://")) for url in urls):
+        raise Refused(f"{path}: expected http:// or https:// URLs {form}")
+    for url in urls:
+        if any(mark in url for mark in "?#"):
+            # The controller calls it too: what people write must not hide the path that is added.
+            raise Refused(f"{path}: a URL that goes on with a path has no ? and no # (%3F, %23)")
+        try:
+            origin(url)
+            dots = has_dot_segments(urlsplit(url).path)
+        except ValueError:
+            # not shown: what stands in the place of the port may be the end of a password
+            raise Refused(
+                f"{path}: not a URL; are / ? # @ in its password written as %2F %3F %23 %40?"
+            ) from None
+        if dots:
+            raise Refused(f'{path}: a path without "." and ".."')
+    return urls
 
 
 def is_page(answer: Response) -> bool:

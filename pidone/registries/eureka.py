@@ -20,14 +20,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import time
 from typing import Any
-from urllib.parse import urlsplit
 
 import trio
 
 from pidone.errors import PidoneError, Refused, RegistryError, TransferError
 from pidone.http.client import CONNECT_SECONDS, redacted
 from pidone.http.message import JSON, Response
-from pidone.http.urls import authority, has_dot_segments, origin, segment
+from pidone.http.urls import authority, segment
 from pidone.plan.fields import Fields
 from pidone.plan.model import Pod
 from pidone.registries import Entry, Registry, Status
@@ -35,9 +34,12 @@ from pidone.registries._servers import (
     ANSWER_SECONDS,
     MAX_SHOWN,
     Judge,
+    Remedies,
     Servers,
     Trouble,
+    base_urls,
     is_page,
+    json_object,
     printable,
     shown,
 )
@@ -53,6 +55,12 @@ REFUSALS = (
     "Mismatched appName",
     "dataCenterInfo of type",
     '{"error": "cannot parse request body"',
+)
+
+REMEDIES = Remedies(
+    "Eureka",
+    url="It ends before apps, as http://host:8761/eureka/",
+    credentials="it wants a user (http://user:password@host), or its CSRF protection covers the Eureka paths",
 )
 
 
@@ -315,7 +323,7 @@ class Eureka:
         within = CONNECT_SECONDS + patience
         vip = f"vips/{UNUSED_VIP}"
         answer = await self._servers.ask_one(server, "GET", vip, within=within, patience=patience)
-        if "applications" not in _object(answer):
+        if "applications" not in json_object(answer):
             return Trouble(f"this is not the registry's word: {shown(answer)} to GET {vip}")
         path = self._instance.resource
         answer = await self._servers.ask_one(server, "GET", path, within=within, patience=patience)
@@ -328,26 +336,14 @@ class Eureka:
         status = answer.status
         if status == 400 and answer.text.startswith(REFUSALS):
             return Trouble("the registry does not accept the document", refused=True)
-        if status == 429 or status >= 500:
-            return Trouble("the server cannot answer at present")
         if status == 307:
             return Trouble("a server that is starting or out of service answers so")
-        if self._accepted:
-            return Trouble(
-                "this is not the registry's answer, which has registered us before; what is in between?"
-            )
-        if status in {401, 403}:
-            return Trouble(
-                "it wants a user (http://user:password@host), or its CSRF protection covers the Eureka paths"
-            )
         shown_server = redacted(server).rstrip("/")
-        if shown_server.endswith("/apps"):
+        if status in {200, 400, 404, 405} and shown_server.endswith("/apps") and not self._accepted:
             return Trouble(
                 f'the URL ends in "apps", which is added to it; write {shown_server.removesuffix("/apps")}'
             )
-        return Trouble(
-            "this is not an answer of Eureka; is the URL right? It ends before apps, as http://host:8761/eureka/"
-        )
+        return REMEDIES.foreign(answer, accepted=self._accepted is not None)
 
     def _now(self) -> int:
         return int(self._clock() * 1000)
@@ -371,7 +367,7 @@ def _is_done(answer: Response) -> bool:
 
 def _copy(answer: Response) -> _Copy | None:
     """Return the document in an answer; None if it has none. Values of a wrong type or size are 0 or empty."""
-    instance = _object(answer).get("instance") if answer.status == 200 else None
+    instance = json_object(answer).get("instance") if answer.status == 200 else None
     if not isinstance(instance, dict):
         return None
     lease = instance.get("leaseInfo")
@@ -384,15 +380,6 @@ def _copy(answer: Response) -> _Copy | None:
     )
 
 
-def _object(answer: Response) -> dict[str, Any]:
-    """Return the JSON object of an answer; empty if it has none."""
-    try:
-        value = json.loads(answer.body)
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
 def _number(value: object) -> int:
     """Return a Java long, which is a number or a string in JSON; 0 if it is none."""
     text = (
@@ -403,11 +390,7 @@ def _number(value: object) -> int:
 
 def build(fields: Fields, pod: Pod, source: str | None) -> Eureka:
     """Build the driver from ``register: eureka``. Raises ``Refused``."""
-    servers = [part.strip() for part in fields.text("url").split(",") if part.strip()]
-    for server in servers:
-        _check_url(server, f"{fields.path}.url")
-    if not servers:
-        raise Refused(f"{fields.path}.url: expected http:// or https:// URLs that end before apps")
+    servers = base_urls(fields, "url", "that end before apps")
     app = fields.text("app").upper()
     port = fields.integer("port", least=1, most=65535)
     secure_port: int | None = fields.integer("securePort", None, least=1, most=65535)
@@ -438,20 +421,3 @@ def build(fields: Fields, pod: Pod, source: str | None) -> Eureka:
         raise Refused(f"{fields.path}: portEnabled or securePortEnabled; without a port nobody can call it")
     fields.done()
     return Eureka(servers, instance, source=source, namespace=pod.namespace)
-
-
-def _check_url(url: str, path: str) -> None:
-    """Raise ``Refused`` for a URL to which a path cannot be added."""
-    if not url.startswith(("http://", "https://")):
-        raise Refused(f"{path}: expected http:// or https:// URLs that end before apps")
-    if any(mark in url for mark in "?#"):
-        # The controller calls it too: what people write must not hide the path that is added.
-        raise Refused(f"{path}: a URL that goes on with a path has no ? and no # (%3F, %23)")
-    try:
-        origin(url)
-        dots = has_dot_segments(urlsplit(url).path)
-    except ValueError:
-        # not shown: what stands in the place of the port may be the end of a password
-        raise Refused(f"{path}: not a URL; are / ? # @ in its password written as %2F %3F %23 %40?") from None
-    if dots:
-        raise Refused(f'{path}: a path without "." and ".."')
