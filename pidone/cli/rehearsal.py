@@ -131,6 +131,10 @@ class _Registry:
         return self.real.where
 
     @property
+    def endpoint(self) -> str:
+        return self.real.endpoint
+
+    @property
     def places(self) -> frozenset[str]:
         return self.real.places
 

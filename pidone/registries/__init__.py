@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from pidone.errors import Refused
 from pidone.plan.fields import Fields
@@ -19,11 +19,15 @@ from pidone.plan.model import Pod
 
 
 class Status(StrEnum):
-    """The status of an instance, in Eureka's words."""
+    """The status of an instance, in Eureka's words. STARTING, UP and DOWN are the health of the application.
+
+    OUT_OF_SERVICE is maintenance: a person has taken the instance out, whatever its health is.
+    """
 
     STARTING = "STARTING"
     UP = "UP"
     DOWN = "DOWN"
+    OUT_OF_SERVICE = "OUT_OF_SERVICE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,8 @@ class Entry:
 class Registry(Protocol):
     """One instance in one registry. Calls come one after the other, never two at once.
 
+    A driver that keeps a connection between calls also has ``close``, see ``Connected``.
+
     All calls raise ``RegistryError`` and ``TransferError``. An answer that the registry itself does not give (a login
     page, an ingress' 404) is an error, and another server is asked if there is one. A request without an answer may
     have been carried out; the driver reads the instance before it reports a failure. A call takes ``lease`` seconds at
@@ -46,6 +52,10 @@ class Registry(Protocol):
     @property
     def where(self) -> str:
         """The registry's servers for people, without a password."""
+
+    @property
+    def endpoint(self) -> str:
+        """The server in use, for people, without a password. The path of its API need not be in it."""
 
     @property
     def places(self) -> frozenset[str]:
@@ -61,19 +71,31 @@ class Registry(Protocol):
 
     @property
     def interval(self) -> float:
-        """Seconds between two heartbeats, as the registry expects them."""
+        """Seconds between two heartbeats: the registry's own pace.
+
+        Eureka's renewalInterval; two thirds of Consul's TTL; a third of etcd's TTL and of ZooKeeper's session timeout;
+        what Nacos' server says, else 5 s. It may change with an answer of the registry.
+        """
 
     @property
     def lease(self) -> float:
         """Seconds that the registry keeps the instance without a heartbeat, at least."""
 
     async def register(self, status: Status) -> str:
-        """Send our whole document with this status, and return the status that the registry shows then."""
+        """Make the registry show this status, and return the status that it shows then.
+
+        Each call sends the whole document, also if the registry has the instance. A registry without a status DOWN
+        stops leading clients to the instance, and keeps the lease: DOWN then costs no registration at the next UP.
+
+        OUT_OF_SERVICE is shown in the registry's own way. The next call with another status lifts what this driver
+        has set, and nothing else: an override by an operator stays, and the returned status differs from ours.
+        """
 
     async def heartbeat(self) -> bool:
-        """Renew the lease. Returns False if the registry does not have this instance.
+        """Renew the lease. Returns False if the registry itself says that it does not have this instance.
 
-        It may be cancelled at any time, and registers nothing.
+        It may be cancelled at any time, and registers nothing. An instance that is DOWN or OUT_OF_SERVICE has a lease
+        too.
         """
 
     async def read(self) -> Entry | None:
@@ -86,7 +108,23 @@ class Registry(Protocol):
         """True if ``previous`` is the same instance of the same registry; the documents may differ."""
 
     def take_over(self, previous: "Registry") -> None:
-        """Continue after ``previous``: the next document is newer than its last one."""
+        """Continue after ``previous``: the next document is newer than its last one.
+
+        A connection, a session or a lease of ``previous`` is ours from then on, and so is the maintenance that it has
+        set.
+        """
+
+
+@runtime_checkable
+class Connected(Protocol):
+    """A registry whose driver keeps a connection between calls."""
+
+    async def close(self) -> None:
+        """Close the connection. The instance stays. A later call connects again.
+
+        The action calls it after the last deregistration, the controller after its calls. It raises nothing, and may
+        be cancelled at any time.
+        """
 
 
 @cache
@@ -102,7 +140,7 @@ def name_of(config: Mapping[str, Any]) -> str:
 
 
 def build(fields: Fields, pod: Pod, source: str | None) -> Registry:
-    """Build the one registry that these fields name. Raises ``Refused``."""
+    """Build the one registry that these fields name. ``pod.ip`` is the address to register. Raises ``Refused``."""
     name = fields.only_name()
     if not name.isidentifier() or name.startswith("_"):
         raise Refused(f'{fields.path}: "{name}" is not a registry')

@@ -5,8 +5,8 @@ Rules that are not obvious, all observed on the server (com.netflix.eureka.regis
 - ``lastDirtyTimestamp`` is the version number of our document. A POST with an older one than the registry
   holds is answered 204 and ignored, so it never goes back, whatever the wall clock does, and after each
   POST the instance is read back: the clock of an earlier pod or of an operator may have been ahead.
-- The status in a heartbeat is ignored. UP and DOWN are told by POST. OUT_OF_SERVICE belongs to operators
-  (PUT .../status) and is never POSTed; an override survives our documents, and is only reported.
+- The status in a heartbeat is ignored. UP and DOWN are told by POST. OUT_OF_SERVICE is an override (PUT .../status)
+  and is never POSTed; the override of an operator survives our documents, and is only reported.
 - 404 to a heartbeat: the registry does not have our latest document; it is sent again at once.
 - An ingress or a proxy answers 404 too, and 401, 403, 405, 200. Each call has one or two answers that are
   Eureka's own; with any other the next server is asked, as the Java client does (its ``ServerStatusEvaluator``).
@@ -145,11 +145,16 @@ class Eureka:
         self._status: Status | None = None  # the status in it
         self._accepted: tuple[Status, int] | None = None  # status and version that the registry accepted last
         self._renewed = 0  # the last known time of a renewal, by the server's clock
+        self._maintenance = False  # we have overridden the status
         self._unanswered = set[str]()  # servers that may carry out an unanswered registration later
 
     @property
     def where(self) -> str:
         return self._servers.shown
+
+    @property
+    def endpoint(self) -> str:
+        return redacted(self._servers.current)
 
     @property
     def places(self) -> frozenset[str]:
@@ -172,6 +177,22 @@ class Eureka:
         return float(self._instance.lease)
 
     async def register(self, status: Status) -> str:
+        """POST the document, override the status or lift our override, and return the status shown then."""
+        override = f"{self._instance.resource}/status"
+        if status is Status.OUT_OF_SERVICE:
+            # STARTING at first: clients must not see UP before the override
+            await self._register(self._status or Status.STARTING)
+            await self._ask("PUT", override, self._judge_override, query=f"?value={status}")
+            self._maintenance = True
+            return status.value
+        shown_status = await self._register(status)
+        if self._maintenance:
+            await self._ask("DELETE", override, self._judge_override, query=f"?value={status}")
+            self._maintenance = False
+            return status.value
+        return shown_status
+
+    async def _register(self, status: Status) -> str:
         """POST the document, and return the status that the registry shows then."""
         if status is not self._status:
             self._status, self._dirty = status, max(self._dirty + 1, self._now())
@@ -218,7 +239,7 @@ class Eureka:
                     break
             else:
                 raise
-        self._status = None
+        self._status, self._maintenance = None, False
         await self._deregister_late()
 
     def succeeds(self, previous: Registry) -> bool:
@@ -232,7 +253,7 @@ class Eureka:
         assert isinstance(previous, Eureka)
         self._servers.go_on_as(previous._servers)
         self._dirty, self._renewed, self._accepted = previous._dirty, previous._renewed, previous._accepted
-        self._unanswered = previous._unanswered
+        self._unanswered, self._maintenance = previous._unanswered, previous._maintenance
 
     async def _deregister_late(self) -> None:
         """DELETE also where an unanswered registration may be carried out late. Raises ``RegistryError``."""
@@ -308,6 +329,9 @@ class Eureka:
     async def _judge_heartbeat(self, server: str, answer: Response) -> Trouble | None:
         # An ingress may have answered 404 too. The POST that follows shows it: only Eureka answers it with 204.
         return None if answer.status == 404 or _is_done(answer) else self._foreign(server, answer)
+
+    async def _judge_override(self, server: str, answer: Response) -> Trouble | None:
+        return None if _is_done(answer) else self._foreign(server, answer)
 
     async def _judge_deregistration(self, server: str, answer: Response) -> Trouble | None:
         if answer.status == 404:

@@ -31,7 +31,7 @@ from tests.eureka.between import FOREIGN, Network, Node
 class FakeRegistry:
     """Remembers what was called and when. ``takes`` seconds a call; ``trouble`` is raised by those it names."""
 
-    where, instance, address = "http://registry/", "web", "10.0.0.5"
+    where, endpoint, instance, address = "http://registry/", "http://registry/", "web", "10.0.0.5"
     places = frozenset({"http://registry/"})
     interval, lease = 10.0, 30.0
 

@@ -12,7 +12,8 @@ class Ledger:
 
     def __init__(self, server: str, instance: str, address: str, lease: float, source: str | None) -> None:
         self._server, self._source = server.rstrip("/"), source
-        self.where, self.places = redacted(server), frozenset({self._server})
+        self.where = self.endpoint = redacted(server)
+        self.places = frozenset({self._server})
         self.instance, self.address, self.lease = instance, address, lease
 
     async def register(self, status: Status) -> str:

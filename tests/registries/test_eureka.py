@@ -195,6 +195,16 @@ async def test_an_operators_override_survives_and_is_told(bench: Bench) -> None:
     assert await bench.status() == "OUT_OF_SERVICE"
 
 
+async def test_maintenance_is_an_override_that_is_lifted_again(bench: Bench) -> None:
+    registry = bench.driver()
+    assert await registry.register(Status.OUT_OF_SERVICE) == "OUT_OF_SERVICE"
+    assert await registry.heartbeat()
+    assert await bench.status() == "OUT_OF_SERVICE"
+    assert await registry.register(Status.UP) == "UP"
+    assert await registry.heartbeat()
+    assert await bench.status() == "UP"
+
+
 async def test_an_override_with_a_clock_ahead_does_not_make_us_deaf(bench: Bench) -> None:
     registry = bench.driver()
     await registry.register(Status.UP)
