@@ -167,10 +167,12 @@ class HeldRequests:
 
     def answer(self, held: _BundleRequest) -> Response | None:
         """Return the answer to a bundle request; None while it is held."""
-        response = self._news(held)
+        # Read once: a deadline that is over below was over for the turn of a new bundle as well.
+        now = trio.current_time()
+        response = self._news(held, now)
         if response is None and self.draining and held.wait:
             response = text_response(503, "this replica ends; ask again", retry_after="1")
-        if response is None and held.deadline <= trio.current_time():
+        if response is None and held.deadline <= now:
             response = self._no_news(held)
         if response is None:
             return None
@@ -183,7 +185,7 @@ class HeldRequests:
             return Response(200, body=b"!")
         return Response(200) if self.draining else None
 
-    def _news(self, held: _BundleRequest) -> Response | None:
+    def _news(self, held: _BundleRequest, now: float) -> Response | None:
         """Return a new bundle or a refusal; None while the request must wait."""
         identity = self._callers.identify(held.caller)
         if isinstance(identity, Unknown) and not self._callers.is_stranger(held.caller):
@@ -201,7 +203,6 @@ class HeldRequests:
             return None
 
         if bundle.phase is not Phase.TERMINATING:  # the end of a pod is never delayed
-            now = trio.current_time()
             turn = self._pace.turn(now, held.end) if held.turn is None else held.turn
             if turn == inf:
                 self._served["delayed"] += 1

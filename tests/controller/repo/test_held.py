@@ -70,6 +70,37 @@ async def test_a_request_is_held_as_long_as_it_asked(repo: Repo, autojump_clock:
     assert repo.plans.waiting.requests == 0
 
 
+class SteppingClock(trio.abc.Clock):
+    """A clock that goes on by a millisecond whenever it is read."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def start_clock(self) -> None: ...
+
+    def current_time(self) -> float:
+        self.now += 0.001
+        return self.now
+
+    def deadline_to_sleep_time(self, deadline: float) -> float:
+        return 0.0 if deadline <= self.now else PATIENCE_SECONDS
+
+
+def test_a_bundle_whose_turn_comes_while_it_is_looked_for_is_sent_and_not_refused() -> None:
+    async def look_at_each_moment() -> list[int]:
+        repo = Repo(Plans(log), log, settings=Settings(plans=47, burst=1))
+        put(repo, pod(labels=CHECKED))
+        statuses = []
+        for _ in range(20):
+            held = await repo.begin(get(prefer="wait=10"))
+            while not isinstance(held, Response):  # each look is at another moment before the turn
+                held = held.look() or held
+            statuses.append(held.status)
+        return statuses
+
+    assert trio.run(look_at_each_moment, clock=SteppingClock()) == [200] * 20
+
+
 async def test_unknown_addresses_are_held_and_get_no_default(repo: Repo, autojump_clock: MockClock) -> None:
     before = trio.current_time()
     response = await repo.handle(get(peer="127.0.0.9", prefer="wait=30"))
