@@ -50,23 +50,23 @@ class _Occupancy:
         self.count = 0
         self.received = 0
         self.ahead = 0
-        self.groups: dict[str, dict[Place, None]] = {}
+        # The number in each group. A set of the places in each would be 200 bytes more for each connection.
+        self.groups: dict[str, int] = {}
         self.silent: dict[Place, None] = {}  # the longest silent first
 
     def add(self, place: Place) -> None:
         self.count += 1
         self.received += place.received
         self.ahead += place.ahead
-        self.groups.setdefault(place.group, {})[place] = None
+        self.groups[place.group] = self.groups.get(place.group, 0) + 1
 
     def remove(self, place: Place) -> None:
         self.count -= 1
         self.received -= place.received
         self.ahead -= place.ahead
         self.silent.pop(place, None)
-        group = self.groups[place.group]
-        del group[place]
-        if not group:
+        self.groups[place.group] -= 1
+        if not self.groups[place.group]:
             del self.groups[place.group]
 
 
@@ -83,8 +83,7 @@ class Admission:
         """Return the place of a new connection, which is silent at first; None if there is none."""
         room, group = self._assign(address)
         occupancy = self._rooms.setdefault(room, _Occupancy())
-        group_places = occupancy.groups.get(group, {})
-        fits = len(group_places) < room.by_address or self._close_silent(group_places, occupancy)
+        fits = occupancy.groups.get(group, 0) < room.by_address or self._close_silent(group, occupancy)
         if not (fits and (occupancy.count < room.connections or self._make_room(room, occupancy))):
             self.refused += 1
             return None
@@ -100,9 +99,8 @@ class Admission:
             self._count(place, received - place.received)
             occupancy.ahead -= place.ahead
             place.ahead = 0
-            for places in (occupancy.silent, occupancy.groups[place.group]):  # both in the order of silence
-                places.pop(place, None)
-                places[place] = None
+            occupancy.silent.pop(place, None)
+            occupancy.silent[place] = None
 
     def answer(self, place: Place) -> None:
         """Note that a request of the connection is being answered."""
@@ -165,9 +163,9 @@ class Admission:
         self.closed += 1
         place.close()
 
-    def _close_silent(self, places: dict[Place, None], occupancy: _Occupancy) -> bool:
-        """Close the first of these that is silent."""
-        place = next((place for place in places if place in occupancy.silent), None)
+    def _close_silent(self, group: str, occupancy: _Occupancy) -> bool:
+        """Close the place of the group that has been silent for the longest time. False if none is silent."""
+        place = next((place for place in occupancy.silent if place.group == group), None)
         if place is not None:
             self._close(place)
         return place is not None
