@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # The tests start Python a thousand times; without byte code each start would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: containerds help env demo test nightly check format schema doze image image-root controller-image controller-root lock old eureka peers apps cluster prober clean
+.PHONY: containerds help env demo test nightly check format schema doze image image-root controller-image controller-root lock old eureka peers apps cluster prober registries clean
 
 help:
 	@echo "make demo    run three pods, a repo and a Eureka on this machine, and check each step (KEEP=1: keep them running)"
@@ -24,12 +24,13 @@ help:
 	@echo "make controller-image  write build/controller.oci.tar in the same way"
 	@echo "make schema  write the JSON Schemas in schema/, the CRDs in k3d/crds/ and the reference in docs/language.md"
 	@echo "make eureka  build the real Eureka server for demo and tests (needs Java 17 and Maven)"
-	@echo "make peers   build Netflix' own Eureka server and client for tests (needs Java 17 and Maven)"
+	@echo "make peers   build Netflix' own Eureka server and client, and Spring's with users, for tests (needs Java 17 and Maven)"
 	@echo "make cluster build a Kubernetes API server and node for tests (needs Go 1.26; takes ten minutes once)"
 	@echo "make prober  build the kubelet's prober for tests (needs Go 1.26)"
 	@echo "make containerds  fetch three versions of containerd for tests into the cache (needs Debian)"
 	@echo "make apps    write build/apps.oci.tar, images of the demo's applications (needs Java 17, Maven and Go)"
 	@echo "make old     build the image of an earlier version, for tests of pods that are older than their controller"
+	@echo "make registries  write the tables of docs/registries.md from the results of the last tests"
 	@echo "make lock    write requirements.lock from the two pyproject.toml"
 
 env: $(READY)
@@ -161,11 +162,15 @@ eureka: k3d/apps/discovery/target/discovery.jar
 k3d/apps/discovery/target/discovery.jar: k3d/apps/pom.xml k3d/apps/discovery/pom.xml $(shell find k3d/apps/discovery/src -type f 2>/dev/null)
 	mvn -B -q -f k3d/apps/discovery/pom.xml -Dmaven.repo.local=$(CACHE)/m2 package
 
-# Netflix' own server in a servlet container, of which tests start two, and its official client.
-peers: tests/eureka/java/target/peers-1.jar
+# Netflix' own server in a servlet container, of which tests start two, and its official client; Spring's server with
+# users.
+peers: tests/eureka/java/target/peers-1.jar tests/eureka/spring/target/secured.jar
 
 tests/eureka/java/target/peers-1.jar: tests/eureka/java/pom.xml $(shell find tests/eureka/java/src -type f 2>/dev/null)
 	mvn -B -q -f tests/eureka/java/pom.xml -Dmaven.repo.local=$(CACHE)/m2 package
+
+tests/eureka/spring/target/secured.jar: k3d/apps/pom.xml tests/eureka/spring/pom.xml $(shell find tests/eureka/spring/src -type f 2>/dev/null)
+	mvn -B -q -f tests/eureka/spring/pom.xml -Dmaven.repo.local=$(CACHE)/m2 package
 
 # One program. It is cached by the content of its Go module.
 cluster: $(READY)
@@ -185,6 +190,10 @@ lock: $(READY)
 	  --group dev pyproject.toml -o requirements.lock
 	echo ziglang | build/lock/bin/uv --cache-dir $(CACHE)/uv pip compile -q --universal --generate-hashes --no-header \
 	  - -o requirements-zig.lock
+
+# The tables of docs/registries.md, from the results of the last tests. A cell without a result stays as it is.
+registries: $(READY)
+	@$(BIN)/python -m tests.results
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,10 +1,15 @@
-"""How ``make test`` distributes the tests among parallel workers: a plugin of pytest-xdist."""
+"""How ``make test`` distributes the tests among parallel workers: a plugin of pytest-xdist.
+
+It also keeps the results of the tests of registries, for docs/registries.md.
+"""
 
 import re
 
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
+
+pytest_plugins = ["tests.results"]
 
 # Tests that share a fixture which is expensive to make run in the same worker. The first match counts.
 GROUPS = {
@@ -22,11 +27,14 @@ GROUPS = {
     r"tests/pid1/test_environment\.py.*\[wheel": "wheel",
     r"tests/extension/": "extension",
     r"tests/eureka/test_peers\.py": "peers",
+    r"tests/eureka/test_secured\.py": "secured",
+    r"tests/registries/test_faults\.py.*\[(\w+)-": r"faults of \1",
     r".*\[.*\bspring\b.*\]$": "eureka",
 }
 
 # The longest begin first, in this order, so that no worker is left with one at the end.
 LONGEST = (
+    "tests/registries/test_faults",
     "tests/cluster/test_scenario",
     "tests/cluster/test_installed",
     "tests/cluster/test_node",

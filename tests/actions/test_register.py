@@ -25,7 +25,7 @@ from pidone.plan.fields import Fields
 from pidone.plan.format import decode_plan
 from pidone.plan.model import Task
 from pidone.registries import Entry, Registry, Status
-from tests.eureka.between import FOREIGN, Network, Node
+from tests.registries.between import FOREIGN, Network, Node
 
 
 class FakeRegistry:

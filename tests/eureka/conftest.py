@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from tests.eureka.fake import PREFIX, FakeEureka
-from tests.eureka.real import RealEureka
+from tests.eureka.real import RealEureka, version
+from tests.results import FAKE, serve_with
 
 Document = dict[str, Any]
 
@@ -137,9 +138,11 @@ class App:
 @pytest.fixture(params=["fake", pytest.param("spring", marks=pytest.mark.eureka)])
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     if request.param == "fake":
+        serve_with(request, FAKE)
         yield FakeServer()
         return
     real: RealEureka = request.getfixturevalue("spring")
+    serve_with(request, version())
     with httpx.Client(base_url=real.url, headers={"accept": "application/json"}) as client:
         yield SpringServer(client)
 

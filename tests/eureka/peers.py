@@ -9,13 +9,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
-from tests.eureka.lines import Fault, Line
 from tests.patience import PATIENCE_SECONDS
 from tests.ports import free_port
+from tests.registries.lines import Fault, Line
 
 BUILT = Path(__file__).parent / "java/target"
 BUILD = "make peers"
@@ -57,20 +58,34 @@ def missing() -> str | None:
     return None
 
 
-class Peer:
-    """One of the two servers."""
+def version() -> str:
+    """Return the version of the servers and of the client."""
+    (library,) = (BUILT / "lib").glob("eureka-core-*.jar")
+    return library.stem.removeprefix("eureka-core-")
 
-    def __init__(self, host: str, log: Path) -> None:
+
+class Peer:
+    """One of the two servers. With ``users``, a password by name, it wants one of them."""
+
+    def __init__(self, host: str, log: Path, users: Mapping[str, str]) -> None:
         self.host = host
         self.port = free_port()
-        self.url = f"http://{host}:{self.port}/eureka/v2/"
+        self.users = dict(users)
+        self.url = f"http://{self.login}{host}:{self.port}/eureka/v2/"
         self.other = ""  # the URL of the other one
         self._log = log
         self._process: subprocess.Popen[str] | None = None
 
+    @property
+    def login(self) -> str:
+        """The beginning of a URL's host for peers and reader: the first user."""
+        return "".join(f"{name}:{password}@" for name, password in list(self.users.items())[:1])
+
     def start(self) -> None:
-        """Start with an empty registry."""
+        """Start with an empty registry, which the other peer then fills if it runs."""
+        users = ",".join(f"{name}:{password}" for name, password in self.users.items())
         settings = SERVER | {"port": str(self.port), "hostname": self.host, "serviceUrl.default": self.other}
+        settings |= {"users": users}
         self._process = _start("Peer", settings, (), self._log)
 
     def wait_ready(self) -> None:
@@ -78,8 +93,12 @@ class Peer:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while self._running.poll() is None and time.monotonic() < deadline:
             try:
-                with urlopen(f"{self.url}apps", timeout=5):
+                with urlopen(f"http://{self.host}:{self.port}/eureka/v2/apps", timeout=5):
                     return
+            except HTTPError as error:
+                if error.code == 401:
+                    return
+                time.sleep(0.05)
             except (URLError, OSError):
                 time.sleep(0.05)
         raise RuntimeError(f"the peer does not answer; its log ends with\n{self._log.read_text()[-2000:]}")
@@ -92,6 +111,16 @@ class Peer:
 
     def resume(self) -> None:
         self._running.send_signal(signal.SIGCONT)
+
+    @property
+    def runs(self) -> bool:
+        return self._running.poll() is None
+
+    def set_password(self, user: str, password: str) -> None:
+        """Change the password of a user, also for later starts."""
+        self.users[user] = password
+        if self.runs:
+            _ask(self._running, f"user {user} {password}")
 
     def say(self, status: str) -> None:
         """Give the server itself a status. With any other than UP it answers 307 to everything."""
@@ -106,11 +135,11 @@ class Peer:
 class Peers:
     """The two servers, the lines between them, and a client of each."""
 
-    def __init__(self, folder: Path) -> None:
-        self.all = tuple(Peer(host, folder / f"peer-{host}.log") for host in HOSTS)
+    def __init__(self, folder: Path, users: Mapping[str, str]) -> None:
+        self.all = tuple(Peer(host, folder / f"peer-{host}.log", users) for host in HOSTS)
         self.between = tuple(Line(free_port(), peer.port).start() for peer in self.all)
         for peer, line, other in zip(self.all, reversed(self.between), reversed(self.all), strict=True):
-            peer.other = f"http://{other.host}:{line.port}/eureka/v2/"
+            peer.other = f"http://{other.login}{other.host}:{line.port}/eureka/v2/"
         self._log = folder / "reader.log"
         self._reader: subprocess.Popen[str] | None = None
 
@@ -133,7 +162,7 @@ class Peers:
         for line in self.between:
             line.fault = Fault.NONE
         for peer in self.all:
-            if peer._running.poll() is None:
+            if peer.runs:
                 peer.resume()
             else:
                 peer.start()
@@ -153,9 +182,9 @@ class Peers:
 
 
 @contextmanager
-def running_peers(folder: Path) -> Iterator[Peers]:
+def running_peers(folder: Path, users: Mapping[str, str] = MappingProxyType({})) -> Iterator[Peers]:
     with ExitStack() as closing:
-        peers = Peers(folder)
+        peers = Peers(folder, users)
         closing.callback(peers.close)
         peers.start()
         yield peers

@@ -1,14 +1,17 @@
 """The real Spring Cloud Eureka server as a child process."""
 
 import os
+import re
 import shutil
+import ssl
 import subprocess
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 from tests.patience import PATIENCE_SECONDS
@@ -46,11 +49,16 @@ class RealEureka:
         Raises:
             RuntimeError: it ended, or gave no answer within ``timeout`` seconds; with the end of its log.
         """
+        unverified = ssl._create_unverified_context() if self.url.startswith("https:") else None
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
-                with urlopen(f"{self.url}apps", timeout=5):
+                with urlopen(f"{self.url}apps", timeout=5, context=unverified):
                     return
+            except HTTPError as error:
+                if error.code == 401:  # it wants a user
+                    return
+                time.sleep(0.05)
             except (URLError, OSError):
                 time.sleep(0.05)
         state = "gave no answer" if self.process.poll() is None else f"ended with {self.process.returncode}"
@@ -71,8 +79,16 @@ def find_jar() -> Path:
     return Path(os.environ.get("PIDONE_EUREKA_JAR") or BUILT)
 
 
-def command() -> list[str]:
-    return ["java", *JAVA_OPTIONS, "-jar", str(find_jar())]
+def version() -> str:
+    """Return the server's name and version, for people."""
+    with zipfile.ZipFile(find_jar()) as jar:
+        match = re.search(r"spring-cloud-netflix-eureka-server-([^/\s]+)\.jar", "\n".join(jar.namelist()))
+    assert match is not None
+    return f"Spring Cloud Netflix Eureka {match[1]}"
+
+
+def command(jar: Path | None = None) -> list[str]:
+    return ["java", *JAVA_OPTIONS, "-jar", str(jar or find_jar())]
 
 
 def environment(port: int, settings: Mapping[str, str] = AT_ONCE) -> dict[str, str]:
@@ -80,25 +96,32 @@ def environment(port: int, settings: Mapping[str, str] = AT_ONCE) -> dict[str, s
 
 
 @contextmanager
-def spring_eureka(port: int, log: Path, settings: Mapping[str, str] = AT_ONCE) -> Iterator[RealEureka]:
+def spring_eureka(
+    port: int,
+    log: Path,
+    settings: Mapping[str, str] = AT_ONCE,
+    *,
+    jar: Path | None = None,
+    scheme: str = "http",
+) -> Iterator[RealEureka]:
     """Start the server on this port of 127.0.0.1, and end it with the block.
 
     The block begins before the server answers: call ``wait_ready`` before the first use.
-    ``settings`` are environment variables for Spring; ``{}`` is a server as in production.
+    ``settings`` are environment variables for Spring; ``{}`` is a server as in production. ``jar`` is another program.
 
     Raises:
         FileNotFoundError: there is no java (see ``missing``).
     """
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command(),
+            command(jar),
             env=os.environ | environment(port, settings),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
         )
     try:
-        yield RealEureka(f"http://127.0.0.1:{port}/eureka/", log, process)
+        yield RealEureka(f"{scheme}://127.0.0.1:{port}/eureka/", log, process)
     finally:
         process.terminate()
         try:

@@ -10,6 +10,7 @@ DEFAULT_DATA_CENTER = "com.netflix.appinfo.InstanceInfo$DefaultDataCenterInfo"
 
 
 class TestRegistration:
+    @pytest.mark.check("eureka", "POST 204")
     def test_a_document_is_read_back_as_it_was_sent(self, app: App) -> None:
         sent = app.document()
         assert app.post(sent).status == 204
@@ -81,6 +82,7 @@ class TestRegistration:
         assert server.call("DELETE", "apps/NOBODY").status == 405
 
 
+@pytest.mark.check("eureka", "the 400 list")
 class TestRefusals:
     @pytest.mark.parametrize(
         ("changes", "reason"),
@@ -176,9 +178,11 @@ class TestForms:
 
 
 class TestDirtyTimestamp:
+    @pytest.mark.check("eureka", "heartbeat before register 404")
     def test_a_heartbeat_before_registration_is_404(self, app: App) -> None:
         assert app.heartbeat() == 404
 
+    @pytest.mark.check("eureka", "newer dirty → 404, older → 200")
     def test_heartbeats_by_version(self, app: App) -> None:
         app.register()
         assert app.heartbeat(app.dirty) == 200
@@ -192,6 +196,7 @@ class TestDirtyTimestamp:
         assert app.read()["lastDirtyTimestamp"] == str(app.dirty)
         assert app.heartbeat() == 200
 
+    @pytest.mark.check("eureka", "older POST keeps the old document")
     def test_an_older_document_is_ignored_without_a_word(self, app: App) -> None:
         app.register()
         older = app.document(status="DOWN", hostName="other", lastDirtyTimestamp=str(app.dirty - 1))
@@ -216,6 +221,7 @@ class TestDirtyTimestamp:
         assert app.call("PUT", "?lastDirtyTimestamp=yesterday") == 500
 
 
+@pytest.mark.check("eureka", "the whole override table")
 class TestStatus:
     @pytest.mark.parametrize(
         ("before", "posted", "after"),
@@ -314,6 +320,7 @@ class TestStatus:
 
 
 class TestLease:
+    @pytest.mark.check("eureka", "lease x2 expiry")
     def test_a_renewed_lease_lasts_twice_as_long_as_it_says(self, app: App) -> None:
         lease = {"renewalIntervalInSecs": 1, "durationInSecs": 1}
         app.register(instanceId=f"{app.name}:silent", leaseInfo=lease)

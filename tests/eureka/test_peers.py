@@ -26,12 +26,13 @@ from pidone.registries import Status
 from pidone_controller.deregistration import Deregistration
 from tests.actions.test_register import ScriptedProbe
 from tests.controller.factories import pod as kubernetes_pod
-from tests.eureka.between import FOREIGN, Ingress, always
-from tests.eureka.lines import Fault, Line
-from tests.eureka.peers import Peers, missing, running_peers
+from tests.eureka.peers import Peers, missing, running_peers, version
 from tests.patience import PATIENCE_SECONDS
 from tests.ports import free_port
+from tests.registries.between import FOREIGN, Ingress, always
+from tests.registries.lines import Fault, Line
 from tests.registries.test_eureka import make
+from tests.results import serve_with
 
 LEASE_SECONDS = 4  # of which each of two servers has a half for its answer
 ADDRESS = "127.0.0.1"
@@ -129,7 +130,8 @@ async def until(good: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-async def bench(servers: Peers, nursery: trio.Nursery) -> Any:
+async def bench(servers: Peers, nursery: trio.Nursery, request: pytest.FixtureRequest) -> Any:
+    serve_with(request, f"Netflix Eureka {version()}, two peers")
     servers.mend()
     bench = Bench(servers, nursery)
     yield bench
@@ -139,6 +141,7 @@ async def bench(servers: Peers, nursery: trio.Nursery) -> Any:
     nursery.cancel_scope.cancel()
 
 
+@pytest.mark.check("eureka", "two peers: failover, override replicated, DELETE replicated")
 async def test_what_one_server_was_told_both_show(bench: Bench) -> None:
     pod = await bench.start(securePort=8443, portEnabled=True, metadata={"zone": "a"})
     await bench.shown(pod, "UP")
@@ -159,6 +162,7 @@ async def test_what_one_server_was_told_both_show(bench: Bench) -> None:
     assert (pod.engine.left, bench.lines[1].asked) == ({}, []), "one server at a time"
 
 
+@pytest.mark.check("eureka", "two peers: failover, override replicated, DELETE replicated")
 async def test_a_server_that_dies_costs_nothing_and_comes_back_with_everything(bench: Bench) -> None:
     pod = await bench.start()
     await bench.shown(pod, "UP")
@@ -189,6 +193,7 @@ async def test_twenty_pods_outlive_two_servers_that_forget_everything(bench: Ben
     await until(lambda: bench.count(0, app) == bench.count(1, app) == 0)
 
 
+@pytest.mark.check("eureka", "two peers: failover, override replicated, DELETE replicated")
 async def test_a_pod_that_cannot_reach_its_server_goes_to_the_other(bench: Bench) -> None:
     pod = await bench.start()
     await bench.shown(pod, "UP")
@@ -319,6 +324,7 @@ async def test_what_an_ingress_answers_is_not_the_registrys_word(bench: Bench, n
         assert "not the registry's word" in pod.engine.left["web"]
 
 
+@pytest.mark.check("eureka", "two peers: failover, override replicated, DELETE replicated")
 async def test_an_operators_override_survives_other_metadata_and_a_server(bench: Bench) -> None:
     pod = await bench.start(metadata={"version": "1"})
     await bench.shown(pod, "UP")

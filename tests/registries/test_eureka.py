@@ -22,11 +22,12 @@ from pidone.plan.fields import Fields
 from pidone.plan.model import Pod
 from pidone.registries import Entry, Status, build
 from pidone.registries.eureka import Eureka
-from tests.eureka.between import FOREIGN, Ingress, Network, Node, always
 from tests.eureka.fake import FakeEureka
-from tests.eureka.real import RealEureka
+from tests.eureka.real import RealEureka, version
 from tests.http.serving import http_server
 from tests.patience import PATIENCE_SECONDS
+from tests.registries.between import FOREIGN, Ingress, Network, Node, always
+from tests.results import FAKE, serve_with
 
 POD = Pod("web-7d9c", "shop", "uid-1", "10.42.0.18", "node-1")
 
@@ -81,6 +82,7 @@ _names = (f"reviews{number}" for number in itertools.count(1))
 
 @pytest.fixture(params=["fake", pytest.param("spring", marks=pytest.mark.eureka)])
 def real(request: pytest.FixtureRequest) -> RealEureka | None:
+    serve_with(request, version() if request.param == "spring" else FAKE)
     if request.param == "fake":
         return None
     server: RealEureka = request.getfixturevalue("spring")

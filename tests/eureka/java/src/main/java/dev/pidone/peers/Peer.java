@@ -20,7 +20,7 @@ import org.eclipse.jetty.servlet.ServletContextHandler;
 
 /**
  * One Eureka server as Netflix ships it, with the listener and the filters of its war. Settings are system properties.
- * Each line of the input is a status that the server then has. It ends with its input.
+ * Each line of the input is a status that the server then has, or {@code user NAME PASSWORD}. It ends with its input.
  */
 public final class Peer {
     public static void main(String[] args) throws Exception {
@@ -28,6 +28,8 @@ public final class Peer {
         context.setContextPath("/eureka");
         context.addEventListener(new EurekaBootStrap());
         EnumSet<DispatcherType> requests = EnumSet.of(DispatcherType.REQUEST);
+        Users users = new Users(System.getProperty("eureka.users", ""));
+        context.addFilter(new FilterHolder(users), "/*", requests);
         context.addFilter(StatusFilter.class, "/*", requests);
         context.addFilter(ServerRequestAuthFilter.class, "/*", requests);
         FilterHolder jersey = new FilterHolder(ServletContainer.class);
@@ -49,7 +51,12 @@ public final class Peer {
 
         BufferedReader input = new BufferedReader(new InputStreamReader(System.in));
         for (String line = input.readLine(); line != null; line = input.readLine()) {
-            ApplicationInfoManager.getInstance().setInstanceStatus(InstanceStatus.valueOf(line));
+            String[] words = line.split(" ");
+            if (words[0].equals("user")) {
+                users.set(words[1], words[2]);
+            } else {
+                ApplicationInfoManager.getInstance().setInstanceStatus(InstanceStatus.valueOf(line));
+            }
             System.out.println(line);
         }
         Runtime.getRuntime().halt(0);

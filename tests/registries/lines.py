@@ -4,6 +4,7 @@ import contextlib
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 from enum import Enum, auto
 from functools import partial
@@ -20,18 +21,26 @@ class Fault(Enum):
     CUT = auto()  # the request is reset on its way
     RESET = auto()  # the request arrives, and its answer is a reset
     LOST = auto()  # the request arrives, and its answer does not
+    SLOW = auto()  # what the server sends arrives ``DELAY_SECONDS`` later
+    HELD = (
+        auto()
+    )  # nothing arrives until the fault ends, and then everything, as after a cut that TCP survives
+
+
+DELAY_SECONDS = 5.0
 
 
 class Line:
-    """Listens on ``port`` and hands everything on to ``target``."""
+    """Listens on ``port`` and hands everything on to ``target``, a port of 127.0.0.1."""
 
-    def __init__(self, port: int, target: int) -> None:
+    def __init__(self, port: int, target: int, host: str = "127.0.0.1") -> None:
         self.port = port
+        self.address = f"{host}:{port}"
         self.fault = Fault.NONE
         self.only = ""  # the method of the requests that have the fault; empty: all have it
         self.asked: list[str] = []  # the method of each connection's first request
         self._target = target
-        self._server = socket.create_server(("127.0.0.1", port))
+        self._server = socket.create_server((host, port), backlog=1000)
         self._open: set[socket.socket] = set()
 
     def start(self) -> "Line":
@@ -97,6 +106,10 @@ class Line:
                     return
                 if fault is Fault.SILENT or (not is_request and fault is Fault.LOST):
                     continue
+                if fault is Fault.SLOW and not is_request:
+                    time.sleep(DELAY_SECONDS)
+                while self.fault is Fault.HELD and faulty.is_set():
+                    time.sleep(0.05)
                 sink.sendall(data)
             sink.shutdown(socket.SHUT_WR)
 

@@ -4,12 +4,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import trio
 
-from pidone.errors import ConnectError, TransferTimeout
+from pidone.errors import ConnectError, TransferError, TransferTimeout
 from pidone.http.client import request
 from pidone.http.message import Request, Response
 from tests.eureka.fake import FakeEureka
@@ -18,7 +18,7 @@ from tests.http.serving import http_server
 Fault = Callable[[Request], Response | None]
 
 PAGE = b"<!DOCTYPE html><html><body>Please sign in</body></html>"
-# What an ingress, a proxy or a login page answers, and no Eureka does, to any request
+# What an ingress, a proxy or a login page answers, and no registry does, to any request
 FOREIGN = {
     "401": Response(401, {"www-authenticate": 'Basic realm="ingress"'}),
     "403": Response(403, {}, b"RBAC: access denied"),
@@ -41,18 +41,28 @@ FOREIGN = {
 }
 
 
+# Headers of one connection; the ingress has two
+HOP_BY_HOP = {"connection", "content-length", "host", "transfer-encoding"}
+KEPT_OF_ANSWERS = {"content-type", "www-authenticate"}
+
+
 class Ingress:
-    """Hands requests on, unless ``fault`` has an answer of its own; ``asked`` has all of them."""
+    """Hands requests on to a registry, unless ``fault`` has an answer of its own.
+
+    ``asked`` has the methods of all requests. ``url`` is the registry's, with the ingress' ``address``.
+    """
 
     def __init__(self, url: str) -> None:
         self.fault: Fault = lambda _: None
         self.asked: list[str] = []
         self._upstream = urlsplit(url)
+        self.address = ""
         self.url = ""
 
-    async def start(self, nursery: trio.Nursery) -> "Ingress":
-        port = await http_server(nursery, self.handle, body=1 << 16)
-        self.url = f"http://127.0.0.1:{port}{self._upstream.path}"
+    async def start(self, nursery: trio.Nursery, *, connections: int = 9) -> "Ingress":
+        port = await http_server(nursery, self.handle, body=1 << 16, connections=connections)
+        self.address = f"127.0.0.1:{port}"
+        self.url = f"http://{self.address}{self._upstream.path}"
         return self
 
     async def handle(self, asked: Request) -> Response:
@@ -61,9 +71,12 @@ class Ingress:
         if answer is not None:
             return answer
         url = f"{self._upstream.scheme}://{self._upstream.netloc}{asked.target}"
-        headers = {name: asked.headers[name] for name in ("accept", "content-type") if name in asked.headers}
-        answer = await request(asked.method, url, timeout=10, headers=headers, body=asked.body)
-        kept = {name: value for name, value in answer.headers.items() if name == "content-type"}
+        headers = {name: value for name, value in asked.headers.items() if name not in HOP_BY_HOP}
+        try:
+            answer = await request(asked.method, url, timeout=10, headers=headers, body=asked.body)
+        except TransferError:
+            return Response(502, {"content-type": "text/html"}, PAGE)
+        kept = {name: value for name, value in answer.headers.items() if name in KEPT_OF_ANSWERS}
         return Response(answer.status, kept, answer.body)
 
 
@@ -72,11 +85,19 @@ def always(answer: Response, *methods: str) -> Fault:
     return lambda asked: answer if not methods or asked.method in methods else None
 
 
+class Handles(Protocol):
+    """A fake registry."""
+
+    def handle(
+        self, method: str, target: str, body: bytes, now: float
+    ) -> tuple[int, dict[str, str], bytes]: ...
+
+
 @dataclass
 class Node:
     """One server on a mock clock: ``takes`` seconds from request to answer, of which ``acts`` until it has acted."""
 
-    registry: FakeEureka = field(default_factory=FakeEureka)
+    registry: Handles = field(default_factory=FakeEureka)
     takes: float = 0.0
     acts: float = 0.0
     up: bool = True
