@@ -17,7 +17,7 @@ A new action needs such a module, and a file in ``schema/actions/`` that describ
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
@@ -26,6 +26,7 @@ import trio
 
 from pidone.counters import Counters, TaskView
 from pidone.errors import Refused
+from pidone.maintenance import Maintenance
 from pidone.metrics.exposition import Family
 from pidone.pid1.reaper import Reaper
 from pidone.plan.fields import Fields
@@ -44,6 +45,7 @@ class Setting:
     counters: Counters
     tasks: Callable[[], Iterable[TaskView]]
     programs: str = PROGRAMS  # the folder with the programs that a plan may run; "/" is all
+    maintenance: Maintenance = field(default_factory=Maintenance)  # its changes wake ``Context.changed``
 
 
 class Context(Protocol):
@@ -89,7 +91,7 @@ class Context(Protocol):
         """Return the seconds until the next try after ``failures`` in a row, by the task's ``backoff``."""
 
     async def changed(self) -> None:
-        """Wait until the state of any task changes."""
+        """Wait until the state of any task changes, or the pod's maintenance."""
 
     def action_of(self, task: str) -> "Action | None":
         """Return the action of another task; None while that task has none."""
@@ -121,6 +123,22 @@ class Successor(Protocol):
 
     def take_over(self, previous: Action) -> None:
         """Take over what ``previous`` holds. Its run has ended; it will not be undone or used again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a registry shows of an instance of this pod."""
+
+    status: str  # in the registry's words, by its last answer
+    error: str = ""  # why it does not show the status that it should; empty if it does
+
+
+@runtime_checkable
+class Displayed(Protocol):
+    """An action that shows the pod's maintenance outside of it. Optional."""
+
+    def shown(self) -> Mapping[str, Shown]:
+        """Return what each registry shows, by its name for people. One that has no instance of ours is left out."""
 
 
 def names() -> list[str]:

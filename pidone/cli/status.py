@@ -70,6 +70,8 @@ def page(document: Mapping[str, Any]) -> str:
         f"plan:  {document['digest'] or 'none'}{since(', since ', document['applied'])}",
         f"phase: {document['phase']}{', and the end has begun' if document['ending'] else ''}",
     ]
+    if document.get("maintenance"):
+        head.append(f"out of service, by {', '.join(map(str, document['maintenance']))}")
     if document["after"]:
         head.append(f"the program before this one ended: {document['after']}")
 

@@ -89,6 +89,11 @@ class Engine:
         """The state of all tasks, not to be changed by the caller."""
         return self._core.tasks.values()
 
+    def action(self, task: str) -> Action | None:
+        """Return the action of a task; None while it has none."""
+        state = self._core.tasks.get(task)
+        return self._actions.get(state.task.digest) if state is not None else None
+
     @property
     def idle(self) -> bool:
         """True if the plan is empty and all earlier tasks are gone."""
@@ -171,6 +176,10 @@ class Engine:
                     del candidates[heir]
                     break
         return heirs
+
+    def wake_tasks(self) -> None:
+        """End every wait in ``Context.changed``: something else than a task has changed."""
+        self._wake_waiting()
 
     def handle_pod_event(self, event: str) -> bool:
         """Pass an event of ``pidone.plan.model.EVENTS`` to the tasks. Return True if a task has it in ``runOn``."""
@@ -456,5 +465,4 @@ class _TaskContext:
         return self._engine._core.retry_delay(state.task, failures, at_most=at_most)
 
     def action_of(self, task: str) -> Action | None:
-        state = self._engine._core.tasks.get(task)
-        return self._engine._actions.get(state.task.digest) if state is not None else None
+        return self._engine.action(task)

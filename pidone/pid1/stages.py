@@ -21,6 +21,8 @@ STAGE, WORDS, FAILURES = b"PIDONE_STAGE", b"PIDONE_LAST_WORDS", b"PIDONE_FAILURE
 HASTE = b"PIDONE_HASTE"  # number of runs in a row without a task, though a repo had announced one; see doze.c
 UNTOLD = b"PIDONE_UNTOLD"  # lines of the journal that were not reported to the repo
 
+MAINTENANCE = b"PIDONE_MAINTENANCE"  # 1 while POST /maintenance is in effect
+
 
 def block() -> None:
     """Block all signals. The kernel drops a signal to process 1 that is neither handled nor blocked."""

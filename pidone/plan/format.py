@@ -2,7 +2,7 @@
 
     {"format": 1, "digest": "sha256-...", "phase": "Running",
      "pod": {"name", "namespace", "uid", "ip", "nodeName", "restartPolicy"},
-     "containers": {"app": {"id": "containerd://...", "started": true}},
+     "containers": {"app": {"id": "containerd://...", "started": true}}, "maintenance": true,
      "tasks": [{"name": "ready", "needs": ["other.state"], "while": ["other.state"],
                 "runOn": ["other.state", "pod.terminating"], "every": 10, "timeout": 5, "stopTimeout": 2,
                 "restartPolicy": "Always", "backoff": {"initial": 1, "max": 300, "factor": 2, "jitter": 1},
@@ -10,7 +10,7 @@
 
 ``digest`` is that of ``tasks``. A task has exactly one key that names an action, and the action's module decodes its
 value. ``containers`` are all containers of the pod's spec. Without ``restartPolicy`` or ``containers`` these facts are
-unknown.
+unknown. ``maintenance`` is left out if it is false. It is not a part of the plan, so it is no change of the digest.
 
 Pods may be months older than the controller. A pod refuses fields of its tasks that it does not know, by name. It
 ignores unknown fields of the envelope.
@@ -52,6 +52,7 @@ def encode_bundle(
     phase: Phase,
     pod: Pod,
     containers: Mapping[str, Container] = MappingProxyType({}),
+    maintenance: bool = False,
 ) -> dict[str, Any]:
     """Return the bundle with these rendered tasks, for ``decode_bundle``. Unknown facts are left out."""
     facts = {"name": pod.name, "namespace": pod.namespace, "uid": pod.uid, "ip": pod.ip, "nodeName": pod.node}
@@ -62,6 +63,8 @@ def encode_bundle(
         envelope["containers"] = {
             name: {"id": container.id, "started": container.started} for name, container in containers.items()
         }
+    if maintenance:
+        envelope["maintenance"] = True
     return envelope
 
 
@@ -106,7 +109,8 @@ def decode_bundle(data: bytes, actions: Iterable[str]) -> Bundle:
         name: Container(id=container.text("id", ""), started=container.flag("started"))
         for name, container in envelope.members("containers").items()
     }
-    return Bundle(Phase.RUNNING, pod, plan, containers)
+    maintenance = "maintenance" in envelope and envelope.flag("maintenance")
+    return Bundle(Phase.RUNNING, pod, plan, containers, maintenance)
 
 
 def decode_plan(tasks: object, actions: Iterable[str]) -> Plan:

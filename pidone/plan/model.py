@@ -96,6 +96,7 @@ class Bundle:
     pod: Pod
     plan: Plan
     containers: Mapping[str, Container] = field(default_factory=dict)
+    maintenance: bool = False  # the pod's annotation takes its instances out of service
 
     @property
     def containers_started(self) -> bool:

@@ -8,6 +8,7 @@
      "error": "...",
      "tasks": {NAME: {"state", "since", "runs", "failures", "error"}},   since: seconds since 1970, by the pod's clock
      "tasksUntold": 12,              number of tasks that are left out of "tasks" for lack of room; 0 if missing
+     "maintenance": true,            people have taken the pod's instances out of service; false if missing
      "left": [NAME, ...],            tasks that are gone and whose work could not be undone
      "logs": [LINE, ...]}            journal lines that were not reported before, oldest first
 
@@ -62,6 +63,7 @@ class Report:
     tasks: Mapping[str, TaskReport] = field(default_factory=dict)
     logs: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
+    maintenance: bool = False  # by either source, see ``pidone.maintenance``
     omitted: int = 0  # number of tasks that ``tasks`` has no room for
 
 
@@ -89,6 +91,8 @@ def encode(report: Report) -> dict[str, Any]:
         "left": list(report.left),
         "logs": list(report.logs),
     }
+    if report.maintenance:
+        value["maintenance"] = True
     if report.omitted:
         value[OMITTED] = report.omitted
     return value

@@ -11,6 +11,7 @@ from pidone import __version__
 from pidone.errors import describe
 from pidone.http.connect import Lookups
 from pidone.journal import Journal
+from pidone.maintenance import LOCAL
 from pidone.pacing import Backoff
 from pidone.pid1 import ask, signals, stages
 from pidone.pid1.claims import claims, processes
@@ -183,3 +184,7 @@ def main() -> bool:
     except BaseException as error:
         error.add_note("\n".join(program.journal.unreported()[0]))
         raise
+    finally:
+        posix.environ.pop(stages.MAINTENANCE, None)
+        if LOCAL in program.maintenance.by:
+            posix.environ[stages.MAINTENANCE] = b"1"

@@ -1,16 +1,29 @@
-"""The status port of a pod, for its own containers: ``GET /status`` and ``GET /drain``.
+"""The status port of a pod, for its own containers: ``/status``, ``/drain`` and ``/maintenance``.
+
+``GET /status`` shows the pod:
 
     {"version", "pid", "processes", "repo": {"urls", "reached"}, "digest", "applied", "phase", "ending",
-     "after", "reaped", "logs": [line, ...],
+     "after", "reaped", "maintenance": [source, ...], "logs": [line, ...],
      "tasks": {name: {"action", "stage", "state", "since", "why", "next", "runs", "failures", "error",
                       "lastDuration", "lastSuccess"}}}
 
-``/drain`` ends the pod's tasks and answers when it is over:
+``GET /drain`` ends the pod's tasks and answers when it is over:
 
     {"undone": [name, ...], "failed": {name: error}, "left": [name, ...], "seconds", "logs": [line, ...]}
 
 The effect of a task in ``failed`` outside the pod, such as a registration, may still exist. A task in ``left`` has not
 ended.
+
+``POST /maintenance`` takes the instances of the pod out of service, and ``DELETE /maintenance`` brings them back. Both
+are idempotent, and answer when all registries show it, with 200, or after ``MAINTENANCE_SECONDS``, with 202. ``GET
+/maintenance`` answers at once with the same document:
+
+    {"maintenance": true, "by": [source, ...], "done": false,
+     "registrations": {task: {registry: {"status", "error"}, ...}, ...}}
+
+A source is "POST /maintenance" or "annotation" (``pidone.dev/maintenance``); the pod is in maintenance while there is
+one. ``status`` is what the registry shows, in its own words. ``error`` is the reason why it does not show what it
+should. An instance that is not registered is in no registry, and is registered as out of service later.
 
 ``since``, ``applied`` and ``lastSuccess`` are in seconds since 1970. ``next`` is in seconds from now. ``processes`` is
 the number of processes in ``/proc``, with this one. ``after`` is the failure of the program before this one. A value
@@ -19,6 +32,7 @@ that is unknown, or belongs to an event that has not happened, is null.
 
 import json
 import os
+from collections.abc import Mapping
 from functools import partial
 from time import time
 from typing import Any, Protocol
@@ -26,6 +40,7 @@ from typing import Any, Protocol
 import trio
 
 from pidone import __version__
+from pidone.actions import Displayed, Shown
 from pidone.counters import Counters
 from pidone.engine.core import Stage, TaskState, waits_for
 from pidone.engine.runner import Engine
@@ -35,11 +50,18 @@ from pidone.http.connect import encoded
 from pidone.http.message import JSON, Request, Response, text_response
 from pidone.http.urls import authority
 from pidone.journal import RING, Journal
+from pidone.maintenance import LOCAL, Maintenance
 from pidone.pid1.claims import processes
 from pidone.plan.report import TaskReport, encode_task
 from pidone.pod.settings import Settings
 
 LOG_LINES = 50  # the newest lines of the journal
+MAINTENANCE_SECONDS = 10.0  # that an answer waits for the registries
+METHODS = {
+    "/status": ("GET", "HEAD"),
+    "/drain": ("GET", "HEAD"),
+    "/maintenance": ("GET", "HEAD", "POST", "DELETE"),
+}
 RETRY_SECONDS = 60.0  # between two attempts to listen on a port that is taken
 
 
@@ -50,6 +72,7 @@ class Program(Protocol):
     engine: Engine
     journal: Journal
     counters: Counters
+    maintenance: Maintenance
 
     @property
     def repos(self) -> tuple[str, ...]: ...
@@ -59,7 +82,7 @@ class Program(Protocol):
 
 
 async def serve_status(program: Program) -> None:
-    """Serve ``/status`` and ``/drain`` until cancelled. While the port is in use, retry each ``RETRY_SECONDS``."""
+    """Serve the paths of ``METHODS`` until cancelled. While the port is in use, retry each ``RETRY_SECONDS``."""
     journal = program.journal
     try:
         host, port = program.settings.status_address()
@@ -110,14 +133,56 @@ async def _cancel_on_connection(listener: trio.SocketListener, scope: trio.Cance
 
 
 async def answer(program: Program, request: Request) -> Response:
-    """Answer one request. A drain continues if its client disconnects."""
-    if request.path not in {"/status", "/drain"}:
-        return text_response(404, "the paths are /status and /drain")
-    if request.method not in {"GET", "HEAD"}:
-        return text_response(405, "the method is GET", allow="GET, HEAD")
+    """Answer one request. A drain continues if its client disconnects, and so does a maintenance."""
+    methods = METHODS.get(request.path)
+    if methods is None:
+        return text_response(404, f"the paths are {', '.join(METHODS)}")
+    if request.method not in methods:
+        allowed = ", ".join(methods)
+        return text_response(405, f"the methods are {allowed}", allow=allowed)
+    if request.path == "/maintenance":
+        return await _maintain(program, request.method)
     if request.path == "/status" or request.method == "HEAD":
         return _json(document(program))
     return _json(await _drain(program))
+
+
+async def _maintain(program: Program, method: str) -> Response:
+    """Begin or end the maintenance, wait until the registries show it, and return what they show."""
+    changes = method in {"POST", "DELETE"}
+    if changes:
+        program.maintenance.set(LOCAL, on=method == "POST")
+        with trio.move_on_after(MAINTENANCE_SECONDS):
+            while not _done(_shown(program)):
+                await program.maintenance.news()
+    shown = _shown(program)
+    value = {
+        "maintenance": program.maintenance.on,
+        "by": program.maintenance.by,
+        "done": _done(shown),
+        "registrations": {
+            task: {
+                registry: {"status": instance.status, "error": instance.error}
+                for registry, instance in registries.items()
+            }
+            for task, registries in shown.items()
+        },
+    }
+    return _json(value, 202 if changes and not value["done"] else 200)
+
+
+def _shown(program: Program) -> dict[str, Mapping[str, Shown]]:
+    """Return what each registry shows, by the name of the task."""
+    shown = {}
+    for state in program.engine.tasks:
+        action: object = program.engine.action(state.task.name)
+        if isinstance(action, Displayed):
+            shown[state.task.name] = action.shown()
+    return shown
+
+
+def _done(shown: Mapping[str, Mapping[str, Shown]]) -> bool:
+    return not any(instance.error for registries in shown.values() for instance in registries.values())
 
 
 async def _drain(program: Program) -> dict[str, Any]:
@@ -147,6 +212,7 @@ def document(program: Program) -> dict[str, Any]:
         "applied": counters.bundle_applied or None,
         "ending": program.engine.ending,
         **program.details(),
+        "maintenance": program.maintenance.by,
         "left": sorted(program.engine.left),
         "tasks": {
             state.task.name: encode_task(tasks[state.task.name]) | _details(state, states) for state in states
@@ -192,5 +258,5 @@ def _reason(state: TaskState, states: list[TaskState]) -> str:
             return ""
 
 
-def _json(value: dict[str, Any]) -> Response:
-    return Response(200, {"content-type": JSON}, json.dumps(value, separators=(",", ":")).encode() + b"\n")
+def _json(value: dict[str, Any], status: int = 200) -> Response:
+    return Response(status, {"content-type": JSON}, json.dumps(value, separators=(",", ":")).encode() + b"\n")

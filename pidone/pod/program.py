@@ -15,6 +15,7 @@ from pidone.counters import Counters
 from pidone.engine.runner import Build, Engine
 from pidone.errors import Refused
 from pidone.journal import Journal
+from pidone.maintenance import ANNOTATION, Maintenance
 from pidone.pid1.reaper import Reaper
 from pidone.plan.format import decode_bundle
 from pidone.plan.model import CONTAINERS_STARTED, Bundle, Phase, Pod
@@ -53,6 +54,7 @@ class PodProgram:
         self.reaper = Reaper()
         self.counters = Counters()
         self.settings = settings
+        self.maintenance = Maintenance(local=settings.maintenance, changed=self._maintenance_changed)
         self.changed: Callable[[], None] = lambda: None
         self.report_end: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
         self.engine = Engine(
@@ -88,6 +90,7 @@ class PodProgram:
             return
         else:
             self.engine.apply(bundle.plan, setting=self._setting(bundle.pod))
+            self.maintenance.set(ANNOTATION, on=bundle.maintenance)
             self._uid, self.had_tasks = bundle.pod.uid, self.had_tasks or bool(bundle.plan.tasks)
             self._follow_application(bundle)
             if bundle.containers_started:
@@ -135,6 +138,7 @@ class PodProgram:
             tasks=tasks,
             omitted=len(list(self.engine.tasks)) - len(tasks),
             left=tuple(sorted(self.engine.left)[:MAX_LEFT]),
+            maintenance=self.maintenance.on,
         )
 
     def details(self) -> dict[str, Any]:
@@ -194,7 +198,13 @@ class PodProgram:
             counters=self.counters,
             tasks=lambda: self.engine.tasks,
             programs=self.settings.programs,
+            maintenance=self.maintenance,
         )
+
+    def _maintenance_changed(self) -> None:
+        by = ", ".join(self.maintenance.by)
+        self.journal.write("maintenance", on=self.maintenance.on, by=by or None)  # the line causes a report
+        self.engine.wake_tasks()
 
     def _changed(self) -> None:
         self.changed()

@@ -21,8 +21,13 @@ class Settings:
     pod_ip: str | None = None  # PIDONE_POD_IP: connect from this address and listen on it only
     linger: float = LINGER_SECONDS  # PIDONE_LINGER: seconds without tasks before the pod dozes
     programs: str = actions.PROGRAMS  # PIDONE_PROGRAMS: the folder whose programs tasks may run; "/" is all
-    status: str = ""  # PIDONE_STATUS_PORT: the address of /status and /drain; see ``status_address``
+    status: str = (
+        ""  # PIDONE_STATUS_PORT: the address of /status, /drain and /maintenance; see ``status_address``
+    )
     token: str = ""  # PIDONE_TOKEN: a file with a token that identifies the pod to an https repo
+    maintenance: bool = (
+        False  # PIDONE_MAINTENANCE: 1 if POST /maintenance was in effect in the program before this one
+    )
     after: str = ""  # PIDONE_LAST_WORDS: why the program before this one failed
 
     @classmethod
@@ -36,6 +41,7 @@ class Settings:
             programs=environ.get("PIDONE_PROGRAMS") or actions.PROGRAMS,
             status=environ.get("PIDONE_STATUS_PORT", ""),
             token=environ.get("PIDONE_TOKEN", ""),
+            maintenance=environ.get(stages.MAINTENANCE.decode()) == "1",
             after=environ.get(stages.WORDS.decode(), ""),
         )
 

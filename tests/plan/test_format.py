@@ -204,6 +204,16 @@ def test_a_name_has_a_bound() -> None:
     assert len(str(refused.value)) < 200
 
 
+def test_maintenance_is_beside_the_plan_and_changes_nothing_of_it() -> None:
+    tasks = [{"name": "ready", "probe": {}}]
+    plain = encode_bundle(tasks, phase=Phase.RUNNING, pod=POD)
+    maintained = encode_bundle(tasks, phase=Phase.RUNNING, pod=POD, maintenance=True)
+    assert maintained == plain | {"maintenance": True}
+    on, off = (decode_bundle(canonical(value), ACTIONS) for value in (maintained, plain))
+    assert (on.maintenance, off.maintenance) == (True, False)
+    assert on.plan == off.plan
+
+
 def test_more_facts_in_the_envelope_do_not_matter_to_an_older_pod() -> None:
     assert (
         decode_bundle(

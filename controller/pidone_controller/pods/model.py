@@ -14,6 +14,7 @@ from uuid import UUID
 from pidone.plan.model import Container
 
 FINISHED = {"Succeeded", "Failed"}
+MAINTENANCE = "pidone.dev/maintenance"  # the annotation; "true" takes the pod's instances out of service
 MAX_UID = 254  # bytes of a uid that is not a UUID
 POOL_SIZE = 1 << 12  # values that a pool remembers; a full pool is emptied
 
@@ -134,6 +135,11 @@ class Pod:
     @property
     def annotations(self) -> FrozenLabels:
         return self.template.annotations
+
+    @property
+    def maintenance(self) -> bool:
+        """True if people have taken its instances out of service by the annotation."""
+        return self.annotations.get(MAINTENANCE) == "true"
 
     @property
     def host_network(self) -> bool:

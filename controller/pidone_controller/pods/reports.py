@@ -57,6 +57,7 @@ def of(value: object) -> Report:
         logs=tuple(entry[:MAX_LINE_WIDTH] for entry in logs[-MAX_LINES:]),
         left=tuple(name[:253] for name in left[:MAX_TASKS]),
         omitted=_count(report, OMITTED, "the report"),
+        maintenance=report.get("maintenance") is True,
     )
 
 

@@ -113,8 +113,11 @@ def encode(pod: Pod, tasks: Sequence[dict[str, Any]]) -> Bundle:
     )
     with_containers = facts.restart_policy == "Never" or any(map(_reads_containers, tasks))
     containers = pod.containers if tasks and with_containers else {}
+    maintenance = pod.maintenance and bool(tasks)
     try:
-        envelope = encode_bundle(list(tasks), phase=phase, pod=facts, containers=containers)
+        envelope = encode_bundle(
+            list(tasks), phase=phase, pod=facts, containers=containers, maintenance=maintenance
+        )
         body = canonical(envelope)
     except (ValueError, RecursionError) as error:  # .nan, .inf, or half a character
         raise PidoneError(f"the plan cannot be written as JSON: {error}") from error

@@ -94,6 +94,7 @@ class Inspection:
                 "digest": report.digest,
                 "rejected": report.rejected,
                 "error": report.error,
+                "maintenance": report.maintenance,
             },
         }
 

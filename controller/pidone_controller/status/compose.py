@@ -155,6 +155,7 @@ def binding_status(
         "matched": counts.matched,
         "applied": counts.applied,
         "rejected": counts.rejected,
+        "maintenance": counts.maintenance,
         "digests": [
             {"digest": digest, "pods": number}
             for digest, number in sorted(counts.digests.items(), key=lambda item: (-item[1], item[0]))[
@@ -254,6 +255,7 @@ class _PodCounts:
     def __init__(self, binding: str) -> None:
         self.binding = binding
         self.matched = 0
+        self.maintenance = 0  # pods that report it
         self.applied = self.rejected = self.without_plan = self.withheld = 0
         self.digests = Counter[str]()
         self.unreported = 0  # pods without any report
@@ -269,6 +271,7 @@ class _PodCounts:
     def add(self, pod: SelectedPod) -> None:
         state = pod.state
         self.matched += 1
+        self.maintenance += pod.report is not None and pod.report.maintenance
         if pod.digest:
             self.digests[pod.digest] += 1
 

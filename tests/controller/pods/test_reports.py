@@ -77,6 +77,12 @@ def test_what_is_not_json_is_refused_in_words(body: bytes) -> None:
         reports.read(body)
 
 
+def test_maintenance_is_reported_and_an_older_pod_has_none() -> None:
+    assert reports.of(encode(Report(maintenance=True))).maintenance
+    assert not reports.of(encode(Report())).maintenance
+    assert "maintenance" not in encode(Report())
+
+
 def test_two_halves_are_one_character() -> None:
     assert reports.read(b'{"state": "applied", "error": "\\ud83d\\ude00"}').error == "\U0001f600"
 

@@ -105,6 +105,19 @@ def test_the_containers_are_told_where_somebody_reads_them() -> None:
     assert encode(project(always), [started]) != encode(project(restarted), [started])
 
 
+@pytest.mark.parametrize(("value", "on"), [("true", True), ("false", False), ("", False), ("yes", False)])
+def test_the_annotation_of_maintenance_is_sent_and_is_no_part_of_the_plan(value: str, on: bool) -> None:
+    probe = {"name": "p", "probe": {"tcpSocket": {"port": 1}}}
+    plain, annotated = pod(), pod(annotations={"pidone.dev/maintenance": value})
+    bundle = encode(annotated, [probe])
+    assert decode_bundle(bundle.body, ["probe"]).maintenance is on
+    assert bundle.digest == encode(plain, [probe]).digest
+    assert (bundle.etag != encode(plain, [probe]).etag) is on
+    assert encode(annotated, []).etag == encode(plain, []).etag, (
+        "nothing is registered that it would matter to"
+    )
+
+
 def test_a_container_that_waits_to_be_started_again_has_run() -> None:
     crashed = manifest()
     crashed["status"]["containerStatuses"] = [

@@ -94,6 +94,14 @@ def test_all_apply_and_it_is_ready() -> None:
     assert not {"rejections", "conflicts", "findings", "rollout"} & found.keys()
 
 
+def test_the_pods_that_people_have_taken_out_of_service_are_counted_by_their_reports() -> None:
+    out = matched("shop/b", Report("applied", digest=PLAN, maintenance=True))
+    found = status(applied("shop/a"), out)
+    assert found["maintenance"] == 1
+    assert stands(found) == ("Ready", "AllApplied"), "it is no fault"
+    assert status(applied("shop/a"))["maintenance"] == 0
+
+
 def test_what_time_mends_is_reconciling_and_names_a_pod() -> None:
     found = status(applied("shop/a"), matched("shop/b"))
     assert stands(found) == ("Reconciling", "Applying")
