@@ -10,10 +10,15 @@ An instance of a live pod is never deregistered. Two URLs may mean the same regi
 them (aliases in DNS, a proxy). So an instance stays if a live pod registers the same one at the same server or with the
 same address, and if the registry has it with another address than the pod had that is gone.
 
+A registry that is starved may carry out a registration after the deregistration. So the controller looks a second time,
+after ``LOOK_AGAIN_SECONDS``, and deregisters an instance that is back with the address of the pod that is gone.
+
 The plan alone decides what is deregistered: people who may write TaskSets, and, where params come from labels and
 annotations, people who may write pods; never a pod's report. It can be no more than a DELETE of one instance below a
-URL. The controller calls from its own place in the network, without a credential except what is in that URL: a
-NetworkPolicy for the controller limits the registries that it reaches.
+URL. The controller calls from its own place in the network: a NetworkPolicy for the controller limits the registries
+that it reaches. It reads no file that the plan names, since that would be a file of the controller, such as its own
+token: the only credentials that it sends are those in the plan itself. It does not call a loopback address, which would
+be its own and not the pod's.
 """
 
 import json
@@ -28,14 +33,16 @@ from typing import Any, NoReturn
 import trio
 
 from pidone.actions.register import instance_of, is_left
-from pidone.errors import PidoneError, RegistryRefused
-from pidone.http.urls import with_namespace
+from pidone.errors import PidoneError, RegistryRefused, TransferTimeout
+from pidone.http.client import redacted
+from pidone.http.urls import is_loopback, with_namespace
+from pidone.language.schemas import registries
 from pidone.metrics.exposition import Family, counter_by, gauge
 from pidone.pacing import Backoff
 from pidone.plan import model
 from pidone.plan.digest import canonical
 from pidone.plan.report import Report
-from pidone.registries import Registry
+from pidone.registries import Connected, Registry
 from pidone_controller.log import Log
 from pidone_controller.pods.model import Pod
 
@@ -46,6 +53,10 @@ RETRY = Backoff(initial=2.0, maximum=30.0, jitter=0.5)
 HANDOVER_SECONDS = 60.0  # that a job waits for a leader: as long as a lease lasts, and some
 # If a pod of the same name exists, wait this long for its first report before deregistering the old instance.
 NEW_POD_REPORT_SECONDS = 3.0
+LOOK_AGAIN_SECONDS = 30.0  # after a deregistration
+CALL_SECONDS = 60.0  # for all requests of one try: a plan can make the limits of a driver longer
+CLOSE_SECONDS = 1.0  # for closing the connection of a driver
+FILE = "File"  # the end of the names of fields with the path of a file in the pod
 # A new leader waits this long for the reports of the other replicas, which look at the Lease every 4 s.
 NEW_LEADER_SECONDS = 10.0
 
@@ -91,6 +102,17 @@ class _Job:
     since: float  # clock time at which the pod was gone
     pause: float = 0.0  # seconds before the first try
     failures: int = 0
+    again: bool = False  # it was deregistered, and is looked at again
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """The result of one try."""
+
+    holder: str = (
+        ""  # the one that the instance belongs to instead; empty: the registry does not have it any more
+    )
+    was_there: bool = False  # the registry had it
 
 
 def build(config: Mapping[str, Any], pod: Pod) -> Registry:
@@ -99,19 +121,34 @@ def build(config: Mapping[str, Any], pod: Pod) -> Registry:
     return instance_of(config, facts)
 
 
-def from_other_namespace(config: Mapping[str, Any], namespace: str) -> dict[str, Any]:
-    """Return ``register`` of a plan with the registry's URLs as another namespace than the pod's resolves them.
+def outside(config: Mapping[str, Any], pod: str, here: str) -> dict[str, Any]:
+    """Return ``register`` of a plan as it means the same to the controller; ``pod`` and ``here`` are namespaces.
 
-    To the pod ``http://eureka`` is the Service of its own namespace.
+    To the pod ``http://eureka`` is the Service of its own namespace. The paths of files in the pod are left out.
+    ``here`` is empty for a controller outside of a cluster. Raises ``RegistryRefused`` for a loopback address.
     """
-    return {
-        key: from_other_namespace(value, namespace)
-        if isinstance(value, Mapping)
-        else ",".join(with_namespace(url.strip(), namespace) for url in value.split(","))
-        if key == "url" and isinstance(value, str)
-        else value
-        for key, value in config.items()
-    }
+
+    def server(text: str) -> str:
+        if here and is_loopback(text):
+            raise RegistryRefused(f"{redacted(text)} is an address within the pod, which no other can call")
+        return with_namespace(text, pod) if here and here != pod else text
+
+    def fields(config: Mapping[str, Any], servers: str) -> dict[str, Any]:
+        return {
+            key: ",".join(server(part.strip()) for part in value.split(","))
+            if key == servers and isinstance(value, str)
+            else anything(value, key)
+            for key, value in config.items()
+            if not key.endswith(FILE)
+        }
+
+    def anything(value: Any, key: str) -> Any:
+        if isinstance(value, Mapping):
+            registry = registries().get(key)
+            return fields(value, registry.instance[0] if registry is not None else "")
+        return [anything(item, "") for item in value] if isinstance(value, list) else value
+
+    return fields(config, "")
 
 
 class Deregistration:
@@ -125,7 +162,7 @@ class Deregistration:
     def __init__(
         self, log: Log, build: Build = build, random: Random | None = None, *, namespace: str = ""
     ) -> None:
-        self.results: Counter[str] = Counter()  # deregistered, taken_over, given_up
+        self.results: Counter[str] = Counter()  # deregistered, deregistered_again, taken_over, given_up
         self._log, self._build, self._random = log, build, random or Random()
         self._namespace = namespace  # of the controller; empty where it is in none
         self._pods: dict[str, _PodRegistrations] = {}  # by the pod's key
@@ -180,7 +217,7 @@ class Deregistration:
     @property
     def pending(self) -> int:
         """Instances that are to be deregistered."""
-        return len(self._jobs)
+        return sum(not job.again for job in self._jobs.values())
 
     def families(self) -> Iterator[Family]:
         """Metrics of deregistrations."""
@@ -220,55 +257,66 @@ class Deregistration:
             self._limits.clear()
 
     async def _try(self, job: _Job) -> float | None:
-        """Deregister once. Returns the seconds until the next try; None if the job is finished."""
+        """Deregister once. Returns the seconds until the next try or look; None if the job is finished."""
         registration = job.registration
         limit = self._limits.setdefault(registration.registry, trio.CapacityLimiter(MAX_CALLS_PER_REGISTRY))
         try:
             async with limit, self._limit:
-                holder = await self._deregister(registration, job.pod)
+                with trio.move_on_after(CALL_SECONDS) as scope:
+                    result = await self._deregister(registration, job.pod)
+                if scope.cancelled_caught:
+                    raise TransferTimeout(f"{registration.registry}: not done within {CALL_SECONDS:g} s")
         except PidoneError as error:
             job.failures += 1
             pause = RETRY.delay(job.failures, self._random)
             refused = isinstance(error, RegistryRefused)
             if not refused and trio.current_time() + pause <= job.since + GIVE_UP_SECONDS:
                 return pause
+            if job.again:
+                return None
             tries = "" if refused else f"; tried {job.failures} times in {GIVE_UP_SECONDS:g} s"
             self._finish("given_up", job, error=f"{error}{tries}; the registry's own lease ends it")
             return None
 
-        if holder:
-            self._finish("taken_over", job, by=holder)
-        else:
-            self._finish("deregistered", job)
-        return None
+        if job.again:
+            if result.was_there and not result.holder:
+                self._finish("deregistered_again", job)
+            return None
+        if result.holder:
+            self._finish("taken_over", job, by=result.holder)
+            return None
+        self._finish("deregistered", job)
+        job.again, job.failures, job.since = True, 0, trio.current_time()
+        return LOOK_AGAIN_SECONDS
 
-    async def _deregister(self, registration: Registration, pod: Pod) -> str:
-        """Deregister the instance. Returns the one that it belongs to instead; empty if it is out.
-
-        Raises ``RegistryError`` and ``TransferError``.
-        """
+    async def _deregister(self, registration: Registration, pod: Pod) -> _Result:
+        """Deregister the instance, unless it is another's. Raises ``RegistryError`` and ``TransferError``."""
         holder = self._holder(registration)
         if holder:
-            return holder
-        config = json.loads(registration.config)
-        if self._namespace and self._namespace != pod.namespace:
-            config = from_other_namespace(config, pod.namespace)
-        driver = self._build(config, pod)
-        entry = await driver.read()
-        if entry is None:
-            return ""
-        if entry.address not in {driver.address, *pod.ips}:
-            return f"the instance at {entry.address}"
-        # Looked up at the last moment: a pod that registers it by now writes its own document there.
-        holder = self._holder(registration)
-        if not holder:
-            await driver.deregister()
-        return holder
+            return _Result(holder)
+        driver = self._build(outside(json.loads(registration.config), pod.namespace, self._namespace), pod)
+        try:
+            entry = await driver.read()
+            if entry is None:
+                return _Result()
+            if entry.address not in {driver.address, *pod.ips}:
+                return _Result(f"the instance at {entry.address}")
+            # Looked up at the last moment: a pod that registers it by now writes its own document there.
+            holder = self._holder(registration)
+            if not holder:
+                await driver.deregister()
+            return _Result(holder, was_there=True)
+        finally:
+            if isinstance(driver, Connected):
+                with trio.CancelScope(shield=True), trio.move_on_after(CLOSE_SECONDS):
+                    await driver.close()
 
     def _finish(self, result: str, job: _Job, **more: str) -> None:
         """Count and log the result of a job."""
         self.results[result] += 1
-        event = {"given_up": "left-registered", "taken_over": "registered-anew"}.get(result, result)
+        event = {"given_up": "left-registered", "taken_over": "registered-anew"}.get(
+            result, result.replace("_", "-")
+        )
         registration = job.registration
         self._log(
             event,

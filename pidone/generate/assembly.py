@@ -22,7 +22,8 @@ What the rest of pidone has to know of an action stands in its file:
 
 and of a registry:
 
-    x-pidone-instance       the fields that identify an instance: two tasks that agree in all of them have the same one
+    x-pidone-instance       the fields that identify an instance: two tasks that agree in all of them have the same one.
+                            The first has the servers: URLs or host:port, separated by commas
     x-pidone-port           the field with the port that callers use
     x-pidone-lease          the field with the duration of the lease; none if there is no lease to renew
     x-pidone-renewal        the field with the interval of renewals that the registry is told, if there is one

@@ -1,7 +1,7 @@
 """Encodes path segments of URLs, and brings URLs of the same server into one form."""
 
 import socket
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 _PORTS = {"http": 80, "https": 443}
 
@@ -47,17 +47,40 @@ def canonical(url: str, namespace: str = "") -> str:
     return f"{scheme}://{authority(_service(host, namespace), port)}/" + "".join(f"{part}/" for part in parts)
 
 
-def with_namespace(url: str, namespace: str) -> str:
-    """Return the URL for callers outside of ``namespace``, whose DNS does not resolve the short name ``http://web``."""
+def with_namespace(server: str, namespace: str) -> str:
+    """Return a URL or ``host:port`` for callers outside of ``namespace``, whose DNS does not resolve ``http://web``."""
     try:
-        parts = urlsplit(url)
+        parts = _split(server)
         host = parts.hostname or ""
     except ValueError:
-        return url
+        return server
     if not host or not _is_short(host):
-        return url
+        return server
     user, at, rest = parts.netloc.rpartition("@")
-    return parts._replace(netloc=f"{user}{at}{host}.{namespace}.svc{rest[len(host) :]}").geturl()
+    url = parts._replace(netloc=f"{user}{at}{host}.{namespace}.svc{rest[len(host) :]}").geturl()
+    return url if parts.scheme else url.removeprefix("//")
+
+
+def is_loopback(server: str) -> bool:
+    """True if a URL or ``host:port`` names the caller itself: localhost, or an address such as 127.1, 0 or ::1."""
+    try:
+        host = (_split(server).hostname or "").rstrip(".")
+    except ValueError:
+        return False
+    if host == "localhost" or host.endswith(".localhost"):  # RFC 6761
+        return True
+    try:
+        address = (
+            socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
+            if ":" in host
+            else socket.inet_aton(host)
+        )
+    except (OSError, ValueError):
+        return False
+    if address in {bytes(15) + b"\x01", bytes(16)}:
+        return True
+    last = address[-4:] if len(address) == 4 or address[:12] == bytes(10) + b"\xff\xff" else b""
+    return last[:1] == b"\x7f" or last == bytes(4)
 
 
 def authority(host: str, port: int | str) -> str:
@@ -68,6 +91,10 @@ def authority(host: str, port: int | str) -> str:
 def bracketed(host: str) -> str:
     """Return the host for a URL: an IPv6 address in brackets, anything else unchanged."""
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+def _split(server: str) -> SplitResult:
+    return urlsplit(server if "://" in server else f"//{server}")
 
 
 def _dots(text: str) -> bool:

@@ -177,7 +177,7 @@ class Registry:
     """One registry, as its file in ``schema/registries`` describes it; see ``pidone.generate.assembly``."""
 
     name: str
-    instance: tuple[str, ...]  # the fields that identify an instance
+    instance: tuple[str, ...]  # the fields that identify an instance; the first has the servers
     port: str  # the field with the port that callers use; empty: none
     lease: str  # the field with the duration of the lease; empty: none
     renewal: str  # the field with the interval of renewals that is sent to the registry; empty: none

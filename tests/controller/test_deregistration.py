@@ -12,23 +12,28 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from pidone.errors import ConnectError, PidoneError, RegistryRefused
 from pidone.http.client import request
+from pidone.language.schemas import registries
 from pidone.plan.digest import digest
 from pidone.plan.report import Report, TaskReport
-from pidone.registries import Entry, Status
+from pidone.registries import Entry, Registry, Status
+from pidone_controller import deregistration as module
 from pidone_controller.deregistration import (
     GIVE_UP_SECONDS,
     HANDOVER_SECONDS,
+    LOOK_AGAIN_SECONDS,
     MAX_CALLS_PER_REGISTRY,
     NEW_LEADER_SECONDS,
     NEW_POD_REPORT_SECONDS,
     Deregistration,
     build,
+    outside,
 )
 from pidone_controller.pods.model import Pod
 from tests.controller.factories import pod
 from tests.eureka.fake import FakeEureka
 from tests.eureka.real import RealEureka
 from tests.http.serving import http_server
+from tests.patience import PATIENCE_SECONDS
 from tests.registries.test_eureka import fake_eureka
 
 Tasks = list[dict[str, Any]]
@@ -54,6 +59,8 @@ class FakeRegistries:
         self.calls: list[tuple[float, str]] = []
         self.trouble: dict[str, PidoneError] = {}
         self.entries: dict[str, Entry | None] = {}  # by instance; the pod's own where it is not told
+        self.out: set[str] = set()  # instances that were deregistered
+        self.reads = self.closed = 0
         self.takes = 0.0
         self.now = self.most = 0
 
@@ -65,6 +72,9 @@ class FakeRegistries:
             places, address = registry.places, registry.address
 
             async def read(self) -> Entry | None:
+                outer.reads += 1
+                if self.instance in outer.out:
+                    return None
                 return outer.entries.get(self.instance, Entry("UP", self.address))
 
             async def deregister(self) -> None:
@@ -75,6 +85,10 @@ class FakeRegistries:
                 outer.now -= 1
                 if self.where in outer.trouble:
                     raise outer.trouble[self.where]
+                outer.out.add(self.instance)
+
+            async def close(self) -> None:
+                outer.closed += 1
 
         return FakeDriver()
 
@@ -92,6 +106,7 @@ class World:
 
     def hears(self, of: Pod, tasks: Tasks | None = None, said: Report | None = None) -> None:
         tasks = plan() if tasks is None else tasks
+        self.registries.out.clear()
         self.deregistration.reported(of, said or report(tasks), digest(tasks), lambda: tasks)
 
     @property
@@ -475,6 +490,121 @@ async def test_two_tasks_of_one_pod_and_a_plan_that_cannot_be_read(
     assert not led.deregistration._holders
 
 
+# A second look
+
+
+async def test_an_instance_that_comes_back_after_its_deregistration_is_taken_out_again(
+    autojump_clock: MockClock, led: World
+) -> None:
+    led.hears(WEB)
+    led.deregistration.gone(WEB.key)
+    await trio.sleep(LOOK_AGAIN_SECONDS / 2)
+    assert led.deregistration.pending == 0
+    led.registries.out.clear()  # the registry was starved, and carries out a POST of the pod only now
+    await trio.sleep(LOOK_AGAIN_SECONDS)
+    assert led.events == ["deregistered", "deregistered-again"]
+    assert led.taken == ["apps/WEB/web-0%3Aweb%3A80"] * 2
+    assert led.deregistration.results == {"deregistered": 1, "deregistered_again": 1}
+    await trio.sleep(GIVE_UP_SECONDS)
+    assert led.registries.reads == led.registries.closed == 2
+    assert not led.deregistration._jobs
+
+
+async def test_a_second_look_that_finds_nothing_is_one_read_and_says_nothing(
+    autojump_clock: MockClock, led: World
+) -> None:
+    led.hears(WEB)
+    led.deregistration.gone(WEB.key)
+    await trio.sleep(GIVE_UP_SECONDS)
+    assert (led.registries.reads, len(led.taken), led.events) == (2, 1, ["deregistered"])
+
+
+async def test_an_instance_that_another_has_by_the_second_look_stays(
+    autojump_clock: MockClock, led: World
+) -> None:
+    led.hears(WEB)
+    led.deregistration.gone(WEB.key)
+    other = pod("web-1", "10.0.0.6")
+    led.hears(other)
+    led.deregistration.gone(other.key)
+    await trio.sleep(1)
+    led.hears(pod("web-0", "10.0.0.5", uid="uid-2"))
+    led.registries.entries["apps/WEB/web-1%3Aweb%3A80"] = Entry("UP", "10.0.0.99")
+    await trio.sleep(GIVE_UP_SECONDS)
+    assert led.events == ["deregistered"] * 2
+    assert len(led.taken) == 2
+
+
+async def test_a_registry_that_is_away_at_the_second_look_is_asked_for_minutes_and_then_left(
+    autojump_clock: MockClock, led: World
+) -> None:
+    led.hears(WEB)
+    led.deregistration.gone(WEB.key)
+    await trio.sleep(1)
+    led.registries.out.clear()
+    led.registries.trouble = {"http://eureka/": ConnectError("nobody there")}
+    await trio.sleep(3 * GIVE_UP_SECONDS)
+    assert led.events == ["deregistered"], "which it was"
+    assert 5 < len(led.taken) < 50
+    assert not led.deregistration._jobs
+
+
+async def test_a_new_leader_looks_a_second_time_too(autojump_clock: MockClock, world: World) -> None:
+    world.hears(WEB)
+    world.deregistration.gone(WEB.key)
+    await term(world, NEW_LEADER_SECONDS + 1)
+    assert world.events == ["deregistered"]
+    world.registries.out.clear()
+    await term(world, LOOK_AGAIN_SECONDS)
+    assert world.events == ["deregistered", "deregistered-again"]
+
+
+# What the plan means to others than the pod
+
+
+@pytest.mark.parametrize("name", sorted(registries()))
+def test_servers_get_the_namespace_of_the_pod_and_files_of_the_pod_are_not_read(name: str) -> None:
+    servers = registries()[name].instance[0]
+    fields = {"port": 80, "tokenFile": "/var/run/secrets/token", "tls": {"caFile": "/ca", "serverName": "x"}}
+    config = {"follow": "ready", name: {servers: "http://one:1/x, http://two.infra:1", **fields}}
+    kept = {"port": 80, "tls": {"serverName": "x"}}
+    assert outside(config, "shop", "pidone") == {
+        "follow": "ready",
+        name: {servers: "http://one.shop.svc:1/x,http://two.infra:1", **kept},
+    }
+    assert outside(config, "shop", "shop")[name] == kept | {servers: "http://one:1/x,http://two.infra:1"}
+    several = {"to": [{name: {servers: "one:2181,two:2181"}}]}
+    assert outside(several, "shop", "pidone") == {
+        "to": [{name: {servers: "one.shop.svc:2181,two.shop.svc:2181"}}]
+    }
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8500/", "http://eureka/,http://localhost/", "http://0/"])
+@pytest.mark.parametrize("namespace", ["shop", "pidone"])
+async def test_the_controller_calls_nothing_at_its_own_loopback_address(
+    url: str, namespace: str, autojump_clock: MockClock, world: World, nursery: trio.Nursery
+) -> None:
+    world.deregistration = Deregistration(world._say, world.registries.build, Random(1), namespace=namespace)
+    nursery.start_soon(world.deregistration.run)
+    await wait_all_tasks_blocked()
+    world.hears(WEB, plan(url=url))
+    world.deregistration.gone(WEB.key)
+    await trio.sleep(1)
+    assert (world.registries.reads, world.events) == (0, ["left-registered"])
+    assert "within the pod" in world.log[0][1]["error"]
+
+
+async def test_a_registry_that_keeps_a_call_for_ever_is_given_up(
+    autojump_clock: MockClock, led: World
+) -> None:
+    led.registries.takes = 1e9
+    led.hears(WEB)
+    led.deregistration.gone(WEB.key)
+    await trio.sleep(2 * GIVE_UP_SECONDS)
+    assert led.events == ["left-registered"]
+    assert led.registries.closed == len(led.taken) > 3
+
+
 # A real one
 
 
@@ -521,4 +651,47 @@ async def test_an_instance_that_was_killed_is_out_of_eureka_long_before_its_leas
         await trio.sleep(0.02)
     print(f"{len(pods)} instances are out after {trio.current_time() - began:.3f} s")
     assert deregistration.results == {"deregistered": len(pods)}
+    nursery.cancel_scope.cancel()
+
+
+class _LateDriver:
+    """A driver to whose registry a registration of the pod comes right before it is read."""
+
+    def __init__(self, driver: Registry) -> None:
+        self._driver = driver
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._driver, name)
+
+    async def read(self) -> Entry | None:
+        await self._driver.register(Status.UP)
+        return await self._driver.read()
+
+
+async def test_a_registration_that_eureka_carries_out_late_does_not_stay(
+    nursery: trio.Nursery, eureka: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOOK_AGAIN_SECONDS", 0.1)
+    tasks, web = plan(next(_apps), eureka), pod("web-0", "10.0.0.1")
+    looks = 0
+    again = trio.Event()
+
+    def build_driver(config: Mapping[str, Any], pod: Pod) -> Any:
+        nonlocal looks
+        looks += 1
+        return _LateDriver(build(config, pod)) if looks == 3 else build(config, pod)
+
+    def log(event: str, **_: Any) -> None:
+        if event == "deregistered-again":
+            again.set()
+
+    deregistration = Deregistration(log, build_driver)
+    nursery.start_soon(deregistration.run)
+    driver = build(tasks[1]["register"], web)
+    await driver.register(Status.UP)
+    deregistration.reported(web, report(tasks), digest(tasks), lambda: tasks)
+    deregistration.gone(web.key)
+    with trio.fail_after(PATIENCE_SECONDS):
+        await again.wait()
+    assert await driver.read() is None
     nursery.cancel_scope.cancel()

@@ -1,6 +1,14 @@
 import pytest
 
-from pidone.http.urls import authority, canonical, has_dot_segments, origin, segment, with_namespace
+from pidone.http.urls import (
+    authority,
+    canonical,
+    has_dot_segments,
+    is_loopback,
+    origin,
+    segment,
+    with_namespace,
+)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +113,9 @@ def test_a_service_has_one_spelling_in_a_namespace(url: str) -> None:
     [
         ("http://eureka:8761/eureka", "http://eureka.shop.svc:8761/eureka"),
         ("http://me:s3cret@Eureka/", "http://me:s3cret@eureka.shop.svc/"),
+        ("zk:2181", "zk.shop.svc:2181"),
+        ("zk", "zk.shop.svc"),
+        ("zk:2181/chroot", "zk.shop.svc:2181/chroot"),
         *(
             (url, url)
             for url in (
@@ -113,12 +124,54 @@ def test_a_service_has_one_spelling_in_a_namespace(url: str) -> None:
                 "http://10.0.0.1:8761/",
                 "http://[fd00::1]/",
                 "http://[::1",
+                "zk.infra:2181",
+                "10.0.0.1:2181",
+                "[fd00::1]:2181",
             )
         ),
     ],
 )
 def test_a_short_name_gets_its_namespace_for_callers_outside(url: str, outside: str) -> None:
     assert with_namespace(url, "shop") == outside
+
+
+@pytest.mark.parametrize(
+    ("server", "loopback"),
+    [
+        *(
+            (server, True)
+            for server in (
+                "http://127.0.0.1:8500",
+                "http://me:s3cret@127.8.9.1/x",
+                "https://LOCALHOST:2379",
+                "http://a.localhost./",
+                "http://127.1/",
+                "http://2130706433/",
+                "http://0/",
+                "http://0.0.0.0/",
+                "http://[::1]:8500/",
+                "http://[::]/",
+                "http://[::ffff:127.0.0.1]/",
+                "localhost:2181",
+                "127.0.0.1",
+            )
+        ),
+        *(
+            (server, False)
+            for server in (
+                "http://10.0.0.127:8500",
+                "http://eureka/",
+                "http://127.0.0.1.example/",
+                "http://[fd00::1]/",
+                "zk:2181",
+                "http://[::1",
+                "",
+            )
+        ),
+    ],
+)
+def test_what_names_the_caller_itself(server: str, loopback: bool) -> None:
+    assert is_loopback(server) is loopback
 
 
 def test_host_and_port_are_written_in_one_way() -> None:
