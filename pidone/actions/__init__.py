@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib import import_module
+from random import Random
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
@@ -56,6 +57,10 @@ class Context(Protocol):
         """The name of this task."""
 
     @property
+    def random(self) -> Random:
+        """The source of random numbers."""
+
+    @property
     def every(self) -> float | None:
         """The task's period in seconds, for an action whose run does not end."""
 
@@ -64,6 +69,9 @@ class Context(Protocol):
 
         ``reason`` becomes the error of the task, which its report and webhooks have; None leaves the last one.
         """
+
+    def explain(self, reason: str) -> None:
+        """Set the error of the task, without a change of its state; empty: there is none any more."""
 
     def log(self, event: str, **fields: object) -> None:
         """Write a line with the task's name to the journal."""

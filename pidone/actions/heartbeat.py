@@ -1,4 +1,7 @@
-"""``heartbeat``: renews the lease of a registration, once per run. ``every`` is the period."""
+"""``heartbeat``: renews the lease of a registration, once per run. ``every`` is the period.
+
+A registration that no heartbeat task names renews itself.
+"""
 
 from collections.abc import Iterable, Iterator
 from typing import Protocol, runtime_checkable

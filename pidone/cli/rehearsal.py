@@ -4,7 +4,7 @@ Plan, engine and actions are those of real pods, on Trio's mock clock. Only the 
 simulated. ``x-pidone-simulation`` in the action's schema names them:
 
     question   the attribute ``ask`` of the action: a coroutine function that returns why not, or an empty string
-    registry   the attribute ``registry`` of the action, a ``pidone.registries.Registry``
+    registry   the attribute ``target.registry`` of the action, a ``pidone.registries.Registry``
     program    commands, which the action starts with ``Setting.reaper``
     none       there are none, since the action calls other tasks alone
 
@@ -83,7 +83,7 @@ class World:
             case "question":
                 action.ask = _ProbeRequest(self, task)
             case "registry":
-                action.registry = _Registry(self, task, action.registry)
+                action.target.registry = _Registry(self, task, action.target.registry)
             case "":
                 return _Other(self, task)
         simulated: Action = action

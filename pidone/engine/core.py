@@ -491,14 +491,16 @@ class Core:
 
     def _apply_report(self, state: TaskState, reported: str, reason: str | None, now: float) -> None:
         active = {Stage.RUNNING, Stage.PAUSING, Stage.STOPPING, Stage.UNDOING}
-        if state.state == reported or state.stage not in active:
+        is_new = state.state != reported
+        if state.stage not in active or not (is_new or reason not in {None, state.error}):
             return
-        state.state, state.since = reported, now
+        if is_new:
+            state.state, state.since = reported, now
         if reason is not None:
             state.error = reason
         self.changes += 1
         self.reportable_changes += 1
-        if not state.leaving and state.stage is not Stage.PAUSING:
+        if is_new and not state.leaving and state.stage is not Stage.PAUSING:
             self._fire_state(state)
 
     def _apply_run_end(self, state: TaskState, ended: RunEnded, now: float) -> None:

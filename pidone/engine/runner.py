@@ -66,6 +66,7 @@ class Engine:
         self._setting = setting
         self._journal = journal
         self.left = dict[str, str]()  # by name of a task that is gone: the reason why it was not undone
+        self.random = random
         self._core = Core(random)
         self._changed = changed
         self._actions: dict[str, Action] = {}  # by task digest: of present tasks and of the plan
@@ -416,11 +417,16 @@ class _TaskContext:
         self._stop_timeout = task.stop_timeout
         self.task = task.name
         self.every = task.every
+        self.random = engine.random
 
     def report(self, state: str, reason: str | None = None) -> None:
         if self.state_of(self.task) != state and self._engine._scopes.get(self.task) is self._scope:
             self._engine._log_state(self.task, state)
             self._engine._handle(StateReported(self.task, state, reason))
+
+    def explain(self, reason: str) -> None:
+        if self._engine._scopes.get(self.task) is self._scope:
+            self._engine._handle(StateReported(self.task, self.state_of(self.task), reason))
 
     def log(self, event: str, **fields: object) -> None:
         self._engine._journal.write(event, task=self.task, **fields)

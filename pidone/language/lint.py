@@ -160,12 +160,6 @@ class _Set:
         return cls(document, spec, tasks, params)
 
     @property
-    def renewed(self) -> set[str]:
-        """What heartbeats are of, those included that have mistakes."""
-        beats = (task.get("heartbeat") for _, task in _named(self.spec, "tasks", lambda _: True))
-        return {str(beat.get("of") if isinstance(beat, dict) else beat) for beat in beats}
-
-    @property
     def extended(self) -> bool:
         """Whether there are tasks that this file does not have."""
         return bool(self.spec.get("extends"))
@@ -288,7 +282,6 @@ def _registrations(tasks: _Set) -> Iterator[tuple[_Task, Registry]]:
 
 
 def _leases(tasks: _Set) -> Said:
-    renewed = tasks.renewed
     beats: dict[str, list[_Task]] = {}
     for beat in tasks.of_action("heartbeat"):
         beats.setdefault(str(beat.get("heartbeat", "of")), []).append(beat)
@@ -296,12 +289,6 @@ def _leases(tasks: _Set) -> Said:
         lease = task.get("register", registry.name, registry.lease) if registry.lease else None
         if lease is None:
             continue
-        if task.name not in renewed and not tasks.extended:
-            message = (
-                f'nothing renews the lease of "{task.name}", which ends after {tasks.shown(lease)}; '
-                f"add a task with heartbeat: {{of: {task.name}}}"
-            )
-            yield task.key("register"), message, "unrenewed"
         yield from _announced(tasks, task, registry, lease)
         for beat in beats.get(task.name, ()):
             yield from _lease(tasks, task, beat, lease)

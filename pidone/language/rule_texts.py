@@ -67,7 +67,6 @@ ERRORS: Mapping[str, str] = {
     "unknown-set": "A set is extended or bound that is not there.",
     "unknown-state": "An edge names a state that the task's action does not have.",
     "unknown-task": "A task is named that is not in the set.",
-    "unrenewed": "Nothing renews the lease of a registration.",
     "variable": "A program would get a variable that can make it load code from elsewhere.",
 }
 

@@ -114,7 +114,8 @@ class Bench:
         self.others: dict[str, ScriptedProbe] = {}  # by the names of their tasks
         self.real_probe = False
         self.journal = Journal(echo=lambda line: None)
-        setting = Setting(model.Pod("p", "n", "u", "127.0.0.1"), None, Reaper(), Counters(), lambda: ())
+        pod = model.Pod("p", "n", "u", "127.0.0.1")
+        setting = Setting(pod, None, Reaper(), Counters(), lambda: self.engine.tasks)
         self.engine = Engine(setting, self.journal, changed=self._move, random=Random(1))
         build = actions.build
 
@@ -130,8 +131,9 @@ class Bench:
         monkeypatch.setattr(actions, "build", build_action)
         monkeypatch.setattr(register, "build_registry", build_registry)
 
-    def apply(self, *, period: int = 10, backoff: int = 10, stop: float = 2, **ready: Any) -> None:
-        tasks = [
+    def apply(self, *, period: int | None = 10, backoff: int = 10, stop: float = 2, **ready: Any) -> None:
+        """Without a ``period`` there is no ``beat``."""
+        tasks: list[dict[str, Any]] = [
             {"name": "ready", "probe": {"tcpSocket": {"port": 1}} | ready},
             {
                 "name": "web",
@@ -140,8 +142,10 @@ class Bench:
                 "backoff": {"initial": 1, "max": backoff},
                 "stopTimeout": stop,
             },
-            {"name": "beat", "heartbeat": {"of": "web"}, "every": period, "needs": ["web.registered"]},
         ]
+        if period is not None:
+            beat = {"name": "beat", "heartbeat": {"of": "web"}, "every": period, "needs": ["web.registered"]}
+            tasks.append(beat)
         self.engine.apply(decode_plan(tasks, actions.names()))
 
     def state(self, name: str) -> str:
@@ -207,12 +211,14 @@ async def test_it_waits_for_the_probe_and_then_follows_it(bench: Bench, autojump
 async def test_a_registration_that_follows_nothing_is_up(bench: Bench, autojump_clock: MockClock) -> None:
     bench.engine.apply(decode_plan([{"name": "web", "register": {"fake": {}}}], actions.names()))
     await trio.sleep(60)
-    assert bench.registry.calls == ["UP"]
+    assert bench.registry.calls[0] == "UP"
+    assert set(bench.registry.calls[1:]) == {"heartbeat"}
 
 
 async def test_a_registration_that_follows_several_probes_is_up_while_all_are_healthy(
     bench: Bench, autojump_clock: MockClock
 ) -> None:
+    bench.registry.interval = 1000.0
     tasks = [
         *({"name": name, "probe": {}} for name in ("ready", "warm", "other")),
         {"name": "web", "register": {"fake": {}, "follow": ["ready", "warm"]}},
@@ -245,7 +251,7 @@ def test_what_it_follows_are_names(follow: object) -> None:
 async def test_without_a_first_answer_of_the_probe_it_is_starting(
     bench: Bench, autojump_clock: MockClock
 ) -> None:
-    bench.ready.state = ""
+    bench.ready.state, bench.registry.interval = "", 1000.0
     tasks = [{"name": "ready", "probe": {}}, {"name": "web", "register": {"fake": {}, "follow": "ready"}}]
     bench.engine.apply(decode_plan(tasks, actions.names()))
     await trio.sleep(60)
@@ -352,6 +358,112 @@ async def test_a_probe_that_hangs_does_not_cost_the_lease(
     bench.engine.apply(decode_plan(tasks, actions.names()))
     await trio.sleep(200)
     assert bench.registry.calls.count("heartbeat") >= 19
+
+
+async def test_a_registration_that_no_heartbeat_task_names_renews_itself(
+    bench: Bench, autojump_clock: MockClock
+) -> None:
+    bench.apply(period=None)
+    await trio.sleep(300)
+    calls, times = bench.registry.calls, bench.registry.times
+    assert calls[0] == "UP"
+    assert set(calls[1:]) == {"heartbeat"}
+    gaps = [later - earlier for earlier, later in pairwise(times[1:])]
+    assert 0 < times[1] - times[0] <= 10, "at a random point of the first interval"
+    assert all(9 <= gap <= 10 for gap in gaps)
+    assert len(set(gaps)) > 10
+
+
+@pytest.mark.parametrize("period", [3, 10, 1000])
+async def test_a_heartbeat_task_that_comes_and_goes_turns_the_renewal_off_and_on(
+    bench: Bench, period: int, autojump_clock: MockClock
+) -> None:
+    bench.apply(period=None)
+    await trio.sleep(60)
+    bench.apply(period=period)
+    await trio.sleep(20)
+    bench.forget_calls()
+    await trio.sleep(2 * period)
+    runs = next(state.runs for state in bench.engine.tasks if state.task.name == "beat")
+    assert len(bench.registry.calls) in {2, 3}, "one each period"
+    assert runs >= 2
+    last = bench.registry.times[-1]
+    bench.apply(period=None)
+    bench.forget_calls()
+    left = trio.current_time()
+    await trio.sleep(100)
+    assert bench.registry.times[0] - left <= 10
+    assert bench.registry.times[0] - min(last, left) > 0
+    assert len(bench.registry.calls) >= 10
+    assert set(bench.registry.calls) == {"heartbeat"}, "nothing was registered again"
+
+
+async def test_a_paused_heartbeat_task_is_a_heartbeat_task(bench: Bench, autojump_clock: MockClock) -> None:
+    tasks = [
+        {"name": "ready", "probe": {}},
+        {"name": "warm", "probe": {}},
+        {"name": "web", "register": {"fake": {}, "follow": "ready"}},
+        {"name": "beat", "heartbeat": {"of": "web"}, "every": 10, "while": ["warm.healthy"]},
+    ]
+    bench.others["warm"] = ScriptedProbe()
+    bench.engine.apply(decode_plan(tasks, actions.names()))
+    await trio.sleep(60)
+    bench.others["warm"].say("unhealthy")
+    await wait_all_tasks_blocked()
+    bench.forget_calls()
+    await trio.sleep(600)
+    assert bench.state("beat") == "paused"
+    assert bench.registry.calls == []
+
+
+async def test_renewals_that_fail_take_nothing_back_and_are_said(
+    bench: Bench, autojump_clock: MockClock
+) -> None:
+    bench.apply(period=None)
+    await bench.when(lambda: "heartbeat" in bench.registry.calls)
+    bench.registry.trouble["heartbeat"] = TransferError("PUT: Connection refused")
+    bench.forget_calls()
+    await trio.sleep(600)
+    assert set(bench.registry.calls) == {"heartbeat"}
+    web = next(state for state in bench.engine.tasks if state.task.name == "web")
+    assert (web.state, web.error) == ("registered", "PUT: Connection refused")
+    gaps = [b - a for a, b in pairwise(bench.registry.times)]
+    assert max(gaps) <= 10, "while the lease may still be saved"
+    assert bench.said("registry-failed")
+    del bench.registry.trouble["heartbeat"]
+    await trio.sleep(11)
+    assert (web.state, web.error) == ("registered", "")
+
+
+async def test_a_renewal_of_a_forgotten_registration_makes_it_again(
+    bench: Bench, autojump_clock: MockClock
+) -> None:
+    bench.apply(period=None)
+    await trio.sleep(30)
+    bench.registry.known = False
+    bench.forget_calls()
+    await trio.sleep(10)
+    assert bench.registry.calls == ["heartbeat", "UP"]
+    assert bench.registry.times[0] == bench.registry.times[1]
+    assert bench.state("web") == "registered"
+    assert bench.said("state=lost")
+
+
+async def test_a_status_that_changes_does_not_move_the_renewals(
+    bench: Bench, autojump_clock: MockClock
+) -> None:
+    bench.apply(period=None)
+    await trio.sleep(30)
+    bench.forget_calls()
+    for _ in range(10):
+        bench.ready.say("unhealthy")
+        await trio.sleep(4)
+        bench.ready.say("healthy")
+        await trio.sleep(4)
+    beats = [
+        at for at, call in zip(bench.registry.times, bench.registry.calls, strict=True) if call == "heartbeat"
+    ]
+    assert max(b - a for a, b in pairwise(beats)) <= 10
 
 
 async def test_a_forgotten_registration_is_made_again_in_the_same_beat(
@@ -524,7 +636,7 @@ class Pod:
         self.ready = ScriptedProbe()
         self.journal = Journal(echo=lambda line: None)
         facts = model.Pod(name, "n", "u", "10.0.0.5")
-        setting = Setting(facts, None, Reaper(), Counters(), lambda: ())
+        setting = Setting(facts, None, Reaper(), Counters(), lambda: self.engine.tasks)
         self.engine = Engine(
             setting, self.journal, changed=lambda: None, random=Random(seed), build=self._build
         )
@@ -532,8 +644,10 @@ class Pod:
     def _build(self, task: Task, setting: Setting) -> Action:
         return self.ready if task.action == "probe" else actions.build(task, setting)
 
-    def apply(self, *, name: str = "web", stop: float = 5, metadata: Any = None, **eureka: Any) -> None:
-        """The ready-made set for Eureka, but for these."""
+    def apply(
+        self, *, name: str = "web", stop: float = 5, metadata: Any = None, beat: bool = True, **eureka: Any
+    ) -> None:
+        """The ready-made set for Eureka, but for these, and with a heartbeat task if ``beat``."""
         urls = ",".join(f"http://{host}/eureka" for host in self.network.nodes)
         fields = {"url": urls, "app": "web", "port": 80, "metadata": metadata or {}, **eureka}
         tasks = [
@@ -553,7 +667,7 @@ class Pod:
                 "while": [f"{name}.registered"],
             },
         ]
-        self.engine.apply(decode_plan(tasks, actions.names()))
+        self.engine.apply(decode_plan(tasks if beat else tasks[:2], actions.names()))
 
     def state(self, name: str) -> str:
         return next(state.shown for state in self.engine.tasks if state.task.name == name)
@@ -601,7 +715,7 @@ async def test_what_somebody_in_between_answers_for_a_while_does_not_cost_the_le
         await trio.sleep(1)
         assert pod.status() == "UP"
     node.foreign = None
-    await trio.sleep(31)
+    await trio.sleep(61)  # a third of the lease, and a heartbeat
     assert (pod.status(), pod.state("web"), pod.state("beat")) == ("UP", "registered", "started")
     assert "DELETE" not in pod.network.methods()
     # one 404 alone is 404 to a heartbeat and to the registration
@@ -643,6 +757,23 @@ async def test_one_404_for_all_pods_brings_them_back_one_after_the_other(
     assert [pod.status() for pod in pods] == ["UP"] * 100, "within the lease"
     seconds = Counter(int(at - back) for at, _, method in network.calls if method == "POST")
     assert sum(seconds.values()) == 100
+    assert max(seconds.values()) <= 15
+    for pod in pods:
+        pod.engine._nursery.cancel_scope.cancel()  # type: ignore[union-attr]
+
+
+async def test_pods_that_start_together_do_not_renew_together(
+    monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    network = Network(a=Node())
+    monkeypatch.setattr("pidone.registries._servers.request", network.request)
+    pods = [Pod(network, seed=number, name=f"p{number}") for number in range(100)]
+    for pod in pods:
+        await nursery.start(pod.engine.run)
+        pod.apply(beat=False)
+    await trio.sleep(30.5)
+    seconds = Counter(int(at) for at, _, method in network.calls if method == "PUT")
+    assert sum(seconds.values()) >= 100
     assert max(seconds.values()) <= 15
     for pod in pods:
         pod.engine._nursery.cancel_scope.cancel()  # type: ignore[union-attr]
@@ -725,7 +856,8 @@ async def test_a_changed_registration_is_one_post(
     pod.network.calls.clear()
     pod.apply(**({"url": "http://a/eureka,http://b/eureka"} | change))
     await trio.sleep(5)
-    assert pod.network.methods() == ["POST", "GET"]
+    methods = [method for method in pod.network.methods() if method != "PUT"]
+    assert methods == ["POST", "GET"]
     assert pod.status() == "OUT_OF_SERVICE", "an operator's word is not forgotten"
     for _ in range(30):
         await trio.sleep(10)
@@ -758,7 +890,8 @@ async def test_a_changed_registration_follows_what_the_probe_says_by_now(
     pod.network.calls.clear()
     pod.apply(metadata={"version": "2"})
     await trio.sleep(5)
-    assert pod.network.methods() == ["POST", "GET"], "though it needs the probe to be healthy to begin"
+    methods = [method for method in pod.network.methods() if method != "PUT"]
+    assert methods == ["POST", "GET"], "though it needs the probe to be healthy to begin"
     entry = pod.entry()
     assert entry is not None
     assert (entry["status"], entry["metadata"]) == ("DOWN", {"version": "2"})

@@ -1,5 +1,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
+from random import Random
 
 import trio
 
@@ -12,6 +13,7 @@ class Watcher:
     def __init__(self) -> None:
         self.task = "x"
         self.every: float | None = None
+        self.random = Random(1)
         self.change = trio.Event()
         self.stop_timeout = 2.0
         self.events: list[tuple[str, dict[str, object]]] = []
@@ -24,6 +26,9 @@ class Watcher:
         if not self.states or self.states[-1] != state:
             self.states.append(state)
             self._send.send_nowait(state)
+
+    def explain(self, reason: str) -> None:
+        raise NotImplementedError
 
     async def next_state(self) -> str:
         with trio.fail_after(PATIENCE_SECONDS):

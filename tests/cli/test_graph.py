@@ -90,7 +90,7 @@ def test_an_output_without_unicode_gets_ascii() -> None:
     command = [sys.executable, "-m", "pidone", "graph", str(TASKS / "eureka.yaml")]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     drawn = subprocess.run(command, capture_output=True, check=True, env=environment)
-    assert drawn.stdout.decode("ascii").startswith(" " * 12 + "+--------------+")
+    assert drawn.stdout.decode("ascii").startswith(" " * 5 + "+--------------+")
 
 
 def test_several_sets_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

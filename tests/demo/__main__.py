@@ -75,7 +75,7 @@ def bring_up(world: World, show: Show) -> None:
         world.start_pod(name)
         show.line("", f"pod shop/{name:<5} at {world.addresses[name]}, labels {world.labels[name]}")
     with show.step("plan") as say:
-        for name, tasks in {WEB: 3, DB: 1}.items():
+        for name, tasks in {WEB: 2, DB: 1}.items():
             expected = f"shop/{name} runs a plan with {tasks} tasks"
             pod = until(lambda name=name: world.reported(name), lambda pod: _runs(pod, tasks), expected)  # type: ignore[misc] # noqa: B023
             digest = str(pod["expected"]["digest"])[:15]

@@ -105,7 +105,7 @@ def findings(tree: Path, file: Path) -> dict[str, str]:
 
 
 def test_it_is_checked(tree: Path, tmp_path: Path) -> None:
-    assert not findings(tree, write(tmp_path / "good.yaml", COUNT, registration(), BEAT))
+    assert not findings(tree, write(tmp_path / "good.yaml", COUNT, registration()))
     wrong = write(tmp_path / "wrong.yaml", {"name": "count", "countdown": {"form": 3}})
     assert 'did you mean "from"' in findings(tree, wrong)["unknown-field"]
     never = write(tmp_path / "never.yaml", COUNT, {"name": "m", "needs": ["count.healthy"], "metrics": {}})
@@ -125,8 +125,8 @@ def test_two_registrations_are_one_instance_if_they_agree_in_what_identifies_it(
 
 
 def test_the_linter_knows_its_lease_and_its_port(tree: Path, tmp_path: Path) -> None:
-    unrenewed = write(tmp_path / "unrenewed.yaml", COUNT, registration(validFor="20s"))
-    assert "ends after 20s" in findings(tree, unrenewed)["unrenewed"]
+    late = write(tmp_path / "late.yaml", COUNT, registration(validFor="20s"), {**BEAT, "every": "20s"})
+    assert "ends after 20s" in findings(tree, late)["lease"]
     metrics = {"name": "metrics", "metrics": {"port": 8080}}
     misled = write(tmp_path / "misled.yaml", COUNT, registration(), BEAT, metrics)
     assert "8080 is where pidone itself serves metrics" in findings(tree, misled)["registered-metrics"]

@@ -138,7 +138,7 @@ def test_the_pod_can_decode_it() -> None:
 
 def test_the_ready_made_sets_work_together_in_one_pod() -> None:
     tasks = render([*from_file("tasks/eureka.yaml"), *from_file("tasks/metrics.yaml")], {}, POD)
-    assert [task["name"] for task in tasks] == ["ready", "registration", "beat", "metrics"]
+    assert [task["name"] for task in tasks] == ["ready", "registration", "metrics"]
     assert tasks[0]["probe"]["httpGet"] == {"path": "/", "port": 9080, "host": "10.42.0.18", "scheme": "HTTP"}
     assert tasks[1]["register"]["eureka"]["app"] == "ratings"
     decode_plan(tasks, actions())
@@ -146,10 +146,9 @@ def test_the_ready_made_sets_work_together_in_one_pod() -> None:
 
 def test_a_period_can_be_given() -> None:
     sets = from_file("tasks/eureka.yaml")
-    ready, registration, beat = render(sets, {"period": 1, "renew": "1500ms", "eureka": "http://e:1/e"}, POD)
+    ready, registration = render(sets, {"period": 1, "renew": "1500ms", "eureka": "http://e:1/e"}, POD)
     assert ready["probe"]["periodSeconds"] == 1
     assert registration["register"]["eureka"]["renewalInterval"] == 1.5
-    assert beat["every"] == 1.5
 
 
 def test_equal_input_gives_equal_digests() -> None:

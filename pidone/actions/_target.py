@@ -1,0 +1,223 @@
+"""One registry of a registration: what it is told, and when."""
+
+from collections.abc import Callable, Iterable, Sequence
+from math import inf
+
+import trio
+
+from pidone.actions import Context
+from pidone.actions.probe import HEALTHY, UNHEALTHY
+from pidone.counters import TaskView
+from pidone.errors import PidoneError, TaskFailed
+from pidone.pacing import RateLimit
+from pidone.registries import Registry, Status
+
+ERRORS_BURST, ERRORS_SECONDS = 3, 300.0  # lines of the journal at once, and seconds until one more
+# The part of the interval by which a renewal may be early. None is late, because leases depend on it.
+RENEWAL_JITTER = 0.1
+_STATUS = {HEALTHY: Status.UP, UNHEALTHY: Status.DOWN, "": Status.STARTING}
+
+
+class _HeartbeatRequest:
+    """A heartbeat that the heartbeat task waits for."""
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.error = "the registration has ended"
+
+
+class Target:
+    """Sends all calls of one instance, one after the other: in ``run``, and then in ``deregister``.
+
+    Calls are not parallel, because a registration that arrives after the deregistration would register the instance
+    again. For the same reason a registration in flight is not cancelled at once. A heartbeat is.
+
+    Until the registry has accepted the instance once, an error ends ``run``. Later errors do not end it, because the
+    lease continues while the registry is unreachable. Registration and heartbeats then share one backoff, of at most a
+    third of the lease.
+
+    The lease is renewed at the registry's own pace, unless a heartbeat task names this registration.
+    """
+
+    def __init__(
+        self, registry: Registry, follow: Sequence[str], tasks: Callable[[], Iterable[TaskView]]
+    ) -> None:
+        self.registry = registry
+        self.registered = False  # the registry has the instance, as far as we know
+        self.lost = False  # the registry does not have the instance any more
+        self.error = ""  # of the last call; empty after success
+        self._follow = follow
+        self._tasks = tasks
+        self._running = False
+        self._changed: Callable[[], None] = lambda: None
+        self._sent = False  # the registry may have the instance
+        self._accepted = False  # the registry has had the instance
+        self._cut_off = False  # a registration was cancelled without an answer, and may arrive at any time
+        self._status: Status | None = None  # the last one that the registry accepted
+        self._due = True  # the document must be sent
+        self._failures = 0  # in a row
+        self._retry_at = -inf
+        self._away = False  # the last call failed and renewed nothing
+        self._renew_at = -inf  # the next renewal that no heartbeat task asks for
+        self._errors = RateLimit(ERRORS_BURST, ERRORS_SECONDS)
+        self._request: _HeartbeatRequest | None = None
+        self._waiting = trio.CancelScope()
+
+    async def run(self, context: Context, changed: Callable[[], None]) -> None:
+        """Keep the instance registered. ``changed`` is called when ``registered``, ``lost`` or ``error`` change."""
+        self._due = self._running = True
+        self._changed = changed
+        if self._renew_at <= trio.current_time():
+            self._renew_at = self._first_renewal(context)
+        try:
+            while True:
+                await trio.lowlevel.checkpoint_if_cancelled()  # the call in flight is the last one
+                seen = self._health(context)
+                # A probe that restarts after a new plan does not change the status before its first result.
+                status = self._status if self._status and not seen else _STATUS.get(seen, Status.UP)
+                self._due |= status is not self._status
+
+                may_call = trio.current_time() >= self._retry_at
+                beat = self._request is not None or self._renewal_is_due(context)
+                if (beat and (may_call or not self._away)) or (self._due and may_call):
+                    await self._call(context, status, beat=beat)
+                else:
+                    with trio.move_on_at(self._next_call()) as self._waiting:
+                        while self._health(context) == seen:
+                            await context.changed()
+        except PidoneError as error:
+            self._answer(str(error))
+            raise
+        finally:
+            self._running = False
+            self._answer(_HeartbeatRequest().error)
+
+    async def heartbeat(self) -> None:
+        """Let ``run`` renew the lease, or register again if the registry has lost the instance.
+
+        Raises ``TaskFailed``. Cancelling this does not cancel the call.
+        """
+        if not self._running:
+            raise TaskFailed("not registered at present, so there is no lease to renew")
+        if self._request is None:
+            self._request = _HeartbeatRequest()
+            self._waiting.cancel()
+        request = self._request
+        await request.done.wait()
+        if request.error:
+            raise TaskFailed(request.error)
+
+    async def deregister(self, context: Context) -> bool:
+        """Deregister the instance. Returns False if there was nothing to do. ``run`` has ended."""
+        if not self._sent:
+            return False
+        await self.registry.deregister()
+        if self._cut_off:
+            raise TaskFailed(
+                "deregistered, but a registration before it was cut off without an answer and may arrive later"
+            )
+        self._sent = self._accepted = self.registered = self.lost = False
+        self._status, self.error = None, ""
+        context.log("deregistered")
+        return True
+
+    def take_over(self, previous: "Target") -> None:
+        """Take over the instance of ``previous``, whose run has ended."""
+        self.registry.take_over(previous.registry)
+        self._sent, self._accepted, self._status = previous._sent, previous._accepted, previous._status
+        self._cut_off = previous._cut_off
+        self._failures, self._retry_at, self._away = previous._failures, previous._retry_at, previous._away
+        self._renew_at = previous._renew_at
+
+    def _health(self, context: Context) -> str:
+        """Return the common state of the probes that it follows: healthy if all of them are."""
+        states = {context.state_of(name) for name in self._follow} or {HEALTHY}
+        return next((state for state in (UNHEALTHY, "") if state in states), max(states))
+
+    def _renewal_is_due(self, context: Context) -> bool:
+        """True if the lease must be renewed now, and no heartbeat task does it."""
+        now = trio.current_time()
+        if not self._accepted or now < self._renew_at:
+            return False
+        # Looked up once per interval: if the heartbeat task has just left the plan, its last renewal is not older
+        # than that, and two intervals are shorter than a lease.
+        if not any(
+            view.task.action == "heartbeat" and view.task.config.get("of") == context.task
+            for view in self._tasks()
+        ):
+            return True
+        self._renew_at = self._next_renewal(context, now)
+        return False
+
+    def _first_renewal(self, context: Context) -> float:
+        """Return the time of the first renewal: pods that start together must not renew together."""
+        return trio.current_time() + self.registry.interval * context.random.random()
+
+    def _next_renewal(self, context: Context, last: float) -> float:
+        return last + self.registry.interval * (1 - RENEWAL_JITTER * context.random.random())
+
+    def _next_call(self) -> float:
+        """Return the time of the next call, if nothing changes before."""
+        retry = self._retry_at if self._due or self._request is not None else inf
+        if not self._accepted:
+            return retry
+        return min(retry, max(self._renew_at, self._retry_at) if self._away else self._renew_at)
+
+    async def _call(self, context: Context, status: Status, *, beat: bool) -> None:
+        """Send a heartbeat if ``beat``, and the document if it is due."""
+        renewed, began = False, trio.current_time()
+        try:
+            if beat and self._accepted:
+                renewed = await self.registry.heartbeat()
+                self._away = False
+                self._renew_at = self._next_renewal(context, began)
+                if not renewed:
+                    self._due = self.lost = True
+                    self.registered, self.error = False, "the registry does not have the instance any more"
+                    self._changed()
+            if self._due:
+                await self._register(context, status)
+        except PidoneError as error:
+            if not self._accepted:
+                raise
+            self._failed(context, error, renewed=renewed)
+        else:
+            self._failures, self._retry_at, self._away = 0, -inf, False
+            self._answer("")
+            self.error = ""
+            self._changed()
+
+    async def _register(self, context: Context, status: Status) -> None:
+        self._sent = True
+        with context.shield() as scope:
+            shown = await self.registry.register(status)
+        if scope.cancelled_caught:
+            self._cut_off = True
+            raise TaskFailed("cut off without an answer")
+        if not self._accepted:
+            self._renew_at = self._first_renewal(context)
+        self._accepted, self._status, self._due, self._cut_off = True, status, False, False
+        self.registered, self.lost, self.error = True, False, ""
+        context.log("registered", status=status, overridden=shown if shown != status else None)
+        self._changed()
+
+    def _failed(self, context: Context, error: PidoneError, *, renewed: bool) -> None:
+        """Set the backoff and log the error. The registration stays: the registry keeps it until the lease ends."""
+        self._failures += 1
+        self._away = not renewed
+        now = trio.current_time()
+        delay = context.retry_delay(self._failures, min(self.registry.interval, self.registry.lease / 3))
+        self._retry_at = now + delay
+        if self._errors.take(now) == 0:
+            context.log("registry-failed", error=error, untold=self._errors.refused or None)
+            self._errors.refused = 0
+        self._answer("" if renewed else str(error))
+        self.error = str(error)
+        self._changed()
+
+    def _answer(self, error: str) -> None:
+        """End the wait of the heartbeat task, if it waits. ``error`` is empty after success."""
+        if self._request is not None:
+            self._request.error = error
+            self._request.done.set()
+            self._request = None
