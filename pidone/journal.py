@@ -22,12 +22,15 @@ class Journal:
         self.written = 0  # number of lines
         self.reported = 0  # number of lines that the repo has received
         self.changed: Callable[[], None] = lambda: None
+        self.mask: Callable[[str], str] = str  # hides values of Secrets
         self._echo = echo or _print
 
     def write(self, event: str, **fields: object) -> None:
         """Write one line: the time, ``event=``, then the fields in the order given, without those that are None."""
         stamp = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        pairs = [f"{key}={quoted(value)}" for key, value in fields.items() if value is not None]
+        pairs = [
+            f"{key}={quoted(self.mask(str(value)))}" for key, value in fields.items() if value is not None
+        ]
         line = " ".join([stamp, f"event={event}", *pairs])[:MAX_WIDTH]
         self.lines.append(line)
         self.written += 1

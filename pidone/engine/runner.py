@@ -302,8 +302,8 @@ class Engine:
                     try:
                         successor.take_over(previous)
                     except Exception as error:  # noqa: BLE001 - as in ``_run``
-                        self.left[task.name] = describe(error)
-                        self._journal.write("undo-failed", task=task.name, error=describe(error))
+                        self.left[task.name] = self._describe(error)
+                        self._journal.write("undo-failed", task=task.name, error=self._describe(error))
 
     def _shield_seconds(self, task: Task) -> float:
         """Return the seconds from the cancellation on for a call of the task that must not be cut off."""
@@ -328,7 +328,7 @@ class Engine:
             # Outside of the scope, which removes the cancellation from a group of exceptions. The action may be gone,
             # because a cancelled run can end after its task has left.
             retry = getattr(self._actions.get(task.digest), "retry_seconds", inf)
-            ended = RunEnded(task.name, describe(error), isinstance(error, RegistryRefused), retry)
+            ended = RunEnded(task.name, self._describe(error), isinstance(error, RegistryRefused), retry)
             bug = not isinstance(error, PidoneError)
         except BaseException:  # the engine itself is cancelled
             self._cancelled = True
@@ -354,8 +354,8 @@ class Engine:
                 await self._actions[task.digest].undo(_TaskContext(self, task, scope))
             self.left.pop(task.name, None)
         except Exception as error:  # noqa: BLE001 - as in ``_run``
-            self.left[task.name] = describe(error)
-            self._journal.write("undo-failed", task=task.name, error=describe(error))
+            self.left[task.name] = self._describe(error)
+            self._journal.write("undo-failed", task=task.name, error=self._describe(error))
         except BaseException:  # as in ``_run``
             self._cancelled = True
             self._remove_scope(task, scope)
@@ -386,6 +386,10 @@ class Engine:
                 self.left[task.name] = "its undoing does not end, though it was cancelled"
             self._report_end(task, scope, event)
             self._stuck.add(scope)
+
+    def _describe(self, error: BaseException) -> str:
+        """Return the error for people, without values of Secrets."""
+        return self._journal.mask(describe(error))
 
     def _report_end(self, task: Task, scope: trio.CancelScope, event: RunEnded | UndoEnded) -> bool:
         """Report the end to the core, unless it was reported before. True if it was reported now.
@@ -422,6 +426,7 @@ class _TaskContext:
     def report(self, state: str, reason: str | None = None) -> None:
         if self.state_of(self.task) != state and self._engine._scopes.get(self.task) is self._scope:
             self._engine._log_state(self.task, state)
+            reason = reason and self._engine._journal.mask(reason)
             self._engine._handle(StateReported(self.task, state, reason))
 
     def explain(self, reason: str) -> None:

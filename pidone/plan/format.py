@@ -6,11 +6,12 @@
      "tasks": [{"name": "ready", "needs": ["other.state"], "while": ["other.state"],
                 "runOn": ["other.state", "pod.terminating"], "every": 10, "timeout": 5, "stopTimeout": 2,
                 "restartPolicy": "Always", "backoff": {"initial": 1, "max": 300, "factor": 2, "jitter": 1},
-                "backoffLimit": 3, "<action>": {...}}, ...]}
+                "backoffLimit": 3, "secrets": {"salt": "...", "values": ["..."]}, "<action>": {...}}, ...]}
 
 ``digest`` is that of ``tasks``. A task has exactly one key that names an action, and the action's module decodes its
-value. ``containers`` are all containers of the pod's spec. Without ``restartPolicy`` or ``containers`` these facts are
-unknown. ``maintenance`` is left out if it is false. It is not a part of the plan, so it is no change of the digest.
+value. ``secrets`` are values that the pod must not tell (``pidone.plan.mask``). ``containers`` are all containers of
+the pod's spec. Without ``restartPolicy`` or ``containers`` these facts are unknown. ``maintenance`` is left out if it
+is false. It is not a part of the plan, so it is no change of the digest.
 
 Pods may be months older than the controller. A pod refuses fields of its tasks that it does not know, by name. It
 ignores unknown fields of the envelope.
@@ -24,7 +25,7 @@ from pidone.errors import Refused
 from pidone.pacing import Backoff
 from pidone.plan.digest import digest, is_digest
 from pidone.plan.fields import Fields, kind
-from pidone.plan.model import EVENTS, TASK_BACKOFF, Bundle, Container, Edge, Phase, Plan, Pod, Task
+from pidone.plan.model import EVENTS, SECRETS, TASK_BACKOFF, Bundle, Container, Edge, Phase, Plan, Pod, Task
 from pidone.plan.strict_json import loads
 
 FORMAT = 1
@@ -43,6 +44,7 @@ _COMMON = {
     "restartPolicy",
     "backoff",
     "backoffLimit",
+    SECRETS,
 }
 
 
@@ -150,6 +152,12 @@ def _task(value: object, path: str, actions: frozenset[str]) -> Task:
         )
         given.done()
 
+    if SECRETS in fields:
+        secrets = fields.object(SECRETS)
+        secrets.texts("values")
+        secrets.text("salt")
+        secrets.done()
+
     restart = fields.text("restartPolicy", "Always")
     if restart not in {"Always", "OnFailure", "Never"}:
         raise Refused(f'{path}.restartPolicy: expected Always, OnFailure or Never, not "{restart}"')
@@ -168,6 +176,7 @@ def _task(value: object, path: str, actions: frozenset[str]) -> Task:
         restart=restart,
         backoff=backoff,
         backoff_limit=fields.integer("backoffLimit", None, least=0, most=1_000_000),
+        confidential=SECRETS in value,
     )
     fields.done()
     return task

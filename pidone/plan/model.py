@@ -36,6 +36,9 @@ EVENTS = frozenset({TERMINATING, CONTAINERS_STARTED, "signal.SIGHUP"})
 LASTING = frozenset({CONTAINERS_STARTED})  # events that hold for ever after they have happened
 
 
+SECRETS = "secrets"  # the field of a task with its values of Secrets
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """One task: its action, and when the action runs."""
@@ -53,6 +56,7 @@ class Task:
     restart: str = "Always"  # Always | OnFailure | Never, as a pod's restartPolicy
     backoff: Backoff = TASK_BACKOFF
     backoff_limit: int | None = None
+    confidential: bool = False  # it has values of Secrets; see ``pidone.plan.mask``
 
     @property
     def gates(self) -> tuple[Edge, ...]:

@@ -182,6 +182,10 @@ def main() -> bool:
     try:
         return trio.run(live, program)
     except BaseException as error:
+        if program.journal.mask is not str:
+            from pidone.plan.mask import hide
+
+            hide(error, program.journal.mask)
         error.add_note("\n".join(program.journal.unreported()[0]))
         raise
     finally:

@@ -1,8 +1,10 @@
 """The program of a pod: passes the plans of bundles to the engine, and reports the state of its tasks."""
 
 import json
+from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
+from itertools import chain
 from random import Random
 from time import time
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,7 @@ from pidone.journal import Journal
 from pidone.maintenance import ANNOTATION, Maintenance
 from pidone.pid1.reaper import Reaper
 from pidone.plan.format import decode_bundle
-from pidone.plan.model import CONTAINERS_STARTED, Bundle, Phase, Pod
+from pidone.plan.model import CONTAINERS_STARTED, SECRETS, Bundle, Phase, Pod
 from pidone.plan.report import (
     OUTSIDE_TASKS_BYTES,
     TASK_ERROR_WIDTH,
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
 
 MAX_LEFT = 100  # names in a report of removed tasks that are not undone
 TEARDOWN_SECONDS = 8.0  # below the 10 s between TERM and KILL of runtimes that send TERM to a sandbox
+
+SECRETS_KEPT = 4  # bundles whose values of Secrets are hidden
+_SECRETS = f'"{SECRETS}"'.encode()  # is in each bundle with such values
 
 UNKNOWN_POD = Pod(name="", namespace="", uid="", ip="")  # until the first bundle comes
 
@@ -67,9 +72,39 @@ class PodProgram:
         self.end_revoked = trio.Event()  # a repo says that the pod runs, after a repo has begun its end
         self.start_part: Callable[[Callable[[], Awaitable[None]]], None] = lambda _part: None
         self._application: Application | None = None
+        self._secrets: deque[frozenset[str]] = deque(maxlen=SECRETS_KEPT)  # of the last bundles
 
     def apply(self, data: bytes, *, trusted: bool) -> None:
         """Apply a bundle, or raise ``Refused`` and change nothing. ``trusted``: it came over https or from a file."""
+        if not self._learn_secrets(data):
+            self._apply(data, trusted=trusted)
+            return
+        try:
+            self._apply(data, trusted=trusted)
+        except Exception as error:  # noqa: BLE001 - the reason of a refusal is reported
+            internal = "" if isinstance(error, Refused) else f"internal error: {type(error).__name__}: "
+            raise Refused(self.journal.mask(f"{internal}{error}")) from None
+
+    def _learn_secrets(self, data: bytes) -> bool:
+        """Hide the values of Secrets in this bundle from now on. Return True if any values are hidden.
+
+        The values of the bundles before are hidden too, since their tasks may still be ending.
+        """
+        if not self._secrets and _SECRETS not in data:
+            return False
+        from pidone.plan.mask import Mask, values_of
+
+        try:
+            tasks = json.loads(data)["tasks"]
+        except (ValueError, TypeError, LookupError, RecursionError):
+            tasks = ()
+        values = values_of(tasks if isinstance(tasks, list) else ())
+        if values and values not in self._secrets:
+            self._secrets.append(values)
+            self.journal.mask = Mask(chain.from_iterable(self._secrets))
+        return bool(self._secrets)
+
+    def _apply(self, data: bytes, *, trusted: bool) -> None:
         bundle = decode_bundle(data, actions.names())
         if not trusted:
             _refuse_privileged(bundle)
@@ -237,6 +272,11 @@ def _size(item: tuple[str, TaskReport]) -> int:
 
 def _refuse_privileged(bundle: Bundle) -> None:
     for task in bundle.plan.tasks:
+        if task.confidential:
+            raise Refused(
+                f'task "{task.name}": a value of a Secret is accepted from an https repo or a local file only, '
+                "and this plan came over plain http"
+            )
         if actions.privileged(task.action, task.config):
             raise Refused(
                 f'task "{task.name}": {task.action} is accepted from an https repo or a local file only, '
