@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from typing import Any
 
@@ -17,8 +17,10 @@ from pidone.language.params import from_text, mismatch
 from pidone.language.pods import pod_facts, read_pods
 from pidone.language.rendering import render
 from pidone.language.resolution import heirs
+from pidone.language.secrets import NO_SECRETS, FileSecrets, GivenSecrets, Secrets
 from pidone.language.selector import matches
 from pidone.plan.format import encode_bundle
+from pidone.plan.mask import MASK, masked_tasks
 from pidone.plan.model import Phase
 
 EXAMPLE_ADDRESS = "192.0.2.1"  # reserved for documentation (RFC 5737)
@@ -89,7 +91,9 @@ def render_files(paths: Sequence[str], pod_file: str, arguments: Mapping[str, st
         original = read_pod(pod_file, paths)
         pod = original.with_facts(EXAMPLE_ADDRESS)
         objects = read_objects(paths)
-        bundle = bundle_for(pod, objects, param_values(objects, arguments))
+        secrets = FileSecrets(stand_in=MASK)
+        bundle = bundle_for(pod, objects, param_values(objects, arguments), secrets)
+        bundle["tasks"] = masked_tasks(bundle["tasks"])
     except OSError as error:
         return unreadable("render", error)
     except PidoneError as error:
@@ -165,13 +169,20 @@ def param_values(objects: Objects, arguments: Mapping[str, str]) -> dict[str, An
     return values
 
 
-def bundle_for(pod: DeskPod, objects: Objects, values: Mapping[str, Any]) -> dict[str, Any]:
+def bundle_for(
+    pod: DeskPod, objects: Objects, values: Mapping[str, Any], secrets: Secrets = NO_SECRETS
+) -> dict[str, Any]:
     """Return the bundle that the repo would serve to ``pod``. Raises ``PidoneError`` that names the pod.
 
     If the objects contain TaskBindings, the pod's labels select the sets, as in a cluster. Otherwise the pod gets all
-    TaskSets, with ``values`` for their params.
+    TaskSets. ``values`` are for params: with TaskBindings only for those from Secrets and files, else for all.
     """
-    with_bindings = any(isinstance(item, TaskBinding) for items in objects.values() for item in items)
+    items = [item for items in objects.values() for item in items]
+    with_bindings = any(isinstance(item, TaskBinding) for item in items)
+    params = [param for item in items if isinstance(item, TaskSet) for param in item.params]
+    confidential = {param.name for param in params if param.confidential}
+    secrets = GivenSecrets({name: values[name] for name in values.keys() & confidential}, secrets)
+    values = {name: value for name, value in values.items() if name not in confidential}
     if with_bindings and values:
         raise LanguageError(
             f'param "{min(values)}": the TaskBindings in the files set the params; '
@@ -179,7 +190,9 @@ def bundle_for(pod: DeskPod, objects: Objects, values: Mapping[str, Any]) -> dic
         )
     try:
         tasks = (
-            _bound_tasks(pod, objects) if with_bindings else render(task_sets(objects), values, pod.manifest)
+            _bound_tasks(pod, objects, secrets)
+            if with_bindings
+            else render(task_sets(objects), values, pod.manifest, secrets)
         )
     except PidoneError as error:
         raise LanguageError(f"{pod}: {error}") from error
@@ -201,11 +214,11 @@ def why_no_tasks(pod: DeskPod, objects: Objects) -> str:
     return f"no TaskBinding selects {pod}, whose labels are: {labels}; {remedy}"
 
 
-def _bound_tasks(pod: DeskPod, objects: Objects) -> list[dict[str, Any]]:
+def _bound_tasks(pod: DeskPod, objects: Objects, secrets: Secrets) -> list[dict[str, Any]]:
     rules, complaints = collect(objects.items())
     if complaints:
         raise LanguageError("\n".join(complaints))
-    return derive(pod, rules)
+    return derive(pod, replace(rules, secrets=secrets))
 
 
 def _yaml(bundle: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ from pidone.cli.status import columns, since
 from pidone.counters import TaskView
 from pidone.errors import PidoneError, Refused
 from pidone.journal import Journal
+from pidone.language.secrets import FileSecrets
 from pidone.plan.digest import canonical
 from pidone.pod.live import live
 from pidone.pod.program import PodProgram
@@ -38,7 +39,7 @@ def run_files(paths: Sequence[str], pod_file: str | None, arguments: Mapping[str
     try:
         pod = (read_pod(pod_file, paths) if pod_file else _this_machine()).with_facts("127.0.0.1")
         objects = read_objects(paths)
-        bundle = bundle_for(pod, objects, param_values(objects, arguments))
+        bundle = bundle_for(pod, objects, param_values(objects, arguments), FileSecrets())
     except OSError as error:
         return unreadable("run", error)
     except PidoneError as error:
@@ -112,7 +113,11 @@ class JsonJournal(Journal):
     def write(self, event: str, **fields: object) -> None:
         super().write(event, **fields)
         moment = self.lines[-1].partition(" ")[0]
-        present = {key: value for key, value in fields.items() if value is not None}
+        present = {
+            key: self.mask(str(value)) if isinstance(value, str | Exception) else value
+            for key, value in fields.items()
+            if value is not None
+        }
         try:
             print(json.dumps({"time": moment, "event": event, **present}, default=str), flush=True)
         except (OSError, ValueError):

@@ -18,6 +18,7 @@ from pidone.language.extends import ANY, Sets
 from pidone.language.model import TaskBinding, TaskSet
 from pidone.language.rendering import render
 from pidone.language.resolution import flatten
+from pidone.language.secrets import NoSecrets, SecretError, Secrets
 from pidone.language.selector import matches
 
 Key = tuple[bool, str, str]  # of a set or a binding: True for the cluster's, the namespace, the name
@@ -47,6 +48,8 @@ class Fault:
     text: str
     bindings: tuple[TaskBinding, ...]
     task: str = ""  # the task that two of them bring
+    secret: bool = False  # a value of a Secret is missing
+    pending: bool = False  # that value will be read in a moment
 
 
 class BindingError(PidoneError):
@@ -108,6 +111,7 @@ class Rules:
     bindings: Sequence[TaskBinding] = ()  # the cluster's first, then those of ANY, then by namespace and name
     # Of bindings that do not bring the present sets. A text is the reason why the version is unknown.
     rollouts: Mapping[Key, Rollout | str] = field(default_factory=dict)
+    secrets: Secrets = field(default_factory=NoSecrets, compare=False)
     flattened: dict[tuple[int, int], TaskSet] = field(
         default_factory=dict, compare=False
     )  # a cache by identity of Sets and set
@@ -232,7 +236,10 @@ def _bring(binding: TaskBinding, pod: Bound, rules: Rules) -> _Brought | None:
         return None
     flat = [rules.task_set(name, binding, pod.namespace, version.sets) for name in version.task_sets]
     try:
-        tasks = render(flat, version.params, pod.manifest)
+        tasks = render(flat, version.params, pod.manifest, rules.secrets)
+    except SecretError as error:
+        fault = Fault(f"{shown(binding)}: {error}", (binding,), secret=True, pending=error.pending)
+        raise BindingError([fault]) from error
     except LanguageError as error:
         raise BindingError([Fault(f"{shown(binding)}: {error}", (binding,))]) from error
     return _Brought(binding, version, flat, {task["name"]: task for task in tasks})

@@ -45,7 +45,12 @@ _COMPILED = [(re.compile(pattern), message) for pattern, message in _PLACEHOLDER
 _LONGEST = 4096  # characters of a text that are looked at
 _CREDENTIALS = re.compile(r"\b[a-z]{2,20}://[^/\s:@$]{0,100}:(?P<secret>[^/\s@]{1,100})@")
 _SECRET_NAME = re.compile(r"(?i)authorization|cookie|passw(?:or)?d|secret|token|api[-_]?key|credential")
-_FILE_NAME = re.compile(r"(?i)[-_](?:file|path|dir|name|url)$")
+_FILE_NAME = re.compile(r"(?i:[-_](?:file|path|dir|name|url)$)|[a-z](?:File|Path|Dir|Name|Url)$")
+# A param or a field is a secret if its name ends so: ``tokenPeriod`` is none.
+_SECRET_FIELD = re.compile(
+    r"(?i)(?:authorization|cookie|passw(?:or)?d|secret|token|api[-_]?key|credentials?)$"
+)
+_REMEDY = "pass it as a param with valueFrom: {secretKeyRef: {name, key}}"
 _UNCHECKED = {"description", "pattern"}  # of a param: for people, and a language of its own
 _QUOTES = (
     "\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}\N{DOUBLE LOW-9 QUOTATION MARK}"
@@ -83,15 +88,17 @@ def leftovers(text: str, *, named: str = "") -> Iterator[tuple[str, str, str]]:
         if wrong := _typographic(character):
             yield character, wrong, "typography"
             break
-    readers = "every container of the pod can read the plan"
     if found := _CREDENTIALS.search(text):
         if "$(" not in found["secret"] and not taken:
             message = (
-                f"a password stands in this URL, and {readers}; use a user that may do no more than this"
+                f"a password stands in this URL, and everybody who may read this object can read it; {_REMEDY}, "
+                "as in http://user:$(params.password)@host"
             )
             yield found["secret"], message, "secret"
     elif text and "$(" not in text and not taken and _is_secret(named, text):
-        message = f'"{named}" looks like a secret, and {readers}; use one that may do no more than this'
+        message = (
+            f'"{named}" looks like a secret, and everybody who may read this object can read it; {_REMEDY}'
+        )
         yield text, message, "secret"
 
 
@@ -134,9 +141,11 @@ def _texts(node: Node, path: Path) -> Iterator[tuple[Path, Node]]:
 
 
 def _name(document: Document, path: Path) -> str:
-    """Return the name of the header or variable that a value belongs to; empty if it belongs to none."""
+    """Return the name of the header, variable, param or field that a value belongs to; empty if it belongs to none."""
     if len(path) < 2 or path[-1] == "name":
         return ""
+    if path[:2] == ("spec", "params") and len(path) == 3 and isinstance(path[2], str):
+        return _field(path[2])  # of a binding
     around: Any = document.root.value
     for step in path[:-1]:
         around = around[step]
@@ -145,7 +154,16 @@ def _name(document: Document, path: Path) -> str:
             return str(around["name"])
         if path[-2] == "headers":
             return str(path[-1])
+        if path[:2] == ("spec", "params") and path[-1] == "default":
+            return _field(str(around.get("name")))
+        if path[:2] == ("spec", "tasks") and "podSelector" not in path:
+            return _field(str(path[-1]))
     return ""
+
+
+def _field(name: str) -> str:
+    """Return the name of a param or a field if it is one of a secret, else an empty text."""
+    return name if _SECRET_FIELD.search(name) else ""
 
 
 def _place(document: Document, node: Node, text: str) -> Span | None:

@@ -19,11 +19,20 @@ class Param:
     field_path: str = ""  # of the Pod object, as in the Downward API; empty: not from a field
     variable: str = ""  # of a container's env; empty: not from a variable
     container: str = ""  # that container; empty for any
+    secret: str = ""  # the name of a Secret of the pod's namespace; empty: not from a Secret
+    key: str = ""  # in that Secret
+    optional: bool = False  # Secret and key may be missing
+    file: str = ""  # empty: not from a file
     pattern: str = ""
     enum: tuple[Any, ...] = ()
     minimum: int | None = None
     maximum: int | None = None
     max_length: int | None = None
+
+    @property
+    def confidential(self) -> bool:
+        """True if nobody may read the value in a text, wherever it comes from."""
+        return bool(self.secret or self.file)
 
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> "Param":
@@ -35,6 +44,10 @@ class Param:
             field_path=source.get("fieldRef", {}).get("fieldPath", ""),
             variable=source.get("containerEnv", {}).get("name", ""),
             container=source.get("containerEnv", {}).get("container", ""),
+            secret=source.get("secretKeyRef", {}).get("name", ""),
+            key=source.get("secretKeyRef", {}).get("key", ""),
+            optional=source.get("secretKeyRef", {}).get("optional", False),
+            file=source.get("file", ""),
             pattern=value.get("pattern", ""),
             enum=tuple(value.get("enum", ())),
             minimum=value.get("minimum"),

@@ -13,6 +13,7 @@ from pidone.language.pattern_syntax import PatternError
 from pidone.language.pods import place, pod_field
 from pidone.language.safe_patterns import MAX_TEXT, matches
 from pidone.language.schemas import MISSING
+from pidone.language.secrets import MAX_SECRET, NO_SECRETS, SecretError, Secrets, Unknown
 
 MAX_LENGTH = 65_536  # of any string, as of an argument of a command
 POD_MAX_LENGTH = 253  # of a string that the pod's author chose, unless the param has a maxLength
@@ -22,14 +23,19 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _ARTICLE = {"integer": "an integer", "string": "a string", "boolean": "true or false"}
 
 
-def value_of(param: Param, arguments: Mapping[str, Any], pod: Mapping[str, Any]) -> Any:
+def value_of(
+    param: Param, arguments: Mapping[str, Any], pod: Mapping[str, Any], secrets: Secrets = NO_SECRETS
+) -> Any:
     """Return the value of ``param`` in its type. Raises ``LanguageError`` if no value exists or it does not fit."""
     if param.name in arguments:
         value = arguments[param.name]
         wrong = mismatch(param, value)
         if wrong:
-            raise LanguageError(f'param "{param.name}": the TaskBinding gives {shown(value)}, which {wrong}')
+            given = "a value" if param.confidential else shown(value)
+            raise LanguageError(f'param "{param.name}": the TaskBinding gives {given}, which {wrong}')
         return value
+    if param.confidential:
+        return _secret_value(param, pod, secrets)
     text = _from_pod(param, pod)
     if text is not None:
         value = from_text(param, text)
@@ -47,6 +53,27 @@ def value_of(param: Param, arguments: Mapping[str, Any], pod: Mapping[str, Any])
         f'param "{param.name}" has no value: {given}'
         "pass it in the TaskBinding's params, or give it a default"
     )
+
+
+def _secret_value(param: Param, pod: Mapping[str, Any], secrets: Secrets) -> Any:
+    """Return the value of a Secret or a file, else the default. Raises ``SecretError``, which never tells the value."""
+    where = source(param)
+    try:
+        text = secrets.text(param, pod_field("metadata.namespace", pod) or "")
+    except SecretError as error:
+        raise SecretError(f'param "{param.name}" {error}', pending=error.pending) from None
+    if text is None and param.default is not MISSING:
+        return param.default
+    if text is None:
+        raise SecretError(f'param "{param.name}" has no value: there is no {where}, and it has no default')
+    if isinstance(text, Unknown):
+        return text
+    value = from_text(param, text)
+    if wrong := mismatch(param, value, max_length=MAX_SECRET):
+        if text != text.strip("\r\n"):
+            wrong += "; it begins or ends with a line end, which printf and --from-literal do not add"
+        raise SecretError(f'param "{param.name}": the {where} holds a value that {wrong}')
+    return value
 
 
 def mismatch(param: Param, value: Any, *, max_length: int | None = None) -> str:
@@ -99,6 +126,10 @@ def _wrong_type(param: Param, value: Any) -> str:
 
 def source(param: Param) -> str:
     """Return the source of the value in the pod, for messages: ``label "app"``; empty without ``valueFrom``."""
+    if param.secret:
+        return f'key "{param.key}" of Secret "{param.secret}"'
+    if param.file:
+        return f"file {param.file}"
     if param.variable:
         where = f'container "{param.container}"' if param.container else "a container"
         return f"variable {param.variable} in the env of {where}"

@@ -10,22 +10,28 @@ from pidone.language.containers import own_ports, port_number, probe_of, without
 from pidone.language.findings import shown, suggestion
 from pidone.language.model import TaskSet
 from pidone.language.params import value_of
-from pidone.language.pods import place, pod_field
+from pidone.language.pods import place, pod_facts, pod_field
 from pidone.language.pruning import pruned
 from pidone.language.schemas import MISSING, Action, Shape, action_of, task_shape
+from pidone.language.secrets import NO_SECRETS, SecretError, Secrets, Unknown
 from pidone.language.substitution import POD, references, substitute, written
+from pidone.plan.mask import Mask, values_of
+from pidone.plan.model import SECRETS
 
 MAX_CHARACTERS = 1 << 20  # of all texts of one pod's plan, four times what a bundle may have
 
 
 def render(
-    task_sets: Sequence[TaskSet], arguments: Mapping[str, object], pod: Mapping[str, Any]
+    task_sets: Sequence[TaskSet],
+    arguments: Mapping[str, object],
+    pod: Mapping[str, Any],
+    secrets: Secrets = NO_SECRETS,
 ) -> list[dict[str, Any]]:
     """Return the ``tasks`` of the plan, in the order of the sets and of their files.
 
     ``arguments`` are the params of the binding; ``pod`` is a core/v1 Pod object. The sets are flattened, and a task
     that two of them inherit is rendered once. Raises ``LanguageError`` if a param has no fitting value, an argument
-    belongs to no param, or two sets have different tasks of one name.
+    belongs to no param, or two sets have different tasks of one name; ``SecretError`` if a Secret is missing.
     """
     _check_arguments(task_sets, arguments)
     room = _Room()
@@ -39,7 +45,9 @@ def render(
                     f'{first.title} and {task_set.title} both have a task "{task["name"]}"; rename one'
                 )
         try:
-            rendered = _tasks(task_set, arguments, pod, room)
+            rendered = _tasks(task_set, arguments, pod, room, secrets)
+        except SecretError as error:
+            raise SecretError(f"{task_set.title}: {error}", pending=error.pending) from error
         except LanguageError as error:
             raise LanguageError(f"{task_set.title}: {error}") from error
         for rendered_task in rendered:
@@ -63,7 +71,11 @@ def _check_arguments(task_sets: Sequence[TaskSet], arguments: Mapping[str, objec
 
 
 def _tasks(
-    task_set: TaskSet, arguments: Mapping[str, object], pod: Mapping[str, Any], room: "_Room"
+    task_set: TaskSet,
+    arguments: Mapping[str, object],
+    pod: Mapping[str, Any],
+    room: "_Room",
+    secrets: Secrets,
 ) -> list[dict[str, Any]]:
     tasks = pruned(task_set.tasks, (pod.get("metadata") or {}).get("labels") or {})
     table = _facts(pod)
@@ -71,9 +83,10 @@ def _tasks(
     for param in task_set.params:
         # A param that no task of this pod refers to needs no value; the binding's value for it is checked anyway.
         if f"params.{param.name}" in wanted or param.name in arguments:
-            table[f"params.{param.name}"] = value_of(param, arguments, pod)
+            table[f"params.{param.name}"] = value_of(param, arguments, pod, secrets)
+    confidential = {f"params.{param.name}" for param in task_set.params if param.confidential}
     actions = {task["name"]: action_of(task) for task in tasks}
-    setting = _Setting(table, pod, room)
+    setting = _Setting(table, pod, room, frozenset(confidential & table.keys()), secrets)
     return [_task(task, actions, setting) for task in tasks]
 
 
@@ -85,6 +98,9 @@ def _task(
     action = actions[task["name"]]
     if action is None:
         raise LanguageError(f'task "{task["name"]}" has not exactly one action')
+    values = sorted(
+        {written(setting.table[name]) for name in _referred(task) if name in setting.confidential}
+    )
     try:
         given = {**action.defaults, **task}
         if action.name == "probe":
@@ -93,7 +109,13 @@ def _task(
         if action.name == "probe":
             _number_ports(rendered["probe"], given["probe"].get("container", ""), setting.pod)
     except LanguageError as error:
+        if values:
+            wrong = f'task "{task["name"]}": {Mask(values_of([{**task, SECRETS: {"values": values}}]))(str(error))}'
+            raise SecretError(wrong) from None
         raise LanguageError(f'task "{task["name"]}": {error}') from error
+    if values:
+        salt = setting.secrets.salt(pod_facts(setting.pod).namespace, values)
+        rendered[SECRETS] = {"salt": salt, "values": values}
     for name, shape in task_shape().properties.items():
         if shape.edges and name in rendered:
             rendered[name] = [_edge(edge, actions) for edge in rendered[name]]
@@ -154,7 +176,7 @@ def _as_pod_text(value: Any) -> Any:
 def _number_ports(probe: dict[str, Any], container: str, pod: Mapping[str, Any]) -> None:
     for handler in ("httpGet", "tcpSocket"):
         port = probe.get(handler, {}).get("port")
-        if isinstance(port, str):
+        if isinstance(port, str) and not isinstance(port, Unknown):
             try:
                 probe[handler]["port"] = port_number(pod, port, container)
             except LanguageError as error:
@@ -182,6 +204,12 @@ class _Setting:
     table: Mapping[str, Any]  # params.* and pod.*
     pod: Mapping[str, Any]
     room: _Room
+    confidential: frozenset[str]  # names in the table
+    secrets: Secrets
+
+    def is_unknown(self, text: str) -> bool:
+        """True if a reference in the text has a value that is not known here."""
+        return any(isinstance(self.table.get(one.name), Unknown) for one in references(text))
 
 
 def _value(value: Any, shape: Shape, setting: _Setting, path: str) -> Any:
@@ -202,7 +230,7 @@ def _value(value: Any, shape: Shape, setting: _Setting, path: str) -> Any:
                 result = written(result)
         except LanguageError as error:
             raise LanguageError(f"{path}: {error}") from error
-        if not shape.literal.is_valid(result):
+        if not shape.literal.is_valid(result) and not setting.is_unknown(value):
             wrong = f"is not {shape.what}; {shape.write}" if shape.what else "does not fit here"
             raise LanguageError(f"{path}: {shown(result)} {wrong}")
     setting.room.take(result)

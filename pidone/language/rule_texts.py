@@ -88,7 +88,7 @@ WARNINGS: Mapping[str, str] = {
     "registered-metrics": "A registration leads callers to the port of the metrics.",
     "repeated-name": "A header or a variable is there twice.",
     "program": "A program is not in the folder whose programs a pod runs.",
-    "secret": "A password or a token stands in a plan, which every container of the pod can read.",
+    "secret": "A password or a token is written in an object, which others can read.",
     "shell": "A command is written as for a shell, and there is none.",
     "short-lease": "One heartbeat that is lost ends the lease.",
     "stop-timeout": "A register task does not say how long its deregistration may take.",

@@ -271,6 +271,8 @@ def _check_param(document: Document, path: Path, value: Mapping[str, Any]) -> No
             message = f'"{name}" is for params of type {of}; "{param.name}" is of type {param.type}'
             document.say(document.key((*path, name)), message, "param-constraint")
             return
+    if _check_source(document, path, param):
+        return
     if param.minimum is not None and param.maximum is not None and param.minimum > param.maximum:
         document.say(document.span((*path, "minimum")), "minimum is greater than maximum", "param-constraint")
         return
@@ -291,6 +293,24 @@ def _check_param(document: Document, path: Path, value: Mapping[str, Any]) -> No
     elif wrong:
         message = f'the default of "{param.name}", {shown(param.default)}, {wrong}'
         document.say(document.span((*path, "default")), message, "param-type")
+
+
+def _check_source(document: Document, path: Path, param: Param) -> bool:
+    """Check a param from a Secret or a file. True if there is a finding."""
+    if param.confidential and param.type not in {"string", "integer"}:
+        message = (
+            f'a value of a Secret or a file is a string or an integer; "{param.name}" is of type {param.type}'
+        )
+        document.say(document.span((*path, "type")), message, "param-constraint")
+        return True
+    if param.optional and param.default is MISSING:
+        message = (
+            f'"{param.name}" has no value where its Secret is missing; give it a default, or remove optional'
+        )
+        place = (*path, "valueFrom", "secretKeyRef", "optional")
+        document.say(document.span(place), message, "param-constraint")
+        return True
+    return False
 
 
 @dataclass(frozen=True, slots=True)
