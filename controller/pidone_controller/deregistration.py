@@ -41,6 +41,7 @@ from pidone.metrics.exposition import Family, counter_by, gauge
 from pidone.pacing import Backoff
 from pidone.plan import model
 from pidone.plan.digest import canonical
+from pidone.plan.mask import Mask, values_of
 from pidone.plan.report import Report
 from pidone.registries import Connected, Registry
 from pidone_controller.log import Log
@@ -77,6 +78,7 @@ class Registration:
     places: frozenset[str]  # each server in one spelling
     instance: str
     address: str  # of the pod, as the registry gives it to clients
+    secrets: frozenset[str] = frozenset()  # what no text may tell of it
 
     def overwrites(self, other: "Registration") -> bool:
         """True if both are or may be the same instance of the same registry."""
@@ -318,13 +320,14 @@ class Deregistration:
             result, result.replace("_", "-")
         )
         registration = job.registration
+        mask = Mask(registration.secrets)
         self._log(
             event,
             pod=job.pod.path,
             task=registration.task,
-            registry=registration.registry,
-            instance=registration.instance,
-            **more,
+            registry=mask(registration.registry),
+            instance=mask(registration.instance),
+            **{name: mask(text) for name, text in more.items()},
         )
 
     def _holder(self, registration: Registration) -> str:
@@ -347,11 +350,18 @@ class Deregistration:
             try:
                 driver = self._build(config, pod)
             except PidoneError as error:  # the pod refuses it too, and reports it
-                self._log("unknown-registry", pod=pod.path, task=task["name"], error=error)
+                text = Mask(values_of([task]))(str(error))
+                self._log("unknown-registry", pod=pod.path, task=task["name"], error=text)
                 continue
             name, registry, places = task["name"], sys.intern(driver.where), self._shared(driver.places)
             registrations[name] = Registration(
-                name, canonical(config), registry, places, driver.instance, driver.address
+                name,
+                canonical(config),
+                registry,
+                places,
+                driver.instance,
+                driver.address,
+                values_of([task]),
             )
         return registrations
 

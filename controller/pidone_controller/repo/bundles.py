@@ -37,10 +37,12 @@ class Bundle:
     count: int  # of tasks
     privileged: str = ""  # the first task that needs the https repo, and its action
     metrics: int | None = None  # the port where Prometheus scrapes the pod
+    secrets: bool = False  # a task has values of Secrets
+    kept: bytes = b""  # the tasks as JSON, if the body is without them
 
     @property
     def tasks(self) -> list[dict[str, Any]]:
-        tasks: list[dict[str, Any]] = json.loads(self.body)["tasks"]
+        tasks: list[dict[str, Any]] = json.loads(self.kept) if self.kept else json.loads(self.body)["tasks"]
         return tasks
 
 
@@ -53,6 +55,16 @@ class Entry:
     error: str = ""
     faults: tuple[Fault, ...] = ()  # the bindings at fault
     rest: Bundle | None = None  # the plan without the tasks of ``faults``, for a pod without a plan
+
+    @property
+    def uses_secrets(self) -> bool:
+        """True if the plan may change with a Secret."""
+        return bool(self.error) or (self.bundle is not None and self.bundle.secrets)
+
+    @property
+    def pending(self) -> bool:
+        """True if the plan lacks only Secrets that will be read in a moment."""
+        return bool(self.faults) and all(fault.pending for fault in self.faults)
 
     def answer(self, *, fresh: bool) -> Bundle | None:
         """Return the bundle to serve; None if the pod keeps its plan. ``fresh``: it has no plan yet."""
@@ -77,8 +89,10 @@ def entry(pod: Pod, rules: Rules, before: Entry | None, derive: Derive) -> Entry
     # The earlier tasks in a new envelope: the pod must receive its end although its plan cannot be derived. If none
     # was ever derived, the end needs no tasks; otherwise there is no bundle, because an empty plan would stop the tasks
     # that the pod got from an earlier controller.
+    # The same if a Secret was deleted or is granted no more: its value is not sent again.
     bundle = None
-    if before and before.bundle:
+    withdrawn = any(fault.secret for fault in faults)
+    if before and before.bundle and not (withdrawn and before.bundle.secrets):
         bundle = encode(pod, before.bundle.tasks)
     elif pod.terminating:
         bundle = encode(pod, [])
@@ -100,6 +114,8 @@ def encode(pod: Pod, tasks: Sequence[dict[str, Any]]) -> Bundle:
     The containers are included only if they are read: by a task that groups processes by container or runs when all
     have started, or by the engine of a pod whose containers run once. Otherwise each restart of a container, which
     changes its ID, would send the bundle again. Raises ``PidoneError`` for a value that JSON cannot express.
+
+    The end of a pod is told over plain http too, and needs no tasks. So it comes without them if they have secrets.
     """
     phase = Phase.TERMINATING if pod.terminating else Phase.RUNNING
     ips = pod.ips
@@ -118,7 +134,9 @@ def encode(pod: Pod, tasks: Sequence[dict[str, Any]]) -> Bundle:
         envelope = encode_bundle(
             list(tasks), phase=phase, pod=facts, containers=containers, maintenance=maintenance
         )
-        body = canonical(envelope)
+        secrets = any(model.SECRETS in task for task in tasks)
+        kept = canonical(envelope["tasks"]) if secrets and pod.terminating else b""
+        body = canonical({**envelope, "tasks": []} if kept else envelope)
     except (ValueError, RecursionError) as error:  # .nan, .inf, or half a character
         raise PidoneError(f"the plan cannot be written as JSON: {error}") from error
     return Bundle(
@@ -129,6 +147,8 @@ def encode(pod: Pod, tasks: Sequence[dict[str, Any]]) -> Bundle:
         len(tasks),
         next((text for text in map(_privileged, tasks) if text), ""),
         next((task["metrics"].get("port", PORT) for task in tasks if "metrics" in task), None),
+        secrets,
+        kept,
     )
 
 
@@ -139,6 +159,8 @@ def _reads_containers(task: Mapping[str, Any]) -> bool:
 
 
 def _privileged(task: Mapping[str, Any]) -> str:
+    if model.SECRETS in task:
+        return f'task "{task["name"]}": a value of a Secret'
     action = action_of(task)
     if action is None or not actions.privileged(action.name, task[action.name]):
         return ""

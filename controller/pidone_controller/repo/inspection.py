@@ -7,6 +7,7 @@ from typing import Any
 from pidone.http.message import JSON, Request, Response, text_response
 from pidone.http.urls import authority
 from pidone.plan.digest import digest
+from pidone.plan.mask import masked_tasks
 from pidone_controller.pods.model import Pod
 from pidone_controller.repo.callers import Readers
 from pidone_controller.repo.plans import Plans, in_slices
@@ -67,7 +68,7 @@ class Inspection:
 
     def _details(self, pod: Pod) -> dict[str, Any]:
         entry, last, details = self._plans.entry(pod), self._plans.last_report(pod), self._summary(pod)
-        details["tasks"] = entry.bundle.tasks if entry.bundle else []
+        details["tasks"] = masked_tasks(entry.bundle.tasks) if entry.bundle else []
         if last:
             report, received = last
             details["reported"] = {**asdict(report), "received": received}

@@ -138,11 +138,24 @@ class Plans:
             by_key = {pod.key: pod for binding in bindings for pod in self.selected(binding)}
             pods = list(by_key.values())
 
+        self._derive_again(pods)
+        return pods
+
+    def secrets_changed(self, namespace: str) -> list[Pod]:
+        """Derive the plans of a namespace again that may change with its Secrets, those of waiting pods first."""
+        pods = [
+            pod
+            for pod in self.inventory.in_namespace(namespace)
+            if (entry := self._entries.get(pod.key)) is not None and entry.uses_secrets
+        ]
+        self._derive_again(pods)
+        return pods
+
+    def _derive_again(self, pods: Sequence[Pod]) -> None:
         self._outdated.update(pod.key for pod in pods if pod.key in self._entries)
         self._queue.update(dict.fromkeys((pod.namespace, pod.name) for pod in self._waiting(pods)))
         self._scan.extend(pods)
         self._work.set()
-        return pods
 
     def selected(self, binding: TaskBinding) -> Iterator[Pod]:
         """Return the present pods that a binding selects, in any phase."""

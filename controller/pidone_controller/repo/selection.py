@@ -37,6 +37,7 @@ class SelectedPod:
     error: str = ""
     faults: tuple[Fault, ...] = ()
     withheld: str = ""  # the reason why it does not get its plan over plain http
+    pending: bool = False  # the error will be over in a moment: Secrets are being read
 
     @property
     def rejected(self) -> bool:
@@ -50,6 +51,8 @@ class SelectedPod:
 
     @property
     def state(self) -> PlanState:
+        if self.pending:
+            return PlanState.WAITING
         if self.error or self.withheld:
             return PlanState.WITHOUT_PLAN
         if self.rejected:
@@ -99,4 +102,5 @@ class Selection:
             error=entry.error,
             faults=entry.faults,
             withheld=self._plans.withheld(pod),
+            pending=entry.pending,
         )

@@ -265,6 +265,7 @@ class _PodCounts:
         self.conflicts: dict[tuple[str, str], tuple[str, list[str]]] = {}
         # The first pod, and the error: without a plan by this binding's fault, by another's, and without https
         self.at_fault: tuple[str, str] | None = None
+        self.no_secret: tuple[str, str] | None = None  # without a value of a Secret
         self.blocked: tuple[str, str] | None = None
         self.insecure: tuple[str, str] | None = None
 
@@ -302,6 +303,8 @@ class _PodCounts:
             if fault.task:
                 other = next((name for name in names if name != self.binding), self.binding)
                 self.conflicts.setdefault((other, fault.task), (fault.text, []))[1].append(pod.pod)
+            elif fault.secret:
+                self.no_secret = self.no_secret or (pod.pod, fault.text)
             else:
                 self.at_fault = self.at_fault or (pod.pod, fault.text)
         if not pod.faults:
@@ -345,10 +348,12 @@ def _stalled(counts: _PodCounts, halt_reason: str) -> Verdict | None:
             "Stalled", "Conflict", one_line(f"{text} (pod {names[0]}{and_others(len(names) - 1)})")
         )
 
-    without_plan = counts.at_fault or counts.blocked
-    if without_plan is not None:
-        reason = "NoPlan" if counts.at_fault else "Blocked"
-        return _named(reason, without_plan, counts.without_plan)
+    if counts.at_fault is not None:
+        return _named("NoPlan", counts.at_fault, counts.without_plan)
+    if counts.no_secret is not None:
+        return _named("NoSecret", counts.no_secret, counts.without_plan)
+    if counts.blocked is not None:
+        return _named("Blocked", counts.blocked, counts.without_plan)
     if counts.insecure is not None:
         return _named("NeedsHTTPS", counts.insecure, counts.withheld)
     if halt_reason:
