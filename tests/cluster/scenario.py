@@ -104,11 +104,8 @@ class Demo:
         (row,) = (dict(zip(titles, row["cells"], strict=True)) for row in table["rows"])
         return [str(row[title]) for title in ("MATCHED", "APPLIED", "REJECTED", "READY")]
 
-    def settles(self, pods: int = 3, timeout: float = 2 * PATIENCE_SECONDS, **states: str) -> None:
+    def settles(self, pods: int = 3, timeout: float = PATIENCE_SECONDS, **states: str) -> None:
         """Eureka has the labelled pods, so many, and no others, and the binding tells of as many.
-
-        The time is that of a lease (90 s), its eviction (60 s) and the server's cache (30 s): a server that is starved
-        of processor time may carry out a POST after the DELETE that came later.
 
         They are UP but for applications whose name is in ``states`` (``static_server="DOWN"``).
 
