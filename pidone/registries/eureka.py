@@ -7,6 +7,9 @@ Rules that are not obvious, all observed on the server (com.netflix.eureka.regis
   POST the instance is read back: the clock of an earlier pod or of an operator may have been ahead.
 - The status in a heartbeat is ignored. UP and DOWN are told by POST. OUT_OF_SERVICE is an override (PUT .../status)
   and is never POSTed; the override of an operator survives our documents, and is only reported.
+- The registry does not say who has set an override. Our document has ``MARK`` among its metadata while the override is
+  ours, so that a program that starts again lifts it too. It is STARTING meanwhile, so that no client sees UP before the
+  override.
 - 404 to a heartbeat: the registry does not have our latest document; it is sent again at once.
 - An ingress or a proxy answers 404 too, and 401, 403, 405, 200. Each call has one or two answers that are
   Eureka's own; with any other the next server is asked, as the Java client does (its ``ServerStatusEvaluator``).
@@ -48,6 +51,7 @@ from pidone.registries._servers import (
 LOOK_UP_SECONDS = 30.0
 # No clock is this far ahead. The instance with a later version is deregistered first: such a number has no successor.
 MAX_CLOCK_AHEAD_MS = 10 * 365 * 86_400_000
+MARK = "pidone.maintenance"  # the key in the metadata; the registry's XML has it as the name of an element
 UNUSED_VIP = "pidone-is-this-eureka"  # a vipAddress that no application has
 # The beginnings of refusals by com.netflix.eureka.resources.ApplicationResource, and by its JSON parser
 REFUSALS = (
@@ -88,8 +92,9 @@ class Instance:
     def resource(self) -> str:
         return f"apps/{segment(self.app)}/{segment(self.id)}"
 
-    def document(self, status: Status, dirty: int) -> dict[str, Any]:
+    def document(self, status: Status, dirty: int, *, marked: bool = False) -> dict[str, Any]:
         """Return the body of a registration. The Java client reads all of it. ``dirty``: ms since the epoch."""
+        mark = {MARK: "true"} if marked else {}
         secure = f"https://{authority(self.host, self.secure_port)}"
         base = f"http://{authority(self.host, self.port)}" if self.port_enabled else secure
         health = self.health.removeprefix("/")
@@ -112,7 +117,7 @@ class Instance:
                     "name": "MyOwn",
                 },
                 "leaseInfo": {"renewalIntervalInSecs": self.renewal, "durationInSecs": self.lease},
-                "metadata": dict(self.metadata),
+                "metadata": {**self.metadata, **mark},
                 "homePageUrl": f"{base}/{self.home.removeprefix('/')}",
                 "statusPageUrl": f"{base}/{self.status_page.removeprefix('/')}",
                 "healthCheckUrl": f"{base}/{health}",
@@ -145,7 +150,7 @@ class Eureka:
         self._status: Status | None = None  # the status in it
         self._accepted: tuple[Status, int] | None = None  # status and version that the registry accepted last
         self._renewed = 0  # the last known time of a renewal, by the server's clock
-        self._maintenance = False  # we have overridden the status
+        self._maintenance = False  # the override of the status is ours
         self._unanswered = set[str]()  # servers that may carry out an unanswered registration later
 
     @property
@@ -178,19 +183,34 @@ class Eureka:
 
     async def register(self, status: Status) -> str:
         """POST the document, override the status or lift our override, and return the status shown then."""
-        override = f"{self._instance.resource}/status"
         if status is Status.OUT_OF_SERVICE:
-            # STARTING at first: clients must not see UP before the override
-            await self._register(self._status or Status.STARTING)
-            await self._ask("PUT", override, self._judge_override, query=f"?value={status}")
-            self._maintenance = True
-            return status.value
-        shown_status = await self._register(status)
+            return await self._override()
         if self._maintenance:
-            await self._ask("DELETE", override, self._judge_override, query=f"?value={status}")
+            await self._lift(status)
+        return await self._register(status)
+
+    async def _override(self) -> str:
+        """Override the status, unless somebody else does, and return the status that the registry shows then."""
+        copy = await self._read()
+        ours = self._maintenance or (copy is not None and copy.marked)
+        if copy is not None and copy.override and not (ours and copy.override == Status.OUT_OF_SERVICE):
             self._maintenance = False
-            return status.value
-        return shown_status
+            return await self._register(self._status or Status.STARTING)
+        if not self._maintenance:
+            self._maintenance, self._status = True, None  # the document changes, if only by its mark
+        await self._register(Status.STARTING)
+        query = f"?value={Status.OUT_OF_SERVICE}"
+        await self._ask("PUT", f"{self._instance.resource}/status", self._judge_override, query=query)
+        copy = await self._read_back(self._servers.current, CONNECT_SECONDS + ANSWER_SECONDS)
+        return copy.status if copy is not None and copy.status else Status.OUT_OF_SERVICE.value
+
+    async def _lift(self, status: Status) -> None:
+        """Lift our override, unless somebody has changed it. The registry shows ``status`` at once."""
+        copy = await self._read()
+        if copy is not None and copy.override == Status.OUT_OF_SERVICE:
+            path = f"{self._instance.resource}/status"
+            await self._ask("DELETE", path, self._judge_deregistration, query=f"?value={status}")
+        self._maintenance, self._status = False, None
 
     async def _register(self, status: Status) -> str:
         """POST the document, and return the status that the registry shows then."""
@@ -200,8 +220,9 @@ class Eureka:
         if copy is not None and copy.dirty > self._dirty:
             # The registry has kept a newer document, from a clock that is ahead of ours.
             if copy.dirty - self._now() > MAX_CLOCK_AHEAD_MS:
+                marked = self._maintenance
                 await self.deregister()
-                self._status = status
+                self._status, self._maintenance = status, marked
             else:
                 self._dirty = copy.dirty + 1
             copy = await self._post(status)
@@ -222,13 +243,18 @@ class Eureka:
         return answer.status == 200
 
     async def read(self) -> Entry | None:
+        copy = await self._read()
+        return None if copy is None else Entry(copy.status, copy.ip)
+
+    async def _read(self) -> "_Copy | None":
+        """Return the registry's copy; None if the registry itself says that it has none."""
+
         async def judge(server: str, answer: Response) -> Trouble | None:
             if answer.status == 404:
                 return await self._why_not_absent(server)
             return None if _copy(answer) is not None else self._foreign(server, answer)
 
-        copy = _copy(await self._ask("GET", self._instance.resource, judge))
-        return None if copy is None else Entry(copy.status, copy.ip)
+        return _copy(await self._ask("GET", self._instance.resource, judge))
 
     async def deregister(self) -> None:
         try:
@@ -274,7 +300,8 @@ class Eureka:
 
     async def _post(self, status: Status) -> "_Copy | None":
         """Register, and read the registry's copy back. Returns None if it could not be read."""
-        body = json.dumps(self._instance.document(status, self._dirty)).encode()
+        document = self._instance.document(status, self._dirty, marked=self._maintenance)
+        body = json.dumps(document).encode()
         path = self._instance.resource.rpartition("/")[0]
         try:
             await self._ask("POST", path, self._judge_registration, body=body)
@@ -381,6 +408,8 @@ class _Copy:
     status: str
     ip: str
     renewed: int
+    override: str  # empty if there is none
+    marked: bool  # the document has ``MARK``
 
 
 def _is_done(answer: Response) -> bool:
@@ -396,11 +425,16 @@ def _copy(answer: Response) -> _Copy | None:
         return None
     lease = instance.get("leaseInfo")
     renewed = lease.get("lastRenewalTimestamp") if isinstance(lease, dict) else 0
+    metadata = instance.get("metadata")
+    # older servers write the second name
+    override = instance.get("overriddenStatus", instance.get("overriddenstatus", ""))
     return _Copy(
         dirty=_number(instance.get("lastDirtyTimestamp")),
         status=printable(str(instance.get("status", "")))[:MAX_SHOWN],
         ip=printable(str(instance.get("ipAddr", "")))[:MAX_SHOWN],
         renewed=_number(renewed),
+        override="" if override == "UNKNOWN" else printable(str(override))[:MAX_SHOWN],
+        marked=isinstance(metadata, dict) and metadata.get(MARK) == "true",
     )
 
 
