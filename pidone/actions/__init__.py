@@ -139,6 +139,7 @@ class Shown:
 
     status: str  # in the registry's words, by its last answer
     error: str = ""  # why it does not show the status that it should; empty if it does
+    pending: bool = False  # it has not accepted the maintenance, or its end, yet
 
 
 @runtime_checkable

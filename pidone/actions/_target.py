@@ -5,10 +5,11 @@ from math import inf
 
 import trio
 
-from pidone.actions import Context
+from pidone.actions import Context, Shown
 from pidone.actions.probe import HEALTHY, UNHEALTHY
 from pidone.counters import TaskView
 from pidone.errors import PidoneError, TaskFailed
+from pidone.maintenance import Maintenance
 from pidone.pacing import RateLimit
 from pidone.registries import Registry, Status
 
@@ -40,7 +41,11 @@ class Target:
     """
 
     def __init__(
-        self, registry: Registry, follow: Sequence[str], tasks: Callable[[], Iterable[TaskView]]
+        self,
+        registry: Registry,
+        follow: Sequence[str],
+        tasks: Callable[[], Iterable[TaskView]],
+        maintenance: Maintenance,
     ) -> None:
         self.registry = registry
         self.registered = False  # the registry has the instance, as far as we know
@@ -48,12 +53,15 @@ class Target:
         self.error = ""  # of the last call; empty after success
         self._follow = follow
         self._tasks = tasks
+        self._maintenance = maintenance
         self._running = False
         self._changed: Callable[[], None] = lambda: None
         self._sent = False  # the registry may have the instance
         self._accepted = False  # the registry has had the instance
         self._cut_off = False  # a registration was cancelled without an answer, and may arrive at any time
         self._status: Status | None = None  # the last one that the registry accepted
+        self._shown = ""  # what the registry showed then; an operator can override ours
+        self._last_health: Status | None = None  # by the probes
         self._due = True  # the document must be sent
         self._failures = 0  # in a row
         self._retry_at = -inf
@@ -72,9 +80,11 @@ class Target:
         try:
             while True:
                 await trio.lowlevel.checkpoint_if_cancelled()  # the call in flight is the last one
-                seen = self._health(context)
+                seen, maintenance = self._health(context), self._maintenance.on
                 # A probe that restarts after a new plan does not change the status before its first result.
-                status = self._status if self._status and not seen else _STATUS.get(seen, Status.UP)
+                if seen or self._status is None or self._last_health is None:
+                    self._last_health = _STATUS.get(seen, Status.UP)
+                status = Status.OUT_OF_SERVICE if maintenance else self._last_health
                 self._due |= status is not self._status
 
                 may_call = trio.current_time() >= self._retry_at
@@ -83,7 +93,7 @@ class Target:
                     await self._call(context, status, beat=beat)
                 else:
                     with trio.move_on_at(self._next_call()) as self._waiting:
-                        while self._health(context) == seen:
+                        while (self._health(context), self._maintenance.on) == (seen, maintenance):
                             await context.changed()
         except PidoneError as error:
             self._answer(str(error))
@@ -118,14 +128,27 @@ class Target:
             )
         self._sent = self._accepted = self.registered = self.lost = False
         self._status, self.error = None, ""
+        self._maintenance.notify()
         context.log("deregistered")
         return True
+
+    def shown(self) -> Shown | None:
+        """Return what the registry shows of the instance; None if it has none of ours."""
+        if not self.registered:
+            return None
+        if self._maintenance.on != (self._status is Status.OUT_OF_SERVICE):
+            return Shown(self._shown, self.error or "no answer yet", pending=True)
+        overridden = self._status is not None and self._shown != self._status
+        return Shown(
+            self._shown, "the registry keeps this status; has an operator set it?" if overridden else ""
+        )
 
     def take_over(self, previous: "Target") -> None:
         """Take over the instance of ``previous``, whose run has ended."""
         self.registry.take_over(previous.registry)
         self._sent, self._accepted, self._status = previous._sent, previous._accepted, previous._status
         self._cut_off = previous._cut_off
+        self._shown, self._last_health = previous._shown, previous._last_health
         self._failures, self._retry_at, self._away = previous._failures, previous._retry_at, previous._away
         self._renew_at = previous._renew_at
 
@@ -197,9 +220,11 @@ class Target:
         if not self._accepted:
             self._renew_at = self._first_renewal(context)
         self._accepted, self._status, self._due, self._cut_off = True, status, False, False
+        self._shown = shown
         self.registered, self.lost, self.error = True, False, ""
         context.log("registered", status=status, overridden=shown if shown != status else None)
         self._changed()
+        self._maintenance.notify()
 
     def _failed(self, context: Context, error: PidoneError, *, renewed: bool) -> None:
         """Set the backoff and log the error. The registration stays: the registry keeps it until the lease ends."""

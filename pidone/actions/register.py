@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pidone import registries
-from pidone.actions import Action, Context, Setting
+from pidone.actions import Action, Context, Setting, Shown
 from pidone.actions._target import Target
 from pidone.counters import TaskView
 from pidone.metrics.exposition import Family, gauge
@@ -41,6 +41,11 @@ class Register:
         if await self.target.deregister(context):
             context.report("")
 
+    def shown(self) -> Mapping[str, Shown]:
+        """Return what the registry shows, by its servers; empty if it has no instance of ours."""
+        shown = self.target.shown()
+        return {} if shown is None else {self.target.registry.where: shown}
+
     def succeeds(self, previous: Action) -> bool:
         return isinstance(previous, Register) and self.target.registry.succeeds(previous.target.registry)
 
@@ -64,7 +69,8 @@ def families(views: Iterable[TaskView]) -> Iterator[Family]:
 
 def build(fields: Fields, setting: Setting) -> Register:
     follow = fields.names("follow")
-    return Register(Target(build_registry(fields, setting.pod, setting.source), follow, setting.tasks))
+    registry = build_registry(fields, setting.pod, setting.source)
+    return Register(Target(registry, follow, setting.tasks, setting.maintenance))
 
 
 def instance_of(config: Mapping[str, Any], pod: Pod) -> Registry:

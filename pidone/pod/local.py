@@ -15,8 +15,8 @@ The effect of a task in ``failed`` outside the pod, such as a registration, may 
 ended.
 
 ``POST /maintenance`` takes the instances of the pod out of service, and ``DELETE /maintenance`` brings them back. Both
-are idempotent, and answer when all registries show it, with 200, or after ``MAINTENANCE_SECONDS``, with 202. ``GET
-/maintenance`` answers at once with the same document:
+are idempotent, and answer when all registries have accepted it, at most after ``MAINTENANCE_SECONDS``: with 200 if all
+show it, else with 202. ``GET /maintenance`` answers at once with the same document:
 
     {"maintenance": true, "by": [source, ...], "done": false,
      "registrations": {task: {registry: {"status", "error"}, ...}, ...}}
@@ -32,7 +32,7 @@ that is unknown, or belongs to an event that has not happened, is null.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from time import time
 from typing import Any, Protocol
@@ -153,13 +153,13 @@ async def _maintain(program: Program, method: str) -> Response:
     if changes:
         program.maintenance.set(LOCAL, on=method == "POST")
         with trio.move_on_after(MAINTENANCE_SECONDS):
-            while not _done(_shown(program)):
+            while any(instance.pending for instance in _instances(_shown(program))):
                 await program.maintenance.news()
     shown = _shown(program)
     value = {
         "maintenance": program.maintenance.on,
         "by": program.maintenance.by,
-        "done": _done(shown),
+        "done": not any(instance.error for instance in _instances(shown)),
         "registrations": {
             task: {
                 registry: {"status": instance.status, "error": instance.error}
@@ -181,8 +181,8 @@ def _shown(program: Program) -> dict[str, Mapping[str, Shown]]:
     return shown
 
 
-def _done(shown: Mapping[str, Mapping[str, Shown]]) -> bool:
-    return not any(instance.error for registries in shown.values() for instance in registries.values())
+def _instances(shown: Mapping[str, Mapping[str, Shown]]) -> Iterator[Shown]:
+    return (instance for registries in shown.values() for instance in registries.values())
 
 
 async def _drain(program: Program) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pidone.errors import PidoneError, Refused, RegistryError, RegistryRefused, 
 from pidone.http import probing
 from pidone.http.message import Response
 from pidone.journal import Journal
+from pidone.maintenance import Maintenance
 from pidone.pid1.reaper import Reaper
 from pidone.plan import model
 from pidone.plan.fields import Fields
@@ -115,7 +116,10 @@ class Bench:
         self.real_probe = False
         self.journal = Journal(echo=lambda line: None)
         pod = model.Pod("p", "n", "u", "127.0.0.1")
-        setting = Setting(pod, None, Reaper(), Counters(), lambda: self.engine.tasks)
+        self.maintenance = Maintenance(changed=self._wake)
+        setting = Setting(
+            pod, None, Reaper(), Counters(), lambda: self.engine.tasks, maintenance=self.maintenance
+        )
         self.engine = Engine(setting, self.journal, changed=self._move, random=Random(1))
         build = actions.build
 
@@ -160,6 +164,9 @@ class Bench:
 
     def _move(self) -> None:
         self._moved.set()
+
+    def _wake(self) -> None:
+        self.engine.wake_tasks()
 
     def forget_calls(self) -> None:
         self.registry.calls.clear()

@@ -16,6 +16,7 @@ from pidone.counters import Counters
 from pidone.engine.runner import Engine
 from pidone.http.message import Response
 from pidone.journal import Journal
+from pidone.maintenance import LOCAL, Maintenance
 from pidone.pid1.reaper import Reaper
 from pidone.plan import model
 from pidone.plan.digest import digest
@@ -57,7 +58,9 @@ class TestPod:
         self.id = f"{name}:{app.lower()}:80"
         self.ready = ScriptedProbe()
         self.journal = Journal(echo=lambda line: None)
-        setting = Setting(model.Pod(name, "shop", "uid", ADDRESS), None, Reaper(), Counters(), lambda: ())
+        self.maintenance = Maintenance(changed=self._wake)
+        facts = model.Pod(name, "shop", "uid", ADDRESS)
+        setting = Setting(facts, None, Reaper(), Counters(), lambda: (), maintenance=self.maintenance)
         self.engine = Engine(setting, self.journal, changed=lambda: None, random=Random(1), build=self._build)
 
     def tasks(self, url: str, **eureka: Any) -> list[dict[str, Any]]:
@@ -81,6 +84,9 @@ class TestPod:
 
     def state(self, name: str) -> str:
         return next(state.shown for state in self.engine.tasks if state.task.name == name)
+
+    def _wake(self) -> None:
+        self.engine.wake_tasks()
 
     def _build(self, task: Task, setting: Setting) -> Action:
         return self.ready if task.action == "probe" else actions.build(task, setting)
@@ -341,6 +347,23 @@ async def test_an_operators_override_survives_other_metadata_and_a_server(bench:
     bench.servers.all[0].start()
     await bench.shown(pod, "OUT_OF_SERVICE")
     assert [line.asked.count("DELETE") for line in bench.lines] == deletes == [0, 0]
+
+
+async def test_a_maintenance_is_replicated_survives_a_server_and_is_lifted(bench: Bench) -> None:
+    pod = await bench.start()
+    await bench.shown(pod, "UP")
+    pod.maintenance.set(LOCAL, on=True)
+    await bench.shown(pod, "OUT_OF_SERVICE")
+    bench.servers.all[0].kill()
+    await bench.beats(1, 2)
+    pod.ready.say("unhealthy")
+    bench.servers.all[0].start()
+    await bench.shown(pod, "OUT_OF_SERVICE")
+    pod.ready.say("healthy")
+    pod.maintenance.set(LOCAL, on=False)
+    await bench.shown(pod, "UP")
+    await pod.engine.drain(8)
+    await bench.shown(pod, "")
 
 
 async def test_a_status_that_changes_during_an_outage_is_told_after_it(bench: Bench) -> None:

@@ -6,7 +6,9 @@ import re
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from pidone.errors import Refused
+from pidone.errors import ConnectError, PidoneError, Refused
 from pidone.http.client import request
 from pidone.http.message import Request, Response
 from pidone.journal import Journal
@@ -25,10 +27,13 @@ from pidone.plan.model import Phase, Pod
 from pidone.pod.program import PodProgram
 from pidone.pod.settings import STATUS_PORT, Settings
 from tests import pidns
+from tests.eureka.fake import FakeEureka
 from tests.http.serving import flood_and_ask, http_server
 from tests.patience import PATIENCE_SECONDS
 from tests.pod.test_pod import ADDRESS, DOZE, Repo, listening, metrics, pod, serve_repo
 from tests.processes import named
+
+FACTS = Pod("web", "shop", "u", ADDRESS)
 
 
 @pytest.fixture
@@ -41,6 +46,21 @@ async def ask(port: int, path: str) -> dict[str, Any]:
     assert answer.status == 200, answer.text
     found: dict[str, Any] = json.loads(answer.text)
     return found
+
+
+async def maintain(method: str, port: int) -> dict[str, Any]:
+    """Send a request for maintenance until the status port listens, and return the answer."""
+    with trio.fail_after(PATIENCE_SECONDS):
+        while True:
+            try:
+                answer = await request(
+                    method, f"http://{ADDRESS}:{port}/maintenance", timeout=PATIENCE_SECONDS
+                )
+            except ConnectError:
+                await trio.sleep(0.05)  # another process's port has no event
+                continue
+            value: dict[str, Any] = json.loads(answer.text)
+            return value
 
 
 def probe(port: int, **more: Any) -> dict[str, Any]:
@@ -128,6 +148,63 @@ async def test_a_drain_is_answered_when_all_is_taken_back_and_is_for_good(
             assert await trio.to_thread.run_sync(process.wait, PATIENCE_SECONDS) == 0
     said = (tmp_path / "log").read_text()
     assert said.count("event=ending ") == 1
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.pidns
+async def test_people_take_a_pod_out_of_service_by_the_port_and_by_the_annotation(
+    repo: Repo, nursery: trio.Nursery, tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    registry = FakeEureka()
+
+    async def handler(asked: Request) -> Response:
+        return Response(*registry.handle(asked.method, asked.target, asked.body, time.time()))
+
+    eureka = {
+        "url": f"http://127.0.0.1:{await http_server(nursery, handler, body=1 << 16)}/eureka",
+        "app": "web",
+        "port": 80,
+    }
+    tasks = [metrics(free_port()), {"name": "registration", "register": {"eureka": eureka}}]
+    plain, annotated = (
+        canonical(encode_bundle(tasks, phase=Phase.RUNNING, pod=FACTS, maintenance=on))
+        for on in (False, True)
+    )
+
+    def status() -> str:
+        found = registry.handle("GET", "/eureka/apps/WEB/web%3Aweb%3A80", b"", time.time())
+        return str(json.loads(found[2])["instance"]["status"]) if found[0] == 200 else ""
+
+    url, port = await serve_repo(repo, nursery), free_port()
+    repo.tasks = True
+    repo.put_bytes(plain)
+    env = {"PIDONE_REPO": url, "PIDONE_POD_IP": ADDRESS, "PIDONE_POD_UID": "u", "PIDONE_DOZE": "/nowhere"}
+    program = [sys.executable, str(Path(__file__).with_name("forgetful.py"))]
+    with (
+        (tmp_path / "log").open("wb") as output,
+        pidns.process_one(program, env=env | {"PIDONE_STATUS_PORT": str(port)}, output=output) as process,
+    ):
+        await repo.report(lambda report: report["tasks"].get("registration", {}).get("state") == "registered")
+        assert status() == "UP"
+        with suppress(PidoneError):  # the program fails meanwhile
+            await maintain("POST", port)
+        await repo.report(lambda report: report.get("maintenance") and report["after"] and report["tasks"])
+        assert (await maintain("POST", port))["by"] == ["POST /maintenance"]
+        await until(lambda: status() == "OUT_OF_SERVICE")
+
+        repo.put_bytes(annotated)
+        await repo.report(
+            lambda report: any('by="POST /maintenance, annotation' in line for line in report["logs"])
+        )
+        assert (await maintain("DELETE", port))["by"] == ["annotation"]
+        assert status() == "OUT_OF_SERVICE"
+        repo.put_bytes(plain)
+        await repo.report(lambda report: not report.get("maintenance"))
+        await until(lambda: status() == "UP")
+        assert process.same()
+        assert (await ask(port, "/status"))["digest"] == digest(tasks)
+        await ask(port, "/drain")
+        assert status() == ""
     nursery.cancel_scope.cancel()
 
 
