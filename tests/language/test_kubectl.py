@@ -1,6 +1,7 @@
 """kubectl (its own Go packages), pidone and ruamel read the same values from each file without findings."""
 
 import json
+import re
 import subprocess
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable
@@ -312,4 +313,6 @@ def test_damaged_files_of_others_are_read_as_kubectl_reads_them(kubectl: Path, t
     utf16 = (BOM_UTF16_LE, BOM_UTF16_BE)  # of which kubectl reads the first document alone
     inputs = [data for data in inputs if not data.startswith(utf16)]
     inputs = [data for data in inputs if not any(end in foreign.decoded(data) for end in ends)]
+    # Go's reader takes a list that is the first key of a document for the whole document.
+    inputs = [data for data in inputs if not re.search(rb"^\[\] *:", data, re.MULTILINE)]
     assert compare(kubectl, tmp_path, inputs) == []
