@@ -28,6 +28,9 @@ and of a registry:
     x-pidone-lease          the field with the duration of the lease; none if there is no lease to renew
     x-pidone-renewal        the field with the interval of renewals that the registry is told, if there is one
 
+    x-pidone-forms          fields that go with the value of another one: {"<field>": {"<value>": {"needs": [...],
+                            "takes": [...]}}}; the value "" is for a registration without the field
+
 and of a value, for the checker:
 
     x-pidone-holds          what the value is held to, a function of ``pidone.language.literals``
@@ -162,6 +165,13 @@ def _check_registry(file: str, part: Mapping[str, Any]) -> None:
     for name in (
         *part["x-pidone-instance"],
         *(part.get(f"x-pidone-{key}") for key in ("port", "lease", "renewal")),
+        *part.get("x-pidone-forms", {}),
+        *(
+            field
+            for forms in part.get("x-pidone-forms", {}).values()
+            for form in forms.values()
+            for field in (*form["needs"], *form["takes"])
+        ),
     ):
         if name is not None and name not in part["properties"]:
             raise ValueError(f'{file}: it has no field "{name}"')

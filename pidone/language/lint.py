@@ -281,6 +281,25 @@ def _registrations(tasks: _Set) -> Iterator[tuple[_Task, Registry]]:
                 yield task, registry
 
 
+def _forms(tasks: _Set) -> Said:
+    """Fields of a registration that go with the value of another one, such as the layout of a key."""
+    for task, registry in _registrations(tasks):
+        for field, forms in registry.forms.items():
+            value = task.get("register", registry.name, field)
+            form = forms.get("" if value is None else str(value))
+            if form is None:
+                continue
+            what = f"{registry.name} without {field}" if value is None else f"{field} {value}"
+            for name in form.needs:
+                if not task.has("register", registry.name, name):
+                    yield task.key("register", registry.name), f'{what} needs "{name}"', "missing-field"
+            others = {name for other in forms.values() for name in (*other.needs, *other.takes)}
+            for name in sorted(others - {*form.needs, *form.takes}):
+                if task.has("register", registry.name, name):
+                    message = f'{what} has no "{name}"; remove it'
+                    yield task.key("register", registry.name, name), message, "unknown-field"
+
+
 def _leases(tasks: _Set) -> Said:
     beats: dict[str, list[_Task]] = {}
     for beat in tasks.of_action("heartbeat"):
@@ -650,6 +669,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 _RULES: Sequence[Callable[[_Set], Said]] = (
     _ports,
+    _forms,
     _leases,
     _stopping,
     _early_heartbeats,

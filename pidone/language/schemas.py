@@ -173,6 +173,14 @@ class Action:
 
 
 @dataclass(frozen=True, slots=True)
+class Form:
+    """The fields that a registry's fields need, or may have, beside a value of one of them."""
+
+    needs: tuple[str, ...]
+    takes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Registry:
     """One registry, as its file in ``schema/registries`` describes it; see ``pidone.generate.assembly``."""
 
@@ -181,6 +189,7 @@ class Registry:
     port: str  # the field with the port that callers use; empty: none
     lease: str  # the field with the duration of the lease; empty: none
     renewal: str  # the field with the interval of renewals that is sent to the registry; empty: none
+    forms: Mapping[str, Mapping[str, "Form"]]  # by a field and its value, "" for none
 
 
 @cache
@@ -236,6 +245,12 @@ def registries() -> Mapping[str, Registry]:
             port=part.get("x-pidone-port", ""),
             lease=part.get("x-pidone-lease", ""),
             renewal=part.get("x-pidone-renewal", ""),
+            forms={
+                field: {
+                    value: Form(tuple(form["needs"]), tuple(form["takes"])) for value, form in forms.items()
+                }
+                for field, forms in part.get("x-pidone-forms", {}).items()
+            },
         )
         for name, part in _definitions("x-pidone-instance").items()
     }
