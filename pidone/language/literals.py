@@ -12,6 +12,8 @@ from urllib.parse import quote, urlsplit
 from pidone.http.urls import has_dot_segments, segment
 from pidone.language.findings import shown
 from pidone.language.substitution import references
+from pidone.registries._keys import part_problem
+from pidone.registries._keys import problem as key_problem
 
 _LABEL = re.compile(r"[A-Za-z0-9_]([-A-Za-z0-9_]{0,61}[A-Za-z0-9_])?")
 _TOKEN = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+")  # RFC 9110, 5.6.2
@@ -140,6 +142,14 @@ def _segment(text: str) -> str:
     return ""
 
 
+def _domain(text: str) -> str:
+    """A name in DNS."""
+    labels = text.removesuffix(".").split(".")
+    if len(text) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
+        return f'{shown(text)} is no name in DNS; write letters, digits and "-" between the dots'
+    return ""
+
+
 def _header(text: str) -> str:
     if text != text.strip(" \t"):
         return f"{shown(text)} begins or ends with a blank, which no header keeps; remove it"
@@ -157,8 +167,11 @@ def _is_address(family: int, text: str) -> bool:
 
 
 _CHECKS: Mapping[str, Callable[[str], str]] = {
+    "domain": _domain,
     "header": _header,
     "host": _host,
+    "key": key_problem,
+    "keyPart": part_problem,
     "path": _path,
     "segment": _segment,
     "url": _url,

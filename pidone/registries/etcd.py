@@ -1,0 +1,579 @@
+"""etcd 3, through its JSON gateway (``/v3/...``; etcd 3.4 and newer).
+
+An instance is one key with a lease. Rules that are not obvious, all observed on the server:
+
+- Keys and values are base64. Numbers of 64 bits are strings in answers, and fields that are zero, false or empty are
+  left out. So a keepalive of a lease that is dead is answered 200 without a ``TTL``.
+- A keepalive is one POST: the gateway answers only when the request's body ends.
+- We choose the lease's number. A grant that is repeated is answered "lease already exists", and is then ours.
+- A put moves the key to our lease. The lease of a predecessor then ends without it.
+- A put with a revoked lease is refused, however late it arrives. So a lease with a put that was never answered is
+  revoked before the key is to be absent or to have another value.
+- etcd has no status. An instance that is not UP has no key, and keeps its lease.
+- A member forgets its tokens when it restarts, and those that were not used for five minutes: 401. A token is also
+  refused after a change of users or roles. Then we authenticate again, once. The number in a token is an index of the
+  log: an etcd that was restored from a backup does not answer before its log has that index. So a request that was not
+  answered costs the token too, except a keepalive, which needs none.
+- Answers of etcd have a ``header`` with the number of the cluster. An ingress' do not.
+"""
+
+import json
+import os
+from base64 import b64encode
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from pidone.errors import (
+    PidoneError,
+    Refused,
+    RegistryError,
+    RegistryRefused,
+    TransferError,
+    TransferTimeout,
+)
+from pidone.http.client import redacted
+from pidone.http.message import Response
+from pidone.plan.fields import Fields
+from pidone.plan.model import Pod
+from pidone.registries import Entry, Registry, Status
+from pidone.registries._etcd_layouts import FREE, LAYOUTS, Instance, address_in
+from pidone.registries._etcd_layouts import problem as layout_problem
+from pidone.registries._etcd_messages import (
+    AUTH_OFF,
+    INVALID_ARGUMENT,
+    LEASE_EXISTS,
+    LEASE_NOT_FOUND,
+    NO_TOKEN,
+    OUT_OF_RANGE,
+    OWN_WORDS,
+    PERMISSION_DENIED,
+    RESOURCE_EXHAUSTED,
+    STALE_TOKEN,
+    WRONG_PASSWORD,
+    Held,
+    Reply,
+    held_in,
+    number,
+    reply_of,
+)
+from pidone.registries._keys import part_problem
+from pidone.registries._keys import problem as key_problem
+from pidone.registries._servers import Remedies, Servers, Trouble, base_urls, printable
+
+RANGE = "v3/kv/range"
+KEEPALIVE = "v3/lease/keepalive"  # needs no token
+LOOK_UP_SECONDS = 30.0  # for a look at whether a slow server has carried out what it did not answer
+MIN_TTL, MAX_TTL = 2, 86400  # seconds; a shorter lease is granted as one of 2 s
+MAX_TOKEN = 8192  # characters; a JWT has some hundred
+MAX_PASSWORD = 4096  # bytes of a file
+CHANGES = 3  # of the key by others, while we delete it
+DEADLINE_SHARE = 0.7  # of a call for the request, if a look may follow it
+
+REMEDIES = Remedies(
+    "etcd",
+    url="It ends before /v3, as http://etcd:2379, and etcd 3.4 or newer must have its JSON gateway on",
+    credentials="what is in between? etcd itself asks for user and password in other words",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """The user of etcd. The password is read from the file at each authentication, so that it may change."""
+
+    user: str
+    password: str = ""
+    file: str = ""
+
+    def read(self) -> str:
+        """Return the password. Raises ``RegistryRefused``."""
+        if not self.file:
+            if not self.password:  # as in the controller, which reads no file of a pod
+                raise RegistryRefused(f'user "{self.user}" needs password or passwordFile')
+            return self.password
+        try:
+            with Path(self.file).open("rb") as file:
+                text = file.read(MAX_PASSWORD + 1).decode()
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+            raise RegistryRefused(f"passwordFile {self.file}: {reason}") from None
+        if not text.strip() or len(text) > MAX_PASSWORD:
+            raise RegistryRefused(f"passwordFile {self.file}: expected a password of 1-{MAX_PASSWORD} bytes")
+        return text.rstrip("\r\n")
+
+
+class Etcd:
+    """One instance in one etcd. Of its members, one is used at a time."""
+
+    def __init__(
+        self,
+        endpoints: list[str],
+        layout: str,
+        instance: Instance,
+        *,
+        credentials: Credentials | None = None,
+        source: str | None = None,
+        namespace: str = "",
+        new_lease: Callable[[], str] | None = None,
+    ) -> None:
+        self._token: dict[str, str] = {}  # the header, as the servers get it
+        self._servers = Servers(endpoints, source, self._token, namespace=namespace)
+        self._layout, self._instance = layout, instance
+        self._key = LAYOUTS[layout].key(instance)
+        self._value = LAYOUTS[layout].value(instance)
+        self._credentials = credentials
+        self._new_lease = new_lease or _random_lease
+        self._lease = self._new_lease()
+        self._granted = False  # etcd has the lease, as far as is known
+        self._shown = False  # the key is there, as far as is known
+        self._accepted = False  # etcd has answered us
+        self._asked_for = False  # etcd may have the lease
+        self._late = set[str]()  # values of puts with our lease that may be carried out later
+        self._former = set[str]()  # leases that the key has left
+        self._fence = False  # the lease must be revoked before the next registration
+        self._renewed_until = 0.0  # time at which the lease ends if it is not renewed
+        self._look_at = 0.0  # time at which a heartbeat looks at the key too
+
+    @property
+    def where(self) -> str:
+        return self._servers.shown
+
+    @property
+    def endpoint(self) -> str:
+        return redacted(self._servers.current)
+
+    @property
+    def places(self) -> frozenset[str]:
+        return self._servers.places
+
+    @property
+    def instance(self) -> str:
+        return self._key
+
+    @property
+    def address(self) -> str:
+        return self._instance.address
+
+    @property
+    def interval(self) -> float:
+        return self._instance.ttl / 3
+
+    @property
+    def lease(self) -> float:
+        return float(self._instance.ttl)
+
+    async def register(self, status: Status) -> str:
+        """Put the key if the status is UP, else delete it; the lease is there in both cases."""
+        until = trio.current_time() + self.lease
+        if self._fence or self._late - ({self._value} if status is Status.UP else set()):
+            await self._revoke(self._lease, until)
+            self._forget_lease()
+        if status is Status.UP:
+            await self._put(until)
+        else:
+            await self._delete(until)
+            await self._grant(until)
+        self._look_at = trio.current_time() + self.lease
+        await self._revoke_former(until)
+        return status.value
+
+    async def heartbeat(self) -> bool:
+        until, before = trio.current_time() + self.lease, self._renewed_until
+        try:
+            reply = await self._ask(KEEPALIVE, {"ID": self._lease}, DEADLINE_SHARE * self.lease)
+        except PidoneError:
+            left = await self._ttl_of_slow(self._lease)
+            if not left or left <= before - trio.current_time() + 1:
+                raise
+            self._renewed_until = trio.current_time() + left
+            return True
+        if number(reply.fields.get("ID")) != int(self._lease):
+            raise RegistryError(f"{self.where}: an answer for another lease; what is in between?")
+        if not number(reply.fields.get("TTL")):
+            self._forget_lease()
+            self._token.clear()  # this etcd has none of before, and may wait for the one we have
+            return False
+        self._renewed_until = trio.current_time() + self.lease
+        if not self._shown or trio.current_time() < self._look_at:
+            return True
+        return await self._is_in_place(until)
+
+    async def read(self) -> Entry | None:
+        held = await self._held(trio.current_time() + self.lease)
+        return None if held is None else Entry(Status.UP.value, self._address_in(held.value))
+
+    async def deregister(self) -> None:
+        """Revoke the lease, which deletes the key, and see that it is gone."""
+        until = trio.current_time() + self.lease
+        revoked = self._asked_for and await self._revoke(self._lease, until)
+        if self._asked_for:
+            self._forget_lease()
+        try:
+            await self._delete(until)
+        except PidoneError:
+            if not revoked:
+                raise
+        await self._revoke_former(until)
+
+    def succeeds(self, previous: Registry) -> bool:
+        return (
+            isinstance(previous, Etcd)
+            and previous.instance == self.instance
+            and not self.places.isdisjoint(previous.places)
+        )
+
+    def take_over(self, previous: Registry) -> None:
+        """Go on with the lease of ``previous``; if that has another duration, the key leaves it."""
+        assert isinstance(previous, Etcd)
+        self._servers.go_on_as(previous._servers)
+        self._accepted, self._shown = previous._accepted, previous._shown
+        self._former, self._late = previous._former, previous._late
+        if self._credentials == previous._credentials:
+            self._token.update(previous._token)
+        self._fence = previous._fence or (self.lease != previous.lease and bool(self._late))
+        if self.lease == previous.lease or self._fence:
+            self._lease, self._granted = previous._lease, previous._granted
+            self._asked_for, self._renewed_until = previous._asked_for, previous._renewed_until
+        elif previous._asked_for:
+            self._former.add(previous._lease)
+
+    # Parts of calls. ``until`` is the time at which the call must have ended.
+
+    async def _put(self, until: float) -> None:
+        put = {"key": _base64(self._key), "value": _base64(self._value)}
+        for _ in range(2):
+            await self._grant(until)
+            self._late.add(self._value)
+            try:
+                body = {**put, "lease": self._lease}
+                reply = await self._ask("v3/kv/put", body, self._part(until), LEASE_NOT_FOUND)
+            except PidoneError:
+                held = await self._held_by_slow()
+                if held is None or (held.value, held.lease) != (self._value, self._lease):
+                    raise
+                reply = Reply({})
+            if not reply.error:
+                if not self._servers.unanswered:
+                    self._late.discard(self._value)
+                self._granted = self._shown = True
+                return
+            self._forget_lease()
+        raise RegistryError(f"{self.where}: etcd has lost a lease that it has just granted")
+
+    async def _grant(self, until: float) -> None:
+        """Get the lease, if it is not known to be there."""
+        if self._granted:
+            return
+        self._asked_for = True
+        body = {"ID": self._lease, "TTL": str(self._instance.ttl)}
+        try:
+            await self._ask("v3/lease/grant", body, self._part(until), LEASE_EXISTS)
+        except PidoneError:
+            if not await self._ttl_of_slow(self._lease):
+                raise
+        self._granted = True
+        self._renewed_until = trio.current_time() + self.lease
+
+    async def _delete(self, until: float) -> None:
+        """Delete the key, unless another pod has it."""
+        for _ in range(CHANGES):
+            held = await self._held(until)
+            if held is None or not self._is_ours(held):
+                self._shown = False
+                return
+            compare = {
+                "key": _base64(self._key),
+                "target": "MOD",
+                "result": "EQUAL",
+                "mod_revision": held.revision,
+            }
+            deletion = {"request_delete_range": {"key": _base64(self._key)}}
+            try:
+                reply = await self._ask(
+                    "v3/kv/txn", {"compare": [compare], "success": [deletion]}, self._part(until)
+                )
+            except PidoneError:
+                if not self._servers.unanswered or await self._held_by_slow() is not None:
+                    raise
+                self._shown = False
+                return
+            if reply.fields.get("succeeded") is True:
+                self._shown = False
+                return
+        raise RegistryError(f'{self.where}: others change the key "{self._key}" all the time')
+
+    async def _revoke(self, lease: str, until: float) -> bool:
+        """Revoke a lease. Returns False if etcd did not have it."""
+        try:
+            reply = await self._ask("v3/lease/revoke", {"ID": lease}, self._part(until), LEASE_NOT_FOUND)
+        except PidoneError:
+            if not self._servers.unanswered or await self._ttl_of_slow(lease, unknown=1):
+                raise
+            return True
+        return not reply.error
+
+    async def _revoke_former(self, until: float) -> None:
+        """Revoke leases that the key has left. They end by themselves too, so an error is none."""
+        for lease in sorted(self._former):
+            try:
+                await self._revoke(lease, until)
+            except PidoneError:
+                return
+            self._former.discard(lease)
+
+    async def _is_in_place(self, until: float) -> bool:
+        """True if etcd has our key with our value and lease. A person may have deleted it, or another pod have it."""
+        try:
+            held = await self._held(until)
+        except PidoneError:
+            return True  # the lease was renewed
+        if held is not None and held.lease != self._lease and not self._is_ours(held):
+            raise RegistryError(
+                f'{self.where}: the key "{self._key}" has another lease, and the value '
+                f'"{printable(held.value)[:80]}": another pod registers the same key'
+            )
+        self._look_at = trio.current_time() + self.lease
+        return held is not None and (held.value, held.lease) == (self._value, self._lease)
+
+    def _is_ours(self, held: Held) -> bool:
+        """True if the key has our lease, or our address: then a process before us has left it."""
+        return held.lease == self._lease or self._address_in(held.value) == self.address
+
+    def _address_in(self, value: str) -> str:
+        return address_in(self._layout, value, self._instance)
+
+    def _forget_lease(self) -> None:
+        """Use another lease from now on. The one before is dead, and with it all that was done with it."""
+        self._lease, self._granted, self._shown, self._asked_for = self._new_lease(), False, False, False
+        self._late, self._fence = set(), False
+
+    def _part(self, until: float) -> float:
+        """Return the seconds for a request of a call that a look may follow."""
+        return max(0.1, DEADLINE_SHARE * (until - trio.current_time()))
+
+    # Questions
+
+    async def _held(self, until: float) -> Held | None:
+        """Return the key as etcd has it; None if etcd itself says that there is none."""
+        try:
+            return held_in(await self._ask(RANGE, {"key": _base64(self._key)}, self._part(until)))
+        except TransferError:
+            reply = await self._ask_slow(RANGE, {"key": _base64(self._key)})
+            if reply is None:
+                raise
+            return held_in(reply)
+
+    async def _held_by_slow(self) -> Held | None:
+        """Return the key as the servers have it that did not answer the last request; None if it is not known."""
+        reply = await self._ask_slow(RANGE, {"key": _base64(self._key)})
+        return None if reply is None else held_in(reply)
+
+    async def _ttl_of_slow(self, lease: str, unknown: int = 0) -> int:
+        """Return the seconds that a lease has left, in the same way; 0 if it is dead."""
+        reply = await self._ask_slow("v3/lease/timetolive", {"ID": lease})
+        return unknown if reply is None else number(reply.fields.get("TTL"))
+
+    async def _ask_slow(self, path: str, body: Mapping[str, Any]) -> Reply | None:
+        """Ask the servers that did not answer the last request, with more patience than that had."""
+        within = min(LOOK_UP_SECONDS, self.lease)
+        for server in tuple(self._servers.unanswered):
+            try:
+                answer = await self._servers.ask_one(
+                    server, "POST", path, within=within, patience=within, body=_json(body)
+                )
+            except (TransferError, RegistryError):
+                continue
+            reply = reply_of(answer)
+            if reply is not None and not reply.error:
+                return reply
+        return None
+
+    async def _ask(self, path: str, body: Mapping[str, Any], within: float, *expected: str) -> Reply:
+        """Send a request to one member after another until etcd itself answers it.
+
+        Returns its answer, also if it is an error with one of the ``expected`` texts. Authenticates if etcd wants that.
+        Raises ``RegistryRefused``, ``RegistryError`` and ``TransferError``.
+        """
+        until = trio.current_time() + within
+        wanted = {*STALE_TOKEN, NO_TOKEN} if self._credentials is not None else set[str]()
+        try:
+            reply = await self._ask_once(path, body, within, {*expected, *wanted})
+        except TransferTimeout:
+            if path != KEEPALIVE:
+                self._token.clear()
+            raise
+        if reply.error in wanted:
+            await self._authenticate(until)
+            left = max(0.1, until - trio.current_time())
+            reply = await self._ask_once(path, body, left, set(expected))
+        self._accepted = True
+        return reply
+
+    async def _ask_once(self, path: str, body: Mapping[str, Any], within: float, expected: set[str]) -> Reply:
+        async def judge(server: str, answer: Response) -> Trouble | None:
+            reply = reply_of(answer)
+            if reply is not None and (not reply.error or reply.error in expected):
+                return None
+            return self._trouble(server, answer, reply)
+
+        reply = reply_of(await self._servers.ask("POST", path, judge, within=within, body=_json(body)))
+        assert reply is not None
+        return reply
+
+    async def _authenticate(self, until: float) -> None:
+        """Get a token. Without one, authentication is off."""
+        assert self._credentials is not None
+        self._token.pop("authorization", None)
+        body = {"name": self._credentials.user, "password": self._credentials.read()}
+        within = max(0.1, until - trio.current_time())
+        reply = await self._ask_once("v3/auth/authenticate", body, within, {AUTH_OFF})
+        token = reply.fields.get("token")
+        if isinstance(token, str) and token.isascii() and token.isprintable() and 0 < len(token) <= MAX_TOKEN:
+            self._token["authorization"] = token  # without "Bearer"
+
+    def _trouble(self, server: str, answer: Response, reply: Reply | None) -> Trouble:
+        """Return the reason and the remedy for an answer that is no success."""
+        if reply is not None and reply.error.startswith(OWN_WORDS):
+            return self._trouble_of_etcd(reply)
+        if answer.status == 400 and "HTTP request to an HTTPS server" in answer.text:
+            return Trouble(f"the server wants TLS; write https:// for {redacted(server)}")
+        return REMEDIES.foreign(answer, accepted=self._accepted)
+
+    def _trouble_of_etcd(self, reply: Reply) -> Trouble:
+        code = reply.fields.get("code")
+        if reply.error == WRONG_PASSWORD:
+            return Trouble("are user and password right?", refused=True)
+        if reply.error in {NO_TOKEN, *STALE_TOKEN}:
+            if self._credentials is None:
+                remedy = "set user, and password or passwordFile (a user in the URL is for a proxy)"
+                return Trouble(f"it wants a user; {remedy}", refused=True)
+            return Trouble("etcd does not take the token that it has just given")
+        if code == PERMISSION_DENIED:
+            what = f'grant its role readwrite on "{self._key}"'
+            return Trouble(f"the user may not do this; {what}", refused=True)
+        if code == RESOURCE_EXHAUSTED and "space" in reply.error:
+            return Trouble("etcd is full; compact and defragment it, and disarm the alarm")
+        if code in {INVALID_ARGUMENT, OUT_OF_RANGE}:
+            return Trouble("etcd does not accept this", refused=True)
+        return Trouble("etcd cannot do this at present")
+
+
+def _random_lease() -> str:
+    """Return a number for a lease, of 63 bits."""
+    # CoreDNS took the lower 32 bits for a ttl until 1.12.3, if they were a smaller number than the value's.
+    return str(int.from_bytes(os.urandom(8)) >> 1 | 1 << 31)
+
+
+def _json(body: Mapping[str, Any]) -> bytes:
+    return json.dumps(body).encode()
+
+
+def _base64(text: str) -> str:
+    return b64encode(text.encode()).decode()
+
+
+def build(fields: Fields, pod: Pod, source: str | None) -> Etcd:
+    """Build the driver from ``register: etcd``. Raises ``Refused``."""
+    path = fields.path
+    endpoints = base_urls(fields, "endpoints", "that end before /v3")
+    layout = fields.text("layout", FREE)
+    if layout not in LAYOUTS:
+        raise Refused(f"{path}.layout: expected one of {', '.join(filter(None, LAYOUTS))}")
+    _check_fields(layout, fields)
+    port: int | None = fields.integer("port", None, least=1, most=65535)
+    instance = Instance(
+        address=pod.ip,
+        port=port or 0,
+        pod=pod.name,
+        ttl=ceil(fields.seconds("ttl", 30.0, least=MIN_TTL, most=MAX_TTL)),
+        service=fields.text("service", ""),
+        domain=fields.text("domain", ""),
+        id=fields.text("instanceId", ""),
+        prefix=fields.text("prefix", ""),
+        scheme=fields.text("scheme", "http"),
+        version=fields.text("version", "latest"),
+        metadata=fields.table("metadata"),
+        key=fields.text("key", ""),
+        value=fields.text("value", ""),
+    )
+    credentials = _credentials(fields)
+    fields.done()
+    _check_values(layout, instance, path)
+    start = sum(pod.uid.encode()) % len(endpoints)  # pods begin with different members
+    return Etcd(
+        endpoints[start:] + endpoints[:start],
+        layout,
+        instance,
+        credentials=credentials,
+        source=source,
+        namespace=pod.namespace,
+    )
+
+
+def _credentials(fields: Fields) -> Credentials | None:
+    user, password, file = (
+        fields.text("user", ""),
+        fields.text("password", ""),
+        fields.text("passwordFile", ""),
+    )
+    if not user and (password or file):
+        raise Refused(f"{fields.path}: a password without a user; set user")
+    if password and file:
+        raise Refused(f"{fields.path}: password or passwordFile, not both")
+    return Credentials(user, password, file) if user else None
+
+
+def _check_fields(layout: str, fields: Fields) -> None:
+    """Raise ``Refused`` if the layout needs other fields. The checker says the same, by the schema."""
+    known = LAYOUTS[layout]
+    name = f"layout {layout}" if layout else "etcd without layout"
+    for field in known.needs:
+        if field not in fields:
+            raise Refused(f'{fields.path}: {name} needs "{field}"')
+    for other in LAYOUTS.values():
+        for field in (*other.needs, *other.takes):
+            if field in fields and field not in (*known.needs, *known.takes):
+                raise Refused(f'{fields.path}.{field}: {name} has no "{field}"; remove it')
+
+
+def _check_values(layout: str, instance: Instance, path: str) -> None:
+    """Raise ``Refused`` for values with which nobody could find the instance."""
+    wrong = {
+        "service": part_problem(instance.service) if instance.service else "",
+        "instanceId": _id_problem(instance.id) if instance.id else "",
+        "prefix": _prefix_problem(instance.prefix) if instance.prefix else "",
+        "domain": _domain_problem(instance.domain) if instance.domain else "",
+        "key": key_problem(instance.key) if instance.key else "",
+        "scheme": "" if instance.scheme in {"http", "https"} else "expected http or https",
+    }
+    for name, problem in wrong.items():
+        if problem:
+            raise Refused(f"{path}.{name}: {problem}")
+    if layout == FREE and not instance.port:
+        for name in ("{port}", "{authority}"):
+            if name in instance.key + instance.value:
+                raise Refused(f'{path}: {name} needs "port"')
+    if problem := layout_problem(layout, instance):
+        raise Refused(f"{path}.{problem}")
+
+
+def _id_problem(text: str) -> str:
+    return part_problem(text) or (f'"{text}" has a "/"; it is one segment of the key' if "/" in text else "")
+
+
+def _prefix_problem(text: str) -> str:
+    return key_problem(text) or ("" if text[0] == "/" else f'"{text}" does not begin with "/"; write /{text}')
+
+
+def _domain_problem(text: str) -> str:
+    labels = text.removesuffix(".").split(".")
+    valid = all(0 < len(label) < 64 and _is_label(label) for label in labels)
+    return "" if valid else f'"{text}" is no name in DNS; write letters, digits and "-" between the dots'
+
+
+def _is_label(text: str) -> bool:
+    return text.isascii() and all(character.isalnum() or character in "-_" for character in text)
