@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # The tests start Python a thousand times; without byte code each start would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: containerds help env demo test nightly check format schema doze image image-root controller-image controller-root lock old eureka peers apps cluster prober registries clean
+.PHONY: containerds help env demo test nightly check format schema doze image image-root controller-image controller-root lock old eureka peers etcd apps cluster prober registries clean
 
 help:
 	@echo "make demo    run three pods, a repo and a Eureka on this machine, and check each step (KEEP=1: keep them running)"
@@ -25,6 +25,7 @@ help:
 	@echo "make schema  write the JSON Schemas in schema/, the CRDs in k3d/crds/ and the reference in docs/language.md"
 	@echo "make eureka  build the real Eureka server for demo and tests (needs Java 17 and Maven)"
 	@echo "make peers   build Netflix' own Eureka server and client, and Spring's with users, for tests (needs Java 17 and Maven)"
+	@echo "make etcd    build etcd 3.6 and readers of its layouts for demo and tests (needs Go 1.26)"
 	@echo "make cluster build a Kubernetes API server and node for tests (needs Go 1.26; takes ten minutes once)"
 	@echo "make prober  build the kubelet's prober for tests (needs Go 1.26)"
 	@echo "make containerds  fetch three versions of containerd for tests into the cache (needs Debian)"
@@ -171,6 +172,10 @@ tests/eureka/java/target/peers-1.jar: tests/eureka/java/pom.xml $(shell find tes
 
 tests/eureka/spring/target/secured.jar: k3d/apps/pom.xml tests/eureka/spring/pom.xml $(shell find tests/eureka/spring/src -type f 2>/dev/null)
 	mvn -B -q -f tests/eureka/spring/pom.xml -Dmaven.repo.local=$(CACHE)/m2 package
+
+# etcd, and the libraries that define the layouts of keys in it. One program, cached like the next one.
+etcd: $(READY)
+	@$(BIN)/python -m tests.etcd.program
 
 # One program. It is cached by the content of its Go module.
 cluster: $(READY)

@@ -1,0 +1,25 @@
+// etcd itself, and the readers of its layouts: etcd server FLAGS, or etcd read ENDPOINTS [USER PASSWORD] for questions.
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"go.etcd.io/etcd/server/v3/etcdmain"
+)
+
+func main() {
+	switch {
+	case len(os.Args) > 1 && os.Args[1] == "server":
+		// as if it were a program of its own
+		etcdmain.Main(append([]string{"etcd"}, os.Args[2:]...))
+	case len(os.Args) > 2 && os.Args[1] == "read":
+		if err := answer(os.Args[2], os.Args[3:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	default:
+		fmt.Fprintf(os.Stderr, "usage: %s server FLAGS | read ENDPOINTS [USER PASSWORD]\n", os.Args[0])
+		os.Exit(2)
+	}
+}
