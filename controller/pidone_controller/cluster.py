@@ -31,6 +31,7 @@ from pidone_controller.kubernetes.reviews import is_allowed, review_token
 from pidone_controller.log import LimitedLog, Log, log
 from pidone_controller.objects.policy import EXEC_SELECTOR
 from pidone_controller.objects.revisions import SELECTOR
+from pidone_controller.objects.secrets import SecretStore
 from pidone_controller.objects.written import Written
 from pidone_controller.peers import PATH, Account, Peers, identity_of
 from pidone_controller.pods.model import NamespacedName, Pod, Pool
@@ -160,7 +161,8 @@ class Controller:
         )
         self._deregistration = Deregistration(log, namespace=self._namespace)
         self._selection = Selection(self._plans)
-        self._catalog = Catalog(self._namespace, self._objects_changed, judging=True)
+        self._secrets = SecretStore(self._namespace, self._secrets_changed, log)
+        self._catalog = Catalog(self._namespace, self._objects_changed, judging=True, secrets=self._secrets)
         self._changes = Changes(self._catalog, self._plans, self._selection)
         self._composer = Composer(
             self._catalog, self._plans, self._selection, collecting_reports=self._is_collecting_reports
@@ -206,6 +208,7 @@ class Controller:
                 nursery.start_soon(reflector.run)
             nursery.start_soon(self._plans.run)
             nursery.start_soon(self._update_rules)
+            nursery.start_soon(self._secrets.run, self._client)
             await nursery.start(partial(self._serve, plain))
             nursery.start_soon(self._serve_https, secure)
             nursery.start_soon(self._peers.run)
@@ -235,7 +238,8 @@ class Controller:
                 tls.use(pair)
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(ca.keep, self._client, self._namespace, self._names(), use, self._log)
+            keep = partial(ca.keep, use_key=self._secrets.use_key)
+            nursery.start_soon(keep, self._client, self._namespace, self._names(), use, self._log)
             await certified.wait()
             await self._serve((), listeners, tls)
 
@@ -285,10 +289,19 @@ class Controller:
                     break
             self._edited = trio.Event()
             self._mark(self._changes.apply())
+            self._secrets.prune(self._catalog.rules)
 
     def _objects_changed(self, affected: Affected) -> None:
         self._changes.objects_changed(affected)
         self._edited.set()
+
+    def _secrets_changed(self, namespace: str) -> None:
+        """The Secrets of a namespace have changed, or of all: ``ANY``."""
+        pods = self._plans.secrets_changed(namespace)
+        if self._term is not None:
+            # Bindings without pods tell of Secrets too.
+            bindings = self._catalog.rules.by_namespace.get(namespace, ())
+            self._mark_bindings(self._changes.of_reports(pods) | {binding.key for binding in bindings})
 
     def _pods_changed(self, pods: Sequence[Pod]) -> None:
         if self._term is None:
@@ -374,6 +387,7 @@ class Controller:
         yield from reflector_families(self._reflectors)
         yield from self._deregistration.families()
         yield from self._peers.families()
+        yield from self._secrets.families()
 
     def _trouble(self) -> str:
         return silence(self._reflectors, self._began)

@@ -1,12 +1,16 @@
-"""Keeps the repo's CA in a Secret that all replicas read, and a serving certificate in each replica.
+"""Keeps the repo's CA and the key of digests in a Secret that all replicas read, and a certificate in each replica.
 
 A replica that finds no CA creates one; if two do so at once, the API server accepts the first. Each replica signs its
 own serving certificate and stores it nowhere, so it needs no Secret and no other replica has to renew it.
+
+The key of digests is random. Plans with values of Secrets are salted by it, the same in all replicas. If it is lost,
+a new one is made, and each task with such a value is replaced once.
 """
 
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from secrets import token_bytes
 from typing import Any, NoReturn
 
 import trio
@@ -22,6 +26,7 @@ from pidone_controller.repo.certificates import CertificateError, Pair
 SECRET_NAME = "pidone-ca"  # noqa: S105 - its name
 CHECK_SECONDS = 600.0  # between two reads of the Secret: an administrator may have stored another CA
 RETRY_SECONDS = 5.0
+DIGEST_KEY, DIGEST_KEY_BYTES = "digest.key", 32  # in the Secret
 BUNDLE = "ca.crt"  # in the Secret: the certificates that pods must trust, of this CA and the one before it
 
 
@@ -37,14 +42,19 @@ async def keep(
     log: Log,
     *,
     clock: Callable[[], datetime] = wall_clock,
+    use_key: Callable[[bytes], object] = bool,
 ) -> NoReturn:
-    """Call ``use`` with a serving certificate for ``names``, and again whenever it is renewed. Failures are retried."""
+    """Call ``use`` with a serving certificate for ``names``, and again whenever it is renewed. Failures are retried.
+
+    ``use_key`` is called with the key of digests each time it is read.
+    """
     serving: Pair | None = None
     while True:
         pause = RETRY_SECONDS
         try:
             now = clock()
-            ca = await _ca(client, namespace, now, log)
+            ca, key = await _ca(client, namespace, now, log)
+            use_key(key)
             if serving is None or certificates.due(serving, now) or not certificates.fits(serving, ca, names):
                 serving = certificates.issue(ca, names, now)
                 use(serving)
@@ -55,37 +65,45 @@ async def keep(
         await trio.sleep(pause)
 
 
-async def _ca(client: Client, namespace: str, now: datetime, log: Log) -> Pair:
-    """Return the present CA, created or renewed if due. Raises ``ApiError`` and ``CertificateError``."""
+async def _ca(client: Client, namespace: str, now: datetime, log: Log) -> tuple[Pair, bytes]:
+    """Return the present CA, created or renewed if due, and the key. Raises ``ApiError`` and ``CertificateError``."""
     try:
         secret = await client.get(SECRETS, SECRET_NAME, namespace)
     except NotFound:
-        ca = certificates.make_ca(now)
-        body = _secret(namespace, ca, ca.certificate)
+        ca, key = certificates.make_ca(now), token_bytes(DIGEST_KEY_BYTES)
+        body = _secret(namespace, ca, ca.certificate, key)
         try:
             await client.create(SECRETS, body, namespace)
         except AlreadyExists:
             return await _ca(client, namespace, now, log)
         log("authority", secret=f"{namespace}/{SECRET_NAME}")
-        return ca
+        return ca, key
 
-    ca = _pair(secret, f"Secret {namespace}/{SECRET_NAME}")
+    ca, key = _pair(secret, f"Secret {namespace}/{SECRET_NAME}"), _digest_key(secret)
+    if not key:  # the Secret of an earlier version, or of an administrator
+        key = token_bytes(DIGEST_KEY_BYTES)
+        data = {**secret["data"], DIGEST_KEY: b64encode(key).decode()}
+        try:
+            secret = await client.replace(SECRETS, {**secret, "data": data})
+        except Conflict:
+            return await _ca(client, namespace, now, log)
+        log("digest-key", secret=f"{namespace}/{SECRET_NAME}")
     if not certificates.due(ca, now):
-        return ca
+        return ca, key
 
     # Until their next check the other replicas serve with certificates of the old CA, so pods must trust both.
     new = certificates.make_ca(now)
-    body = _secret(namespace, new, new.certificate + ca.certificate)
+    body = _secret(namespace, new, new.certificate + ca.certificate, key)
     body["metadata"]["resourceVersion"] = secret["metadata"]["resourceVersion"]
     try:
         await client.replace(SECRETS, body)
     except Conflict:
         return await _ca(client, namespace, now, log)
     log("authority", secret=f"{namespace}/{SECRET_NAME}", reason="two thirds of its life are over")
-    return new
+    return new, key
 
 
-def _secret(namespace: str, ca: Pair, trusted: bytes) -> dict[str, Any]:
+def _secret(namespace: str, ca: Pair, trusted: bytes, key: bytes) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -95,8 +113,18 @@ def _secret(namespace: str, ca: Pair, trusted: bytes) -> dict[str, Any]:
             "tls.crt": b64encode(ca.certificate).decode(),
             "tls.key": b64encode(ca.key).decode(),
             BUNDLE: b64encode(trusted).decode(),
+            DIGEST_KEY: b64encode(key).decode(),
         },
     }
+
+
+def _digest_key(secret: dict[str, Any]) -> bytes:
+    """Return the key; empty if there is none, or one that can be guessed."""
+    try:
+        key = b64decode(secret["data"][DIGEST_KEY])
+    except (KeyError, ValueError, TypeError):
+        return b""
+    return key if len(key) >= DIGEST_KEY_BYTES else b""
 
 
 def _pair(secret: dict[str, Any], title: str) -> Pair:

@@ -142,10 +142,10 @@ class Plans:
         return pods
 
     def secrets_changed(self, namespace: str) -> list[Pod]:
-        """Derive the plans of a namespace again that may change with its Secrets, those of waiting pods first."""
+        """Derive the plans of a namespace (``ANY``: of all) again that may change with its Secrets."""
         pods = [
             pod
-            for pod in self.inventory.in_namespace(namespace)
+            for pod in (self.inventory.in_namespace(namespace) if namespace != ANY else self.inventory)
             if (entry := self._entries.get(pod.key)) is not None and entry.uses_secrets
         ]
         self._derive_again(pods)

@@ -22,6 +22,7 @@ from typing import Any
 
 from pidone.language.binding import Key, Rollout, Rules, Version
 from pidone.language.model import TaskBinding
+from pidone.language.secrets import NO_SECRETS, Secrets
 from pidone_controller.kubernetes.resources import (
     CLUSTER_TASK_BINDINGS,
     CLUSTER_TASK_SETS,
@@ -76,7 +77,12 @@ class Catalog:
     """The index of all objects. ``changed`` is called with each change, before ``update`` derives the rules."""
 
     def __init__(
-        self, home: str, changed: Callable[[Affected], None] = lambda _: None, *, judging: bool = False
+        self,
+        home: str,
+        changed: Callable[[Affected], None] = lambda _: None,
+        *,
+        judging: bool = False,
+        secrets: Secrets = NO_SECRETS,
     ) -> None:
         """``home`` is the controller's namespace.
 
@@ -88,7 +94,8 @@ class Catalog:
             lambda value, _: str(value["metadata"]["name"]), self._namespace_changed
         )
         self.history = History(may_exec=self._may_exec if judging else lambda _: True)
-        self.rules = Rules()
+        self._secrets = secrets
+        self.rules = Rules(secrets=secrets)
         self._on_change = changed
         self._revisions: Store[Revision] = Store(
             lambda value, before: revisions.read(value, home, before), self._revision_changed
@@ -243,7 +250,7 @@ class Catalog:
                 by_namespace.pop(namespace, None)
         # The namespace of the cluster's bindings is empty and sorts first.
         bindings = tuple(chain.from_iterable(by_namespace[namespace] for namespace in sorted(by_namespace)))
-        return Rules(self.history.sets, bindings, rollouts, by_namespace=by_namespace)
+        return Rules(self.history.sets, bindings, rollouts, self._secrets, by_namespace=by_namespace)
 
     def _rule(self, key: Key) -> _Rule | None:
         written = self.find_binding(key)

@@ -21,6 +21,7 @@ from pidone.language.binding import BindingError, Rules, shown
 from pidone.language.model import TaskBinding, TaskSet
 from pidone.language.resolution import flatten
 from pidone.language.schemas import action_of
+from pidone.language.secrets import SecretError
 from pidone_controller.kubernetes.resources import (
     CLUSTER_TASK_BINDINGS,
     CLUSTER_TASK_SETS,
@@ -114,14 +115,18 @@ class Composer:
     def _binding(self, written: Written, previous: Mapping[str, Any]) -> Status:
         binding = written.binding
         progress, halt_reason = self._catalog.progress(written)
+        pods = self._selection.pods(binding) if binding else []
+        error = sets_error(binding, self._plans.rules, https=True) if binding else None
+        if binding and not pods and error is None:
+            error = secrets_error(binding, self._plans.rules)
         return binding_status(
             str(written),
             written.generation,
-            self._selection.pods(binding) if binding else (),
+            pods,
             previous=previous,
             now=self._now(),
             refused=written.findings,
-            error=sets_error(binding, self._plans.rules, https=True) if binding else None,
+            error=error,
             progress=progress,
             halt_reason=halt_reason,
             collecting_reports=self._collecting_reports(),
@@ -246,6 +251,24 @@ def sets_error(binding: TaskBinding, rules: Rules, *, https: bool) -> Verdict | 
                     "controller serves plain http, over which pods refuse it"
                 )
                 return Verdict("Stalled", "NeedsHTTPS", text)
+    return None
+
+
+def secrets_error(binding: TaskBinding, rules: Rules) -> Verdict | None:
+    """The first Secret that pods of this TaskBinding would lack; None if they would lack none.
+
+    Pods of a ClusterTaskBinding have Secrets of their own namespaces, which are not known before there are pods.
+    """
+    for name in binding.task_sets if not binding.cluster and binding.namespace else ():
+        task_set = rules.task_set(name, binding, binding.namespace)
+        for param in task_set.params:
+            if param.confidential and param.name not in binding.params:
+                try:
+                    rules.secrets.text(param, binding.namespace)
+                except SecretError as error:
+                    if not error.pending:
+                        text = f'{task_set.title}: param "{param.name}" {error}'
+                        return Verdict("Stalled", "NoSecret", one_line(text))
     return None
 
 

@@ -20,7 +20,7 @@ import trio
 from pidone_controller.kubernetes.client import Client, connect
 from pidone_controller.kubernetes.config import Config
 from pidone_controller.kubernetes.reflector import INITIAL_END
-from pidone_controller.kubernetes.resources import PIDONE, PODS, TOKEN_REVIEWS, Resource
+from pidone_controller.kubernetes.resources import PIDONE, PODS, SECRETS, TOKEN_REVIEWS, Resource
 from tests.controller.kubernetes.objects import (
     IDENTITY,
     Change,
@@ -71,6 +71,7 @@ class FakeAPIServer:
     streams: bool = True  # whether sendInitialEvents is known
     token: str = ""  # the only good one; "" lets everybody in
     tokens: dict[str, Object] = field(default_factory=dict)  # what TokenReview says of each
+    granted: set[tuple[str, str]] | None = None  # Secrets that may be read, by namespace and name; None: all
     asked: list[Request] = field(default_factory=list)
     _faults: deque[tuple[str, Fault]] = field(default_factory=deque)
     _history: list[Change] = field(default_factory=list)
@@ -132,6 +133,13 @@ class FakeAPIServer:
         resource, namespace, name, subresource = place
         body = json.loads(request.body) if request.body else {}
         status = 200
+        selected = request.query.get("fieldSelector", "").removeprefix("metadata.name=")
+        if (
+            resource is SECRETS
+            and self.granted is not None
+            and (namespace, name or selected) not in self.granted
+        ):
+            raise Refusal(403, "Forbidden", f'secrets "{name or selected}" is forbidden')
         match verb_of(request):
             case "WATCH":
                 return Answer(200, pieces=self._watch(resource, namespace, request.query))
@@ -212,6 +220,9 @@ class FakeAPIServer:
             for value in self._selected(resource, namespace, query):
                 yield event("ADDED", value)
             yield event("BOOKMARK", bookmark_of(resource, self.version, {INITIAL_END: "true"}))
+        elif "resourceVersion" not in query:  # what is there, and then what becomes of it
+            for value in self._selected(resource, namespace, query):
+                yield event("ADDED", value)
         else:
             seen = int(query["resourceVersion"])
             if seen < self.compacted:

@@ -129,3 +129,35 @@ async def test_a_secret_that_is_none_is_told_and_what_is_served_stays(autojump_c
         server.drop(SECRETS, ca.SECRET_NAME, HOME)
         await trio.sleep(ca.RETRY_SECONDS + 1)
     assert len(one.used) == 2
+
+
+async def test_all_replicas_have_one_key_of_digests_and_keep_it(autojump_clock: MockClock) -> None:
+    keys: list[bytes] = []
+    one, other, calendar = Replica(), Replica(), Calendar()
+    async with fake_server() as (server, client, _), trio.open_nursery() as nursery:
+        for replica in (one, other):
+            keep = partial(
+                ca.keep,
+                client,
+                HOME,
+                NAMES,
+                replica.used.append,
+                replica.log,
+                clock=calendar,
+                use_key=keys.append,
+            )
+            nursery.start_soon(keep)
+        await trio.sleep(60)
+        assert len(set(keys)) == 1
+        assert len(keys[0]) == ca.DIGEST_KEY_BYTES
+        # neither a new authority nor one of an administrator's own takes it away for long
+        calendar.moved = certificates.CA_LIFE * 0.7
+        await trio.sleep(ca.CHECK_SECONDS + 1)
+        assert len(set(keys)) == 1
+        theirs = certificates.make_ca(calendar(), "theirs")
+        put(server, theirs.certificate, theirs.key)
+        keys.clear()
+        await trio.sleep(2 * ca.CHECK_SECONDS + 1)
+        assert len(set(keys)) == 1
+        assert (await secret(client))[ca.DIGEST_KEY] == keys[0]
+        nursery.cancel_scope.cancel()

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from pidone.language.binding import BindingError, Fault, derive
-from pidone.language.model import TaskBinding
+from pidone.language.model import Param, TaskBinding
+from pidone.language.secrets import NoSecrets, SecretError
 from pidone.plan.report import Report
 from pidone_controller.kubernetes.errors import NotFound, ServerError
 from pidone_controller.kubernetes.resources import TASK_BINDINGS, ObjectRef, Resource
@@ -21,6 +23,7 @@ from pidone_controller.status.compose import (
     MAX_ITEMS,
     binding_status,
     extends_error,
+    secrets_error,
     set_status,
     sets_error,
 )
@@ -448,3 +451,43 @@ async def test_a_new_leader_reads_all_statuses_in_one_list_or_one_by_one(
         await writer.run()
     assert there.writes == [], "it says what there is to say"
     assert (there.looks, there.gets) == (2, 0 if unlisted is None else 2)
+
+
+class Ungranted(NoSecrets):
+    """No Secret is granted; one is being read."""
+
+    def text(self, param: Param, namespace: str) -> str:
+        raise SecretError(f"needs {namespace}/{param.secret}", pending=param.secret == "slow")
+
+
+SECRET_SET = """\
+apiVersion: pidone.dev/v1alpha1
+kind: TaskSet
+metadata: {name: check, namespace: shop}
+spec:
+  params: [{name: token, valueFrom: {secretKeyRef: {name: hook, key: token}}}]
+  tasks: [{name: tell, report: {webhook: {url: "http://hook", headers: {X-Token: $(params.token)}}}}]
+"""
+
+
+def test_a_secret_that_is_missing_is_told_before_there_are_pods() -> None:
+    own = binding().replace("name: checked", "name: checked, namespace: shop")
+    found = replace(rules(SECRET_SET, own), secrets=Ungranted())
+    (one,) = found.bindings
+    made = status(error=secrets_error(one, found))
+    assert stands(made) == ("Stalled", "NoSecret")
+    assert condition(made)["message"] == 'TaskSet "check": param "token" needs shop/hook'
+    slow = replace(rules(SECRET_SET.replace("hook, key", "slow, key"), own), secrets=Ungranted())
+    assert secrets_error(slow.bindings[0], slow) is None
+    given = replace(rules(SECRET_SET, own.replace("params: {}", "params: {token: x}")), secrets=Ungranted())
+    assert secrets_error(given.bindings[0], given) is None
+
+
+def test_a_pod_without_a_secret_is_told_and_one_whose_secret_is_being_read_is_waited_for() -> None:
+    fault = Fault("needs a grant", (TaskBinding("web", "shop"),), secret=True)
+    made = status(SelectedPod("shop/web-0", error="needs a grant", faults=(fault,)))
+    assert stands(made) == ("Stalled", "NoSecret")
+    assert condition(made)["message"] == "pod shop/web-0: needs a grant"
+    slow = (replace(fault, pending=True),)
+    made = status(SelectedPod("shop/web-0", error="is being read", faults=slow, pending=True))
+    assert stands(made) == ("Reconciling", "Applying")
