@@ -8,7 +8,7 @@ import trio
 from pidone.actions import Context, Shown
 from pidone.actions.probe import HEALTHY, UNHEALTHY
 from pidone.counters import TaskView
-from pidone.errors import PidoneError, TaskFailed
+from pidone.errors import PidoneError, RegistryRefused, TaskFailed
 from pidone.maintenance import Maintenance
 from pidone.pacing import RateLimit
 from pidone.registries import Registry, Status
@@ -67,6 +67,7 @@ class Target:
         self._retry_at = -inf
         self._away = False  # the last call failed and renewed nothing
         self._renew_at = -inf  # the next renewal that no heartbeat task asks for
+        self._refusal = ""  # the last one that was logged; empty after success
         self._errors = RateLimit(ERRORS_BURST, ERRORS_SECONDS)
         self._request: _HeartbeatRequest | None = None
         self._waiting = trio.CancelScope()
@@ -205,7 +206,7 @@ class Target:
                 raise
             self._failed(context, error, renewed=renewed)
         else:
-            self._failures, self._retry_at, self._away = 0, -inf, False
+            self._failures, self._retry_at, self._away, self._refusal = 0, -inf, False, ""
             self._answer("")
             self.error = ""
             self._changed()
@@ -233,7 +234,11 @@ class Target:
         now = trio.current_time()
         delay = context.retry_delay(self._failures, min(self.registry.interval, self.registry.lease / 3))
         self._retry_at = now + delay
-        if self._errors.take(now) == 0:
+        if isinstance(error, RegistryRefused):
+            if self._refusal != str(error):
+                self._refusal = str(error)
+                context.log("registry-refused", error=error)  # once, since only a person can help
+        elif self._errors.take(now) == 0:
             context.log("registry-failed", error=error, untold=self._errors.refused or None)
             self._errors.refused = 0
         self._answer("" if renewed else str(error))

@@ -339,13 +339,18 @@ class Engine:
         if ended.error is not None and running and scope.cancelled_caught:
             # by its deadline: the core sets another stage before it cancels a run
             ended = RunEnded(task.name, f"not done within its timeout of {task.timeout:g} s")
-        if ended.error is not None and (running or bug):
+        if ended.error is not None and (running or bug) and not self._is_known(ended):
             self._journal.write("failed", task=task.name, error=ended.error)
         if not self._report_end(task, scope, ended):
             return
         state = self._core.tasks.get(task.name)
         if state is not None and state.stage is Stage.FAILED:
             self._journal.write("gave-up", task=task.name, failures=state.streak)
+
+    def _is_known(self, ended: RunEnded) -> bool:
+        """True if the last run failed with the same lasting error: a person has been told."""
+        state = self._core.tasks.get(ended.name)
+        return ended.lasting and state is not None and state.streak > 0 and state.error == ended.error
 
     async def _undo(self, task: Task, scope: trio.CancelScope) -> None:
         scope.deadline = trio.current_time() + task.stop_timeout
