@@ -3,7 +3,7 @@
 A plugin of pytest for the first: it notes the tests with ``@pytest.mark.check(registry, words)``, which is a row of the
 first table, and with ``@pytest.mark.fault(registry, fault)``, a row of the second one. A test tells the version of its
 server by ``serve_with``, and why it has nothing to test by ``has_no_meaning``. A run of some tests replaces their
-results alone.
+results alone; remove the file when tests have other names.
 
 ``python -m tests.results`` writes the tables (``make registries``); with ``--complete`` it only looks whether each cell
 was executed, has passed, and is as in the document.
