@@ -36,7 +36,7 @@ from pidone_controller.objects.written import Written
 from pidone_controller.peers import PATH, Account, Peers, identity_of
 from pidone_controller.pods.model import NamespacedName, Pod, Pool
 from pidone_controller.pods.projection import project
-from pidone_controller.repo import ca, server
+from pidone_controller.repo import ca, certificates, server
 from pidone_controller.repo.certificates import Pair
 from pidone_controller.repo.listeners import Listeners, Tls, host_port, listen, serve
 from pidone_controller.repo.plans import Plans
@@ -79,7 +79,7 @@ class Settings:
     @property
     def url(self) -> str:
         """The URL of this replica for the others."""
-        return f"http://{host_port((self.address, self.listen[1]))}"
+        return f"https://{host_port((self.address, self.listen_tls[1]))}"
 
 
 async def run(settings: Settings, log: Log = log) -> None:
@@ -237,8 +237,12 @@ class Controller:
             else:
                 tls.use(pair)
 
+        def use_shared(shared: ca.Shared) -> None:
+            self._peers.trust(certificates.trusting(shared.trusted))
+            self._secrets.use_key(shared.key)
+
         async with trio.open_nursery() as nursery:
-            keep = partial(ca.keep, use_key=self._secrets.use_key)
+            keep = partial(ca.keep, use_shared=use_shared)
             nursery.start_soon(keep, self._client, self._namespace, self._names(), use, self._log)
             await certified.wait()
             await self._serve((), listeners, tls)

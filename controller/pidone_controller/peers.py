@@ -9,12 +9,13 @@ several in one request while another one is under way, and all of them again whe
 
 The Lease holds the leader's address, in the identity of its holder (``identity_of``, ``url_of``). The caller must
 have the controller's own service account: the API server makes each replica a token that is good for this alone
-(TokenRequest with an audience of its own), so that it may be sent over plain http, and tells the leader whose it is
-(TokenReview).
+(TokenRequest with an audience of its own), and tells the leader whose it is (TokenReview). It is sent over https to a
+certificate of the replicas' own CA, and not taken over http.
 """
 
 import json
 import math
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from os import urandom
@@ -52,7 +53,8 @@ AUDIENCE = "pidone-peers"
 SERVICE_ACCOUNT = "system:serviceaccount:"
 TOKEN_SECONDS = 3600.0  # the API server makes no tokens for less than ten minutes
 
-Post = Callable[[str, bytes, str], Awaitable[Response]]  # the URL, the body, the token
+# The URL, the body, the token, and the authorities to trust.
+Post = Callable[[str, bytes, str, "ssl.SSLContext | None"], Awaitable[Response]]
 
 
 class PeerError(PidoneError):
@@ -93,10 +95,10 @@ def url_of(holder: str) -> str:
     return parts[1] if url is not None and url.scheme in {"http", "https"} and url.hostname else ""
 
 
-async def post(url: str, body: bytes, token: str) -> Response:
+async def post(url: str, body: bytes, token: str, trust: ssl.SSLContext | None) -> Response:
     """Send over a connection of its own, since the leader's address changes. Raises ``TransferError``."""
     headers = {"content-type": JSON, "authorization": f"Bearer {token}"}
-    return await request("POST", url, headers=headers, body=body, timeout=TIMEOUT_SECONDS)
+    return await request("POST", url, headers=headers, body=body, timeout=TIMEOUT_SECONDS, trust=trust)
 
 
 class Account:
@@ -158,6 +160,13 @@ class Peers:
             NamespacedName, None
         ] = {}  # pods whose last report is to be sent, the oldest first
         self._work = trio.Event()
+        self._trust: ssl.SSLContext | None = None
+        self._trusted = trio.Event()
+
+    def trust(self, context: ssl.SSLContext) -> None:
+        """Trust these authorities from now on. Nothing is sent before."""
+        self._trust = context
+        self._trusted.set()
 
     @property
     def pending(self) -> int:
@@ -180,6 +189,7 @@ class Peers:
 
     async def run(self) -> NoReturn:
         """Send reports to the leader until cancelled."""
+        await self._trusted.wait()
         while True:
             holder = self._election.holder
             self._pending.clear()
@@ -209,7 +219,7 @@ class Peers:
             if not body:
                 continue
             try:
-                answer = await self._post(url, body, await self._account.token())
+                answer = await self._post(url, body, await self._account.token(), self._trust)
                 unknown = _unknown(answer)
             except PidoneError as error:
                 failures += 1
@@ -250,8 +260,10 @@ class Peers:
 
     # As the leader
 
-    async def refuse(self, request: Request) -> Response | None:
+    async def refuse(self, request: Request, *, secure: bool = False) -> Response | None:
         """The answer to a report of another replica by its head; None if this is one, and this replica leads."""
+        if not secure:
+            return text_response(403, "tokens are taken over https alone")
         token = bearer_token(request.headers.get("authorization"))
         if token is None:
             return text_response(401, "only for replicas of this controller", www_authenticate="Bearer")
@@ -268,9 +280,9 @@ class Peers:
             return text_response(409, "this replica does not lead", retry_after="1")
         return None
 
-    async def handle(self, request: Request) -> Response:
+    async def handle(self, request: Request, *, secure: bool = False) -> Response:
         """``POST /v1/peers/reports``."""
-        refusal = await self.refuse(request)
+        refusal = await self.refuse(request, secure=secure)
         if refusal is not None:
             return refusal
         try:

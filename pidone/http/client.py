@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from math import inf
+from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit
 
 import h11
@@ -18,6 +19,9 @@ from pidone import __version__
 from pidone.errors import ConnectError, ProtocolError, TransferTimeout
 from pidone.http.connect import connect
 from pidone.http.message import Response
+
+if TYPE_CHECKING:  # ssl costs 1 MiB
+    import ssl
 
 USER_AGENT = f"pidone/{__version__}"
 PROBE_USER_AGENT = (
@@ -37,13 +41,15 @@ async def request(
     source: str | None = None,
     limit: int = 1 << 20,
     fatal: bool = False,
+    trust: "ssl.SSLContext | None" = None,
 ) -> Response:
     """Send one request and return the whole answer. A redirect is not followed.
 
     ``timeout`` is seconds for everything together, of which connecting may take ``CONNECT_SECONDS`` and, once
     connected, request and answer ``answer_timeout``. ``source`` is the local address to connect from. An answer's body
     of more than ``limit`` bytes is a ``ProtocolError``. With ``fatal`` a fatal signal of this process writes its reason
-    into the connection, if it is plain http: the error output of a sandbox goes nowhere.
+    into the connection, if it is plain http: the error output of a sandbox goes nowhere. ``trust`` is used for https
+    instead of the authorities of PIDONE_CA.
 
     Raises a ``TransferError``. On cancel the connection is closed at once; the server may have acted on the request.
     """
@@ -63,7 +69,7 @@ async def request(
     try:
         with trio.fail_after(timeout):
             async with AsyncExitStack() as closing:
-                stream = await closing.enter_async_context(await _connect(where, source))
+                stream = await closing.enter_async_context(await _connect(where, source, trust))
                 if fatal and isinstance(stream, trio.SocketStream):
                     closing.enter_context(_fatal_errors_to(stream))
                 with trio.fail_after(answer_timeout):
@@ -88,7 +94,7 @@ def redacted(url: str) -> str:
     return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"
 
 
-async def _connect(where: SplitResult, source: str | None) -> trio.abc.Stream:
+async def _connect(where: SplitResult, source: str | None, trust: "ssl.SSLContext | None") -> trio.abc.Stream:
     assert where.hostname is not None
     secure = where.scheme == "https"
     with trio.move_on_after(CONNECT_SECONDS):
@@ -96,7 +102,7 @@ async def _connect(where: SplitResult, source: str | None) -> trio.abc.Stream:
         if secure:
             from pidone.http.tls import secured
 
-            return await secured(stream, where.hostname, verify=True)
+            return await secured(stream, where.hostname, verify=True, trust=trust)
         return stream
     raise OSError(f"no connection within {CONNECT_SECONDS:g} s")
 

@@ -12,13 +12,17 @@ GO_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:" + ":".join(
 CA = "PIDONE_CA"  # of the environment; for all https alike: repo, registry, monitoring
 
 
-async def secured(stream: trio.SocketStream, host: str, *, verify: bool) -> trio.SSLStream[trio.SocketStream]:
+async def secured(
+    stream: trio.SocketStream, host: str, *, verify: bool, trust: ssl.SSLContext | None = None
+) -> trio.SSLStream[trio.SocketStream]:
     """Return TLS over ``stream`` after the handshake. Without ``verify`` every certificate is accepted.
+
+    ``trust`` is used instead of the authorities of PIDONE_CA.
 
     Raises OSError. Then, and on cancel, the stream is closed.
     """
     try:
-        context = _trust() if verify else _unverified()
+        context = (trust or _trust()) if verify else _unverified()
         over = trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
         await over.do_handshake()
     except BaseException:

@@ -1,7 +1,10 @@
 """What replicas tell the leader: everything, once, only replicas, and the latest counts."""
 
 import json
+import ssl
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -9,8 +12,9 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from pidone.errors import ConnectError
+from pidone.errors import ConnectError, TransferError
 from pidone.http.message import Request, Response
+from pidone.http.server import serve
 from pidone.language.binding import Rules
 from pidone.plan.report import Report, TaskReport
 from pidone.protocol import MAX_REPORT_BYTES
@@ -23,14 +27,18 @@ from pidone_controller.peers import (
     Account,
     Peers,
     identity_of,
+    post,
     url_of,
 )
 from pidone_controller.pods.model import Pod
+from pidone_controller.repo import certificates
+from pidone_controller.repo.listeners import Tls
 from pidone_controller.repo.plans import Plans
 from pidone_controller.repo.server import Repo
 from tests.controller.factories import pod
 
 ME = "system:serviceaccount:pidone-system:pidone-controller"
+TRUST = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 DIGEST = "sha256-" + "1" * 64
 
 
@@ -38,7 +46,7 @@ class Lead:
     """One replica's view of the Lease."""
 
     def __init__(self, name: str) -> None:
-        self.identity = identity_of(name, f"http://{name}:6060")
+        self.identity = identity_of(name, f"https://{name}:6443")
         self.holder = ""
         self._changed = trio.Event()
 
@@ -80,12 +88,13 @@ class Replica:
         self.plans.rule(Rules())
         self.repo = Repo(self.plans, log, routes={PATH: ("POST", self._peer, self._refuse)})
         self.peers = Peers(self.plans, self.lead, self.account, log, post=world.post, random=Random(1))
+        self.peers.trust(TRUST)
 
-    async def _peer(self, request: Request) -> Response:
-        return await self.peers.handle(request)
+    async def _peer(self, request: Request, *, secure: bool = False) -> Response:
+        return await self.peers.handle(request, secure=secure)
 
-    async def _refuse(self, request: Request) -> Response | None:
-        return await self.peers.refuse(request)
+    async def _refuse(self, request: Request, *, secure: bool = False) -> Response | None:
+        return await self.peers.refuse(request, secure=secure)
 
     def _told(self, pod: Pod, report: Report) -> None:
         self.told.append((pod.name, report.version))
@@ -105,16 +114,17 @@ class World:
     def clock(self) -> float:
         return 1_700_000_000 + trio.current_time() - self.began
 
-    async def post(self, url: str, body: bytes, token: str) -> Response:
+    async def post(self, url: str, body: bytes, token: str, trust: ssl.SSLContext | None) -> Response:
         assert len(body) <= MAX_REPORT_BYTES
         names = [one["name"] for one in json.loads(body)["pods"]]
         self.posts.append((round(trio.current_time() - self.began, 2), url, names))
+        assert trust is TRUST
         await trio.sleep(self.takes)
         if self.down:
             raise ConnectError("nobody there")
-        name = url.removeprefix("http://").partition(":")[0]
+        name = url.removeprefix("https://").partition(":")[0]
         asked = Request("POST", PATH, {"authorization": f"Bearer {token}"}, body, "127.0.0.1")
-        return await self.replicas[name].repo.handle(asked)
+        return await self.replicas[name].repo.handle(asked, secure=True)
 
     def lead(self, name: str) -> None:
         for replica in self.replicas.values():
@@ -303,12 +313,43 @@ async def test_only_the_controllers_own_account_is_heard(
     }
     body = json.dumps({"pods": [told]}).encode()
     asked = Request("POST", PATH, {"authorization": token} if token else {}, body, "10.0.0.1")
-    answer = await world.replicas["a"].repo.handle(asked)
+    answer = await world.replicas["a"].repo.handle(asked, secure=True)
     assert answer.status == status
     assert (world.replicas["a"].plans.report(PODS[0]) is not None) == (status == 200)
     if status == 200:
-        assert (await world.replicas["b"].repo.handle(asked)).status == 409  # it does not lead
+        assert (await world.replicas["b"].repo.handle(asked, secure=True)).status == 409  # it does not lead
         assert world.replicas["a"].account.reviews == 1
+
+
+async def test_a_token_is_not_taken_over_plain_http(world: World) -> None:
+    replica = world.replicas["a"]
+    request = Request("POST", PATH, {"authorization": f"Bearer {ME}!"}, b"{}", "10.0.0.1")
+    answer = await replica.repo.handle(request)
+    assert (answer.status, answer.text) == (403, "tokens are taken over https alone\n")
+    assert (await replica.repo.refuse(request)) == answer
+    assert replica.account.reviews == 0
+
+
+async def test_a_token_is_sent_to_a_replica_of_the_same_authority_alone() -> None:
+    now, tokens = datetime.now(UTC), list[str | None]()
+    ours, theirs = certificates.make_ca(now), certificates.make_ca(now)
+
+    async def note(request: Request) -> Response:
+        tokens.append(request.headers.get("authorization"))
+        return Response(200)
+
+    tls = Tls(certificates.issue(ours, ["127.0.0.1"], now))
+    async with trio.open_nursery() as nursery:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        await nursery.start(partial(serve, note, [listener], max_connections=9, secure=tls.secure))
+        url = f"https://127.0.0.1:{listener.socket.getsockname()[1]}{PATH}"
+        with pytest.raises(TransferError, match="certificate verify failed"):
+            await post(url, b"{}", "secret", certificates.trusting(theirs.certificate))
+        assert tokens == []
+        both = certificates.trusting(theirs.certificate + ours.certificate)
+        assert (await post(url, b"{}", "secret", both)).status == 200
+        nursery.cancel_scope.cancel()
+    assert tokens == ["Bearer secret"]
 
 
 @pytest.mark.parametrize(
@@ -322,7 +363,7 @@ async def test_what_is_no_report_is_refused_in_words(
     autojump_clock: MockClock, world: World, body: bytes
 ) -> None:
     asked = Request("POST", PATH, {"authorization": f"Bearer {ME}!"}, body, "10.0.0.1")
-    answer = await world.replicas["a"].repo.handle(asked)
+    answer = await world.replicas["a"].repo.handle(asked, secure=True)
     assert answer.status == 400
     assert answer.body.strip()
     assert (await world.replicas["a"].repo.handle(Request("GET", PATH, {}, b"", "10.0.0.1"))).status == 405

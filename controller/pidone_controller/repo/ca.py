@@ -9,6 +9,7 @@ a new one is made, and each task with such a value is replaced once.
 
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from secrets import token_bytes
 from typing import Any, NoReturn
@@ -30,6 +31,15 @@ DIGEST_KEY, DIGEST_KEY_BYTES = "digest.key", 32  # in the Secret
 BUNDLE = "ca.crt"  # in the Secret: the certificates that pods must trust, of this CA and the one before it
 
 
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """The content of the Secret."""
+
+    ca: Pair
+    trusted: bytes  # the certificates that clients of the replicas must trust, in PEM
+    key: bytes  # of digests
+
+
 def wall_clock() -> datetime:
     return datetime.now(UTC)
 
@@ -42,19 +52,20 @@ async def keep(
     log: Log,
     *,
     clock: Callable[[], datetime] = wall_clock,
-    use_key: Callable[[bytes], object] = bool,
+    use_shared: Callable[[Shared], object] = bool,
 ) -> NoReturn:
     """Call ``use`` with a serving certificate for ``names``, and again whenever it is renewed. Failures are retried.
 
-    ``use_key`` is called with the key of digests each time it is read.
+    ``use_shared`` is called with the content of the Secret each time it is read.
     """
     serving: Pair | None = None
     while True:
         pause = RETRY_SECONDS
         try:
             now = clock()
-            ca, key = await _ca(client, namespace, now, log)
-            use_key(key)
+            shared = await _shared(client, namespace, now, log)
+            ca = shared.ca
+            use_shared(shared)
             if serving is None or certificates.due(serving, now) or not certificates.fits(serving, ca, names):
                 serving = certificates.issue(ca, names, now)
                 use(serving)
@@ -65,8 +76,8 @@ async def keep(
         await trio.sleep(pause)
 
 
-async def _ca(client: Client, namespace: str, now: datetime, log: Log) -> tuple[Pair, bytes]:
-    """Return the present CA, created or renewed if due, and the key. Raises ``ApiError`` and ``CertificateError``."""
+async def _shared(client: Client, namespace: str, now: datetime, log: Log) -> Shared:
+    """Return the Secret, with a CA that is created or renewed if due. Raises ``ApiError`` and ``CertificateError``."""
     try:
         secret = await client.get(SECRETS, SECRET_NAME, namespace)
     except NotFound:
@@ -75,9 +86,9 @@ async def _ca(client: Client, namespace: str, now: datetime, log: Log) -> tuple[
         try:
             await client.create(SECRETS, body, namespace)
         except AlreadyExists:
-            return await _ca(client, namespace, now, log)
+            return await _shared(client, namespace, now, log)
         log("authority", secret=f"{namespace}/{SECRET_NAME}")
-        return ca, key
+        return Shared(ca, ca.certificate, key)
 
     ca, key = _pair(secret, f"Secret {namespace}/{SECRET_NAME}"), _digest_key(secret)
     if not key:  # the Secret of an earlier version, or of an administrator
@@ -86,21 +97,23 @@ async def _ca(client: Client, namespace: str, now: datetime, log: Log) -> tuple[
         try:
             secret = await client.replace(SECRETS, {**secret, "data": data})
         except Conflict:
-            return await _ca(client, namespace, now, log)
+            return await _shared(client, namespace, now, log)
         log("digest-key", secret=f"{namespace}/{SECRET_NAME}")
     if not certificates.due(ca, now):
-        return ca, key
+        # Both, since an administrator may replace the CA and leave the certificates of the one before.
+        return Shared(ca, ca.certificate + _trusted(secret), key)
 
     # Until their next check the other replicas serve with certificates of the old CA, so pods must trust both.
     new = certificates.make_ca(now)
-    body = _secret(namespace, new, new.certificate + ca.certificate, key)
+    trusted = new.certificate + ca.certificate
+    body = _secret(namespace, new, trusted, key)
     body["metadata"]["resourceVersion"] = secret["metadata"]["resourceVersion"]
     try:
         await client.replace(SECRETS, body)
     except Conflict:
-        return await _ca(client, namespace, now, log)
+        return await _shared(client, namespace, now, log)
     log("authority", secret=f"{namespace}/{SECRET_NAME}", reason="two thirds of its life are over")
-    return new, key
+    return Shared(new, trusted, key)
 
 
 def _secret(namespace: str, ca: Pair, trusted: bytes, key: bytes) -> dict[str, Any]:
@@ -116,6 +129,14 @@ def _secret(namespace: str, ca: Pair, trusted: bytes, key: bytes) -> dict[str, A
             DIGEST_KEY: b64encode(key).decode(),
         },
     }
+
+
+def _trusted(secret: dict[str, Any]) -> bytes:
+    """Return the certificates of this CA and the one before it in the Secret; empty if there are none."""
+    try:
+        return b64decode(secret["data"][BUNDLE])
+    except (KeyError, ValueError, TypeError):
+        return b""
 
 
 def _digest_key(secret: dict[str, Any]) -> bytes:

@@ -113,6 +113,14 @@ def context(pair: Pair) -> ssl.SSLContext:
     return tls
 
 
+def trusting(authorities: bytes) -> ssl.SSLContext:
+    """Return a context for clients that trusts these certificates alone, in PEM. Raises ``CertificateError``."""
+    try:
+        return ssl.create_default_context(cadata=authorities.decode("ascii"))
+    except (ssl.SSLError, ValueError) as error:
+        raise CertificateError(f"no certificates of authorities in PEM: {error}") from error
+
+
 def _builder(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime, ends: datetime
 ) -> x509.CertificateBuilder:

@@ -18,7 +18,7 @@ from random import Random
 from pidone import protocol
 from pidone.http.admission import Assign
 from pidone.http.message import Held, Request, Response, text_response
-from pidone.http.server import Handler, Refuse, wait_for_answer
+from pidone.http.server import wait_for_answer
 from pidone.metrics.exposition import CONTENT_TYPE, Family, counter_by, render
 from pidone.pacing import RateLimit
 from pidone.plan.report import MAX_ERROR_WIDTH
@@ -31,6 +31,7 @@ from pidone_controller.repo import inspection, rooms
 from pidone_controller.repo.callers import Callers, Readers
 from pidone_controller.repo.held import HeldRequests
 from pidone_controller.repo.inspection import Inspection
+from pidone_controller.repo.listeners import Refuse, RequestHandler
 from pidone_controller.repo.plans import Plans
 
 _METHODS = {
@@ -76,7 +77,7 @@ class Repo:
         may_read: MayRead | None = None,
         alive: Callable[[], str] = str,
         families: Callable[[], Iterable[Family]] = tuple,
-        routes: Mapping[str, tuple[str, Handler, Refuse]] | None = None,
+        routes: Mapping[str, tuple[str, RequestHandler, Refuse]] | None = None,
         random: Random | None = None,
     ) -> None:
         self.id = os.urandom(8).hex()  # a pod detects another replica by it
@@ -115,7 +116,7 @@ class Repo:
         if route in self._routes:
             method, handler, _ = self._routes[route]
             return (
-                await handler(request)
+                await handler(request, secure=secure)
                 if request.method == method
                 else _no_route(request.method, method, route)
             )
@@ -152,7 +153,7 @@ class Repo:
         if route in self._routes:
             method, _, refuse = self._routes[route]
             return (
-                await refuse(request)
+                await refuse(request, secure=secure)
                 if request.method == method
                 else _no_route(request.method, method, route)
             )

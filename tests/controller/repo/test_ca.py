@@ -24,6 +24,7 @@ NAMES = ["pidone-repo", "10.0.0.1"]
 @dataclass
 class Replica:
     used: list[Pair] = field(default_factory=list)
+    read: list[ca.Shared] = field(default_factory=list)
     lines: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
     def log(self, event: str, **values: Any) -> None:
@@ -47,7 +48,16 @@ class Calendar:
 async def keeping(client: Client, calendar: Calendar, *replicas: Replica) -> AsyncIterator[None]:
     async with trio.open_nursery() as nursery:
         for one in replicas:
-            keep = partial(ca.keep, client, HOME, NAMES, one.used.append, one.log, clock=calendar)
+            keep = partial(
+                ca.keep,
+                client,
+                HOME,
+                NAMES,
+                one.used.append,
+                one.log,
+                clock=calendar,
+                use_shared=one.read.append,
+            )
             nursery.start_soon(keep)
         yield
         nursery.cancel_scope.cancel()
@@ -74,6 +84,7 @@ async def test_replicas_that_begin_together_have_one_authority(autojump_clock: M
     shared = Pair(data["tls.crt"], data["tls.key"])
     assert a.told("authority") + b.told("authority") == 1
     assert data["ca.crt"] == data["tls.crt"]
+    assert all(data["ca.crt"] in one.trusted for one in (*a.read, *b.read))
     for one in (a, b):
         assert len(one.used) == 1
         assert certificates.fits(one.used[0], shared, NAMES)
@@ -105,6 +116,7 @@ async def test_an_authority_is_made_anew_in_time_and_the_old_one_is_still_to_be_
         data = await secret(client)
     assert data["tls.crt"] != old
     assert data["ca.crt"] == data["tls.crt"] + old
+    assert data["ca.crt"] in one.read[-1].trusted
     assert certificates.fits(one.used[-1], Pair(data["tls.crt"], data["tls.key"]), NAMES)
 
 
@@ -116,6 +128,8 @@ async def test_an_authority_of_somebody_s_own_is_used(autojump_clock: MockClock)
         put(server, theirs.certificate, theirs.key)
         await trio.sleep(ca.CHECK_SECONDS + 1)
     assert certificates.fits(one.used[-1], theirs, NAMES)
+    assert theirs.certificate in one.read[-1].trusted
+    certificates.trusting(one.read[-1].trusted)
 
 
 async def test_a_secret_that_is_none_is_told_and_what_is_served_stays(autojump_clock: MockClock) -> None:
@@ -132,32 +146,21 @@ async def test_a_secret_that_is_none_is_told_and_what_is_served_stays(autojump_c
 
 
 async def test_all_replicas_have_one_key_of_digests_and_keep_it(autojump_clock: MockClock) -> None:
-    keys: list[bytes] = []
     one, other, calendar = Replica(), Replica(), Calendar()
-    async with fake_server() as (server, client, _), trio.open_nursery() as nursery:
-        for replica in (one, other):
-            keep = partial(
-                ca.keep,
-                client,
-                HOME,
-                NAMES,
-                replica.used.append,
-                replica.log,
-                clock=calendar,
-                use_key=keys.append,
-            )
-            nursery.start_soon(keep)
+
+    def keys(since: int = 0) -> list[bytes]:
+        return [shared.key for replica in (one, other) for shared in replica.read[since:]]
+
+    async with fake_server() as (server, client, _), keeping(client, calendar, one, other):
         await trio.sleep(60)
-        assert len(set(keys)) == 1
-        assert len(keys[0]) == ca.DIGEST_KEY_BYTES
+        assert len(set(keys())) == 1
+        assert len(keys()[0]) == ca.DIGEST_KEY_BYTES
         # neither a new authority nor one of an administrator's own takes it away for long
         calendar.moved = certificates.CA_LIFE * 0.7
         await trio.sleep(ca.CHECK_SECONDS + 1)
-        assert len(set(keys)) == 1
+        assert len(set(keys())) == 1
         theirs = certificates.make_ca(calendar(), "theirs")
         put(server, theirs.certificate, theirs.key)
-        keys.clear()
+        before = len(one.read)
         await trio.sleep(2 * ca.CHECK_SECONDS + 1)
-        assert len(set(keys)) == 1
-        assert (await secret(client))[ca.DIGEST_KEY] == keys[0]
-        nursery.cancel_scope.cancel()
+        assert set(keys(before)) == {(await secret(client))[ca.DIGEST_KEY]}

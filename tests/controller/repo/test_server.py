@@ -214,10 +214,10 @@ async def test_an_end_sends_the_pods_to_another_replica_one_after_the_other(
 
 
 async def test_other_parts_have_routes_of_their_own() -> None:
-    async def heard(request: Any) -> Response:
+    async def heard(request: Any, *, secure: bool = False) -> Response:
         return Response(204)
 
-    async def refuse(request: Any) -> Response | None:
+    async def refuse(request: Any, *, secure: bool = False) -> Response | None:
         return None if request.peer == "10.1.1.1" else Response(403)
 
     repo = repo_of(pod(), routes={"/v1/peers/reports": ("POST", heard, refuse)})
