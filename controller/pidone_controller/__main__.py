@@ -52,7 +52,18 @@ async def _standalone(arguments: argparse.Namespace) -> None:
     from pidone_controller.standalone import server as standalone
 
     host, port = arguments.listen
-    await standalone.run(standalone.Settings(arguments.tasks, arguments.inventory, host, port))
+    await standalone.run(
+        standalone.Settings(
+            arguments.tasks,
+            arguments.inventory,
+            host,
+            port,
+            tls=arguments.listen_tls,
+            certificate=arguments.certificate,
+            key=arguments.key,
+            secrets=arguments.secrets,
+        )
+    )
 
 
 async def _run(arguments: argparse.Namespace) -> None:
@@ -95,6 +106,19 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--listen", metavar="ADDR:PORT", type=_address, default=("127.0.0.1", PORT),
         help=f"the address to listen on (default 127.0.0.1:{PORT}); port 0: a free port, which is logged",
+    )  # fmt: skip
+    command.add_argument(
+        "--listen-tls", metavar="ADDR:PORT", type=_address,
+        help="the address for https (default: none). Pods take programs and values of Secrets over https only",
+    )  # fmt: skip
+    command.add_argument(
+        "--certificate", metavar="FILE", type=_file, help="the certificate for https, in PEM"
+    )
+    command.add_argument("--key", metavar="FILE", type=_file, help="its private key, in PEM")
+    command.add_argument(
+        "--secrets", metavar="DIR", type=_folder,
+        help="the folder with values of Secrets: KEY of SECRET is the file SECRET/KEY, as in a mounted volume. "
+        "valueFrom: {file: PATH} reads files of this folder alone (default: none are read)",
     )  # fmt: skip
     command.set_defaults(command=_standalone)
     command = commands.add_parser(

@@ -74,7 +74,7 @@ class GivenSecrets:
 
 
 class FileSecrets(NoSecrets):
-    """Reads files, in ``folder`` alone if there is one.
+    """Reads files, in ``folder`` alone if there is one. Then the key of a Secret is the file SECRET/KEY in it.
 
     The keys of Secrets that are not read here have the value ``stand_in``, if there is one.
     """
@@ -83,8 +83,8 @@ class FileSecrets(NoSecrets):
         self._folder, self._stand_in = folder and folder.resolve(), stand_in
 
     def text(self, param: Param, namespace: str) -> str | None:  # noqa: ARG002 - as in the protocol
-        if param.file:
-            return self._read(param.file)
+        if param.file or self._folder is not None:
+            return self._read(param.file or f"{param.secret}/{param.key}", optional=param.optional)
         if self._stand_in:
             return Unknown(self._stand_in)
         raise SecretError(
@@ -92,18 +92,23 @@ class FileSecrets(NoSecrets):
             f"give a value by --param {param.name}=VALUE, or use valueFrom: {{file: PATH}}"
         )
 
-    def _read(self, name: str) -> str:
+    def _read(self, name: str, *, optional: bool) -> str | None:
         folder = self._folder
         try:
             path = (folder or Path()).joinpath(name).resolve()
             if folder is not None and not path.is_relative_to(folder):
                 raise SecretError(f"is to be read from {name}, which is not in {folder}; move it there")
-            with path.open("rb") as file:
-                data = file.read(4 * MAX_SECRET + 2)
+            data = self._data(path)
         except (OSError, ValueError) as error:
+            if optional and isinstance(error, FileNotFoundError):
+                return None
             why = error.strerror if isinstance(error, OSError) else "not a path"
             raise SecretError(f"cannot be read from {name}: {why}") from None
         return decoded(data.removesuffix(b"\n").removesuffix(b"\r"), name)
+
+    def _data(self, path: Path) -> bytes:
+        with path.open("rb") as file:
+            return file.read(4 * MAX_SECRET + 2)
 
 
 _PROCESS_KEY = secrets.token_bytes(32)

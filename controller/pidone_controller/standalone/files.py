@@ -6,15 +6,16 @@ report sooner, and not at all for network file systems, bind mounts of single fi
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pidone.errors import LanguageError
 from pidone.language.binding import Rules, collect, shown
 from pidone.language.checking import check_parsed, extended_sets, parse_bytes
-from pidone.language.model import TaskBinding, TaskSet
+from pidone.language.model import Param, TaskBinding, TaskSet
 from pidone.language.pods import PodProblem, read_inventory, shown_pod
+from pidone.language.secrets import NO_SECRETS, FileSecrets, SecretError, Secrets
 from pidone_controller.log import Log
 from pidone_controller.pods.model import Pod, Pool
 from pidone_controller.pods.projection import ProjectionError, project
@@ -57,6 +58,33 @@ class WatchedFile:
         return data
 
 
+class WatchedSecrets(FileSecrets):
+    """Files with values of Secrets, of one folder. Without a folder none is read.
+
+    ``look`` returns True if a file that was read has changed since.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        super().__init__(folder)
+        self._off = folder is None
+        self._read_files: dict[Path, Signature | None] = {}  # None: it could not be read
+
+    def text(self, param: Param, namespace: str) -> str | None:
+        if self._off:
+            raise SecretError("is not read, since the repo was started without --secrets DIR")
+        return super().text(param, namespace)
+
+    def look(self) -> bool:
+        changed = [path for path, before in self._read_files.items() if _signature_of(path) != before]
+        for path in changed:
+            del self._read_files[path]  # plans that need it read it again
+        return bool(changed)
+
+    def _data(self, path: Path) -> bytes:
+        self._read_files[path] = _signature_of(path)
+        return super()._data(path)
+
+
 @dataclass(slots=True)
 class TaskFiles:
     """The folders of TaskSets and TaskBindings. The last good version of each file counts."""
@@ -64,6 +92,7 @@ class TaskFiles:
     folders: Sequence[Path]
     log: Log
     say: Print
+    secrets: Secrets = NO_SECRETS
     files: dict[Path, WatchedFile] = field(default_factory=dict)
     good: dict[Path, tuple[TaskSet | TaskBinding, ...]] = field(default_factory=dict)
     rules: Rules = field(default_factory=Rules)
@@ -106,7 +135,8 @@ class TaskFiles:
     def _collect(self) -> None:
         """Make rules of the good versions. Of two objects with one name the first file by name counts."""
         paths = sorted(self.good, key=lambda path: (path.name, path))
-        self.rules, complaints = collect((str(path), self.good[path]) for path in paths)
+        rules, complaints = collect((str(path), self.good[path]) for path in paths)
+        self.rules = replace(rules, secrets=self.secrets)
         for complaint in complaints:
             if complaint not in self.complaints:
                 self.log("duplicate", error=complaint)
@@ -235,6 +265,13 @@ def _kept(before: Iterable[Pod], pods: Sequence[Pod], problems: Sequence[PodProb
 
 def _signature(stat: os.stat_result) -> Signature:
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
+def _signature_of(path: Path) -> Signature | None:
+    try:
+        return _signature(path.stat())
+    except OSError:
+        return None
 
 
 def _listed(folder: Path) -> list[Path]:

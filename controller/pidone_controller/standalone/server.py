@@ -12,14 +12,17 @@ from pathlib import Path
 import trio
 
 from pidone import __version__
+from pidone.errors import StartError
 from pidone.language.binding import Rules
+from pidone.language.extends import ANY
 from pidone.protocol import MAX_REPORT_BYTES
 from pidone_controller.log import LimitedLog, Log, log, say
 from pidone_controller.pods.model import Pod
-from pidone_controller.repo.listeners import host_port, listen, serve
+from pidone_controller.repo.certificates import Pair
+from pidone_controller.repo.listeners import Tls, host_port, listen, serve
 from pidone_controller.repo.plans import Plans
 from pidone_controller.repo.server import Repo
-from pidone_controller.standalone.files import InventoryFile, TaskFiles
+from pidone_controller.standalone.files import InventoryFile, TaskFiles, WatchedSecrets
 
 # Between two looks at the files. A change is read at the second look, and reaches its pods within a second.
 LOOK_SECONDS = 0.2
@@ -33,20 +36,38 @@ class Settings:
     inventory: Path
     host: str
     port: int
+    tls: tuple[str, int] | None = None  # the address for https, with a certificate and its key
+    certificate: Path | None = None
+    key: Path | None = None
+    secrets: Path | None = None  # the folder with values of Secrets
 
 
 async def run(settings: Settings, log: Log = log) -> None:
     """Serve until SIGTERM or SIGINT. Raises ``StartError``."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        tls = _tls(settings)
+        secure = await listen(*settings.tls) if settings.tls else []
         listeners = await listen(settings.host, settings.port)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_serve, settings, listeners, LimitedLog(log))
+            nursery.start_soon(_serve, settings, listeners, secure, tls, LimitedLog(log))
             async for number in signals:
                 # Held requests are closed, not answered. After a 304 all pods would ask again at once; after the end
                 # of a connection each keeps its plan and waits for a random time first.
                 log("stopping", signal=signal.Signals(number).name)
                 nursery.cancel_scope.cancel()
                 break
+
+
+def _tls(settings: Settings) -> Tls | None:
+    """Return the certificate for https; None without https. Raises ``StartError`` and ``CertificateError``."""
+    if settings.tls is None:
+        return None
+    if settings.certificate is None or settings.key is None:
+        raise StartError("https needs a certificate: give --certificate FILE and --key FILE, in PEM")
+    try:
+        return Tls(Pair(settings.certificate.read_bytes(), settings.key.read_bytes()))
+    except OSError as error:
+        raise StartError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
 def why_idle(rules: Rules, pods: Sequence[Pod] | None, settings: Settings) -> str:
@@ -85,10 +106,17 @@ class Idleness:
             self._log("idle", reason=self._reason)
 
 
-async def _serve(settings: Settings, listeners: list[trio.SocketListener], log: Log) -> None:
+async def _serve(
+    settings: Settings,
+    listeners: list[trio.SocketListener],
+    secure: list[trio.SocketListener],
+    tls: Tls | None,
+    log: Log,
+) -> None:
     plans = Plans(log)
+    secrets = WatchedSecrets(settings.secrets)
     repo = Repo(plans, log)
-    tasks = TaskFiles(settings.tasks, log, say)
+    tasks = TaskFiles(settings.tasks, log, say, secrets)
     inventory = InventoryFile(settings.inventory, log)
 
     def look() -> None:
@@ -110,6 +138,8 @@ async def _serve(settings: Settings, listeners: list[trio.SocketListener], log: 
             return
         if rules is not plans.rules:
             plans.rule(rules)
+        if secrets.look():
+            plans.secrets_changed(ANY)
         if pods is not listed:
             plans.replace(pods)
             listed = pods
@@ -135,18 +165,19 @@ async def _serve(settings: Settings, listeners: list[trio.SocketListener], log: 
                 serve,
                 repo.begin,
                 listeners,
+                secure,
+                tls,
                 max_body=MAX_REPORT_BYTES,
                 bounds=repo.bounds,
                 refuse=repo.refuse,
                 fatal=repo.died,
             )
         )
-        for listener in listeners:
-            log(
-                "listening",
-                address=host_port(listener.socket.getsockname()),
-                version=__version__,
-                ready=plans.ready,
-            )
+        _announce(log, [*listeners, *secure], ready=plans.ready)
         while True:
             await look_again()
+
+
+def _announce(log: Log, listeners: Sequence[trio.SocketListener], *, ready: bool) -> None:
+    for listener in listeners:
+        log("listening", address=host_port(listener.socket.getsockname()), version=__version__, ready=ready)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pidone.http import client
 from pidone.http.message import Response
 from pidone.plan.format import decode_bundle
 from pidone.plan.model import Bundle
+from pidone_controller.repo import certificates
 from tests.controller.factories import binding, manifest, task_set
 from tests.patience import PATIENCE_SECONDS
 
@@ -80,12 +82,12 @@ class Controller:
 
 
 @asynccontextmanager
-async def running(folder: Path) -> AsyncIterator[Controller]:
+async def running(folder: Path, *more: str) -> AsyncIterator[Controller]:
     controller = Controller(folder)
     arguments = ["--tasks", str(folder / "tasks"), "--inventory", str(folder / "pods.json")]
     async with trio.open_nursery() as nursery:
         process = await trio.lowlevel.open_process(
-            [*PROGRAM, "standalone", *arguments, "--listen", "127.0.0.1:0"], stderr=subprocess.PIPE
+            [*PROGRAM, "standalone", *arguments, "--listen", "127.0.0.1:0", *more], stderr=subprocess.PIPE
         )
         controller.process = process
         nursery.start_soon(controller.read)
@@ -291,3 +293,86 @@ async def test_a_repo_whose_pods_get_tasks_is_not_idle(desk: Controller) -> None
     async with running(desk.folder) as controller:
         await controller.line("event=listening")
         assert not any("event=idle" in text for text in controller.lines)
+
+
+SECRET_SET = """\
+apiVersion: pidone.dev/v1alpha1
+kind: TaskSet
+metadata: {name: check}
+spec:
+  params:
+    - {name: token, valueFrom: {secretKeyRef: {name: hook, key: token}}}
+    - {name: port, type: integer, valueFrom: {file: port}}
+    - {name: other, default: none, valueFrom: {secretKeyRef: {name: hook, key: other, optional: true}}}
+  tasks:
+    - name: ready
+      probe: {httpGet: {port: $(params.port), httpHeaders: [{name: X, value: "$(params.token) $(params.other)"}]}}
+"""
+
+
+async def test_values_of_secrets_are_files_of_one_folder_and_come_over_https(
+    desk: Controller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = datetime.now(UTC)
+    authority = certificates.make_ca(now)
+    pair = certificates.issue(authority, ["127.0.0.1"], now)
+    for name, data in {"ca.crt": authority.certificate, "crt": pair.certificate, "key": pair.key}.items():
+        (tmp_path / name).write_bytes(data)
+    monkeypatch.setenv("PIDONE_CA", str(tmp_path / "ca.crt"))
+    (tmp_path / "secrets/hook").mkdir(parents=True)
+    (tmp_path / "secrets/hook/token").write_text("t0ken\n")
+    (tmp_path / "secrets/port").write_text("8081")
+    desk.write("tasks/check.yaml", SECRET_SET)
+    more = [
+        "--listen-tls",
+        "127.0.0.1:0",
+        "--certificate",
+        str(tmp_path / "crt"),
+        "--key",
+        str(tmp_path / "key"),
+    ]
+    async with running(desk.folder, *more, "--secrets", str(tmp_path / "secrets")) as controller:
+        answer = await controller.ask("127.0.0.2")
+        assert answer.status == 426
+        assert "t0ken" not in answer.text
+        await controller.line("event=withheld", "a value of a Secret is served over https only")
+        listening = [line for line in controller.lines if "event=listening" in line]
+        controller.url = f"https://{listening[1].split('address=')[1].split()[0]}"
+        bundle, etag = await controller.bundle("127.0.0.2")
+        (task,) = bundle.plan.tasks
+        assert task.config["httpGet"]["port"] == 8081
+        assert task.config["httpGet"]["httpHeaders"][0]["value"] == "t0ken none"
+        changes: list[tuple[Bundle, str]] = []
+        async with soon(controller, "127.0.0.2", etag, changes):
+            (tmp_path / "secrets/hook/token").write_text("another")
+        ((changed, _),) = changes
+        assert changed.plan.tasks[0].config["httpGet"]["httpHeaders"][0]["value"] == "another none"
+        assert not any("t0ken" in line or "another" in line for line in controller.lines)
+
+
+async def test_without_a_folder_no_file_is_read(desk: Controller, tmp_path: Path) -> None:
+    (tmp_path / "port").write_text("8081")
+    text = SECRET_SET.replace("{file: port}", f"{{file: {tmp_path}/port}}")
+    desk.write("tasks/check.yaml", text)
+    async with running(desk.folder) as controller:
+        await controller.line("event=error", "is not read, since the repo was started without --secrets DIR")
+        bundle, _ = await controller.bundle("127.0.0.2")
+        assert bundle.plan.tasks == ()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--listen-tls", "127.0.0.1:0"],
+            "https needs a certificate: give --certificate FILE and --key FILE",
+        ),
+        (["--listen-tls", "127.0.0.1:0", "--certificate", "FILE", "--key", "FILE"], "pidone-controller: "),
+    ],
+)
+def test_https_without_a_certificate_is_refused(desk: Controller, arguments: list[str], message: str) -> None:
+    words = [*PROGRAM, "standalone", "--tasks", str(desk.folder / "tasks")]
+    words += ["--inventory", str(desk.folder / "pods.json"), "--listen", "127.0.0.1:0"]
+    words += [str(desk.folder / "pods.json") if word == "FILE" else word for word in arguments]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
+    assert (done.returncode, message in done.stderr) == (1, True), done.stderr
