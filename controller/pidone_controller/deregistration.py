@@ -33,7 +33,7 @@ from typing import Any, NoReturn
 import trio
 
 from pidone.actions.register import instance_of, is_left
-from pidone.errors import PidoneError, RegistryRefused, TransferTimeout
+from pidone.errors import PidoneError, Refused, RegistryRefused, TransferTimeout
 from pidone.http.client import redacted
 from pidone.http.urls import is_loopback, with_namespace
 from pidone.language.schemas import registries
@@ -296,7 +296,11 @@ class Deregistration:
         holder = self._holder(registration)
         if holder:
             return _Result(holder)
-        driver = self._build(outside(json.loads(registration.config), pod.namespace, self._namespace), pod)
+        config = json.loads(registration.config)
+        try:
+            driver = self._build(outside(config, pod.namespace, self._namespace), pod)
+        except Refused as error:
+            raise RegistryRefused(f"{error} (the controller reads no file that the plan names)") from error
         try:
             entry = await driver.read()
             if entry is None:
