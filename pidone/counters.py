@@ -31,6 +31,7 @@ class TaskView(Protocol):
     failures: int
     streak: int
     error: str
+    leaving: bool
     last_duration: float | None
     last_success: float | None
 

@@ -32,7 +32,7 @@ from typing import Any, NoReturn
 
 import trio
 
-from pidone.actions.register import instance_of, is_left
+from pidone.actions.register import instance_of, is_left, short_forms
 from pidone.errors import PidoneError, Refused, RegistryRefused, TransferTimeout
 from pidone.http.client import redacted
 from pidone.http.urls import is_loopback, with_namespace
@@ -67,13 +67,13 @@ Build = Callable[[Mapping[str, Any], Pod], Registry]
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """One register task of one pod: an instance in a registry.
+    """One target of a register task of one pod: an instance in a registry.
 
     Small, since there is one for each registered pod; the driver is built again when it is needed.
     """
 
     task: str
-    config: bytes  # ``register`` of the plan
+    config: bytes  # ``register`` of the plan, in its short form
     registry: str  # its servers as the plan writes them, for people and for the limit of calls
     places: frozenset[str]  # each server in one spelling
     instance: str
@@ -118,7 +118,7 @@ class _Result:
 
 
 def build(config: Mapping[str, Any], pod: Pod) -> Registry:
-    """The driver for ``register`` of a plan. Raises ``Refused``."""
+    """The driver for ``register`` of a plan, in its short form. Raises ``Refused``."""
     facts = model.Pod(pod.name, pod.namespace, pod.uid, pod.ips[0] if pod.ips else "")
     return instance_of(config, facts)
 
@@ -182,7 +182,9 @@ class Deregistration:
         ``digest`` is that of the plan that the pod is served, ``tasks`` returns its tasks.
         """
         before = self._pods.get(pod.key)
-        registrations = {one.task: one for one in before.registrations} if before is not None else {}
+        registrations: dict[str, list[Registration]] = {}
+        for one in before.registrations if before is not None else ():
+            registrations.setdefault(one.task, []).append(one)
         # A report of an earlier plan adds nothing. A replica that has just begun knows no plan of the pod, and takes
         # the one that is served now as the best guess.
         if before is None or (before.digest != report.digest == digest):
@@ -193,7 +195,7 @@ class Deregistration:
             # Nothing is known about a task that the report has no room for, unless the plan does not have it either.
             planned = {task["name"] for task in tasks()} if report.digest == digest else registrations.keys()
             present |= planned
-        kept = tuple(one for one in registrations.values() if one.task in present)
+        kept = tuple(one for task, targets in registrations.items() if task in present for one in targets)
         # Also without any registration, so that the plan is not read again at each report.
         self._remember(pod.key, _PodRegistrations(pod, report.digest, kept))
 
@@ -344,29 +346,32 @@ class Deregistration:
             (one.pod.path for one in pods if any(map(registration.overwrites, one.registrations))), default=""
         )
 
-    def _read(self, pod: Pod, tasks: Sequence[Mapping[str, Any]]) -> dict[str, Registration]:
-        """The registrations of a plan, by task."""
-        registrations = {}
+    def _read(self, pod: Pod, tasks: Sequence[Mapping[str, Any]]) -> dict[str, list[Registration]]:
+        """The registrations of a plan, by task: one for each of its targets."""
+        registrations: dict[str, list[Registration]] = {}
         for task in tasks:
             config = task.get("register")
             if not isinstance(config, Mapping):
                 continue
             try:
-                driver = self._build(config, pod)
+                drivers = [(form, self._build(form, pod)) for form in short_forms(config)]
             except PidoneError as error:  # the pod refuses it too, and reports it
                 text = Mask(values_of([task]))(str(error))
                 self._log("unknown-registry", pod=pod.path, task=task["name"], error=text)
                 continue
-            name, registry, places = task["name"], sys.intern(driver.where), self._shared(driver.places)
-            registrations[name] = Registration(
-                name,
-                canonical(config),
-                registry,
-                places,
-                driver.instance,
-                driver.address,
-                values_of([task]),
-            )
+            name = task["name"]
+            registrations[name] = [
+                Registration(
+                    name,
+                    canonical(form),
+                    sys.intern(driver.where),
+                    self._shared(driver.places),
+                    driver.instance,
+                    driver.address,
+                    values_of([task]),
+                )
+                for form, driver in drivers
+            ]
         return registrations
 
     def _remember(self, key: str, pod: _PodRegistrations | None) -> None:

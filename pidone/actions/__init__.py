@@ -95,8 +95,11 @@ class Context(Protocol):
         the block is left as with ``grace``, and ``cancelled_caught`` of the scope is True.
         """
 
-    def retry_delay(self, failures: int, at_most: float) -> float:
-        """Return the seconds until the next try after ``failures`` in a row, by the task's ``backoff``."""
+    def retry_delay(self, failures: int, at_most: float, *, lasting: bool = False) -> float:
+        """Return the seconds until the next try after ``failures`` in a row, by the task's ``backoff``.
+
+        After a ``lasting`` error they are at least half of the maximum.
+        """
 
     async def changed(self) -> None:
         """Wait until the state of any task changes, or the pod's maintenance."""

@@ -1,15 +1,13 @@
 """One registry of a registration: what it is told, and when."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 
 import trio
 
-from pidone.actions import Context, Shown
+from pidone.actions import Context, Setting, Shown
 from pidone.actions.probe import HEALTHY, UNHEALTHY
-from pidone.counters import TaskView
-from pidone.errors import PidoneError, RegistryRefused, TaskFailed
-from pidone.maintenance import Maintenance
+from pidone.errors import PidoneError, RegistryRefused, TaskFailed, describe
 from pidone.pacing import RateLimit
 from pidone.registries import Registry, Status
 
@@ -40,28 +38,23 @@ class Target:
     The lease is renewed at the registry's own pace, unless a heartbeat task names this registration.
     """
 
-    def __init__(
-        self,
-        registry: Registry,
-        follow: Sequence[str],
-        tasks: Callable[[], Iterable[TaskView]],
-        maintenance: Maintenance,
-    ) -> None:
+    def __init__(self, name: str, registry: Registry, follow: Sequence[str], setting: Setting) -> None:
+        self.name = name  # of the registry
         self.registry = registry
+        self.label = ""  # for the journal, where a task has several targets
         self.registered = False  # the registry has the instance, as far as we know
         self.lost = False  # the registry does not have the instance any more
         self.error = ""  # of the last call; empty after success
         self._follow = follow
-        self._tasks = tasks
-        self._maintenance = maintenance
+        self._setting = setting
         self._running = False
         self._changed: Callable[[], None] = lambda: None
         self._sent = False  # the registry may have the instance
         self._accepted = False  # the registry has had the instance
         self._cut_off = False  # a registration was cancelled without an answer, and may arrive at any time
+        self._health: Status | None = None  # the last one, by the probes
         self._status: Status | None = None  # the last one that the registry accepted
-        self._shown = ""  # what the registry showed then; an operator can override ours
-        self._last_health: Status | None = None  # by the probes
+        self._shown = ""  # the status that the registry showed after that
         self._due = True  # the document must be sent
         self._failures = 0  # in a row
         self._retry_at = -inf
@@ -81,11 +74,7 @@ class Target:
         try:
             while True:
                 await trio.lowlevel.checkpoint_if_cancelled()  # the call in flight is the last one
-                seen, maintenance = self._health(context), self._maintenance.on
-                # A probe that restarts after a new plan does not change the status before its first result.
-                if seen or self._status is None or self._last_health is None:
-                    self._last_health = _STATUS.get(seen, Status.UP)
-                status = Status.OUT_OF_SERVICE if maintenance else self._last_health
+                status = self._wanted(context)
                 self._due |= status is not self._status
 
                 may_call = trio.current_time() >= self._retry_at
@@ -94,7 +83,7 @@ class Target:
                     await self._call(context, status, beat=beat)
                 else:
                     with trio.move_on_at(self._next_call()) as self._waiting:
-                        while (self._health(context), self._maintenance.on) == (seen, maintenance):
+                        while self._wanted(context) is status:
                             await context.changed()
         except PidoneError as error:
             self._answer(str(error))
@@ -118,45 +107,58 @@ class Target:
         if request.error:
             raise TaskFailed(request.error)
 
-    async def deregister(self, context: Context) -> bool:
-        """Deregister the instance. Returns False if there was nothing to do. ``run`` has ended."""
+    @property
+    def title(self) -> str:
+        """The registry and its servers, for people."""
+        return f"{self.name} {self.registry.where}".lstrip()
+
+    @property
+    def may_be_registered(self) -> bool:
+        """True if the registry may have the instance."""
+        return self._sent
+
+    async def deregister(self, context: Context) -> None:
+        """Deregister the instance, if the registry may have it. ``run`` has ended."""
         if not self._sent:
-            return False
+            return
         await self.registry.deregister()
         if self._cut_off:
             raise TaskFailed(
                 "deregistered, but a registration before it was cut off without an answer and may arrive later"
             )
         self._sent = self._accepted = self.registered = self.lost = False
-        self._status, self.error = None, ""
-        self._maintenance.notify()
-        context.log("deregistered")
-        return True
+        self._health = self._status = None
+        self.error = self._shown = ""
+        self._log(context, "deregistered")
+
+    def take_over(self, previous: "Target") -> None:
+        """Take over the instance of ``previous``, whose run has ended."""
+        self.registry.take_over(previous.registry)
+        self._sent, self._accepted, self._status = previous._sent, previous._accepted, previous._status
+        self._health, self._shown = previous._health, previous._shown
+        self._cut_off = previous._cut_off
+        self._failures, self._retry_at, self._away = previous._failures, previous._retry_at, previous._away
+        self._renew_at = previous._renew_at
 
     def shown(self) -> Shown | None:
         """Return what the registry shows of the instance; None if it has none of ours."""
         if not self.registered:
             return None
-        if self._maintenance.on != (self._status is Status.OUT_OF_SERVICE):
+        if self._setting.maintenance.on != (self._status is Status.OUT_OF_SERVICE):
             return Shown(self._shown, self.error or "no answer yet", pending=True)
         overridden = self._status is not None and self._shown != self._status
         return Shown(
             self._shown, "the registry keeps this status; has an operator set it?" if overridden else ""
         )
 
-    def take_over(self, previous: "Target") -> None:
-        """Take over the instance of ``previous``, whose run has ended."""
-        self.registry.take_over(previous.registry)
-        self._sent, self._accepted, self._status = previous._sent, previous._accepted, previous._status
-        self._cut_off = previous._cut_off
-        self._shown, self._last_health = previous._shown, previous._last_health
-        self._failures, self._retry_at, self._away = previous._failures, previous._retry_at, previous._away
-        self._renew_at = previous._renew_at
-
-    def _health(self, context: Context) -> str:
-        """Return the common state of the probes that it follows: healthy if all of them are."""
+    def _wanted(self, context: Context) -> Status:
+        """Return the status that the registry is to show."""
         states = {context.state_of(name) for name in self._follow} or {HEALTHY}
-        return next((state for state in (UNHEALTHY, "") if state in states), max(states))
+        seen = next((state for state in (UNHEALTHY, "") if state in states), max(states))
+        # A probe that restarts after a new plan does not change the status before its first result.
+        if seen or self._health is None:
+            self._health = _STATUS.get(seen, Status.UP)
+        return Status.OUT_OF_SERVICE if self._setting.maintenance.on else self._health
 
     def _renewal_is_due(self, context: Context) -> bool:
         """True if the lease must be renewed now, and no heartbeat task does it."""
@@ -167,7 +169,7 @@ class Target:
         # than that, and two intervals are shorter than a lease.
         if not any(
             view.task.action == "heartbeat" and view.task.config.get("of") == context.task
-            for view in self._tasks()
+            for view in self._setting.tasks()
         ):
             return True
         self._renew_at = self._next_renewal(context, now)
@@ -221,11 +223,9 @@ class Target:
         if not self._accepted:
             self._renew_at = self._first_renewal(context)
         self._accepted, self._status, self._due, self._cut_off = True, status, False, False
-        self._shown = shown
-        self.registered, self.lost, self.error = True, False, ""
-        context.log("registered", status=status, overridden=shown if shown != status else None)
+        self.registered, self.lost, self.error, self._shown = True, False, "", shown
+        self._log(context, "registered", status=status, overridden=shown if shown != status else None)
         self._changed()
-        self._maintenance.notify()
 
     def _failed(self, context: Context, error: PidoneError, *, renewed: bool) -> None:
         """Set the backoff and log the error. The registration stays: the registry keeps it until the lease ends."""
@@ -234,16 +234,24 @@ class Target:
         now = trio.current_time()
         delay = context.retry_delay(self._failures, min(self.registry.interval, self.registry.lease / 3))
         self._retry_at = now + delay
-        if isinstance(error, RegistryRefused):
-            if self._refusal != str(error):
-                self._refusal = str(error)
-                context.log("registry-refused", error=error)  # once, since only a person can help
-        elif self._errors.take(now) == 0:
-            context.log("registry-failed", error=error, untold=self._errors.refused or None)
-            self._errors.refused = 0
+        self.log_failure(context, error)
         self._answer("" if renewed else str(error))
         self.error = str(error)
         self._changed()
+
+    def log_failure(self, context: Context, error: Exception) -> None:
+        """Write the error of a call to the journal."""
+        now = trio.current_time()
+        if isinstance(error, RegistryRefused):
+            if self._refusal != str(error):
+                self._refusal = str(error)
+                self._log(context, "registry-refused", error=error)  # once, since only a person can help
+        elif self._errors.take(now) == 0:
+            self._log(context, "registry-failed", error=describe(error), untold=self._errors.refused or None)
+            self._errors.refused = 0
+
+    def _log(self, context: Context, event: str, **fields: object) -> None:
+        context.log(event, registry=self.label or None, **fields)
 
     def _answer(self, error: str) -> None:
         """End the wait of the heartbeat task, if it waits. ``error`` is empty after success."""

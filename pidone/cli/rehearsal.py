@@ -4,7 +4,8 @@ Plan, engine and actions are those of real pods, on Trio's mock clock. Only the 
 simulated. ``x-pidone-simulation`` in the action's schema names them:
 
     question   the attribute ``ask`` of the action: a coroutine function that returns why not, or an empty string
-    registry   the attribute ``target.registry`` of the action, a ``pidone.registries.Registry``
+    registry   the attribute ``registry`` of each of the action's ``targets``, a ``pidone.registries.Registry``. The
+               calls of several targets begin with the registry's name, and an answer to one of them does too
     program    commands, which the action starts with ``Setting.reaper``
     none       there are none, since the action calls other tasks alone
 
@@ -54,11 +55,15 @@ class Answer:
     word: str
     number: int = 0
     after: float = 0.0
+    registry: str = ""  # of a task with several, the one that answers so; empty: all
 
     @classmethod
     def of(cls, text: str, action: str) -> "Answer | None":
-        """Read ``answers 503 after 2s``; None if it is no answer to this action."""
-        match = _GIVEN.fullmatch(text)
+        """Read ``answers 503 after 2s`` or ``consul fails``; None if it is no answer to this action."""
+        registry, _, rest = text.partition(" ")
+        if schemas.actions()[action].simulation != "registry" or registry not in schemas.registries():
+            registry, rest = "", text
+        match = _GIVEN.fullmatch(rest)
         if match is None:
             return None
         word, number, after = match["word"], match["number"], match["after"]
@@ -66,14 +71,14 @@ class Answer:
         delay = duration.seconds(after) if after else 0.0
         if has_number.get(word) is not (number is not None) or delay is None:
             return None
-        return cls(word, int(number or 0), delay)
+        return cls(word, int(number or 0), delay, registry)
 
 
 class World:
     """The current answers, and the calls so far, by the task's name."""
 
     def __init__(self) -> None:
-        self.answers: dict[str, Answer] = {}
+        self._answers: dict[str, dict[str, Answer]] = defaultdict(dict)  # by task and registry
         self.calls: dict[str, list[str]] = defaultdict(list)
 
     def build(self, task: Task, setting: Setting) -> Action:
@@ -83,14 +88,23 @@ class World:
             case "question":
                 action.ask = _ProbeRequest(self, task)
             case "registry":
-                action.target.registry = _Registry(self, task, action.target.registry)
+                for target in action.targets:
+                    name = target.name if len(action.targets) > 1 else ""
+                    target.registry = _Registry(self, task, target.registry, name)
             case "":
                 return _Other(self, task)
         simulated: Action = action
         return simulated
 
-    def answer(self, task: Task) -> Answer:
-        return self.answers.get(task.name) or Answer(words(task.action)[0])
+    def give(self, task: str, answer: Answer) -> None:
+        """Answer so from now on."""
+        if not answer.registry:
+            self._answers[task].clear()
+        self._answers[task][answer.registry] = answer
+
+    def answer(self, task: Task, registry: str = "") -> Answer:
+        answers = self._answers[task.name]
+        return answers.get(registry) or answers.get("") or Answer(words(task.action)[0])
 
     def called(self, task: Task, what: str) -> None:
         self.calls[task.name].append(what)
@@ -125,6 +139,7 @@ class _Registry:
     world: World
     task: Task
     real: Registry  # which is not called
+    name: str  # of the registry, where the task has several
 
     @property
     def where(self) -> str:
@@ -170,15 +185,15 @@ class _Registry:
     async def heartbeat(self) -> bool:
         forgotten = (await self._call("heartbeat")).word == "forgets"
         if forgotten:  # once: the registration that follows is accepted
-            self.world.answers[self.task.name] = Answer("accepts")
+            self.world.give(self.task.name, Answer("accepts", registry=self.name))
         return not forgotten
 
     async def deregister(self) -> None:
         await self._call("deregister")
 
     async def _call(self, what: str) -> Answer:
-        self.world.called(self.task, what)
-        answer = self.world.answer(self.task)
+        self.world.called(self.task, f"{self.name} {what}".lstrip())
+        answer = self.world.answer(self.task, self.name)
         if answer.word == "times out" or answer.after >= ANSWER_SECONDS:
             await trio.sleep(ANSWER_SECONDS)
             raise TransferTimeout(f"{what}: no answer within {ANSWER_SECONDS:g} s")

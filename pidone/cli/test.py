@@ -206,7 +206,7 @@ class Run:
         for name, text in step.get("given", {}).items():
             answer = Answer.of(text, self._actions[name])
             assert answer is not None  # ``check_names`` has refused others
-            self._world.answers[name] = answer
+            self._world.give(name, answer)
 
     def _pod_changed(self, program: PodProgram, path: Path, change: Any) -> None:
         phase = Phase.RUNNING

@@ -476,9 +476,9 @@ class _TaskContext:
             finally:
                 del self._engine._shields[scope]
 
-    def retry_delay(self, failures: int, at_most: float) -> float:
-        state = self._engine._core.tasks[self.task]
-        return self._engine._core.retry_delay(state.task, failures, at_most=at_most)
+    def retry_delay(self, failures: int, at_most: float, *, lasting: bool = False) -> float:
+        task = self._engine._core.tasks[self.task].task
+        return self._engine._core.retry_delay(task, failures, at_most=at_most, lasting=lasting)
 
     def action_of(self, task: str) -> Action | None:
         return self._engine.action(task)

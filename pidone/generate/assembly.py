@@ -19,6 +19,7 @@ What the rest of pidone has to know of an action stands in its file:
     x-pidone-listens        the field with the port on which process 1 listens
     x-pidone-simulation     which border to the world ``pidone test`` simulates, see ``pidone.cli.rehearsal``
     x-pidone-aliases        what other tools call it: the checker suggests the right name
+    x-pidone-several        the key of a list, each of whose items has one of the variants; it stands instead of one
 
 and of a registry:
 
@@ -131,17 +132,25 @@ def _with_variants(part: dict[str, Any], definitions: dict[str, Any]) -> dict[st
     properties: dict[str, Any] = {}
     for key, value in part["properties"].items():
         if key != _VARIANTS:
-            properties[key] = value
+            properties[key] = _with_variants_inside(value, definitions)
             continue
         for name in names:
             variant = _with_variants(_read(folder, name), definitions)
             if folder in _CHECKS:
                 _CHECKS[folder](f"schema/{folder}/{name}.json", variant)
-            if name in definitions:
+            if definitions.get(name, variant) != variant:
                 raise ValueError(f"schema/{folder}/{name}.json: there is a definition of this name already")
             definitions[name] = variant
             properties[name] = {"$ref": f"#/definitions/{name}", "description": variant["description"]}
-    return {**part, "oneOf": [{"required": [name]} for name in names], "properties": properties}
+    options = [*names, part["x-pidone-several"]] if "x-pidone-several" in part else names
+    return {**part, "oneOf": [{"required": [name]} for name in options], "properties": properties}
+
+
+def _with_variants_inside(part: Any, definitions: dict[str, Any]) -> Any:
+    """Return a property; if it is a list, its items have one property for each file of the folder that they name."""
+    if not isinstance(part, dict) or "items" not in part:
+        return part
+    return {**part, "items": _with_variants(part["items"], definitions)}
 
 
 def _check_action(file: str, part: Mapping[str, Any]) -> None:

@@ -73,7 +73,8 @@ def _rows(field: Field, path: str, skip: Collection[str] = ()) -> Iterator[str]:
         text = " ".join(part for part in (inner.description, facts(inner)) if part)
         text = text.replace("|", "\\|").replace("<", "\\<")
         yield f"| {shown} | {inner.type} | {text} |"
-        yield from _rows(inner, f"{here}.")
+        if not (path and "x-pidone-instance" in inner.part):  # whose fields are described once
+            yield from _rows(inner, f"{here}.")
 
 
 def main(path: str) -> int:

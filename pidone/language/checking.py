@@ -499,6 +499,8 @@ def _choice(document: Document, path: Path, error: Any) -> None:
     what = error.schema["x-pidone-choice"]
     named = error.instance.get("name")
     task = f'{"task " if what == "action" else ""}"{named}"' if isinstance(named, str) else str(path[-1])
+    if isinstance(path[-1], int) and not isinstance(named, str):
+        task = f"this item of {path[-2]}"
     if found:
         once = "; a task does one thing" if what == "action" else f"; it takes one {what}"
         number = "two" if len(found) == 2 else len(found)

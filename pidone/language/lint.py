@@ -100,23 +100,23 @@ class _Task:
     def line(self) -> int:
         return self.document.span((*self.path, "name")).line
 
-    def has(self, *path: str) -> bool:
+    def has(self, *path: str | int) -> bool:
         return self._find(path) is not MISSING
 
-    def get(self, *path: str) -> Any:
+    def get(self, *path: str | int) -> Any:
         """The value as it stands in the file, else the default; None where there is neither."""
         value = self._find(path)
         if value is MISSING:
-            value = self.action.defaults.get(path[0], MISSING) if len(path) == 1 else MISSING
+            value = self.action.defaults.get(str(path[0]), MISSING) if len(path) == 1 else MISSING
         if value is MISSING:
             value = _default(task_shape(), path)
         return None if value is MISSING else value
 
-    def span(self, *path: str) -> Span:
+    def span(self, *path: str | int) -> Span:
         """Of the value where it is written, else of the action's key: a task is many lines."""
         return self.document.span((*self.path, *path)) if self.has(*path) else self.key(self.action.name)
 
-    def key(self, *path: str) -> Span:
+    def key(self, *path: str | int) -> Span:
         return self.document.key((*self.path, *path))
 
     def edges(self, *keys: str) -> Iterator[tuple[str, Path, str]]:
@@ -125,20 +125,22 @@ class _Task:
             for index, edge in enumerate(self.value.get(key, ())):
                 yield key, (*self.path, key, index), edge
 
-    def _find(self, path: Sequence[str]) -> Any:
+    def _find(self, path: Path) -> Any:
         value: Any = self.value
         for step in path:
-            if not isinstance(value, Mapping) or step not in value:
+            known = range(len(value)) if isinstance(value, list) else value
+            if not isinstance(known, Mapping | range) or step not in known:
                 return MISSING
             value = value[step]
         return value
 
 
-def _default(shape: Shape, path: Sequence[str]) -> Any:
+def _default(shape: Shape, path: Path) -> Any:
     for step in path:
-        if step not in shape.properties:
+        below = shape.items if isinstance(step, int) else shape.properties.get(step)
+        if below is None:
             return MISSING
-        shape = shape.properties[step]
+        shape = below
     return shape.default
 
 
@@ -221,11 +223,11 @@ def _named(
 def _ports(tasks: _Set) -> Said:
     listening = [task for task in tasks.tasks.values() if task.action.listens]
     asking = _probes_by_port(tasks)
-    leading: dict[Any, list[tuple[_Task, Registry, Any]]] = {}
-    for task, registry in _registrations(tasks):
-        given = task.get("register", registry.name, registry.port) if registry.port else None
+    leading: dict[Any, list[tuple[_Registration, Any]]] = {}
+    for registration in _registrations(tasks):
+        given = registration.get(registration.registry.port)
         if given is not None:
-            leading.setdefault(tasks.known(given), []).append((task, registry, given))
+            leading.setdefault(tasks.known(given), []).append((registration, given))
     first: dict[Any, list[_Task]] = {}
     for other in listening:
         port = other.get(other.action.name, other.action.listens)
@@ -248,13 +250,13 @@ def _ports(tasks: _Set) -> Said:
                     f"so this would not ask the application; {remedy}"
                 )
                 yield probe.span("probe", handler, "port"), message, "port-clash"
-        for task, registry, given in leading.get(tasks.known(port), ()):
-            if _together(one, task):
+        for registration, given in leading.get(tasks.known(port), ()):
+            if _together(one, registration.task):
                 message = (
                     f"port {tasks.shown(given)} is where pidone itself serves {one.action.name}, "
                     f"and callers are led there; {remedy}"
                 )
-                yield task.span("register", registry.name, registry.port), message, "registered-metrics"
+                yield registration.span(registration.registry.port), message, "registered-metrics"
 
 
 def _probes_by_port(tasks: _Set) -> dict[Any, list[tuple[_Task, str, Any]]]:
@@ -273,59 +275,83 @@ def _together(one: _Task, other: _Task) -> bool:
     return bool(one.value.get("podSelector") == other.value.get("podSelector"))
 
 
-def _registrations(tasks: _Set) -> Iterator[tuple[_Task, Registry]]:
-    """Each register task, and its registry."""
+@dataclass(frozen=True, slots=True)
+class _Registration:
+    """One target of a register task."""
+
+    task: _Task
+    registry: Registry
+    path: Path  # of the registry's fields in the task
+
+    def get(self, field: str) -> Any:
+        """Return a field of the registry; None if the registry has no such field."""
+        return self.task.get(*self.path, field) if field else None
+
+    def has(self, field: str) -> bool:
+        return self.task.has(*self.path, field)
+
+    def span(self, field: str) -> Span:
+        return self.task.span(*self.path, field)
+
+
+def _registrations(tasks: _Set) -> Iterator[_Registration]:
+    """Yield each target of each register task."""
     for task in tasks.of_action("register"):
-        for registry in registries().values():
-            if task.has("register", registry.name):
-                yield task, registry
+        several = task.get("register", "to") or ()
+        for above in (("register",), *(("register", "to", number) for number in range(len(several)))):
+            for registry in registries().values():
+                path: Path = (*above, registry.name)
+                if task.has(*path):
+                    yield _Registration(task, registry, path)
 
 
 def _forms(tasks: _Set) -> Said:
     """Fields of a registration that go with the value of another one, such as the layout of a key."""
-    for task, registry in _registrations(tasks):
+    for registration in _registrations(tasks):
+        task, registry, path = registration.task, registration.registry, registration.path
         for field, forms in registry.forms.items():
-            value = task.get("register", registry.name, field)
+            value = registration.get(field)
             form = forms.get("" if value is None else str(value))
             if form is None:
                 continue
             what = f"{registry.name} without {field}" if value is None else f"{field} {value}"
             for name in form.needs:
-                if not task.has("register", registry.name, name):
-                    yield task.key("register", registry.name), f'{what} needs "{name}"', "missing-field"
+                if not registration.has(name):
+                    yield task.key(*path), f'{what} needs "{name}"', "missing-field"
             others = {name for other in forms.values() for name in (*other.needs, *other.takes)}
             for name in sorted(others - {*form.needs, *form.takes}):
-                if task.has("register", registry.name, name):
+                if registration.has(name):
                     message = f'{what} has no "{name}"; remove it'
-                    yield task.key("register", registry.name, name), message, "unknown-field"
+                    yield task.key(*path, name), message, "unknown-field"
 
 
 def _leases(tasks: _Set) -> Said:
     beats: dict[str, list[_Task]] = {}
     for beat in tasks.of_action("heartbeat"):
         beats.setdefault(str(beat.get("heartbeat", "of")), []).append(beat)
-    for task, registry in _registrations(tasks):
-        lease = task.get("register", registry.name, registry.lease) if registry.lease else None
+    for registration in _registrations(tasks):
+        lease = registration.get(registration.registry.lease)
         if lease is None:
             continue
-        yield from _announced(tasks, task, registry, lease)
-        for beat in beats.get(task.name, ()):
-            yield from _lease(tasks, task, beat, lease)
+        yield from _announced(tasks, registration, lease)
+        for beat in beats.get(registration.task.name, ()):
+            yield from _lease(tasks, registration.task, beat, lease)
 
 
-def _announced(tasks: _Set, task: _Task, registry: Registry, lease: Any) -> Said:
+def _announced(tasks: _Set, registration: _Registration, lease: Any) -> Said:
     """The interval of renewals that is announced to the registry, if it has such a field."""
+    registry = registration.registry
     if not registry.renewal:
         return
-    renewal = task.get("register", registry.name, registry.renewal)
+    renewal = registration.get(registry.renewal)
     interval, length = tasks.seconds(renewal), tasks.seconds(lease)
     if interval is not None and length is not None and interval >= length:
-        name = registry.lease if task.has("register", registry.name, registry.lease) else registry.renewal
+        name = registry.lease if registration.has(registry.lease) else registry.renewal
         message = (
             f"{registry.lease} is {tasks.shown(lease)}, and {registry.renewal} is {tasks.shown(renewal)}: the lease "
             f"ends before it is renewed; give {registry.renewal} a third of {registry.lease}"
         )
-        yield task.span("register", registry.name, name), message, "lease"
+        yield registration.span(name), message, "lease"
 
 
 def _lease(tasks: _Set, task: _Task, beat: _Task, lease: Any) -> Said:
@@ -420,8 +446,12 @@ def _follows(tasks: _Set) -> Said:
             if edge.partition(".")[0] in tasks.tasks
             and tasks.tasks[edge.partition(".")[0]].action.name == "probe"
         }
-        given = task.get("register", "follow")
-        followed = {given} if isinstance(given, str) else set(given or ())
+        follows = [task.get("register", "follow")]
+        several = task.get("register", "to") or ()
+        follows += [task.get("register", "to", number, "follow") for number in range(len(several))]
+        followed = {
+            name for given in follows for name in ([given] if isinstance(given, str) else given or ())
+        }
         if missing := sorted(probes - followed):
             wanted = ", ".join(sorted(probes | followed))
             message = (
@@ -445,23 +475,31 @@ def _instances(tasks: _Set) -> Said:
 
     URLs agree if they have a server in common, in whatever spelling.
     """
-    first: dict[str, list[tuple[_Task, frozenset[str]]]] = {}
-    for other, registry in _registrations(tasks):
-        values = [other.get("register", registry.name, field) for field in registry.instance]
+    first: dict[str, list[tuple[_Registration, frozenset[str]]]] = {}
+    for other in _registrations(tasks):
+        values = [other.get(field) for field in other.registry.instance]
         places = frozenset(place for value in values for place in _places(value))
         names = [value for value in values if not _places(value)]
-        same = first.setdefault(f"{registry.name} {names}", [])
+        same = first.setdefault(f"{other.registry.name} {names}", [])
         one = next(
-            (task for task, known in same if (known == places or known & places) and _together(task, other)),
+            (
+                registration
+                for registration, known in same
+                if (known == places or known & places) and _together(registration.task, other.task)
+            ),
             None,
         )
         same.append((other, places))
         if one is not None:
+            line = other.task.document.key((*one.task.path, *one.path)).line
+            first_one = f'"{one.task.name}" on line {one.task.line}'
+            if one.task is other.task:
+                first_one = f"{one.registry.name} on line {line}"
             message = (
-                f'"{other.name}" keeps the same instance as "{one.name}" on line {one.line}, and they would '
-                f"overwrite each other; remove one, or give each a different {registry.instance[-1]}"
+                f'"{other.task.name}" keeps the same instance as {first_one}, and they would '
+                f"overwrite each other; remove one, or give each a different {other.registry.instance[-1]}"
             )
-            yield other.key("register", registry.name), message, "instance-clash"
+            yield other.task.key(*other.path), message, "instance-clash"
 
 
 def _places(value: object) -> list[str]:

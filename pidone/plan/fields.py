@@ -43,6 +43,15 @@ class Fields:
             raise Refused(f"{self.path}: expected exactly one variant, not {', '.join(self._left) or 'none'}")
         return next(iter(self._left))
 
+    @property
+    def left(self) -> dict[str, Any]:
+        """The fields that were not read yet."""
+        return dict(self._left)
+
+    def with_defaults(self, common: "Fields") -> "Fields":
+        """Return these fields, and those of ``common`` that are not here."""
+        return Fields({**common._left, **self._left}, self.path)
+
     def done(self) -> None:
         """Refuse the fields that were not read. Unknown fields whose name starts with ``x-`` are ignored."""
         unknown = sorted(name for name in self._left if not name.startswith("x-"))

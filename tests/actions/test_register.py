@@ -32,11 +32,12 @@ from tests.registries.between import FOREIGN, Network, Node
 class FakeRegistry:
     """Remembers what was called and when. ``takes`` seconds a call; ``trouble`` is raised by those it names."""
 
-    where, endpoint, instance, address = "http://registry/", "http://registry/", "web", "10.0.0.5"
-    places = frozenset({"http://registry/"})
+    instance, address = "web", "10.0.0.5"
     interval, lease = 10.0, 30.0
 
-    def __init__(self, called: Callable[[], None]) -> None:
+    def __init__(self, called: Callable[[], None], name: str = "registry") -> None:
+        self.where = self.endpoint = f"http://{name}/"
+        self.places = frozenset({self.where})
         self.calls: list[str] = []
         self.times: list[float] = []
         self.takes = 0.0
@@ -111,6 +112,7 @@ class Bench:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._moved = trio.Event()
         self.registry = FakeRegistry(self._move)
+        self.registries: dict[str, FakeRegistry] = {"": self.registry}  # by their field "at"
         self.ready = ScriptedProbe()
         self.others: dict[str, ScriptedProbe] = {}  # by the names of their tasks
         self.real_probe = False
@@ -129,8 +131,8 @@ class Bench:
             return self.ready if task.name == "ready" else self.others.setdefault(task.name, ScriptedProbe())
 
         def build_registry(fields: Fields, pod: model.Pod, source: str | None) -> Registry:
-            fields.object("fake")
-            return self.registry
+            at = fields.object("fake").text("at", "")
+            return self.registries.setdefault(at, FakeRegistry(self._move, at))
 
         monkeypatch.setattr(actions, "build", build_action)
         monkeypatch.setattr(register, "build_registry", build_registry)
@@ -627,6 +629,9 @@ async def test_another_probe_leaves_the_registration_untouched_until_it_says_oth
     assert bench.registry.calls == ["DOWN"]
 
 
+EUREKA = {"url": "http://e/eureka", "app": "web", "port": 80}
+
+
 # The driver of Eureka and the engine together, over a network on the mock clock
 
 
@@ -945,3 +950,269 @@ async def test_a_heartbeat_of_nothing_says_so(bench: Bench, autojump_clock: Mock
     await trio.sleep(20)
     assert bench.said('there is no registration \\"ready\\" to renew')
     assert bench.state("beat") == "failing"
+
+
+# Several registries
+
+
+def several(*at: str, name: str = "web", **more: Any) -> list[dict[str, Any]]:
+    """A plan with a registration in these registries."""
+    to = [{"fake": {"at": one}} for one in at]
+    return [
+        {"name": "ready", "probe": {}},
+        {
+            "name": name,
+            "register": {"to": to, "follow": "ready"},
+            "backoff": {"initial": 1, "max": 60},
+            "stopTimeout": 5,
+            **more,
+        },
+    ]
+
+
+async def test_several_registries_each_have_the_instance(bench: Bench, autojump_clock: MockClock) -> None:
+    bench.engine.apply(decode_plan(several("a", "b", "c"), actions.names()))
+    await trio.sleep(60)
+    assert bench.state("web") == "registered"
+    for registry in map(bench.registries.get, "abc"):
+        assert registry is not None
+        assert registry.calls[0] == "UP"
+        assert registry.calls.count("heartbeat") >= 5
+    bench.ready.say("unhealthy")
+    await trio.sleep(1)
+    assert all("DOWN" in bench.registries[name].calls for name in "abc")
+    await bench.engine.drain(8)
+    assert all(bench.registries[name].calls[-1] == "deregister" for name in "abc")
+    assert bench.engine.left == {}
+
+
+@pytest.mark.parametrize("trouble", [RegistryError("answered 503"), RegistryRefused("answered 403"), None])
+async def test_one_that_fails_from_the_start_does_not_hold_back_the_other(
+    bench: Bench, trouble: PidoneError | None, autojump_clock: MockClock
+) -> None:
+    bad = bench.registries["bad"] = FakeRegistry(bench._move, "bad")
+    if trouble is None:
+        bad.takes = 10_000
+    else:
+        bad.trouble["register"] = trouble
+    bench.engine.apply(decode_plan(several("bad", "good"), actions.names()))
+    await trio.sleep(300)
+    good = bench.registries["good"]
+    assert good.calls[0] == "UP"
+    assert set(good.calls[1:]) == {"heartbeat"}
+    assert max(b - a for a, b in pairwise(good.times[1:])) <= 10
+    web = next(state for state in bench.engine.tasks if state.task.name == "web")
+    assert web.state == "", "registered when all are"
+    if trouble is not None:
+        assert web.error == f"http://bad/: {trouble}"
+        assert 2 <= len(bad.calls) < 100
+    assert web.runs == 1
+    bad.trouble.clear()
+    await trio.sleep(61)
+    if trouble is not None:
+        assert (web.state, web.error) == ("registered", "")
+
+
+async def test_one_that_is_away_or_lost_is_named_and_costs_the_other_nothing(
+    bench: Bench, autojump_clock: MockClock
+) -> None:
+    bench.engine.apply(decode_plan(several("a", "b"), actions.names()))
+    await trio.sleep(60)
+    a, b = bench.registries["a"], bench.registries["b"]
+    web = next(state for state in bench.engine.tasks if state.task.name == "web")
+    a.trouble["heartbeat"] = TransferError("Connection refused")
+    a.calls.clear()
+    b.times.clear()
+    await trio.sleep(60)
+    assert (web.state, web.error) == ("registered", "http://a/: Connection refused")
+    assert max(later - earlier for earlier, later in pairwise(b.times)) <= 10
+    a.known = False
+    a.trouble = {"register": RegistryError("answered 503")}
+    await trio.sleep(30)
+    assert (web.state, web.error) == ("lost", "http://a/: answered 503")
+    a.trouble.clear()
+    await trio.sleep(30)
+    assert (web.state, web.error) == ("registered", "")
+
+
+async def test_if_all_fail_the_run_fails_with_all_reasons(bench: Bench, autojump_clock: MockClock) -> None:
+    for name, error in (("a", RegistryRefused("answered 401")), ("b", TransferError("Connection refused"))):
+        registry = bench.registries[name] = FakeRegistry(bench._move, name)
+        registry.trouble["register"] = error
+    bench.engine.apply(decode_plan(several("a", "b", backoffLimit=3), actions.names()))
+    await trio.sleep(600)
+    web = next(state for state in bench.engine.tasks if state.task.name == "web")
+    assert web.state == "failed"
+    assert web.failures == 4
+    assert web.error == "http://a/: answered 401; http://b/: Connection refused"
+
+
+async def test_undoing_names_those_that_failed(bench: Bench, autojump_clock: MockClock) -> None:
+    bench.engine.apply(decode_plan(several("a", "b", "c"), actions.names()))
+    await trio.sleep(5)
+    bench.registries["a"].trouble["deregister"] = RegistryError("answered 500")
+    bench.registries["b"].takes = 100
+    await bench.engine.drain(8)
+    assert not bench.registries["c"].known
+    assert bench.engine.left["web"] == "http://a/: answered 500; http://b/: not done within 4.75 s"
+
+
+@pytest.mark.parametrize("name", ["web", "other"])
+async def test_a_changed_plan_keeps_the_registries_that_stay(
+    bench: Bench, name: str, autojump_clock: MockClock
+) -> None:
+    bench.engine.apply(decode_plan(several("a", "b"), actions.names()))
+    await trio.sleep(20)
+    for registry in bench.registries.values():
+        registry.calls.clear()
+    bench.engine.apply(decode_plan(several("b", "c", name=name), actions.names()))
+    await trio.sleep(1)
+    a, b, c = (bench.registries[one].calls for one in "abc")
+    assert (a, c[0]) == (["deregister"], "UP")
+    assert [call for call in b if call != "heartbeat"] == ["UP"], "the new document"
+    await trio.sleep(100)
+    assert a == ["deregister"]
+    assert bench.state(name) == "registered"
+    await bench.engine.drain(8)
+    assert (b[-1], c[-1]) == ("deregister", "deregister")
+    assert a == ["deregister"]
+
+
+async def test_a_registry_that_left_the_plan_and_does_not_answer_is_tried_for_a_lease(
+    bench: Bench, autojump_clock: MockClock
+) -> None:
+    bench.engine.apply(decode_plan(several("a", "b"), actions.names()))
+    await trio.sleep(20)
+    a = bench.registries["a"]
+    a.trouble["deregister"] = TransferError("Connection refused")
+    a.calls.clear()
+    bench.engine.apply(decode_plan(several("b"), actions.names()))
+    await trio.sleep(5)
+    web = next(state for state in bench.engine.tasks if state.task.name == "web")
+    assert web.error == "http://a/: not deregistered: Connection refused"
+    await trio.sleep(200)
+    assert 3 <= len(a.calls) < 60
+    assert set(a.calls) == {"deregister"}
+    assert (web.state, web.error) == ("registered", "")
+    assert bench.said("event=left-registered")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ([("one", "a"), ("two", "b")], [("one", "a", "b")]),
+        ([("one", "a"), ("two", "b")], [("three", "a", "b")]),
+        ([("one", "a", "b")], [("one", "a"), ("two", "b")]),
+        ([("one", "a", "b")], [("two", "b"), ("three", "a")]),
+    ],
+)
+async def test_tasks_that_are_merged_or_split_keep_their_instances(
+    bench: Bench, before: Any, after: Any, autojump_clock: MockClock
+) -> None:
+    def plan(tasks: Any) -> model.Plan:
+        registrations = [several(*at, name=name)[1] for name, *at in tasks]
+        return decode_plan([several("a")[0], *registrations], actions.names())
+
+    for name in "ab":
+        bench.registries[name] = FakeRegistry(bench._move, name)
+        bench.registries[name].takes = 0.5
+    bench.engine.apply(plan(before))
+    await trio.sleep(20)
+    bench.engine.apply(plan(after))
+    await trio.sleep(5)
+    for name in "ab":
+        registry = bench.registries[name]
+        assert registry.known
+        assert not registry.overlapped
+    for name, *_ in after:
+        assert bench.state(name) == "registered"
+
+
+async def test_each_registry_may_follow_probes_of_its_own(bench: Bench, autojump_clock: MockClock) -> None:
+    tasks = [
+        {"name": "ready", "probe": {}},
+        {"name": "admin", "probe": {}},
+        {
+            "name": "web",
+            "register": {
+                "to": [{"fake": {"at": "a"}}, {"fake": {"at": "b"}, "follow": ["admin"]}],
+                "follow": "ready",
+            },
+        },
+    ]
+    bench.others["admin"] = ScriptedProbe()
+    bench.engine.apply(decode_plan(tasks, actions.names()))
+    await trio.sleep(5)
+    for registry in bench.registries.values():
+        registry.calls.clear()
+    bench.others["admin"].say("unhealthy")
+    await trio.sleep(1)
+    assert "DOWN" not in bench.registries["a"].calls
+    assert "DOWN" in bench.registries["b"].calls
+
+
+async def test_a_heartbeat_task_renews_all_and_names_those_that_fail(
+    bench: Bench, autojump_clock: MockClock
+) -> None:
+    beat = {"name": "beat", "heartbeat": {"of": "web"}, "every": 10, "needs": ["web.registered"]}
+    bench.engine.apply(decode_plan([*several("a", "b"), beat], actions.names()))
+    await trio.sleep(100)
+    counts = [bench.registries[name].calls.count("heartbeat") for name in "ab"]
+    assert min(counts) >= 9
+    bench.registries["b"].trouble["heartbeat"] = RegistryError("answered 503")
+    await trio.sleep(20)
+    state = next(state for state in bench.engine.tasks if state.task.name == "beat")
+    assert (state.state, state.error) == ("failing", "http://b/: answered 503")
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"to": []}, "expected 1 to 10 registries, not 0"),
+        ({"to": [{"eureka": EUREKA}] * 11}, "expected 1 to 10 registries, not 11"),
+        ({"to": [{"eureka": EUREKA}] * 2}, "two targets keep the same instance at http://e/eureka/"),
+        (
+            {"to": [{"eureka": EUREKA}, {"eureka": EUREKA | {"url": "http://f/eureka,http://E:80/eureka"}}]},
+            "two targets keep the same instance",
+        ),
+        ({"to": [{"eureka": EUREKA}], "eureka": EUREKA}, "move eureka into the list"),
+        ({"to": [{}]}, "expected exactly one variant"),
+        ({"to": [{"eureka": EUREKA, "to": [{"eureka": EUREKA}]}]}, "expected exactly one variant"),
+        ({"to": [{"eureka": EUREKA, "fellow": "ready"}]}, "expected exactly one variant"),
+        ({"to": {"eureka": EUREKA}}, "expected a list"),
+    ],
+)
+def test_what_to_holds_is_refused_by_the_pod_too(config: Any, reason: str) -> None:
+    setting = Setting(model.Pod("p", "n", "u", "127.0.0.1"), None, Reaper(), Counters(), lambda: ())
+    with pytest.raises(Refused, match=reason):
+        register.build(Fields(config, 'task "web".register'), setting)
+
+
+async def test_maintenance_is_shown_whatever_the_health_is(bench: Bench, autojump_clock: MockClock) -> None:
+    bench.engine.apply(decode_plan(several("a", "b"), actions.names()))
+    await trio.sleep(5)
+    maintenance = bench.maintenance
+    action = bench.engine.action("web")
+    assert isinstance(action, register.Register)
+    for on, health, wanted in (
+        (True, "healthy", "OUT_OF_SERVICE"),
+        (True, "unhealthy", "OUT_OF_SERVICE"),
+        (False, "unhealthy", "DOWN"),
+        (False, "healthy", "UP"),
+    ):
+        maintenance.set("a person", on=on)
+        bench.ready.say(health)
+        await trio.sleep(1)
+        shown = action.shown()
+        assert {name: (one.status, one.error) for name, one in shown.items()} == {
+            "http://a/": (wanted, ""),
+            "http://b/": (wanted, ""),
+        }
+    bench.registries["a"].trouble["register"] = RegistryError("answered 503")
+    bench.registries["b"].shown = "UP"
+    maintenance.set("a person", on=True)
+    await trio.sleep(1)
+    assert {name: (one.status, one.error) for name, one in action.shown().items()} == {
+        "http://a/": ("UP", "answered 503"),
+        "http://b/": ("UP", "the registry keeps this status; has an operator set it?"),
+    }

@@ -59,7 +59,8 @@ class Watcher:
         with trio.CancelScope(shield=True) as scope:
             yield scope
 
-    def retry_delay(self, failures: int, at_most: float) -> float:
+    def retry_delay(self, failures: int, at_most: float, *, lasting: bool = False) -> float:
+        del lasting
         return min(float(failures), at_most)
 
     def action_of(self, task: str) -> None:

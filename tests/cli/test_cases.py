@@ -347,3 +347,21 @@ def test_the_same_case_gives_the_same_result_every_time(desk: Desk) -> None:
     }
     assert len(outputs) == 1
     assert "heartbeat x 1" in outputs.pop()
+
+
+def test_several_registries_are_simulated_each_by_its_name(desk: Desk) -> None:
+    """Both are Eureka here, so they share the name."""
+    before = "register: {eureka: {url: http://e/eureka, app: web, port: 80}, follow: ready}"
+    to = "[{eureka: {url: http://e/e, app: web, port: 80}}, {eureka: {url: http://f/e, app: web, port: 80}}]"
+    after = f"register: {{to: {to}, follow: ready}}"
+    beat = "- {name: beat, needs: [registration], heartbeat: {of: registration}}"
+    text = dedent(SETS).replace(before, after).replace(beat, "")
+    (desk.folder / "web.yaml").write_text(text, "utf-8")
+    code, output, _ = desk.steps(
+        "at: 0s, given: {ready: succeeds, registration: eureka accepts}, expect: {registration: registered}, "
+        "calls: {registration: [eureka register UP x 2, eureka heartbeat x 2]}",
+        "at: 29s, given: {registration: eureka forgets}",
+        "at: 31s, calls: {registration: [eureka heartbeat x 2, eureka register UP x 2]}",
+        "at: 32s, pod: terminates, calls: {registration: [eureka deregister x 2]}",
+    )
+    assert code == 0, output

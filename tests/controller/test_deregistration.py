@@ -695,3 +695,41 @@ async def test_a_registration_that_eureka_carries_out_late_does_not_stay(
         await again.wait()
     assert await driver.read() is None
     nursery.cancel_scope.cancel()
+
+
+def in_two(**more: Any) -> Tasks:
+    to = [{"eureka": {"url": f"http://{host}/", "app": "web", "port": 80}} for host in ("one", "two")]
+    return [{"name": "registration", "register": {"to": to, "follow": "ready", **more}}]
+
+
+async def test_each_target_of_a_task_is_taken_out_alone(autojump_clock: MockClock, led: World) -> None:
+    led.registries.trouble["http://one/"] = RegistryRefused("answered 401")
+    led.hears(WEB, in_two())
+    led.deregistration.gone(WEB.key)
+    await trio.sleep(1)
+    assert led.taken == ["apps/WEB/web-0%3Aweb%3A80"] * 2
+    assert {(event, values["registry"]) for event, values in led.log} == {
+        ("left-registered", "http://one/"),
+        ("deregistered", "http://two/"),
+    }
+
+
+async def test_all_targets_of_a_task_stay_if_it_says_so(autojump_clock: MockClock, led: World) -> None:
+    led.hears(WEB, in_two(onPodGone="none"))
+    led.deregistration.gone(WEB.key)
+    await trio.sleep(1)
+    assert led.taken == []
+
+
+async def test_a_pod_in_one_of_the_registries_keeps_its_instance_there(
+    autojump_clock: MockClock, led: World
+) -> None:
+    led.hears(WEB, in_two())
+    other = pod("web-0", "10.0.0.6", uid="other")
+    led.hears(other, plan(url="http://two/"))
+    led.deregistration.gone(WEB.key)
+    await trio.sleep(1)
+    assert {(event, values["registry"]) for event, values in led.log} == {
+        ("deregistered", "http://one/"),
+        ("registered-anew", "http://two/"),
+    }
