@@ -14,7 +14,8 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: containerds help env demo test nightly check format schema doze image image-root controller-image controller-root lock old eureka peers etcd apps cluster prober registries clean
 
 help:
-	@echo "make demo    run three pods, a repo and a Eureka on this machine, and check each step (KEEP=1: keep them running)"
+	@echo "make demo    run three pods, a repo and a Eureka on this machine, and check each step (KEEP=1: keep them running;"
+	@echo "             REGISTRY=etcd: the same with another registry, if its server is installed)"
 	@echo "make test    run all tests that this machine can run; each skipped test names the command that enables it"
 	@echo "make nightly run a million random steps of the engine, and thousands of faults in a real process 1"
 	@echo "make check   run ruff, mypy strict, import-linter"
@@ -46,7 +47,7 @@ $(READY): requirements.lock pyproject.toml controller/pyproject.toml
 	@touch $@
 
 demo: $(READY) quick-doze
-	@$(BIN)/python -m tests.demo $(if $(KEEP),--keep)
+	@$(BIN)/python -m tests.demo $(if $(REGISTRY),--registry $(REGISTRY)) $(if $(KEEP),--keep)
 
 # Tests mostly wait, so more workers than cores pay off; WORKERS=0 runs one test after the other.
 WORKERS ?= 4

@@ -26,6 +26,7 @@ GROUPS = {
     r"tests/language/test_kubectl\.py": "kubectl",
     r"tests/pid1/test_environment\.py.*\[wheel": "wheel",
     r"tests/extension/": "extension",
+    r"tests/etcd/.*\[.*\b(etcd-\w+)\b": r"\1",
     r"tests/eureka/test_peers\.py": "peers",
     r"tests/eureka/test_secured\.py": "secured",
     r"tests/registries/test_faults\.py.*\[(\w+)-": r"faults of \1",

@@ -1,7 +1,8 @@
-"""``make demo``: runs three pods, a repo, a Eureka and an application on this machine, and checks each step.
+"""``make demo``: runs three pods, a repo, a registry and an application on this machine, and checks each step.
 
-Each step is checked in the registry, the repo or a metrics page, and its duration is printed. A step that fails ends
-the demo with the expected and the actual state, and exit code 1.
+``make demo REGISTRY=etcd`` shows the same with another registry than Eureka, if its server is installed. Each step is
+checked in the registry, the repo or a metrics page, and its duration is printed. A step that fails ends the demo with
+the expected and the actual state, and exit code 1.
 """
 
 import argparse
@@ -16,7 +17,10 @@ from typing import TypeVar
 import psutil
 
 from tests import pidns
-from tests.demo.world import DB, INSTANCE, METRICS, PLAIN, PORT, ROOT, WEB, Service, World
+from tests.demo import registries
+from tests.demo.registries import BEAT_SECONDS, PORT
+from tests.demo.service import Service
+from tests.demo.world import AWAY, DB, METRICS, NOT_REGISTERED, PLAIN, ROOT, WEB, World
 from tests.patience import PATIENCE_SECONDS
 from tests.processes import command
 
@@ -64,12 +68,9 @@ def until(
 def bring_up(world: World, show: Show) -> None:
     words, _ = pidns.way()
     show.line("start", f"each pod has its own process 1: {words}")
-    kind = (
-        "Spring Cloud Eureka" if world.real_eureka else "an embedded fake (make eureka builds the real one)"
-    )
-    show.line("", f"registry: {kind}")
+    show.line("", f"registry: {world.registry.kind}")
     world.repo.start()
-    world.eureka.start()
+    world.registry.service.start()
     until(world.repo_ready, bool, f"the repo answers at {world.repo_url}")
     for name in world.addresses:
         world.start_pod(name)
@@ -117,7 +118,8 @@ def task_state(world: World, pod: str, task: str) -> str:
 
 
 def register(world: World, show: Show) -> None:
-    until(world.status, lambda status: status != "Eureka is away", "Eureka answers")
+    title = world.registry.title
+    until(world.status, lambda status: status != AWAY, f"{title} answers")
     world.app.start()
     with show.step("healthy") as say:
         until(lambda: task_state(world, WEB, "ready"), lambda state: state == "healthy", "ready is healthy")
@@ -125,23 +127,24 @@ def register(world: World, show: Show) -> None:
     with show.step("registered") as say:
         instance = until(
             world.instance,
-            lambda instance: instance and instance["status"] == "UP",
-            f"{INSTANCE} is UP in Eureka",
+            lambda instance: instance and instance.status == "UP",
+            f"the instance is UP in {title}",
         )
         assert instance is not None
-        if (instance["ipAddr"], instance["port"]["$"]) != (world.addresses[WEB], PORT):
-            raise StepFailed(f"expected {world.addresses[WEB]}:{PORT} in Eureka\nseen: {instance}")
-        say(f"Eureka lists RATINGS {INSTANCE} at {instance['ipAddr']}:{instance['port']['$']}: UP")
+        if (instance.address, instance.port) != (world.addresses[WEB], PORT):
+            raise StepFailed(f"expected {world.addresses[WEB]}:{PORT} in {title}\nseen: {instance}")
+        say(f"{title} lists {instance.name} at {instance.address}:{instance.port}: {instance.status}")
     with show.step("heartbeats") as say:
-        renewals = {int(instance["leaseInfo"]["lastRenewalTimestamp"])}
+        renewals = {instance.renewed}
 
         def renewed() -> int:
             current = world.instance()
-            renewals.add(int(current["leaseInfo"]["lastRenewalTimestamp"]) if current else 0)
+            if current is not None:
+                renewals.add(current.renewed)
             return len(renewals)
 
-        until(renewed, lambda count: count >= 4, "three renewals of the lease in Eureka")
-        say("Eureka received three, one every 2 s")
+        until(renewed, lambda count: count >= 4, f"three renewals of the lease in {title}")
+        say(f"{title} received three, one every {BEAT_SECONDS} s")
 
 
 def orphans(world: World, show: Show) -> None:
@@ -163,11 +166,12 @@ def orphans(world: World, show: Show) -> None:
 
 
 def break_and_mend(world: World, show: Show) -> None:
-    for order, status in (("break", "DOWN"), ("mend", "UP")):
+    title, unhealthy = world.registry.title, world.registry.unhealthy
+    for order, status in (("break", unhealthy), ("mend", "UP")):
         with show.step(f"{order}s".replace("breaks", "broken").replace("mends", "mended")) as say:
             world.order_application(order)
-            until(world.status, lambda value: value == status, f"RATINGS is {status} in Eureka")  # noqa: B023
-            say(f"the application answers {503 if order == 'break' else 200}, and Eureka shows {status}")
+            until(world.status, lambda value: value == status, f"ratings is {status} in {title}")  # noqa: B023
+            say(f"the application answers {503 if order == 'break' else 200}, and {title} shows: {status}")
 
 
 def relabel(world: World, show: Show) -> None:
@@ -176,13 +180,14 @@ def relabel(world: World, show: Show) -> None:
         world.labels[WEB]["pidone.dev/metrics"] = "true"
         world.write_inventory()
         up = until(
-            lambda: world.metric(WEB, 'pidone_registration_up{task="registration",registry="eureka"}'),
+            lambda: world.metric(
+                WEB, f'pidone_registration_up{{task="registration",registry="{world.name}"}}'
+            ),
             lambda value: value == 1,
             f"metrics at http://{world.addresses[WEB]}:{METRICS}/metrics, and an unchanged registration",
         )
         after = world.instance()
-        stamp = "registrationTimestamp"
-        if not before or not after or before["leaseInfo"][stamp] != after["leaseInfo"][stamp]:
+        if not before or not after or before.registered != after.registered:
             raise StepFailed(f"expected an unchanged registration\nseen: {before} and then {after}")
         say(
             f"shop/{WEB} now serves metrics too (registration up: {up:.0f}), and its registration is unchanged"
@@ -190,24 +195,27 @@ def relabel(world: World, show: Show) -> None:
 
 
 def restart_registry(world: World, show: Show) -> None:
-    world.eureka.end()
-    show.line("registry", "Eureka is killed (SIGKILL) and starts again, empty")
-    world.eureka.start()
-    until(world.status, lambda status: status != "Eureka is away", "Eureka answers")
+    title = world.registry.title
+    world.registry.service.end()
+    world.registry.empty()
+    show.line("registry", f"{title} is killed (SIGKILL) and starts again, empty")
+    world.registry.service.start()
+    until(world.status, lambda status: status != AWAY, f"{title} answers")
     with show.step("again") as say:
-        until(world.status, lambda status: status == "UP", "RATINGS is UP in the empty registry")
+        until(world.status, lambda status: status == "UP", "ratings is UP in the empty registry")
         say("registered again by the next heartbeat")
 
 
 def end_pod(world: World, show: Show) -> None:
+    title = world.registry.title
     with show.step("deleted") as say:
         world.deleted.add(WEB)
         world.write_inventory()
-        until(world.status, lambda status: status == "not registered", "RATINGS is gone from Eureka")
+        until(world.status, lambda status: status == NOT_REGISTERED, f"ratings is gone from {title}")
         say(f"shop/{WEB} is terminating: deregistered while its application still runs")
     if world.app.ended():
         raise StepFailed("expected that the application still runs\nseen: it has ended")
-    until(world.status, lambda status: status == "not registered", "RATINGS stays out of Eureka")
+    until(world.status, lambda status: status == NOT_REGISTERED, f"ratings stays out of {title}")
 
 
 def end(world: World, show: Show) -> None:
@@ -225,15 +233,15 @@ def end(world: World, show: Show) -> None:
 
 
 def keep(world: World, show: Show, restart_after: float) -> None:
-    """Keep running, restart killed servers, and print each change of the status in Eureka, until interrupted."""
-    services = {"repo": world.repo, "eureka": world.eureka, "application": world.app}
+    """Keep running, restart killed servers, and print each change of the status in the registry, until interrupted."""
+    services = {"repo": world.repo, world.name: world.registry.service, "application": world.app}
     pids = ", ".join(f"{name} {service.process.pid}" for name, service in services.items() if service.process)
     pids += "".join(f", shop/{name} {pod.pid}" for name, pod in world.pods.items())
     show.line("keep", f"pids: {pids}")
-    show.line("", f"repo {world.repo_url}/v1/pods   Eureka {world.eureka_url}/apps")
+    show.line("", f"repo {world.repo_url}/v1/pods   {world.registry.title} {world.registry.url}")
     show.line(
         "",
-        f"kill repo, eureka or application: it is restarted after {restart_after:g} s; Ctrl-C ends the demo",
+        f"kill repo, {world.name} or application: it is restarted after {restart_after:g} s; Ctrl-C ends the demo",
     )
     killed: dict[str, float] = {}
     last_status = ""
@@ -241,7 +249,7 @@ def keep(world: World, show: Show, restart_after: float) -> None:
         status = world.status()
         if status != last_status:
             last_status = status
-            show.line("eureka", f"RATINGS: {status}")
+            show.line(world.name, f"ratings: {status}")
         for name, service in services.items():
             _restart(name, service, killed, show, restart_after)
         for name, pod in world.pods.items():
@@ -269,9 +277,13 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="keep running; restart servers that are killed")
     parser.add_argument("--restart-after", type=float, default=20, metavar="SECONDS")
     parser.add_argument("--folder", type=Path, default=ROOT / "build/demo", help="for logs and the inventory")
+    parser.add_argument("--registry", choices=registries.names(), default="eureka")
     arguments = parser.parse_args()
+    if reason := registries.missing(arguments.registry):
+        print(f"the demo with {arguments.registry} needs its server: {reason}", file=sys.stderr)
+        return 1
     show = Show()
-    with World(arguments.folder) as world:
+    with World(arguments.folder, arguments.registry) as world:
         try:
             for part in (bring_up, register, orphans, break_and_mend, relabel):
                 part(world, show)

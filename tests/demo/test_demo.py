@@ -13,13 +13,16 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.demo.registries import etcd
 from tests.eureka import real
 from tests.patience import ENDURANCE, PATIENCE_SECONDS
 
+no_etcd = etcd.missing()
 spring = pytest.mark.skipif(real.missing() is not None, reason=str(real.missing()))
 REGISTRIES = [
     pytest.param("fake"),
     pytest.param("spring", marks=[pytest.mark.eureka, spring]),
+    pytest.param("etcd", marks=pytest.mark.skipif(no_etcd is not None, reason=str(no_etcd))),
 ]
 # Seconds until a killed server is restarted: long enough for all clients to notice and back off. The demo itself takes
 # 20 s.
@@ -31,6 +34,8 @@ def demo(folder: Path, registry: str, *arguments: str) -> Iterator[subprocess.Po
     env = {**os.environ, "PYTHONUNBUFFERED": "1"}
     if registry == "fake":
         env["PIDONE_EUREKA_JAR"] = str(folder / "none.jar")
+    elif registry != "spring":
+        arguments = ("--registry", registry, *arguments)
     command = [sys.executable, "-m", "tests.demo", "--folder", str(folder), *arguments]
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
@@ -71,7 +76,7 @@ def test_what_is_killed_around_the_pods_comes_back_and_process_1_stays(tmp_path:
             os.kill(int(match[1]), signal.SIGKILL)
             _read_until(process, rf"restarted +{name}")
             assert time.monotonic() - killed >= AWAY_SECONDS
-        _read_until(process, r"RATINGS: UP")  # the last to come back was an empty registry
+        _read_until(process, r"ratings: UP")  # the last to come back was an empty registry
         assert all(pod.is_running() for pod in pods)
         # The end of a process 1 ends the demo, with the reason.
         pods[0].kill()

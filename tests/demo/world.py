@@ -1,69 +1,40 @@
-"""The parts of the demo: a repo, a Eureka, an application, and pods. Each is a real process."""
+"""The parts of the demo: a repo, a registry, an application, and pods. Each is a real process."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
-from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import httpx
 
 from tests import pidns
-from tests.eureka import real
-from tests.patience import PATIENCE_SECONDS
+from tests.demo import registries
+from tests.demo.registries import APP, PORT, Instance
+from tests.demo.service import Service
 from tests.ports import free_address, free_port
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
-PORT = 8080  # of the application
 METRICS = 19100
 WEB, DB, PLAIN = "web", "db", "plain"
-INSTANCE = f"{WEB}:ratings:{PORT}"
-
-
-class Service:
-    """A server that can be killed and restarted on the same port."""
-
-    def __init__(self, name: str, command: Sequence[str], env: Mapping[str, str], log: Path) -> None:
-        self.name = name
-        self._command = command
-        self._env = {**os.environ, **env}
-        self._log: IO[bytes] = log.open("ab")
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(
-            self._command, env=self._env, stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT
-        )
-
-    def ended(self) -> bool:
-        return self.process is None or self.process.poll() is not None
-
-    def end(self, number: signal.Signals = signal.SIGKILL) -> None:
-        if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(number)
-            self.process.wait(PATIENCE_SECONDS)
+AWAY, NOT_REGISTERED = "away", "not registered"  # statuses of the demo itself
 
 
 class World:
     """All parts. The end of the ``with`` block ends each process by its pid."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, registry: str = "eureka") -> None:
+        self.folder, self.name = folder, registry
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob("*.log"):
             old.unlink()
         self._closing = ExitStack()
         self.addresses = {name: free_address() for name in (WEB, DB, PLAIN)}
-        repo_port, eureka_port = free_port(), free_port()
+        repo_port = free_port()
         self.repo_url = f"http://127.0.0.1:{repo_port}"
-        self.eureka_url = f"http://127.0.0.1:{eureka_port}/eureka"
-        self.real_eureka = real.missing() is None
-        self.eureka = self._eureka(eureka_port)
+        self.registry = registries.build(registry, folder)
         self.app = Service(
             "application",
             [sys.executable, str(HERE / "app.py"), self.addresses[WEB], str(PORT)],
@@ -73,14 +44,16 @@ class World:
         self.pods: dict[str, pidns.ProcessOne] = {}
         self.inventory = folder / "pods.json"
         self.labels: dict[str, dict[str, str]] = {
-            WEB: {"app": "ratings", "pidone.dev/registry": "eureka"},
+            WEB: {"app": APP, "pidone.dev/registry": registry},
             DB: {"app": "db", "pidone.dev/metrics": "true"},
             PLAIN: {"app": "plain"},
         }
         self.deleted: set[str] = set()
         tasks = folder / "bindings"
         tasks.mkdir(exist_ok=True)
-        bindings = (HERE / "bindings.yaml").read_text().replace("$EUREKA", self.eureka_url)
+        params = "".join(f"\n    {name}: {value}" for name, value in self.registry.params.items())
+        bindings = (HERE / "bindings.yaml").read_text()
+        bindings = bindings.replace("$REGISTRY", registry).replace("$PARAMS", params)
         (tasks / "bindings.yaml").write_text(bindings)
         self.write_inventory()
         command = ["-m", "pidone_controller", "standalone", "--inventory", str(self.inventory)]
@@ -100,16 +73,9 @@ class World:
 
     def __exit__(self, *exception: object) -> None:
         self._closing.close()
-        for service in (self.repo, self.app, self.eureka):
+        for service in (self.repo, self.app, self.registry.service):
             service.end(signal.SIGTERM)
         self._http.close()
-
-    def _eureka(self, port: int) -> Service:
-        log = self.folder / "eureka.log"
-        if self.real_eureka:
-            return Service("Eureka", real.command(), real.environment(port), log)
-        fake_eureka = [sys.executable, "-m", "tests.eureka", "--listen", f"127.0.0.1:{port}"]
-        return Service("Eureka", fake_eureka, {"PYTHONPATH": str(ROOT)}, log)
 
     def start_pod(self, name: str) -> None:
         log = self._closing.enter_context((self.folder / f"pod-{name}.log").open("wb"))
@@ -141,20 +107,16 @@ class World:
     def repo_ready(self) -> bool:
         return self._get(f"{self.repo_url}/readyz") is not None
 
-    def instance(self) -> dict[str, Any] | None:
-        """Return the instance in Eureka; None if there is none, or Eureka is away."""
-        answer = self._get(f"{self.eureka_url}/apps/RATINGS/{INSTANCE}")
-        if answer is None:
-            return None
-        instance: dict[str, Any] = answer.json()["instance"]
-        return instance
+    def instance(self) -> Instance | None:
+        """Return the instance in the registry; None if there is none, or the registry is away."""
+        return self.registry.instance()
 
     def status(self) -> str:
-        """Return the instance's status in Eureka, "not registered", or "Eureka is away"."""
-        if self._get(f"{self.eureka_url}/apps") is None:
-            return "Eureka is away"
+        """Return the instance's status in the registry, NOT_REGISTERED, or AWAY."""
+        if not self.registry.answers():
+            return AWAY
         instance = self.instance()
-        return str(instance["status"]) if instance else "not registered"
+        return instance.status if instance else NOT_REGISTERED
 
     def reported(self, pod: str) -> dict[str, Any]:
         """Return the repo's document about a pod: its expected plan and its last report."""
