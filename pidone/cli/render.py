@@ -165,7 +165,8 @@ def param_values(objects: Objects, arguments: Mapping[str, str]) -> dict[str, An
             raise LanguageError(f'--param {name}: no TaskSet here has a param "{name}"{hint}')
         values[name] = from_text(params[name], text)
         if problem := mismatch(params[name], values[name]):
-            raise LanguageError(f"--param {name}: {shown(text)} {problem}")
+            given = "the value" if params[name].confidential else shown(text)
+            raise LanguageError(f"--param {name}: {given} {problem}")
     return values
 
 

@@ -14,7 +14,7 @@ from pidone.language.extends import ANY, Flat, Sets, flat
 from pidone.language.findings import Finding, Span, shown, suggestion
 from pidone.language.lint import clashes, misfit
 from pidone.language.model import Param, TaskBinding, TaskSet
-from pidone.language.params import mismatch
+from pidone.language.params import mismatch, source
 from pidone.language.reading import Document
 from pidone.language.schemas import MISSING, scalars, task_shape
 from pidone.language.selector import Selector
@@ -243,16 +243,32 @@ def _check_arguments(
                 message = f'param "{name}" of "{task_set.name}": {shown(value)} {wrong}'
                 document.say(document.span(path), message, "param-type")
                 break
+        _warn_of_clear_value(document, path, name, declared[name])
     given = document.key(("spec", "params")) if binding.params else document.key(_SETS)
     for name, owners in declared.items():
         task_set, param = owners[0]
-        without = param.default is MISSING and not param.field_path and not param.variable
+        without = param.default is MISSING and not source(param)
         if without and name not in binding.params and name in _wanted(task_set):
             message = (
                 f'param "{name}" of "{task_set.name}" has no value: it has no default and no valueFrom; '
                 f"add it to the params of this binding"
             )
             document.say(given, message, "param-value")
+
+
+def _warn_of_clear_value(
+    document: Document, path: tuple[str, ...], name: str, owners: Sequence[tuple[TaskSet, Param]]
+) -> None:
+    """Warn of a value that is written in clear and belongs into a Secret, unless its name says so already."""
+    span = document.span(path)
+    said = any((one.line, one.column) == (span.line, span.column) for one in document.findings)
+    task_set = next((task_set for task_set, param in owners if param.confidential), None)
+    if task_set is not None and not said:
+        message = (
+            f'"{name}" of "{task_set.name}" comes from a Secret or a file, and everybody who may read this object '
+            "can read the value here; remove it"
+        )
+        document.say(span, message, "secret")
 
 
 def _wanted(task_set: TaskSet) -> set[str]:

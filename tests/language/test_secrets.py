@@ -8,7 +8,7 @@ import pytest
 
 from pidone.errors import LanguageError
 from pidone.language.binding import BindingError, derive
-from pidone.language.checking import check_text
+from pidone.language.checking import check_files, check_text, parse_bytes
 from pidone.language.model import Param, TaskSet
 from pidone.language.rendering import render
 from pidone.language.secrets import FileSecrets, GivenSecrets, NoSecrets, SecretError, salted
@@ -180,3 +180,17 @@ def test_on_a_desk_a_secret_is_given_or_stands_for_itself() -> None:
     assert tasks["registration"]["register"]["eureka"]["url"] == "http://***:given@eureka:8761/eureka"
     assert tasks["open"]["probe"]["tcpSocket"]["port"] == 8082
     assert rendered(FileSecrets(stand_in="***"))["open"]["probe"]["tcpSocket"]["port"] == "***"
+
+
+def test_a_binding_need_not_give_such_a_value_and_is_warned_if_it_does() -> None:
+    text = SET + "---\n" + binding()
+    checked = check_files([parse_bytes(text.encode(), "a.yaml")])
+    assert [one.findings + one.warnings for one in checked] == [()]
+    text = SET + "---\n" + binding().replace("params: {}", "params: {user: me, password: secret, port: 1}")
+    (one,) = check_files([parse_bytes(text.encode(), "a.yaml")])
+    assert not one.findings
+    assert [(warning.rule, warning.message.partition(",")[0]) for warning in one.warnings] == [
+        ("secret", '"user" of "check" comes from a Secret or a file'),
+        ("secret", '"password" looks like a secret'),
+        ("secret", '"port" of "check" comes from a Secret or a file'),
+    ]
