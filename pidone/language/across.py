@@ -42,13 +42,13 @@ class Placed:
         return self.document.source.file
 
     def place(self, beside: Document) -> str:
-        """Where it stands, for a finding in another document."""
+        """Return its file and line, for a finding in another document."""
         line = self.document.span(("metadata", "name")).line
         return f"on line {line}" if self.file == beside.source.file else f"in {self.file}:{line}"
 
 
 def check_across(objects: Sequence[Placed]) -> list[Finding]:
-    """Add findings to the documents. Return what was passed over, each with the reason."""
+    """Add findings to the documents. Return the objects that were not checked, each with the reason."""
     _check_copies(objects)
     files = _Files(objects)
     bound = [_check_binding(placed, files) for placed in objects if placed.kind.endswith("Binding")]
@@ -91,7 +91,7 @@ class _Files:
         self._near: dict[tuple[str, bool, str], tuple[str, list[str]]] = {}
 
     def of(self, file: str) -> Sets:
-        """Return the sets as a file sees them: of copies its own counts."""
+        """Return the sets by name for one file. If a set exists in several files, the copy in this file counts."""
         own = self.own.get(file, {})
         if all(self.sets.by_key[name] is value for name, value in own.items()):
             return self.sets
@@ -103,7 +103,7 @@ class _Files:
         return self._flat[id(task_set)]
 
     def near(self, name: str, binding: TaskBinding) -> tuple[str, list[str]]:
-        """Return the name that a binding means by one that is not there, and all names that it can name."""
+        """Return the existing name that is closest to an unknown one, and all names that the binding can use."""
         key = name, binding.cluster, binding.namespace
         if key not in self._near:
             there = sorted({one[2] for one in self.names if _gets(binding, one)})
@@ -111,7 +111,7 @@ class _Files:
         return self._near[key]
 
     def task(self, task: Mapping[str, Any]) -> tuple[Document, Span] | None:
-        """Return where a task is written; None for one that is merged of several."""
+        """Return the position of a task; None for a task that is merged from several sets."""
         for placed in self.placed:
             for index, own in enumerate(placed.value.tasks if isinstance(placed.value, TaskSet) else ()):
                 if own is task:
@@ -157,7 +157,7 @@ def _check_binding(placed: Placed, files: _Files) -> _Bound | None:
 
 
 def _say_absent(placed: Placed, binding: TaskBinding, index: int, files: _Files) -> None:
-    """Say that a binding names a set that it does not get from these files."""
+    """Report a set that a binding names and these files do not have."""
     document, name = placed.document, binding.task_sets[index]
     span = document.span((*_SETS, index))
     same = [one for one in files.names.values() if one.name[2] == name]
@@ -284,7 +284,7 @@ def _wanted(task_set: TaskSet) -> set[str]:
 
 
 def _say_tasks_of_two(document: Document, sets: Sequence[Flat]) -> bool:
-    """Say that two sets of a binding have a task of one name; a task that both inherit is one task."""
+    """Report two sets of a binding with a task of the same name. A task that both inherit is one task."""
     first: dict[str, tuple[TaskSet, Mapping[str, Any]]] = {}
     clash = False
     for index, one in enumerate(sets):
@@ -301,7 +301,7 @@ def _say_tasks_of_two(document: Document, sets: Sequence[Flat]) -> bool:
 
 
 def _say_clashes(placed: Placed, sets: Sequence[Flat], files: _Files) -> None:
-    """Say what is wrong with the sets of a binding together, and with none of them alone."""
+    """Report contradictions between the sets of a binding."""
     if len(sets) < 2:
         return
     alone = {message for one in sets for _, message, _ in clashes(one.task_set)}
@@ -319,7 +319,7 @@ def _say_clashes(placed: Placed, sets: Sequence[Flat], files: _Files) -> None:
 
 
 def _check_pairs(bound: Sequence[_Bound]) -> None:
-    """Say of two bindings that each bring a task of one name to the same pods.
+    """Report two bindings that give the same pods a task of the same name.
 
     That is certain if all pods that one of them selects are selected by the other.
     """
@@ -354,12 +354,12 @@ def _overlap(first: _Bound, second: _Bound) -> bool:
 
 
 def _within(inner: Selector, outer: Selector) -> bool:
-    """True if every pod that ``inner`` selects is selected by ``outer``; other cases are not looked at."""
+    """True if every pod that ``inner`` selects is certainly selected by ``outer``."""
     return outer.labels.items() <= inner.labels.items() and set(outer.requirements) <= set(inner.requirements)
 
 
 def _check_extends(files: _Files) -> None:
-    """Say which sets cannot be checked with all that they extend."""
+    """Report the sets that extend a set which is not in the files."""
     for placed in files.placed:
         task_set = placed.value
         if isinstance(task_set, TaskSet):

@@ -111,7 +111,7 @@ def parse_bytes(data: bytes, file: str) -> Parsed:
 
 
 def check_bytes(data: bytes, file: str) -> Checked:
-    """Check one file by itself: what it extends or binds may be elsewhere. Never raises for bad input."""
+    """Check one file alone: sets that it extends or binds may be in other files. Never raises for bad input."""
     return check_files([parse_bytes(data, file)])[0]
 
 
@@ -212,7 +212,7 @@ def _examined(parsed: Parsed, sets: Sets) -> _Examined:
 
 
 def _foreign(document: Document) -> Iterator[Finding]:
-    """Say of a document why it was not checked; nothing of an empty one."""
+    """Report why a document was not checked. An empty document is not reported."""
     value = document.root.value
     if isinstance(value, dict) and "cases" not in value:  # which ``pidone test`` reads
         kind, version = value.get("kind"), value.get("apiVersion")
@@ -245,7 +245,7 @@ def _items(items: Sequence[Node], document: Document) -> Iterator[Document]:
 
 
 def _kind(document: Document) -> str | None:
-    """Return which of our kinds a document has; None if it has another, or none that could be checked."""
+    """Return the kind of pidone that a document has; None for other and unknown kinds."""
     value = document.root.value
     if value is None:
         return None
@@ -279,7 +279,7 @@ def _kind(document: Document) -> str | None:
 
 
 def _misspelt_heads(value: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the keys that are nearly ``apiVersion`` or ``kind``, each with what it is meant to be."""
+    """Return the misspelt keys of ``apiVersion`` and ``kind``, each with its right spelling."""
     missing = {name.lower(): name for name in _HEADS if name not in value}
     found = []
     for key in islice(value, 100):
@@ -301,7 +301,7 @@ def _is_no_other(version: object) -> bool:
 
 
 def check_schema(document: Document, kind: str) -> list[Path]:
-    """Add findings about what does not fit the schema of ``kind``. Return their paths."""
+    """Add a finding for each value that does not fit the schema of ``kind``. Return their paths."""
     broken: list[Path] = []
     for error in validator(kind).iter_errors(document.root.value):
         if document.full:

@@ -32,7 +32,7 @@ Key = tuple[bool, str, str]  # of a set: whether it is the cluster's, its namesp
 
 @dataclass(slots=True)
 class _Memo:
-    """What was found out about some sets, by the identity of each."""
+    """A cache of results about sets, by the identity of each set."""
 
     flattened: dict[int, tuple[TaskSet, "Flat"]] = field(default_factory=dict)
     inconsistencies: dict[int, list[tuple[str, str]]] = field(default_factory=dict)  # of flattened sets
@@ -46,7 +46,7 @@ class _Memo:
 
 @dataclass(frozen=True, slots=True)
 class Sets:
-    """The sets there are, and which of them a name means."""
+    """All known sets. Resolves names to sets."""
 
     by_key: Mapping[Key, TaskSet] = field(default_factory=dict)  # cluster, namespace, name
     memo: _Memo = field(default_factory=_Memo, compare=False, repr=False)
@@ -65,7 +65,7 @@ class Sets:
         return next((self.by_key[key] for key in keys if key in self.by_key), None)
 
     def base(self, name: str, of: TaskSet) -> TaskSet | None:
-        """What ``of`` means by a name in its ``extends``."""
+        """Return the set that a name in the ``extends`` of ``of`` refers to."""
         return self.find(name, of.namespace, cluster=of.cluster)
 
     def bases(self, of: TaskSet) -> list[TaskSet]:
@@ -100,7 +100,7 @@ class Sets:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is wrong with a set as an heir; ``path`` leads to the place in its spec."""
+    """A fault in how a set extends others. ``path`` is the position in its spec."""
 
     owner: TaskSet
     path: tuple[str | int, ...]
@@ -110,7 +110,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Flat:
-    """A set with all that it extends, as far as that could be found and fits."""
+    """A set merged with the sets that it extends. Sets that are missing or do not fit are left out."""
 
     task_set: (
         TaskSet  # its extends and disable are empty; tasks that nothing was changed in are the same objects
@@ -123,7 +123,7 @@ class Flat:
 
 
 def flat(task_set: TaskSet, sets: Sets) -> Flat:
-    """Return a set with all that it extends, and all that is wrong with that.
+    """Return a set merged with the sets that it extends, and the faults.
 
     Each set is merged once for one ``sets``, however many others extend it.
     """
@@ -288,7 +288,7 @@ class _Merging:
                 its.append((param, base, index))
 
     def decide(self, *, open_ended: bool) -> None:
-        """Disable, override, add. With ``open_ended`` more may be inherited than is known here."""
+        """Disable, override and add tasks. With ``open_ended`` the set may inherit tasks that are not known here."""
         for index, name in enumerate(self.task_set.disable):
             if self.tasks.pop(name, None) is None and not open_ended:
                 meant = suggestion(name, self.tasks)
@@ -377,7 +377,7 @@ def _both(forms: Sequence[tuple[Any, TaskSet, int]]) -> str:
 
 
 def merge(base: Any, given: Any) -> Any:
-    """Objects field by field, ``given`` before ``base``; everything else, lists too, as a whole."""
+    """Merge objects field by field; ``given`` wins. Other values, also lists, are replaced as a whole."""
     if not isinstance(base, Mapping) or not isinstance(given, Mapping):
         return given
     return {**base, **{name: merge(base.get(name), value) for name, value in given.items()}}

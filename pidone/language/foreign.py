@@ -51,7 +51,7 @@ def decoded(data: bytes) -> str:
 
 
 def parts(text: str) -> Iterator[tuple[int, str]]:
-    """Yield the documents of a file as kubectl takes it apart, each with the number of lines before it."""
+    """Yield the documents of a file, split as kubectl splits it, each with the number of lines before it."""
     lines, start = 0, 0
     for separator in _SEPARATOR.finditer(text):
         yield lines, text[start : separator.start()]
@@ -89,7 +89,7 @@ class _Collection:
 
 
 class _Values(Builder):
-    """Events to plain values."""
+    """Converts events to plain values."""
 
     def __init__(self, text: str, source: Source) -> None:
         super().__init__(text, source)

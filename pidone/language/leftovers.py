@@ -74,7 +74,7 @@ def warn_of_leftovers(document: Document) -> None:
 
 
 def leftovers(text: str, *, named: str = "") -> Iterator[tuple[str, str, str]]:
-    """Yield the words, the message and the rule of what is left over in a text. ``named`` is the header or variable."""
+    """Yield the words, the message and the rule for each leftover in a text. ``named`` is the header or variable."""
     text, taken = text[:_LONGEST], 0
     for start, end, message in sorted(
         (found.start(), found.end(), message)
@@ -103,17 +103,17 @@ def leftovers(text: str, *, named: str = "") -> Iterator[tuple[str, str, str]]:
 
 
 def is_unfinished(text: str) -> bool:
-    """True if a placeholder or a typographic sign stands in a text, so that what it is to be is not known."""
+    """True if a text has a placeholder or a typographic sign, so that its final value is not known."""
     return any(rule != "secret" for _, _, rule in leftovers(text))
 
 
 def _is_secret(named: str, text: str) -> bool:
-    """True if the header or variable has a name of secrets, and the text is not the name of a file with one."""
+    """True if the header or variable is named like a secret, and the text is not the path of a file."""
     return bool(_SECRET_NAME.search(named)) and not text.startswith("/") and not _FILE_NAME.search(named)
 
 
 def _typographic(character: str) -> str:
-    """Return what is wrong with a character that looks like another one, or like nothing; empty if nothing is."""
+    """Return the fault of a character that looks like another one or is invisible; empty if there is none."""
     if character.isascii():
         return ""
     called = f"U+{ord(character):04X} ({name(character, 'without a name').lower()})"
@@ -167,7 +167,7 @@ def _field(name: str) -> str:
 
 
 def _place(document: Document, node: Node, text: str) -> Span | None:
-    """Return where a part of a scalar stands; None if it is not written as it is read."""
+    """Return the position of a part of a scalar; None if its text in the file differs from its value."""
     first = node.span.line
     lines = document.source.lines
     for number in range(first, min(len(lines), first + node.value.count("\n") + 2) + 1):

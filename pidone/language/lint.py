@@ -1,4 +1,4 @@
-"""Finds what a set of well-formed tasks would do wrong: clashes, leases that run out, limits without effect.
+"""Finds faults in sets of well-formed tasks: clashes, leases that end too early, limits without effect.
 
 Only tasks in which the schema found nothing are looked at. A reference to a param counts as the param's default
 where it has one: what does not work by default is a mistake; of what is not known nothing is said.
@@ -55,7 +55,7 @@ def lint_task_set(document: Document, sound: Callable[[Path], bool]) -> None:
 
 
 def clashes(task_set: TaskSet) -> list[tuple[int, str, str]]:
-    """Return what tasks of a set do to each other, by ports and instances that both use.
+    """Return the clashes between tasks of a set that use the same port or the same instance.
 
     Each is the place of one of the two tasks in the set, the message and the rule.
     """
@@ -104,7 +104,7 @@ class _Task:
         return self._find(path) is not MISSING
 
     def get(self, *path: str | int) -> Any:
-        """The value as it stands in the file, else the default; None where there is neither."""
+        """Return the value in the file, else the default; None if there is neither."""
         value = self._find(path)
         if value is MISSING:
             value = self.action.defaults.get(str(path[0]), MISSING) if len(path) == 1 else MISSING
@@ -113,7 +113,7 @@ class _Task:
         return None if value is MISSING else value
 
     def span(self, *path: str | int) -> Span:
-        """Of the value where it is written, else of the action's key: a task is many lines."""
+        """Return the position of the value in the file, else of the key of the action: a task is many lines."""
         return self.document.span((*self.path, *path)) if self.has(*path) else self.key(self.action.name)
 
     def key(self, *path: str | int) -> Span:
@@ -163,16 +163,16 @@ class _Set:
 
     @property
     def extended(self) -> bool:
-        """Whether there are tasks that this file does not have."""
+        """True if the set may have tasks that are not in this file."""
         return bool(self.spec.get("extends"))
 
     @property
     def right(self) -> bool:
-        """Whether the set has no errors; where there are some, advice can wait."""
+        """True if the set has no errors. With errors no advice is given."""
         return not any(not one.is_warning for one in self.document.findings)
 
     def edges(self, task: _Task, *keys: str) -> Iterator[tuple[str, str, Span]]:
-        """Task, state and place of what must hold for ``task`` to start (needs), and to run (while)."""
+        """Return the task, the state and the position of each edge that lets ``task`` start (needs) and run (while)."""
         for _, path, edge in task.edges(*keys):
             name, _, state = edge.partition(".")
             if name in self.tasks:
@@ -182,7 +182,7 @@ class _Set:
         return (task for task in self.tasks.values() if task.action.name in names)
 
     def settled(self, value: Any) -> Any:
-        """``value`` with the param's default for a reference; None where it is only known in a pod."""
+        """Return ``value``, or for a reference the default of its param; None if only a pod has the value."""
         if not isinstance(value, str) or "$(" not in value:
             return value
         found = references(value)
@@ -193,7 +193,7 @@ class _Set:
         return None if default is MISSING else default
 
     def known(self, value: Any) -> Any:
-        """Return what is equal for two values that are equal in every pod, or by default."""
+        """Return a key that is equal for two values that are equal in every pod, or by default."""
         settled = self.settled(value)
         return value if settled is None else settled
 
@@ -271,7 +271,7 @@ def _probes_by_port(tasks: _Set) -> dict[Any, list[tuple[_Task, str, Any]]]:
 
 
 def _together(one: _Task, other: _Task) -> bool:
-    """Whether two tasks are in the same pods, as far as can be said: of different selectors it cannot."""
+    """True if two tasks are certainly in the same pods. Different selectors are not compared."""
     return bool(one.value.get("podSelector") == other.value.get("podSelector"))
 
 
@@ -389,7 +389,7 @@ def _stopping(tasks: _Set) -> Said:
 
 
 def _leaving(tasks: _Set) -> Said:
-    """Farewells have half of the time that is left at the end of a pod, and what is undone waits for them."""
+    """Farewells have half of the remaining time at the end of a pod, and tasks are undone after them."""
     waiting = next((task.name for task in tasks.of_action("register")), "")
     then = f', and the deregistration of "{waiting}" waits for it' if waiting else ""
     for task in tasks.tasks.values():

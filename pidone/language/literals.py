@@ -1,4 +1,4 @@
-"""Literal values, held to what the protocol takes in their place. Each function returns what is wrong, or nothing.
+"""Checks literal values against the protocols that carry them. Each function returns the fault, or nothing.
 
 A schema's pattern cannot say these things, or would be too long for a person. The field ``x-pidone-holds`` of the
 schema names the function. A reference counts as a number where one is expected, and as a letter elsewhere.
@@ -23,7 +23,7 @@ _FRAMING = {"host", "connection", "content-length", "transfer-encoding"}
 
 
 def problem(holds: str, text: str) -> str:
-    """Return why a text cannot stand where the schema says ``holds``; empty if it can, or if that is not known."""
+    """Return why a text is invalid for the schema's ``holds``; empty if it is valid or cannot be judged."""
     found = references(text)
     if found and found[0].start == 0:
         return ""  # the value may bring the beginning, as a whole URL
@@ -43,7 +43,7 @@ def excess(without: str, text: str) -> str:
 
 
 def label_key(text: str) -> str:
-    """Return what is wrong with the key of a label or an annotation (Kubernetes' IsQualifiedName)."""
+    """Return the fault of the key of a label or an annotation (Kubernetes' IsQualifiedName)."""
     prefix, slash, name = text.rpartition("/")
     if "/" in prefix:
         return f"{shown(text)} has two slashes; a key of a label is <prefix>/<name> or <name>"
@@ -55,7 +55,7 @@ def label_key(text: str) -> str:
 
 
 def label_value(text: str) -> str:
-    """Return what is wrong with the value of a label (Kubernetes' IsValidLabelValue)."""
+    """Return the fault of the value of a label (Kubernetes' IsValidLabelValue)."""
     if text and not _LABEL_WORD.fullmatch(text):
         return f'{shown(text)} is no value of a label; use letters, digits, "-", "." and "_", at most 63'
     return ""
@@ -123,7 +123,7 @@ def _url(text: str) -> str:
 
 
 def _urls(text: str) -> str:
-    """Several, separated by commas."""
+    """Check several URLs, separated by commas."""
     if re.search(r"[;|] ?https?://", text):
         return "several URLs are separated by commas, as in http://a:8761/eureka,http://b:8761/eureka"
     for part in map(str.strip, text.split(",")):
@@ -143,7 +143,7 @@ def _segment(text: str) -> str:
 
 
 def _domain(text: str) -> str:
-    """A name in DNS."""
+    """Check a DNS name."""
     labels = text.removesuffix(".").split(".")
     if len(text) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
         return f'{shown(text)} is no name in DNS; write letters, digits and "-" between the dots'

@@ -32,7 +32,7 @@ def pruned(tasks: Sequence[Task], labels: Mapping[str, str]) -> list[Task]:
 
 
 def _all_gone(tasks: Sequence[Task], gone: set[str]) -> set[str]:
-    """Return the names of all tasks that are gone once those of ``gone`` are. Each reference is looked at once."""
+    """Return the names of all tasks that are removed with those of ``gone``. Each reference is read once."""
     groups = [(task["name"], group) for task in tasks for group in _groups(task, task_shape(), top=True)]
     users: dict[str, list[int]] = {}
     for number, (_, group) in enumerate(groups):
@@ -51,7 +51,7 @@ def _all_gone(tasks: Sequence[Task], gone: set[str]) -> set[str]:
 
 
 def _groups(value: Any, shape: Shape, *, top: bool = False) -> Iterator[set[str]]:
-    """Yield the sets of names of which a task needs one each, or it is gone too."""
+    """Yield sets of names. A task is removed too if all names of one set are removed."""
     if isinstance(value, list) and shape.items is not None:
         # where a name may stand instead of the list, as in follow, an empty list is dropped
         if shape.items.task and value and not shape.task:

@@ -251,7 +251,7 @@ class Builder:
         return self._source.span(event.start_mark.index, event.end_mark.index)
 
     def _say_ends(self, before: int) -> None:
-        """Report the doubtful ends up to the end of the document."""
+        """Report the values with doubtful ends before this position."""
         while self._ends and self._ends[0][0] < before:
             self._document.say(*self._doubtful_end())
 

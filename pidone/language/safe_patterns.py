@@ -131,7 +131,7 @@ def _holds(place: str, before: int, after: int) -> bool:
 
 @dataclass(slots=True)
 class _Automaton:
-    """A program, and what was found out about it so far; position N is its Nth instruction that takes a character."""
+    """A program with a cache of its states. Position N is its Nth instruction that takes a character."""
 
     program: _Program
     positions: list[int] = field(default_factory=list)  # indices of instructions

@@ -71,7 +71,7 @@ def check_task_set(document: Document, sound: Callable[[Path], bool], sets: Sets
 
 
 def _heir(value: Mapping[str, Any], sound: Callable[[Path], bool], sets: Sets) -> TaskSet:
-    """Return the set of a document; of a document with errors only what decides what it inherits."""
+    """Return the set of a document. Of a document with errors only the fields for inheritance are read."""
     metadata = value.get("metadata")
     metadata = metadata if isinstance(metadata, dict) else {}
     if not sound(()):
@@ -172,7 +172,7 @@ def check_selector(document: Document, selector: object, path: Path) -> None:
 
 
 def _check_expression(document: Document, expression: Mapping[str, Any], path: Path) -> bool:
-    """True if nothing is wrong with an expression by itself."""
+    """True if an expression alone is valid."""
     key, operator, values = expression.get("key"), expression.get("operator"), expression.get("values")
     if operator in ("In", "NotIn") and not values:
         place = (
@@ -201,7 +201,7 @@ def _check_satisfiable(
     wanted: dict[str, set[str] | None],
     banned: dict[str, set[str] | None],
 ) -> None:
-    """Say that an expression cannot hold together with those before it."""
+    """Report an expression that contradicts those before it."""
     key, operator = expression["key"], expression["operator"]
     values = {value for value in expression.get("values") or () if isinstance(value, str)}
     if operator == "In":
@@ -315,7 +315,7 @@ def _check_source(document: Document, path: Path, param: Param) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Inherited:
-    """What a set has from those that it extends."""
+    """The tasks and params that a set inherits."""
 
     actions: Mapping[str, Action | None] = field(default_factory=dict)
     params: Mapping[str, str] = field(default_factory=dict)  # types
@@ -392,7 +392,7 @@ class _Tasks:
                     self._document.say(span, message, "repeated-name")
 
     def _check_literal(self, path: Path, value: str, shape: Shape) -> None:
-        """Hold a text, as far as it is literal, to what the protocol takes."""
+        """Check the literal parts of a text against the protocol."""
         if not self._sound(path) or is_unfinished(value):
             return
         if wrong := literals.problem(shape.holds, value):
@@ -479,7 +479,7 @@ class _Tasks:
             self._say(path, message, "shell")
 
     def _check_arguments(self, path: Path, command: Sequence[object]) -> None:
-        """Warn of what only a shell would understand."""
+        """Warn of syntax that only a shell understands."""
         if posixpath.basename(str(command[0])) in _SHELLS:
             return
         for index, argument in enumerate(command[1:], start=1):

@@ -43,7 +43,7 @@ _LEFT_OVER = [(re.compile(pattern), message) for pattern, message in _LEFT]
 
 
 def explain(error: Any, text: str, quoted: tuple[int, int] | None, plain: int | None) -> tuple[int, str]:
-    """Return where a person would look, in characters, and what is wrong there.
+    """Return the position of the probable cause, in characters, and the fault.
 
     ``error`` is ruamel.yaml's. ``quoted`` are the begin and the end of the last quoted text of several lines before
     it, and ``plain`` is the begin of the last text without quotation marks.
@@ -75,14 +75,14 @@ def called(character: str) -> str:
 
 
 def hidden(character: str) -> str:
-    """Return what is wrong with one of the characters of ``HIDDEN``."""
+    """Return the fault of one of the characters of ``HIDDEN``."""
     if character.isspace():
         return f"{called(character)} stands here, which looks like a blank; write a blank"
     return f"{called(character)} stands here, which cannot be seen; remove it"
 
 
 def quoted_otherwise(text: str) -> str:
-    """Return what is wrong with a text in quotation marks that are none of YAML; empty for other texts."""
+    """Return the fault of a text in quotation marks that YAML does not have; empty for other texts."""
     if len(text) > 1 and _SIGNS.get(text[0]) in _MARKS and _SIGNS.get(text[-1]) in _MARKS:
         return f"{called(text[0])} is no quotation mark of YAML; write {_SIGNS[text[0]]}"
     return ""
@@ -102,7 +102,7 @@ def _lines_before(text: str, at: int) -> Iterator[tuple[int, str]]:
 
 
 def _left_over(begin: int, line: str) -> tuple[int, str] | None:
-    """Return the place and the message for a line that is left over from elsewhere, or has a misleading character."""
+    """Return the position and the message for a line of another format, or with a misleading character."""
     for pattern, message in _LEFT_OVER:
         if pattern.match(line):
             return begin + len(line) - len(line.lstrip(" \t")), message
@@ -115,7 +115,7 @@ def _left_over(begin: int, line: str) -> tuple[int, str] | None:
 
 
 def _without_quotes(line: str) -> str:
-    """Return a line with blanks for its comment and for what stands in quotation marks."""
+    """Return a line with blanks instead of its comment and its quoted texts."""
     return _QUOTED.sub(lambda found: " " * len(found[0]), line)
 
 
@@ -123,7 +123,7 @@ _QUOTED = re.compile(r"""(?<!\S)#.*|(?<![^\s\[{,:])(?:"(?:\\.|[^"\\])*"|'(?:''|[
 
 
 def _in_our_words(error: Any, text: str) -> tuple[int, str]:
-    """Return where a parser's error is, in characters, and what it says, in our words where they are plainer."""
+    """Return the position of a parser's error, in characters, and its message, reworded where that is plainer."""
     mark, problem = error.problem_mark, str(error.problem)
     start = _open_bracket(error, text)
     if start >= 0:
