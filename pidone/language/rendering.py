@@ -98,9 +98,7 @@ def _task(
     action = actions[task["name"]]
     if action is None:
         raise LanguageError(f'task "{task["name"]}" has not exactly one action')
-    values = sorted(
-        {written(setting.table[name]) for name in _referred(task) if name in setting.confidential}
-    )
+    values = sorted(setting.secret_values(task))
     try:
         given = {**action.defaults, **task}
         if action.name == "probe":
@@ -206,6 +204,11 @@ class _Setting:
     room: _Room
     confidential: frozenset[str]  # names in the table
     secrets: Secrets
+
+    def secret_values(self, task: Mapping[str, Any]) -> set[str]:
+        """Return the values in a task that nobody may read."""
+        names = self.confidential.intersection(_referred(task)) if self.confidential else ()
+        return {written(self.table[name]) for name in names}
 
     def is_unknown(self, text: str) -> bool:
         """True if a reference in the text has a value that is not known here."""

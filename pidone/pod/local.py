@@ -155,14 +155,14 @@ async def _maintain(program: Program, method: str) -> Response:
         with trio.move_on_after(MAINTENANCE_SECONDS):
             while any(instance.pending for instance in _instances(_shown(program))):
                 await program.maintenance.news()
-    shown = _shown(program)
+    shown, mask = _shown(program), program.journal.mask
     value = {
         "maintenance": program.maintenance.on,
         "by": program.maintenance.by,
         "done": not any(instance.error for instance in _instances(shown)),
         "registrations": {
             task: {
-                registry: {"status": instance.status, "error": instance.error}
+                mask(registry): {"status": instance.status, "error": mask(instance.error)}
                 for registry, instance in registries.items()
             }
             for task, registries in shown.items()

@@ -733,3 +733,31 @@ async def test_a_pod_in_one_of_the_registries_keeps_its_instance_there(
         ("deregistered", "http://one/"),
         ("registered-anew", "http://two/"),
     }
+
+
+async def test_a_password_of_a_secret_is_used_and_told_nowhere(
+    autojump_clock: MockClock, world: World, nursery: trio.Nursery
+) -> None:
+    secret = "correct-horse-battery"
+    task = plan(url=f"http://pidone:{secret}@eureka:8761/eureka")[1] | {
+        "secrets": {"salt": "0" * 64, "values": [secret]}
+    }
+    seen: list[str] = []
+
+    def build(config: Mapping[str, Any], pod: Pod) -> Registry:
+        seen.append(json.dumps(config))
+        if len(seen) > 1:
+            raise RegistryRefused(f"answered 401 to {json.dumps(config)}")
+        registry: Registry = world.registries.build(config, pod)
+        return registry
+
+    world.deregistration = Deregistration(world._say, build, Random(1))
+    nursery.start_soon(world.deregistration.run)
+    await wait_all_tasks_blocked()
+    world.hears(WEB, [task])
+    world.deregistration.gone(WEB.key)
+    await trio.sleep(1)
+    assert all(secret in config for config in seen)
+    assert world.events == ["left-registered"]
+    assert "***" in str(world.log)
+    assert secret not in str(world.log)

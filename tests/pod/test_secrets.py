@@ -7,13 +7,14 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from pidone.actions import Context, Setting
+from pidone.actions import Context, Setting, Shown
 from pidone.errors import Refused, TaskFailed
+from pidone.http.message import Request
 from pidone.journal import Journal
 from pidone.plan.digest import canonical
 from pidone.plan.format import encode_bundle
 from pidone.plan.model import Phase, Pod, Task
-from pidone.pod.local import document
+from pidone.pod.local import answer, document
 from pidone.pod.program import PodProgram
 from pidone.pod.settings import Settings
 
@@ -31,6 +32,10 @@ class Leak:
         text = json.dumps(self._config)
         context.log("asked", answer=text)
         raise TaskFailed(f"answered 401 to {text}")
+
+    def shown(self) -> dict[str, Shown]:
+        text = json.dumps(self._config)
+        return {f"http://{text}": Shown("DOWN", f"answered 401 to {text}")}
 
     async def undo(self, context: Context) -> None:
         raise TaskFailed(f"answered 403 to {self._config['env']}")
@@ -61,6 +66,9 @@ async def test_a_failure_and_what_is_undone_tell_no_value(
     program.apply(bundle(SECRET), trusted=True)
     await trio.sleep(0.1)
     assert "answered 401" in program.tasks()["hook"].error
+    maintenance = await answer(program, Request("GET", "/maintenance", {}, b"", "127.0.0.1"))
+    assert "answered 401" in maintenance.text
+    assert SECRET not in maintenance.text
     program.apply(bundle("another-value"), trusted=True)
     await trio.sleep(30)
     program.apply(canonical(encode_bundle([], phase=Phase.RUNNING, pod=FACTS)), trusted=True)
