@@ -37,7 +37,7 @@ from pidone.plan.model import Task
 from pidone.registries import Registry, Status
 from tests.registries.world import pod_ip
 
-STOP_SECONDS = 20  # for a deregistration; a server that is slow by 5 s is asked three times for it
+STOP_SECONDS = 15  # for a deregistration; a server that is slow by 5 s is asked three times for it
 ROOT = Path(__file__).parents[2]
 
 
@@ -46,6 +46,7 @@ class Look:
     """The state of one pod."""
 
     state: str  # of the registration
+    interval: float  # seconds between renewals, as the driver says
     registrations: int  # that the registry has accepted
     renewals: int  # heartbeats that the registry has accepted
     failures: int  # calls that have failed
@@ -81,6 +82,10 @@ class Counted:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self.registrations = self.renewals = self.failures = 0
+
+    @property
+    def interval(self) -> float:
+        return self._registry.interval
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._registry, name)
@@ -143,6 +148,7 @@ class Pod:
     def look(self, *, log: bool) -> Look:
         return Look(
             state=next((state.shown for state in self.engine.tasks if state.task.name == "web"), ""),
+            interval=max(one.interval for one in self._counted),
             registrations=sum(one.registrations for one in self._counted),
             renewals=sum(one.renewals for one in self._counted),
             failures=sum(one.failures for one in self._counted),
