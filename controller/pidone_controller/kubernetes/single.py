@@ -32,8 +32,10 @@ Object = Mapping[str, Any]
 
 
 class Single:
-    """Calls ``changed`` with the object at each change; with None if it does not exist; with ``Forbidden`` if it may
-    not be read. Other failures are retried, and the last call stays true.
+    """Calls ``changed`` with the object at each change.
+
+    It is called with None if the object does not exist, and with ``Forbidden`` without the right to get and to watch
+    it. Other failures are retried, and the last call stays true.
     """
 
     def __init__(
@@ -56,9 +58,8 @@ class Single:
         retries, denied = Retries(self._random), False
         while True:
             try:
-                version = await self._read()
+                await self._watch(await self._read())
                 denied = False
-                await self._watch(version)
             except ApiError as error:
                 if isinstance(error, Forbidden):
                     self._changed(error)
@@ -74,25 +75,25 @@ class Single:
                 denied = isinstance(error, Forbidden)
                 await trio.sleep(wait)
 
-    async def _read(self) -> str:
-        """Pass the object on, and return the version from which to watch; empty if it does not exist."""
+    async def _read(self) -> Object | None:
+        """Return the object; None if it does not exist."""
         try:
-            value = await self._client.get(self._resource, self._name, self._namespace)
+            return await self._client.get(self._resource, self._name, self._namespace)
         except NotFound:
-            self._changed(None)
-            return ""
-        self._changed(value)
-        return str(value["metadata"]["resourceVersion"])
+            return None
 
-    async def _watch(self, version: str) -> None:
-        """Read one watch to its end. Without a version it begins with the object, if it exists by then."""
+    async def _watch(self, value: Object | None) -> None:
+        """Read one watch to its end, from this object on. Without an object it begins with the first one."""
         seconds = WATCH_SECONDS * (1 + self._random.random())
-        query = {"timeoutSeconds": f"{seconds:.0f}"} | ({"resourceVersion": version} if version else {})
+        query = {"timeoutSeconds": f"{seconds:.0f}"}
+        if value is not None:
+            query["resourceVersion"] = value["metadata"]["resourceVersion"]
         selector = f"metadata.name={self._name}"
         begun, events = trio.current_time(), 0
         async with self._client.watch(
             self._resource, query, namespace=self._namespace, field_selector=selector
         ) as watch:
+            self._changed(value)  # only now, since a copy that cannot be watched would become old
             while (lines := await watch.read()) is not None:
                 for line in lines:
                     self._event(line)

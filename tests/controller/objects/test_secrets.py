@@ -18,7 +18,8 @@ from pidone_controller.kubernetes.single import WATCH_SECONDS
 from pidone_controller.objects import secrets
 from pidone_controller.objects.secrets import SecretStore
 from tests.controller.factories import binding, rules
-from tests.controller.kubernetes.fake import FakeAPIServer, fake_server
+from tests.controller.kubernetes.fake import FakeAPIServer, Refusal, fake_server
+from tests.controller.kubernetes.wires import Answer
 
 PASSWORD = Param("password", secret="eureka", key="password")
 OPTIONAL = replace(PASSWORD, optional=True, default="none")
@@ -246,3 +247,19 @@ async def test_what_no_binding_names_any_more_is_forgotten(autojump_clock: MockC
         here.server.asked.clear()
         await trio.sleep(3 * WATCH_SECONDS)
         assert not here.server.asked
+
+
+async def test_a_secret_that_may_be_read_and_not_watched_is_not_granted(autojump_clock: MockClock) -> None:
+    def forbids(_request: object) -> Answer:
+        return Refusal(403, "Forbidden", "secrets is forbidden").answer()
+
+    async with running() as here:
+        assert here.server.granted is not None
+        here.server.granted.add(("shop", "eureka"))
+        here.put(password="one")
+        here.server.fail("WATCH /api/v1/namespaces/shop/secrets", *[forbids] * 5)
+        here.told()
+        await here.until('<needs Secret "eureka", which the namespace has not granted')
+        changes = len(here.changes)
+        await here.until("one")
+        assert len(here.changes) == changes + 1, "it was never granted in between"
