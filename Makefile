@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # The tests start Python a thousand times; without byte code each start would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: containerds help env demo test nightly check format schema doze image image-root controller-image controller-root lock old eureka peers etcd apps cluster prober registries clean
+.PHONY: containerds help env demo test nightly check format schema doze image image-root controller-image controller-root lock old eureka peers etcd consul apps cluster prober registries clean
 
 help:
 	@echo "make demo    run three pods, a repo and a Eureka on this machine, and check each step (KEEP=1: keep them running;"
@@ -30,6 +30,7 @@ help:
 	@echo "make cluster build a Kubernetes API server and node for tests (needs Go 1.26; takes ten minutes once)"
 	@echo "make prober  build the kubelet's prober for tests (needs Go 1.26)"
 	@echo "make containerds  fetch three versions of containerd for tests into the cache (needs Debian)"
+	@echo "make consul  fetch a Consul agent for tests into the cache (needs Debian)"
 	@echo "make apps    write build/apps.oci.tar, images of the demo's applications (needs Java 17, Maven and Go)"
 	@echo "make old     build the image of an earlier version, for tests of pods that are older than their controller"
 	@echo "make registries  write the tables of docs/registries.md from the results of the last tests"
@@ -189,6 +190,10 @@ prober: $(READY)
 # Several versions of containerd for the tests of sandboxes: Debian's packages, unpacked in the cache.
 containerds: $(READY)
 	@CACHE=$(CACHE) $(BIN)/python -m tests.cri.containerds
+
+# A Consul agent for tests: Debian's package, unpacked in the cache.
+consul: $(READY)
+	@CACHE=$(CACHE) $(BIN)/python -m tests.consul.real
 
 lock: $(READY)
 	@$(PYTHON) -m venv build/lock && build/lock/bin/pip install -q uv

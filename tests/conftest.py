@@ -1,11 +1,15 @@
 import os
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests import folders, ports
+from tests.consul.agents import Agent
+from tests.consul.real import RealConsul, foreign, real_consul
+from tests.consul.real import missing as no_consul
 from tests.eureka.real import RealEureka, missing, spring_eureka
 from tests.patience import ENDURANCE
 
@@ -24,6 +28,45 @@ def spring(tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int
         pytest.skip(reason)
     with spring_eureka(free_port(), tmp_path_factory.mktemp("eureka") / "server.log") as server:
         server.wait_ready()
+        yield server
+
+
+@pytest.fixture(scope="session")
+def consul(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    """A real Consul agent, one for all tests of a run: that of CONSUL_HTTP_ADDR, or else one of ours."""
+    if agent := foreign():
+        yield agent
+        return
+    if reason := no_consul():
+        pytest.skip(reason)
+    with real_consul(tmp_path_factory.mktemp("consul")) as server:
+        yield server.agent
+
+
+@pytest.fixture(scope="session")
+def guarded_consul(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealConsul]:
+    """A real Consul agent with ACLs."""
+    if reason := no_consul():
+        pytest.skip(reason)
+    with real_consul(tmp_path_factory.mktemp("consul"), acls=True) as server:
+        yield server
+
+
+@pytest.fixture
+def own_consul(tmp_path: Path) -> Iterator[RealConsul]:
+    """A real Consul agent of one test, which may restart it."""
+    if reason := no_consul():
+        pytest.skip(reason)
+    with real_consul(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def own_guarded_consul(tmp_path: Path) -> Iterator[RealConsul]:
+    """A real Consul agent with ACLs of one test, which makes and deletes tokens in it."""
+    if reason := no_consul():
+        pytest.skip(reason)
+    with real_consul(tmp_path, acls=True) as server:
         yield server
 
 

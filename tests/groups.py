@@ -31,6 +31,7 @@ GROUPS = {
     r"tests/eureka/test_secured\.py": "secured",
     r"tests/registries/test_faults\.py.*\[(\w+)-": r"faults of \1",
     r".*\[.*\bspring\b.*\]$": "eureka",
+    r".*\[.*\bconsul\b.*\]$": "consul",
 }
 
 # The longest begin first, in this order, so that no worker is left with one at the end.

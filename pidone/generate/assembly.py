@@ -35,7 +35,7 @@ and of a registry:
 and of a value, for the checker:
 
     x-pidone-holds          what the value is held to, a function of ``pidone.language.literals``
-    x-pidone-keys           what the keys of a map are held to: "header"
+    x-pidone-keys           what the keys of a map are held to: "header", or such a function
     x-pidone-without        a pattern of the end of a URL that pidone adds itself
 """
 

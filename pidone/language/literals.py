@@ -12,6 +12,7 @@ from urllib.parse import quote, urlsplit
 from pidone.http.urls import has_dot_segments, segment
 from pidone.language.findings import shown
 from pidone.language.substitution import references
+from pidone.registries import _names
 from pidone.registries._keys import part_problem
 from pidone.registries._keys import problem as key_problem
 
@@ -167,6 +168,10 @@ def _is_address(family: int, text: str) -> bool:
 
 
 _CHECKS: Mapping[str, Callable[[str], str]] = {
+    "consulId": _names.consul_id,
+    "consulKey": _names.consul_key,
+    "consulMeta": _names.consul_meta,
+    "dnsLabel": _names.dns_label,
     "domain": _domain,
     "header": _header,
     "host": _host,
@@ -174,6 +179,7 @@ _CHECKS: Mapping[str, Callable[[str], str]] = {
     "keyPart": part_problem,
     "path": _path,
     "segment": _segment,
+    "trimmed": _names.trimmed,
     "url": _url,
     "urls": _urls,
 }

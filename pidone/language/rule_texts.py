@@ -48,6 +48,7 @@ ERRORS: Mapping[str, str] = {
     "inherited-task": "A task is inherited twice, or is there beside an inherited one of its name.",
     "instance-clash": "Two register tasks keep the same instance in the same registry.",
     "lease": "A heartbeat comes too late for its lease.",
+    "map-key": "A key of a map is none that the registry takes.",
     "override": "A task has the name of an inherited one without override, or overrides a task that is not inherited.",
     "param-constraint": "A constraint of a param does not fit its type, or another constraint.",
     "param-value": "A param has no value in any pod of a binding.",

@@ -390,6 +390,8 @@ class _Tasks:
                 elif first.setdefault(key.lower(), key) != key:
                     message = f'the header "{first[key.lower()]}" is there already; remove one'
                     self._document.say(span, message, "repeated-name")
+            elif wrong := literals.problem(shape.keys, key):
+                self._document.say(span, wrong, "map-key")
 
     def _check_literal(self, path: Path, value: str, shape: Shape) -> None:
         """Check the literal parts of a text against the protocol."""

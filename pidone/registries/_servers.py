@@ -69,7 +69,7 @@ class Servers:
     ) -> None:
         self._urls = [url.rstrip("/") + "/" for url in urls]
         self._source = source
-        self._headers = headers
+        self.headers = headers  # sent with each request; a driver may replace them
         self._namespace = namespace  # of the pod
         self._current = 0
         # Servers that may have carried out the request of the last ``ask``, and did not answer it.
@@ -144,7 +144,7 @@ class Servers:
         redirect.
         """
         url, until = server + path, trio.current_time() + within
-        headers = dict(self._headers) | ({"content-type": "application/json"} if body else {})
+        headers = dict(self.headers) | ({"content-type": "application/json"} if body else {})
         for _ in range(MAX_REDIRECTS):
             seconds = max(0.1, until - trio.current_time())
             answer = await request(

@@ -953,7 +953,7 @@ def test_what_cannot_be_registered_is_refused_when_it_is_built(config: dict[str,
         build(Fields({"eureka": fields}, 'task "r".register'), POD, None)
 
 
-@pytest.mark.parametrize("name", ["consul", "_private", "os.path", "..eureka", "Eureka"])
+@pytest.mark.parametrize("name", ["polaris", "_private", "os.path", "..eureka", "Eureka"])
 def test_a_registry_that_is_not_there_is_refused(name: str) -> None:
     with pytest.raises(Refused, match="registry"):
         build(Fields({name: {}}, 'task "r".register'), POD, None)
