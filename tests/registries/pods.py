@@ -14,6 +14,7 @@ The answer has for each pod its ``Look``.
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,6 +47,7 @@ class Look:
     """The state of one pod."""
 
     state: str  # of the registration
+    clock: float  # seconds since the epoch, as the process has them
     interval: float  # seconds between renewals, as the driver says
     registrations: int  # that the registry has accepted
     renewals: int  # heartbeats that the registry has accepted
@@ -148,6 +150,7 @@ class Pod:
     def look(self, *, log: bool) -> Look:
         return Look(
             state=next((state.shown for state in self.engine.tasks if state.task.name == "web"), ""),
+            clock=time.time(),
             interval=max(one.interval for one in self._counted),
             registrations=sum(one.registrations for one in self._counted),
             renewals=sum(one.renewals for one in self._counted),

@@ -7,6 +7,7 @@ Nobody who left comes back within two intervals.
 import re
 import shutil
 import subprocess
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack
@@ -143,16 +144,18 @@ class Bench:
             looks |= await process.order(**orders)
         return looks
 
-    async def noticed(self) -> None:
-        """Wait until a call of each living pod has failed from now on."""
-        await self._more(lambda look: look.failures, 1)
+    async def noticed(self, since: Mapping[int, Look] | None = None) -> None:
+        """Wait until a call of each living pod has failed since then, or from now on."""
+        await self._more(lambda look: look.failures, 1, since)
 
     async def renewed(self, times: int) -> None:
         """Wait until each living pod has renewed its lease so many times from now on."""
         await self._more(lambda look: look.renewals, times)
 
-    async def _more(self, count: Callable[[Look], int], more: int) -> None:
-        before = await self.look()
+    async def _more(
+        self, count: Callable[[Look], int], more: int, since: Mapping[int, Look] | None = None
+    ) -> None:
+        before = await self.look() if since is None else since
 
         async def all_have() -> str:
             looks = await self.look()
@@ -251,11 +254,12 @@ async def restarted_with_data(bench: Bench) -> None:
 async def paused_past_the_lease(bench: Bench) -> None:
     addresses = bench.connect()
     await bench.start(lambda _: addresses)
-    since = trio.current_time()
+    since, before = trio.current_time(), await bench.look()
     for server in bench.servers:
         await bench.call(bench.world.pause, server)
     await bench.change()
     await bench.lapse(since)
+    await bench.noticed(before)
     for server in bench.servers:
         await bench.call(bench.world.resume, server)
 
@@ -275,10 +279,11 @@ async def network_cut_and_healed(bench: Bench) -> None:
     cable = bench.closing.enter_context(plugged_cable())
     addresses = bench.connect(cable.host if cable is not None else "127.0.0.1")
     await bench.start(lambda _: addresses, prefix=cable.prefix if cable is not None else None)
-    since = trio.current_time()
+    since, before = trio.current_time(), await bench.look()
     cable.cut() if cable is not None else bench.set_lines(Fault.HELD)
     await bench.change()
     await bench.lapse(since)
+    await bench.noticed(before)
     cable.heal() if cable is not None else bench.set_lines(Fault.NONE)
 
 
@@ -308,6 +313,7 @@ async def clock_jumped_back(bench: Bench) -> None:
     await bench.start(lambda _: addresses, environment=faketime(clock))
     clock.with_suffix(".new").write_text("-1h")
     clock.with_suffix(".new").rename(clock)
+    assert {abs(time.time() - 3600 - look.clock) < 600 for look in (await bench.look()).values()} == {True}
     await bench.change()
     await bench.settled()
     await bench.kill_all()
