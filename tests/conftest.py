@@ -12,6 +12,7 @@ from tests.consul.real import RealConsul, foreign, real_consul
 from tests.consul.real import missing as no_consul
 from tests.eureka.real import RealEureka, missing, spring_eureka
 from tests.patience import ENDURANCE
+from tests.zookeeper import real as real_zookeeper
 
 EXAMPLES = 40 * ENDURANCE  # of each property
 
@@ -67,6 +68,15 @@ def own_guarded_consul(tmp_path: Path) -> Iterator[RealConsul]:
     if reason := no_consul():
         pytest.skip(reason)
     with real_consul(tmp_path, acls=True) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def zookeeper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[real_zookeeper.Ensemble]:
+    """A real ZooKeeper server, one for all tests of a run."""
+    if reason := real_zookeeper.missing():
+        pytest.skip(reason)
+    with real_zookeeper.ensemble(tmp_path_factory.mktemp("zookeeper")) as server:
         yield server
 
 

@@ -32,6 +32,8 @@ GROUPS = {
     r"tests/registries/test_faults\.py.*\[(\w+)-": r"faults of \1",
     r".*\[.*\bspring\b.*\]$": "eureka",
     r".*\[.*\bconsul\b.*\]$": "consul",
+    r".*\[.*\bzookeeper\b.*\]$": "zookeeper",
+    r"tests/zookeeper/": "ensemble",
 }
 
 # The longest begin first, in this order, so that no worker is left with one at the end.

@@ -13,6 +13,7 @@ from pidone.http.urls import has_dot_segments, segment
 from pidone.language.findings import shown
 from pidone.language.substitution import references
 from pidone.registries import _names
+from pidone.registries import _zookeeper_names as zookeeper
 from pidone.registries._keys import part_problem
 from pidone.registries._keys import problem as key_problem
 
@@ -182,4 +183,8 @@ _CHECKS: Mapping[str, Callable[[str], str]] = {
     "trimmed": _names.trimmed,
     "url": _url,
     "urls": _urls,
+    "zookeeperNode": zookeeper.node,
+    "zookeeperPath": zookeeper.path,
+    "zookeeperServers": zookeeper.servers,
+    "zookeeperUriSpec": zookeeper.uri_spec,
 }
