@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # The tests start Python a thousand times; without byte code each start would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: containerds help env demo test nightly check format schema doze image image-root controller-image controller-root lock old eureka peers etcd consul apps cluster prober registries clean
+.PHONY: containerds help env demo test nightly check format schema doze image image-root controller-image controller-root lock old eureka peers etcd consul zookeeper apps cluster prober registries clean
 
 help:
 	@echo "make demo    run three pods, a repo and a Eureka on this machine, and check each step (KEEP=1: keep them running;"
@@ -27,6 +27,7 @@ help:
 	@echo "make eureka  build the real Eureka server for demo and tests (needs Java 17 and Maven)"
 	@echo "make peers   build Netflix' own Eureka server and client, and Spring's with users, for tests (needs Java 17 and Maven)"
 	@echo "make etcd    build etcd 3.6 and readers of its layouts for demo and tests (needs Go 1.26)"
+	@echo "make zookeeper  build Curator's reader for tests with real ZooKeeper servers (needs Java 17 and Maven)"
 	@echo "make cluster build a Kubernetes API server and node for tests (needs Go 1.26; takes ten minutes once)"
 	@echo "make prober  build the kubelet's prober for tests (needs Go 1.26)"
 	@echo "make containerds  fetch three versions of containerd for tests into the cache (needs Debian)"
@@ -178,6 +179,12 @@ tests/eureka/spring/target/secured.jar: k3d/apps/pom.xml tests/eureka/spring/pom
 # etcd, and the libraries that define the layouts of keys in it. One program, cached like the next one.
 etcd: $(READY)
 	@$(BIN)/python -m tests.etcd.program
+
+# Curator and Spring Cloud's payload, which read what pidone writes. The servers of the tests are Debian's.
+zookeeper: tests/zookeeper/java/target/zookeeper-1.jar
+
+tests/zookeeper/java/target/zookeeper-1.jar: tests/zookeeper/java/pom.xml $(shell find tests/zookeeper/java/src -type f 2>/dev/null)
+	mvn -B -q -f tests/zookeeper/java/pom.xml -Dmaven.repo.local=$(CACHE)/m2 package
 
 # One program. It is cached by the content of its Go module.
 cluster: $(READY)
