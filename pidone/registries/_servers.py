@@ -7,6 +7,8 @@ answer whether the registry gave it, and with any other answer the next server i
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
+from random import randrange, uniform
 from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
@@ -20,6 +22,9 @@ from pidone.plan.fields import Fields
 
 ANSWER_SECONDS = 8.0  # for an answer after the connection; readTimeout of Eureka's Java client
 MAX_SERVERS = 3  # for one call; the limit of the same client
+SESSION_SECONDS = (
+    1200.0  # with one server, give or take a half; sessionedClientReconnectInterval of the same client
+)
 MAX_REDIRECTS = 3
 MAX_SHOWN = 120  # characters of an answer in a message
 
@@ -72,6 +77,7 @@ class Servers:
         self.headers = headers  # sent with each request; a driver may replace them
         self._namespace = namespace  # of the pod
         self._current = 0
+        self._spread_at = inf
         # Servers that may have carried out the request of the last ``ask``, and did not answer it.
         self.unanswered: list[str] = []
 
@@ -93,6 +99,18 @@ class Servers:
         """Use the server that ``previous`` used, if it is in the list."""
         if previous.current in self._urls:
             self._current = self._urls.index(previous.current)
+        self._spread_at = previous._spread_at
+
+    def spread(self) -> None:
+        """Choose any server from time to time: pods that have left a server are to use it again after its return.
+
+        Only before a request that another server than that of the last one may answer.
+        """
+        now = trio.current_time()
+        if now >= self._spread_at:
+            self._current = randrange(len(self._urls))
+        if self._spread_at <= now or self._spread_at == inf:
+            self._spread_at = now + SESSION_SECONDS * uniform(0.5, 1.5)
 
     async def ask(
         self, method: str, path: str, judge: Judge, *, within: float, query: str = "", body: bytes = b""

@@ -232,6 +232,7 @@ class Eureka:
         # The version of the accepted document: with a newer one, which was not accepted yet, the answer is 404.
         status, dirty = self._accepted or (Status.UP, 0)
         query = f"?status={status}&lastDirtyTimestamp={dirty}"
+        self._servers.spread()
         try:
             answer = await self._ask("PUT", self._instance.resource, self._judge_heartbeat, query=query)
         except PidoneError:

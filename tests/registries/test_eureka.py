@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -687,6 +688,23 @@ async def test_a_server_that_hangs_does_not_take_the_time_of_the_next_one(
     net.calls.clear()
     assert await registry.heartbeat()
     assert net.calls == [(trio.current_time(), "b", "PUT")]
+
+
+async def test_pods_spread_again_over_the_servers_in_time(
+    network: Callable[..., Network], autojump_clock: MockClock
+) -> None:
+    net = network(a=(node := Node()), b=node)
+    registry = make(f"{URL_A},{URL_B}", leaseDuration=600)
+    await registry.register(Status.UP)
+    net.calls.clear()
+    for _ in range(1000):
+        await trio.sleep(120)
+        assert await registry.heartbeat()
+    hosts = [host for _, host, _ in net.calls]
+    changes = sum(before != after for before, after in pairwise(hosts))
+    assert set(hosts[:4]) == {"a"}, "a session has ten minutes at least"
+    assert 1 <= changes <= 1000 / 5
+    assert net.methods() == ["PUT"] * 1000
 
 
 async def test_all_servers_together_have_no_more_than_the_lease(
