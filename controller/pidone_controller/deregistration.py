@@ -120,7 +120,7 @@ class _Result:
 def build(config: Mapping[str, Any], pod: Pod) -> Registry:
     """The driver for ``register`` of a plan, in its short form. Raises ``Refused``."""
     facts = model.Pod(pod.name, pod.namespace, pod.uid, pod.ips[0] if pod.ips else "")
-    return instance_of(config, facts)
+    return instance_of(config, facts, pod.ips)
 
 
 def outside(config: Mapping[str, Any], pod: str, here: str) -> dict[str, Any]:

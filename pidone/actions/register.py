@@ -1,6 +1,7 @@
 """``register``: keeps an instance registered in one registry or in several, with the status of probes."""
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from math import inf
@@ -224,8 +225,9 @@ def build(fields: Fields, setting: Setting) -> Register:
     targets = []
     for entry in _entries(fields):
         follow = entry.names("follow")
+        pod = replace(setting.pod, ip=_address(entry, setting.pod.ip))
         name = registries.name_of(entry.left)
-        registry = build_registry(entry, setting.pod, setting.source)
+        registry = build_registry(entry, pod, setting.source)
         targets.append(Target(name, registry, follow, setting))
     for first, second in combinations(targets, 2):
         if second.registry.succeeds(first.registry):
@@ -238,14 +240,15 @@ def short_forms(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [entry.left for entry in _entries(Fields(config, "register"))]
 
 
-def instance_of(config: Mapping[str, Any], pod: Pod) -> Registry:
-    """Return the registry with the instance of a pod, for the controller. ``config`` is a short form.
+def instance_of(config: Mapping[str, Any], pod: Pod, ips: Sequence[str]) -> Registry:
+    """Return the registry with the instance of a pod with these addresses, for the controller.
 
-    Raises ``Refused``.
+    ``config`` is a short form. The controller does not know the interfaces of a pod; an address in its list that only
+    they tell is passed over. Raises ``Refused``.
     """
     fields = Fields(config, "register")
     fields.names("follow")
-    return build_registry(fields, pod, None)
+    return build_registry(fields, replace(pod, ip=_address(fields, pod.ip, ips)), None)
 
 
 def is_left(config: Mapping[str, Any]) -> bool:
@@ -259,6 +262,29 @@ def build_registry(fields: Fields, pod: Pod, source: str | None) -> Registry:
     registry = registries.build(fields, pod, source)
     fields.done()
     return registry
+
+
+def _address(fields: Fields, own: str, known: Sequence[str] | None = None) -> str:
+    """Return the address to register, by the field ``address``. Raises ``Refused``.
+
+    Only ``known`` addresses are chosen from, and ``own`` if none of them fits; None: those of this pod.
+    """
+    wanted = fields.texts("address")
+    if not wanted:
+        return own
+    from pidone.actions import _address as choice
+
+    for index, item in enumerate(wanted):
+        if wrong := choice.problem(item):
+            raise Refused(f"{fields.path}.address[{index}]: {wrong}")
+    if known is not None:
+        return choice.choose(wanted, own, [choice.Address("", ip) for ip in known]) or own
+    present = choice.addresses()
+    address = choice.choose(wanted, own, present)
+    if not address:
+        has = ", ".join(f"{one.interface} {one.text}" for one in present) or "none that it knows"
+        raise Refused(f"{fields.path}.address: the pod has no address for {', '.join(wanted)}; it has {has}")
+    return address
 
 
 def _entries(fields: Fields) -> list[Fields]:

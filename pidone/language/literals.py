@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable, Mapping
 from urllib.parse import quote, urlsplit
 
+from pidone.actions import _address
 from pidone.http.urls import has_dot_segments, segment
 from pidone.language.findings import shown
 from pidone.language.substitution import references
@@ -173,6 +174,7 @@ _CHECKS: Mapping[str, Callable[[str], str]] = {
     "consulKey": _names.consul_key,
     "consulMeta": _names.consul_meta,
     "dnsLabel": _names.dns_label,
+    "address": _address.problem,
     "domain": _domain,
     "header": _header,
     "host": _host,

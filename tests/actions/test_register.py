@@ -254,7 +254,7 @@ async def test_a_registration_that_follows_several_probes_is_up_while_all_are_he
 @pytest.mark.parametrize("follow", [1, True, {}, [1], ["ready", None]])
 def test_what_it_follows_are_names(follow: object) -> None:
     with pytest.raises(Refused):
-        register.instance_of({"follow": follow, "eureka": {}}, model.Pod("p", "n", "u", "127.0.0.1"))
+        register.instance_of({"follow": follow, "eureka": {}}, model.Pod("p", "n", "u", "127.0.0.1"), ())
 
 
 async def test_without_a_first_answer_of_the_probe_it_is_starting(
