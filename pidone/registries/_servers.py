@@ -9,14 +9,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from random import randrange, uniform
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote, urljoin, urlsplit
 
 import trio
 
 from pidone.errors import Refused, RegistryError, RegistryRefused, TransferError, TransferTimeout
 from pidone.http.client import CONNECT_SECONDS, redacted, request
-from pidone.http.message import Response
+from pidone.http.message import JSON, Response
 from pidone.http.urls import canonical, has_dot_segments, origin
 from pidone.plan.fields import Fields
 
@@ -35,6 +35,10 @@ class Trouble:
 
     text: str
     refused: bool = False
+
+    def error(self, what: str, answer: Response) -> RegistryError:
+        """Return the exception for this answer to the request ``what``."""
+        return (RegistryRefused if self.refused else RegistryError)(f"{what}: {shown(answer)}: {self.text}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,11 @@ class Remedies:
             return Trouble(self.credentials)
         return Trouble(f"this is not an answer of {self.registry}; is the URL right? {self.url}")
 
+
+T = TypeVar("T")
+
+# Asks the server of this URL within this many seconds. Raises ``TransferError``, and ``RegistryError`` without success.
+Attempt = Callable[[str, float], Awaitable[T]]
 
 # Takes a server's URL and its answer. Returns None if the answer is the registry's, and a success.
 Judge = Callable[[str, Response], Awaitable[Trouble | None]]
@@ -120,23 +129,34 @@ class Servers:
         That server is the current one from then on. ``within`` is seconds for all servers, of which each has an equal
         part at least. Raises ``RegistryRefused`` if all refused, else ``TransferError`` or ``RegistryError``.
         """
+
+        async def attempt(server: str, seconds: float) -> Response:
+            answer = await self.ask_one(server, method, path, query=query, body=body, within=seconds)
+            trouble = await judge(server, answer)
+            if trouble is None:
+                return answer
+            raise trouble.error(f"{method} {redacted(server)}{path}", answer)
+
+        return await self.attempt(f"{method} {path}", attempt, within=within)
+
+    async def attempt(self, what: str, attempt: Attempt[T], *, within: float) -> T:
+        """Let ``attempt`` ask one server after another until it returns a result; for the rest see ``ask``.
+
+        ``what`` is the request in the message of a server that has not answered.
+        """
         tries = min(len(self._urls), MAX_SERVERS)
         until = min(trio.current_time() + within, trio.current_effective_deadline())
         errors: list[TransferError | RegistryError] = []
         self.unanswered = []
         for left in range(tries, 0, -1):
             server = self.current
-            what = f"{method} {redacted(server)}{path}"
             seconds = max(0.1, (until - trio.current_time()) / left)
             try:
                 with trio.move_on_after(seconds):
-                    answer = await self.ask_one(server, method, path, query=query, body=body, within=seconds)
-                    trouble = await judge(server, answer)
-                    if trouble is None:
-                        return answer
-                    text = f"{what}: {shown(answer)}: {trouble.text}"
-                    raise (RegistryRefused if trouble.refused else RegistryError)(text)
-                raise TransferTimeout(f"{what}: no answer within {seconds:.3g} s", sent=True)
+                    return await attempt(server, seconds)
+                method, _, path = what.partition(" ")
+                request_line = f"{method} {redacted(server)}{path}"
+                raise TransferTimeout(f"{request_line}: no answer within {seconds:.3g} s", sent=True)
             except (TransferError, RegistryError) as error:
                 if isinstance(error, TransferError) and error.sent:
                     self.unanswered.append(server)
@@ -154,15 +174,19 @@ class Servers:
         patience: float = ANSWER_SECONDS,
         query: str = "",
         body: bytes = b"",
+        content_type: str = JSON,
+        limit: int = 1 << 20,
     ) -> Response:
         """Send a request to this server. It has ``within`` seconds, of which ``patience`` is for the answer.
+
+        ``limit`` is bytes of the answer's body.
 
         A redirect is followed only to the same resource of the same origin, with the same method and body: old servers
         of Eureka pin their clients with a 302 to a PUT. Raises ``TransferError``, and ``RegistryError`` for any other
         redirect.
         """
         url, until = server + path, trio.current_time() + within
-        headers = dict(self.headers) | ({"content-type": "application/json"} if body else {})
+        headers = dict(self.headers) | ({"content-type": content_type} if body else {})
         for _ in range(MAX_REDIRECTS):
             seconds = max(0.1, until - trio.current_time())
             answer = await request(
@@ -173,6 +197,7 @@ class Servers:
                 timeout=min(CONNECT_SECONDS + patience, seconds),
                 answer_timeout=min(patience, seconds),
                 source=self._source,
+                limit=limit,
             )
             location = answer.headers.get("location", "")
             if answer.status not in {301, 302, 303, 307, 308} or not location:
