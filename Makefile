@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # The tests start Python a thousand times; without byte code each start would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: containerds help env demo test nightly check format schema doze image image-root controller-image controller-root lock old eureka peers etcd consul zookeeper apps cluster prober registries clean
+.PHONY: containerds help env demo test nightly check format schema doze image image-root controller-image controller-root lock old eureka peers nacos etcd consul zookeeper apps cluster prober registries clean
 
 help:
 	@echo "make demo    run three pods, a repo and a Eureka on this machine, and check each step (KEEP=1: keep them running;"
@@ -28,6 +28,7 @@ help:
 	@echo "make peers   build Netflix' own Eureka server and client, and Spring's with users, for tests (needs Java 17 and Maven)"
 	@echo "make etcd    build etcd 3.6 and readers of its layouts for demo and tests (needs Go 1.26)"
 	@echo "make zookeeper  build Curator's reader for tests with real ZooKeeper servers (needs Java 17 and Maven)"
+	@echo "make nacos   build Nacos servers and their official client for tests (needs Java 17 and Maven)"
 	@echo "make cluster build a Kubernetes API server and node for tests (needs Go 1.26; takes ten minutes once)"
 	@echo "make prober  build the kubelet's prober for tests (needs Go 1.26)"
 	@echo "make containerds  fetch three versions of containerd for tests into the cache (needs Debian)"
@@ -185,6 +186,12 @@ zookeeper: tests/zookeeper/java/target/zookeeper-1.jar
 
 tests/zookeeper/java/target/zookeeper-1.jar: tests/zookeeper/java/pom.xml $(shell find tests/zookeeper/java/src -type f 2>/dev/null)
 	mvn -B -q -f tests/zookeeper/java/pom.xml -Dmaven.repo.local=$(CACHE)/m2 package
+# Two versions of a Nacos server, and of its official client.
+nacos: tests/nacos/java/reader-3/target/lib
+
+tests/nacos/java/reader-3/target/lib: $(wildcard tests/nacos/java/pom.xml tests/nacos/java/*/pom.xml) $(shell find tests/nacos/java -path '*/src/*' -type f 2>/dev/null)
+	mvn -B -q -f tests/nacos/java/pom.xml -Dmaven.repo.local=$(CACHE)/m2 package
+	@touch $@
 
 # One program. It is cached by the content of its Go module.
 cluster: $(READY)

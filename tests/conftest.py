@@ -11,6 +11,8 @@ from tests.consul.agents import Agent
 from tests.consul.real import RealConsul, foreign, real_consul
 from tests.consul.real import missing as no_consul
 from tests.eureka.real import RealEureka, missing, spring_eureka
+from tests.nacos.real import NacosServers, nacos_servers
+from tests.nacos.real import missing as missing_nacos
 from tests.patience import ENDURANCE
 from tests.zookeeper import real as real_zookeeper
 
@@ -78,6 +80,14 @@ def zookeeper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[real_zookeep
         pytest.skip(reason)
     with real_zookeeper.ensemble(tmp_path_factory.mktemp("zookeeper")) as server:
         yield server
+
+
+def real_nacos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NacosServers]:
+    """Real Nacos servers, each started at its first use, for all tests of a run."""
+    if reason := missing_nacos():
+        pytest.skip(reason)
+    with nacos_servers(tmp_path_factory.mktemp("nacos")) as servers:
+        yield servers
 
 
 def pytest_configure(config: pytest.Config) -> None:

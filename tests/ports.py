@@ -2,6 +2,7 @@
 
 import random
 import socket
+from collections.abc import Collection
 
 
 def free_port() -> int:
@@ -13,11 +14,17 @@ def free_port() -> int:
         port = random.randrange(20_000, 32_000)
         if not _reserve(f"port-{port}"):
             continue
-        try:
-            with socket.create_server(("", port), reuse_port=False):
-                return port
-        except OSError:
-            continue
+        if _is_free(port):
+            return port
+
+
+def free_ports(offsets: Collection[int]) -> int:
+    """A port, where all ports beside it by these offsets are free and reserved too."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        ports = [port + offset for offset in offsets]
+        if all(_reserve(f"port-{number}") for number in ports) and all(map(_is_free, ports)):
+            return port
 
 
 def free_address() -> str:
@@ -34,6 +41,14 @@ def free_subnet() -> str:
         subnet = f"10.{random.randrange(80, 100)}.{random.randrange(256)}"
         if _reserve(f"subnet-{subnet}"):
             return subnet
+
+
+def _is_free(port: int) -> bool:
+    try:
+        with socket.create_server(("", port), reuse_port=False):
+            return True
+    except OSError:
+        return False
 
 
 def _reserve(name: str) -> bool:

@@ -13,7 +13,7 @@ from pidone.actions import _address
 from pidone.http.urls import has_dot_segments, segment
 from pidone.language.findings import shown
 from pidone.language.substitution import references
-from pidone.registries import _names
+from pidone.registries import _nacos_names, _names
 from pidone.registries import _zookeeper_names as zookeeper
 from pidone.registries._keys import part_problem
 from pidone.registries._keys import problem as key_problem
@@ -180,6 +180,10 @@ _CHECKS: Mapping[str, Callable[[str], str]] = {
     "host": _host,
     "key": key_problem,
     "keyPart": part_problem,
+    "nacosCluster": _nacos_names.cluster,
+    "nacosGroup": _nacos_names.group,
+    "nacosNamespace": _nacos_names.namespace,
+    "nacosService": _nacos_names.service,
     "path": _path,
     "segment": _segment,
     "trimmed": _names.trimmed,

@@ -94,6 +94,15 @@ class Fields:
         checked = self._within(name, value, default, least, most)
         return float(checked) if isinstance(checked, (int, float)) else checked
 
+    @overload
+    def number(self, name: str, *, least: float, most: float) -> float: ...
+    @overload
+    def number(self, name: str, default: T, *, least: float, most: float) -> float | T: ...
+    def number(self, name: str, default: Any = _REQUIRED, *, least: float, most: float) -> Any:
+        value = self._take(name, default, (int, float), "a number")
+        checked = self._within(name, value, default, least, most)
+        return float(checked) if isinstance(checked, (int, float)) else checked
+
     def texts(self, name: str) -> tuple[str, ...]:
         """Read a list of strings; empty if the field is missing."""
         items = self._take(name, [], list, "a list")

@@ -1,0 +1,283 @@
+"""Real Nacos servers as child processes, and the official client that reads from them."""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlencode
+from urllib.request import Request, urlopen
+
+from tests.patience import PATIENCE_SECONDS
+from tests.ports import free_ports
+
+JAVA = Path(__file__).parent / "java"
+BUILD = "make nacos"
+VERSIONS = ("2.3.2", "3.1.0")
+APIS = {"2.3.2": ("v1", "v2"), "3.1.0": ("v1", "v3")}
+OFFSETS = (-1000, 0, 1000, 1001)  # of the ports on which a server listens: Raft, HTTP and gRPC
+READERS = {"2.5.1": "reader", "3.1.0": "reader-3"}  # versions of the client, and their modules
+
+# Quick to start and small
+JAVA_OPTIONS = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx256m", "-Xss512k")
+TTL_SECONDS = 8  # of the tokens of servers whose users log in
+ADMIN, PASSWORD = "nacos", "nacos"
+USER, USER_PASSWORD, ROLE = "pidone", "pidone's password", "pidone-role"
+
+
+@dataclass
+class RealNacos:
+    """A server. With ``user`` it wants that all log in."""
+
+    version: str
+    port: int
+    home: Path
+    auth: bool = False
+    ttl: int = 18_000  # seconds that a token is valid
+    process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/nacos"
+
+    @property
+    def apis(self) -> Sequence[str]:
+        return APIS[self.version]
+
+    @property
+    def log(self) -> Path:
+        return self.home / "server.log"
+
+    def start(self) -> None:
+        """Start the server, which has its users of before. It need not answer yet."""
+        self.home.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as output:
+            self.process = subprocess.Popen(
+                ["java", *JAVA_OPTIONS, *self._settings(), *_program(self.version)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=self.home,
+            )
+
+    def wait_ready(self, timeout: float = PATIENCE_SECONDS) -> None:
+        """Block until the server answers. Raises ``RuntimeError``."""
+        path = "v3/client/ns/instance/list" if "v3" in self.apis else "v2/ns/instance/list"
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline and self.process is not None and self.process.poll() is None:
+            if self.call("GET", path, {"serviceName": "x"})[0] in {200, 403}:
+                return
+            time.sleep(0.1)
+        raise RuntimeError(
+            f"Nacos {self.version} is not ready; its log ends with\n{self.log.read_text()[-3000:]}"
+        )
+
+    def end(self) -> None:
+        if self.process is None:
+            return
+        self.process.kill()  # its data are on the disk, or are to be forgotten
+        self.process.wait(PATIENCE_SECONDS)
+        self.process = None
+
+    def call(self, method: str, path: str, parameters: Mapping[str, str], token: str = "") -> tuple[int, str]:
+        """Return status and body of an answer; status 0 if there is none."""
+        form = urlencode(parameters)
+        body = form.encode() if method == "POST" else None
+        url = f"{self.url}/{path}" + ("" if body else f"?{form}")
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        try:
+            with urlopen(Request(url, body, headers, method=method), timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except HTTPError as error:
+            return error.code, error.read().decode()
+        except (URLError, OSError):
+            return 0, ""
+
+    def add_user(self) -> None:
+        """Let ``USER`` read and write in the namespace public. Raises ``RuntimeError``."""
+        v3 = "v3" in self.apis
+        if v3:
+            self.call("POST", "v3/auth/user/admin", {"password": PASSWORD})
+        users, roles = ("v3/auth/user", "v3/auth/role") if v3 else ("v1/auth/users", "v1/auth/roles")
+        token = self.admin_token()
+        for path, values in (
+            (users, {"username": USER, "password": USER_PASSWORD}),
+            (roles, {"role": ROLE, "username": USER}),
+        ):
+            status, text = self.call("POST", path, values, token)
+            if status != 200:
+                raise RuntimeError(f"{path}: {status} {text}")
+        self.grant()
+
+    def admin_token(self) -> str:
+        path = "v3/auth/user/login" if "v3" in self.apis else "v1/auth/login"
+        status, text = self.call("POST", path, {"username": ADMIN, "password": PASSWORD})
+        if status != 200:
+            raise RuntimeError(f"{path}: {status} {text}")
+        return str(json.loads(text)["accessToken"])
+
+    def grant(self) -> None:
+        """Give ``USER`` its rights. The server knows of it within 15 s."""
+        self._permission("POST")
+
+    def revoke(self) -> None:
+        """Take the rights of ``USER``. The server knows of it within 15 s."""
+        self._permission("DELETE")
+
+    def _permission(self, method: str) -> None:
+        path = "v3/auth/permission" if "v3" in self.apis else "v1/auth/permissions"
+        values = {"role": ROLE, "resource": "public:*:*", "action": "rw"}
+        status, text = self.call(method, path, values, self.admin_token())
+        if status != 200:
+            raise RuntimeError(f"{method} {path}: {status} {text}")
+
+    def _settings(self) -> Iterator[str]:
+        auth = str(self.auth).lower()
+        settings = {
+            "nacos.standalone": "true",
+            "nacos.home": str(self.home),
+            "nacos.server.ip": "127.0.0.1",
+            "server.address": "127.0.0.1",
+            "nacos.server.main.port" if "v3" in self.apis else "server.port": str(self.port),
+            "nacos.core.auth.enabled": auth,
+            "nacos.core.auth.admin.enabled": auth,
+            "nacos.core.auth.system.type": "nacos" if self.auth or "v3" in self.apis else "",
+            "nacos.core.auth.server.identity.key": "tests",
+            "nacos.core.auth.server.identity.value": "tests",
+            "nacos.core.auth.plugin.nacos.token.secret.key": "b25seS1mb3ItdGVzdHMtb2YtcGlkb25lLTAxMjM0NTY3ODk=",
+            "nacos.core.auth.plugin.nacos.token.expire.seconds": str(self.ttl),
+        }
+        yield from (f"-D{name}={value}" for name, value in settings.items())
+
+
+def missing() -> str | None:
+    """Why the servers cannot be started here, with the remedy; None where they can."""
+    if shutil.which("java") is None:
+        return "no java: apt-get install openjdk-17-jre-headless"
+    if not all(
+        (JAVA / module / "target/lib").is_dir() for module in ("server", "server-3", *READERS.values())
+    ):
+        return f"{JAVA}/*/target/lib is not there: {BUILD}"
+    return None
+
+
+@contextmanager
+def nacos(
+    version: str, port: int, home: Path, *, auth: bool = False, ttl: int = 18_000
+) -> Iterator[RealNacos]:
+    """Start a server, and end it with the block. Call ``wait_ready`` before the first use.
+
+    The ports beside ``port`` by ``OFFSETS`` must be free too.
+    """
+    server = RealNacos(version, port, home, auth, ttl)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.end()
+
+
+class NacosServers:
+    """Servers that are started at their first use."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self._folder, self._stack = folder, stack
+        self._servers: dict[tuple[str, bool], RealNacos] = {}
+        self._readers: dict[tuple[str, bool, str], Reader] = {}
+
+    def get(self, version: str, *, auth: bool = False) -> RealNacos:
+        """Return the server of this version, ready; with ``auth`` one that has ``USER`` and short tokens."""
+        key = version, auth
+        if running := os.environ.get(f"PIDONE_TEST_NACOS_{version.replace('.', '')}{'A' if auth else ''}"):
+            return RealNacos(version, int(running), self._folder, auth, TTL_SECONDS if auth else 18_000)
+        if key not in self._servers:
+            home = self._folder / f"{version}-{'auth' if auth else 'open'}"
+            server = self._stack.enter_context(
+                nacos(version, free_ports(OFFSETS), home, auth=auth, ttl=TTL_SECONDS if auth else 18_000)
+            )
+            server.wait_ready()
+            if auth:
+                server.add_user()
+            self._servers[key] = server
+        return self._servers[key]
+
+    def reader(self, version: str, client: str = "2.5.1") -> "Reader":
+        """Return the official client of that version at the server of this version."""
+        key = version, False, client
+        if key not in self._readers:
+            log = self._folder / f"reader-{client}-of-{version}.log"
+            reader = Reader(self.get(version), client, log)
+            self._stack.callback(reader.end)
+            self._readers[key] = reader
+        return self._readers[key]
+
+
+@contextmanager
+def nacos_servers(folder: Path) -> Iterator[NacosServers]:
+    """End with the block what ``NacosServers`` has started."""
+    with ExitStack() as stack:
+        yield NacosServers(folder, stack)
+
+
+class Reader:
+    """The official Java client of a server, in one of its versions."""
+
+    def __init__(
+        self, server: RealNacos, version: str, log: Path, *, user: tuple[str, str] | None = None
+    ) -> None:
+        classes = JAVA / "reader/target/classes"
+        path = f"{classes}:{JAVA / READERS[version]}/target/lib/*"
+        address = f"127.0.0.1:{server.port}"
+        settings = [f"-Duser.home={log.parent}", f"-DJM.LOG.PATH={log.parent}", "-Xmx128m"]
+        with log.open("ab") as errors:
+            self._process = subprocess.Popen(
+                [
+                    "java",
+                    *JAVA_OPTIONS,
+                    *settings,
+                    "-cp",
+                    path,
+                    "dev.pidone.nacos.Reader",
+                    address,
+                    *(user or ()),
+                ],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env=os.environ,
+            )
+
+    def instances(
+        self, service: str, *, group: str = "DEFAULT_GROUP", namespace: str = "public"
+    ) -> list[dict[str, Any]] | None:
+        """Return what the client gets of a service; None if the server does not answer it."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{namespace} {group} {service}\n")
+        self._process.stdin.flush()
+        for line in self._process.stdout:  # between the answers are lines of the client's log
+            if line.startswith("= "):
+                answer: list[dict[str, Any]] | None = json.loads(line[2:])
+                return answer
+        raise RuntimeError("the reader has ended; see its log")
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait(PATIENCE_SECONDS)
+
+
+def _program(version: str) -> Sequence[str]:
+    """Return the class path and the main class of a server."""
+    target = JAVA / ("server" if version == "2.3.2" else "server-3") / "target"
+    # of the two jars of Hessian, the server wants this one first
+    hessian = next((target / "lib").glob("hessian-4.*.jar"))
+    path = f"{target}/classes:{hessian}:{target}/lib/*"
+    main = "com.alibaba.nacos.Nacos" if version == "2.3.2" else "dev.pidone.nacos.Server"
+    return ["--add-opens", "java.base/java.lang=ALL-UNNAMED", "-cp", path, main]
