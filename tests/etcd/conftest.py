@@ -14,6 +14,7 @@ from pidone.registries import build
 from pidone.registries.etcd import Etcd
 from tests.etcd import real
 from tests.etcd.real import Cluster, Reader
+from tests.results import serve_with
 
 POD = Pod("web-7d9c", "shop", "uid-1", "10.42.0.18", "node-1")
 USER, PASSWORD, PREFIX = "pods", "s3cret", "/services/"
@@ -121,18 +122,25 @@ _names = (f"reviews{number}" for number in itertools.count(1))
 
 
 @pytest.fixture
-def bench(server: str, authenticated: bool, clusters: dict[tuple[str, bool], Cluster]) -> Bench:
+def bench(
+    server: str,
+    authenticated: bool,
+    clusters: dict[tuple[str, bool], Cluster],
+    request: pytest.FixtureRequest,
+) -> Bench:
     if reason := real.missing(server):
         pytest.skip(reason)
+    serve_with(request, f"etcd {real.version(server)}")
     credentials = {"user": USER, "password": PASSWORD} if authenticated else {}
     return Bench(clusters[server, authenticated], next(_names), credentials)
 
 
 @pytest.fixture
-def lone(server: str, tmp_path: Path) -> Iterator[Cluster]:
+def lone(server: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """A server of one test alone, which may kill it."""
     if reason := real.missing(server):
         pytest.skip(reason)
+    serve_with(request, f"etcd {real.version(server)}")
     with real.running(server, tmp_path) as cluster:
         yield cluster
 

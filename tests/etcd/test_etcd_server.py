@@ -21,6 +21,7 @@ from tests.etcd import real
 from tests.etcd.conftest import POD, Bench, make
 from tests.etcd.real import Cluster, Reader
 from tests.patience import PATIENCE_SECONDS
+from tests.results import serve_with
 
 VALUE = "http://10.42.0.18:9080"
 
@@ -231,10 +232,11 @@ class TestRestart:
 
 
 @pytest.fixture
-def guarded(server: str, clusters: dict[tuple[str, bool], Cluster]) -> Bench:
+def guarded(server: str, clusters: dict[tuple[str, bool], Cluster], request: pytest.FixtureRequest) -> Bench:
     """A service in an etcd with authentication."""
     if reason := real.missing(server):
         pytest.skip(reason)
+    serve_with(request, f"etcd {real.version(server)}")
     return Bench(
         clusters[server, True], f"guarded{time.monotonic_ns()}", {"user": "pods", "password": "s3cret"}
     )
