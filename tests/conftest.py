@@ -82,6 +82,7 @@ def zookeeper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[real_zookeep
         yield server
 
 
+@pytest.fixture(scope="session")
 def real_nacos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NacosServers]:
     """Real Nacos servers, each started at its first use, for all tests of a run."""
     if reason := missing_nacos():
