@@ -61,6 +61,10 @@ class Context(Protocol):
         """The source of random numbers."""
 
     @property
+    def ending(self) -> bool:
+        """True if the pod's end has begun."""
+
+    @property
     def every(self) -> float | None:
         """The task's period in seconds, for an action whose run does not end."""
 

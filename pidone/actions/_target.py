@@ -1,12 +1,13 @@
 """One registry of a registration: what it is told, and when."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from math import inf
 
 import trio
 
 from pidone.actions import Context, Setting, Shown
-from pidone.actions.probe import HEALTHY, UNHEALTHY
+from pidone.actions.probe import UNHEALTHY
 from pidone.errors import PidoneError, RegistryRefused, TaskFailed, describe
 from pidone.pacing import RateLimit
 from pidone.registries import Registry, Status
@@ -14,7 +15,44 @@ from pidone.registries import Registry, Status
 ERRORS_BURST, ERRORS_SECONDS = 3, 300.0  # lines of the journal at once, and seconds until one more
 # The part of the interval by which a renewal may be early. None is late, because leases depend on it.
 RENEWAL_JITTER = 0.1
-_STATUS = {HEALTHY: Status.UP, UNHEALTHY: Status.DOWN, "": Status.STARTING}
+# Changes to UP at once, and seconds until one more: the limits of Eureka's Java client (``InstanceInfoReplicator``). A
+# change to DOWN never waits, and each one needs an UP before it.
+UP_BURST, UP_SECONDS = 2, 15.0
+
+# Values of ``untilHealthy``: what is registered before the first result of the probes
+WAIT, STARTING, UP = UNTIL = ("wait", "starting", "up")
+# Values of ``whenUnhealthy``
+DOWN, DEREGISTER, IGNORE = WHEN = ("down", "deregister", "ignore")
+
+
+@dataclass(frozen=True, slots=True)
+class Following:
+    """How the status follows the probes."""
+
+    probes: Sequence[str] = ()
+    until_healthy: str = WAIT  # one of UNTIL
+    when_unhealthy: str = DOWN  # one of WHEN
+
+    def status(self, states: Mapping[str, str], last: Status | None, *, begun: bool) -> Status | None:
+        """Return the status to register; None: no registration.
+
+        ``states`` are those of the probes, empty before their first results. ``last`` is the status before, and
+        ``begun`` is true after the first result. A probe that restarts after a new plan changes nothing before its
+        first result.
+        """
+        seen = {states[name] for name in self.probes}
+        first = {STARTING: Status.STARTING, UP: Status.UP}.get(self.until_healthy)
+        if UNHEALTHY in seen:
+            if last is None and self.until_healthy == WAIT:
+                return None
+            unhealthy = {DOWN: Status.DOWN, DEREGISTER: None}
+            return unhealthy.get(self.when_unhealthy, last if begun else first)
+        if "" in seen:
+            return last if begun else first
+        return Status.UP
+
+
+_NOT_REGISTERED = "not registered at present, so there is no lease to renew"
 
 
 class _HeartbeatRequest:
@@ -38,21 +76,23 @@ class Target:
     The lease is renewed at the registry's own pace, unless a heartbeat task names this registration.
     """
 
-    def __init__(self, name: str, registry: Registry, follow: Sequence[str], setting: Setting) -> None:
+    def __init__(self, name: str, registry: Registry, following: Following, setting: Setting) -> None:
         self.name = name  # of the registry
         self.registry = registry
         self.label = ""  # for the journal, where a task has several targets
         self.registered = False  # the registry has the instance, as far as we know
         self.lost = False  # the registry does not have the instance any more
         self.error = ""  # of the last call; empty after success
-        self._follow = follow
+        self._following = following
         self._setting = setting
         self._running = False
         self._changed: Callable[[], None] = lambda: None
         self._sent = False  # the registry may have the instance
         self._accepted = False  # the registry has had the instance
         self._cut_off = False  # a registration was cancelled without an answer, and may arrive at any time
-        self._health: Status | None = None  # the last one, by the probes
+        self._begun = False  # the probes have had a result
+        self._health: Status | None = None  # the last status by the probes; None: no registration
+        self._ups = RateLimit(UP_BURST, UP_SECONDS)
         self._status: Status | None = None  # the last one that the registry accepted
         self._shown = ""  # the status that the registry showed after that
         self._due = True  # the document must be sent
@@ -74,15 +114,15 @@ class Target:
         try:
             while True:
                 await trio.lowlevel.checkpoint_if_cancelled()  # the call in flight is the last one
-                status = self._wanted(context)
-                self._due |= status is not self._status
-
-                may_call = trio.current_time() >= self._retry_at
-                beat = self._request is not None or self._renewal_is_due(context)
-                if (beat and (may_call or not self._away)) or (self._due and may_call):
+                status, now = self._wanted(context), trio.current_time()
+                change_at = self._change_at(status, now)
+                beat = status is not None and (self._request is not None or self._renewal_is_due(context))
+                if change_at <= now or (beat and (now >= self._retry_at or not self._away)):
                     await self._call(context, status, beat=beat)
                 else:
-                    with trio.move_on_at(self._next_call()) as self._waiting:
+                    if status is None:
+                        self._answer(_NOT_REGISTERED)
+                    with trio.move_on_at(min(change_at, self._beat_at())) as self._waiting:
                         while self._wanted(context) is status:
                             await context.changed()
         except PidoneError as error:
@@ -98,7 +138,7 @@ class Target:
         Raises ``TaskFailed``. Cancelling this does not cancel the call.
         """
         if not self._running:
-            raise TaskFailed("not registered at present, so there is no lease to renew")
+            raise TaskFailed(_NOT_REGISTERED)
         if self._request is None:
             self._request = _HeartbeatRequest()
             self._waiting.cancel()
@@ -121,13 +161,18 @@ class Target:
         """Deregister the instance, if the registry may have it. ``run`` has ended."""
         if not self._sent:
             return
+        await self._deregister(context)
+        self._begun, self._health = False, None
+
+    async def _deregister(self, context: Context) -> None:
         await self.registry.deregister()
         if self._cut_off:
+            self._cut_off = False
             raise TaskFailed(
                 "deregistered, but a registration before it was cut off without an answer and may arrive later"
             )
-        self._sent = self._accepted = self.registered = self.lost = False
-        self._health = self._status = None
+        self._sent = self._accepted = self._due = self.registered = self.lost = False
+        self._status = None
         self.error = self._shown = ""
         self._log(context, "deregistered")
 
@@ -135,7 +180,8 @@ class Target:
         """Take over the instance of ``previous``, whose run has ended."""
         self.registry.take_over(previous.registry)
         self._sent, self._accepted, self._status = previous._sent, previous._accepted, previous._status
-        self._health, self._shown = previous._health, previous._shown
+        self._begun, self._health, self._shown = previous._begun, previous._health, previous._shown
+        self._ups = previous._ups
         self._cut_off = previous._cut_off
         self._failures, self._retry_at, self._away = previous._failures, previous._retry_at, previous._away
         self._renew_at = previous._renew_at
@@ -151,14 +197,27 @@ class Target:
             self._shown, "the registry keeps this status; has an operator set it?" if overridden else ""
         )
 
-    def _wanted(self, context: Context) -> Status:
-        """Return the status that the registry is to show."""
-        states = {context.state_of(name) for name in self._follow} or {HEALTHY}
-        seen = next((state for state in (UNHEALTHY, "") if state in states), max(states))
-        # A probe that restarts after a new plan does not change the status before its first result.
-        if seen or self._health is None:
-            self._health = _STATUS.get(seen, Status.UP)
-        return Status.OUT_OF_SERVICE if self._setting.maintenance.on else self._health
+    def _wanted(self, context: Context) -> Status | None:
+        """Return the status that the registry is to show; None: no registration."""
+        states = {name: context.state_of(name) for name in self._following.probes}
+        self._health = self._following.status(states, self._health, begun=self._begun)
+        self._begun |= all(states.values()) or UNHEALTHY in states.values()
+        maintenance = self._health is not None and self._setting.maintenance.on
+        return Status.OUT_OF_SERVICE if maintenance else self._health
+
+    def _change_at(self, status: Status | None, now: float) -> float:
+        """Return the time at which the registry is told what it does not show yet; infinity if there is nothing."""
+        if status is None:
+            return self._retry_at if self._sent else inf
+        if self._due:
+            return self._retry_at
+        if status is self._status:
+            return inf
+        return max(self._retry_at, now + self._ups.wait(now)) if self._is_limited(status) else self._retry_at
+
+    def _is_limited(self, status: Status) -> bool:
+        """True if a flapping probe may be the reason of this change."""
+        return status is Status.UP and self._status in {None, Status.DOWN}
 
     def _renewal_is_due(self, context: Context) -> bool:
         """True if the lease must be renewed now, and no heartbeat task does it."""
@@ -182,15 +241,15 @@ class Target:
     def _next_renewal(self, context: Context, last: float) -> float:
         return last + self.registry.interval * (1 - RENEWAL_JITTER * context.random.random())
 
-    def _next_call(self) -> float:
-        """Return the time of the next call, if nothing changes before."""
-        retry = self._retry_at if self._due or self._request is not None else inf
+    def _beat_at(self) -> float:
+        """Return the time of the next heartbeat."""
+        due = self._retry_at if self._request is not None else inf
         if not self._accepted:
-            return retry
-        return min(retry, max(self._renew_at, self._retry_at) if self._away else self._renew_at)
+            return due
+        return min(due, max(self._renew_at, self._retry_at) if self._away else self._renew_at)
 
-    async def _call(self, context: Context, status: Status, *, beat: bool) -> None:
-        """Send a heartbeat if ``beat``, and the document if it is due."""
+    async def _call(self, context: Context, status: Status | None, *, beat: bool) -> None:
+        """Send a heartbeat if ``beat``, and what the registry does not show yet, if its time has come."""
         renewed, began = False, trio.current_time()
         try:
             if beat and self._accepted:
@@ -201,20 +260,25 @@ class Target:
                     self._due = self.lost = True
                     self.registered, self.error = False, "the registry does not have the instance any more"
                     self._changed()
-            if self._due:
+            if status is None:
+                await self._deregister(context)
+            elif self.lost or self._change_at(status, trio.current_time()) <= trio.current_time():
                 await self._register(context, status)
         except PidoneError as error:
             if not self._accepted:
                 raise
             self._failed(context, error, renewed=renewed)
         else:
-            self._failures, self._retry_at, self._away, self._refusal = 0, -inf, False, ""
+            if not self._due and (status is None or status is self._status):
+                self._failures, self._retry_at, self._refusal, self.error = 0, -inf, "", ""
+            self._away = False
             self._answer("")
-            self.error = ""
             self._changed()
 
     async def _register(self, context: Context, status: Status) -> None:
-        self._sent = True
+        if not self._due and self._is_limited(status):
+            self._ups.take(trio.current_time())
+        self._sent = self._due = True
         with context.shield() as scope:
             shown = await self.registry.register(status)
         if scope.cancelled_caught:

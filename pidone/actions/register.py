@@ -11,7 +11,7 @@ import trio
 
 from pidone import registries
 from pidone.actions import Action, Context, Setting, Shown
-from pidone.actions._target import Target
+from pidone.actions._target import DOWN, UNTIL, WAIT, WHEN, Following, Target
 from pidone.counters import TaskView
 from pidone.errors import PidoneError, Refused, RegistryRefused, TaskFailed, describe
 from pidone.metrics.exposition import Family, gauge
@@ -25,6 +25,7 @@ HOLDS_OUTSIDE = True
 # A field for the controller. With this value it does not deregister the instance of a pod that is gone.
 ON_POD_GONE, NONE = "onPodGone", "none"
 MAX_TARGETS = 10
+MAX_DRAIN_SECONDS = 3600.0
 # The part of the time for undoing that each of several targets has, so that those that failed can be named.
 UNDO_PART = 0.95
 
@@ -36,8 +37,9 @@ class Register:
     error of some, these retry alone.
     """
 
-    def __init__(self, targets: Sequence[Target], setting: Setting) -> None:
+    def __init__(self, targets: Sequence[Target], setting: Setting, drain: float = 0.0) -> None:
         self.targets = tuple(targets)
+        self._drain = drain
         self._setting = setting
         self._former: list[Target] = []  # of the plan before, and not of this one
         self._failed: dict[
@@ -76,12 +78,16 @@ class Register:
             raise TaskFailed(_together({target: str(error) for target, error in errors.items()}))
 
     async def undo(self, context: Context) -> None:
-        """Deregister all targets at the same time."""
+        """Deregister all targets at the same time, and then wait for the drain if the pod ends."""
         held = [target for target in (*self.targets, *self._former) if target.may_be_registered]
         errors = await _in_parallel({target: partial(self._deregister, context, target) for target in held})
         for target in held:
             if isinstance(target.registry, Connected):
                 await target.registry.close()
+        if context.ending and len(errors) < len(held):
+            left = trio.current_effective_deadline() - trio.current_time()
+            with context.grace():
+                await trio.sleep(max(0.0, min(self._drain, left)))
         if len(errors) == 1 and len(held) == 1:
             raise errors[held[0]]
         if errors:
@@ -222,17 +228,18 @@ def families(views: Iterable[TaskView]) -> Iterator[Family]:
 
 
 def build(fields: Fields, setting: Setting) -> Register:
+    drain = fields.seconds("drain", 0.0, most=MAX_DRAIN_SECONDS)
     targets = []
     for entry in _entries(fields):
-        follow = entry.names("follow")
+        following = _following(entry)
         pod = replace(setting.pod, ip=_address(entry, setting.pod.ip))
         name = registries.name_of(entry.left)
         registry = build_registry(entry, pod, setting.source)
-        targets.append(Target(name, registry, follow, setting))
+        targets.append(Target(name, registry, following, setting))
     for first, second in combinations(targets, 2):
         if second.registry.succeeds(first.registry):
             raise Refused(f"{fields.path}.to: two targets keep the same instance at {first.registry.where}")
-    return Register(targets, setting)
+    return Register(targets, setting, drain)
 
 
 def short_forms(config: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -247,7 +254,8 @@ def instance_of(config: Mapping[str, Any], pod: Pod, ips: Sequence[str]) -> Regi
     they tell is passed over. Raises ``Refused``.
     """
     fields = Fields(config, "register")
-    fields.names("follow")
+    _following(fields)
+    fields.seconds("drain", 0.0)
     return build_registry(fields, replace(pod, ip=_address(fields, pod.ip, ips)), None)
 
 
@@ -262,6 +270,15 @@ def build_registry(fields: Fields, pod: Pod, source: str | None) -> Registry:
     registry = registries.build(fields, pod, source)
     fields.done()
     return registry
+
+
+def _following(fields: Fields) -> Following:
+    """Return how the status follows the probes. Raises ``Refused``."""
+    until, when = fields.text("untilHealthy", WAIT), fields.text("whenUnhealthy", DOWN)
+    for name, value, known in (("untilHealthy", until, UNTIL), ("whenUnhealthy", when, WHEN)):
+        if value not in known:
+            raise Refused(f'{fields.path}.{name}: expected {" or ".join(known)}, not "{value}"')
+    return Following(fields.names("follow"), until, when)
 
 
 def _address(fields: Fields, own: str, known: Sequence[str] | None = None) -> str:

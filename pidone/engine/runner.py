@@ -428,6 +428,10 @@ class _TaskContext:
         self.every = task.every
         self.random = engine.random
 
+    @property
+    def ending(self) -> bool:
+        return self._engine.ending
+
     def report(self, state: str, reason: str | None = None) -> None:
         if self.state_of(self.task) != state and self._engine._scopes.get(self.task) is self._scope:
             self._engine._log_state(self.task, state)

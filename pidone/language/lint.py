@@ -35,6 +35,7 @@ Said = Iterator[tuple[Span, str, str]]  # where, what, and the rule
 _LINE = re.compile(r" on line [0-9]+")
 _OWN_HOSTS = {"127.0.0.1", "::1", "localhost", "$(pod.ip)"}
 TERMINATING = "pod.terminating"
+END_SECONDS = 8  # ``pidone.pod.program.TEARDOWN_SECONDS``; a test holds them together
 FAREWELL_SECONDS = 4  # half of ``pidone.pod.program.TEARDOWN_SECONDS``; a test holds them together
 _HANDLERS = ("httpGet", "tcpSocket", "grpc")
 _BESIDE = {"completed": {"succeeded", "failed"}}  # states that hold at once; "started" does beside all
@@ -388,6 +389,27 @@ def _stopping(tasks: _Set) -> Said:
             yield task.span("stopTimeout"), message, "stop-timeout"
 
 
+def _drains(tasks: _Set) -> Said:
+    """The drain comes after the deregistration, and both share the time for undoing the task."""
+    for task in tasks.of_action("register"):
+        drain, limit = task.get("register", "drain"), task.get("stopTimeout")
+        length, most = tasks.seconds(drain), tasks.seconds(limit)
+        if length is None or not length:
+            continue
+        if length > END_SECONDS - 1:
+            message = (
+                f"the end of a pod takes {END_SECONDS:g}s at most, and a drain of {tasks.shown(drain)} would be cut; "
+                f"give drain at most {END_SECONDS - 2:g}s"
+            )
+            yield task.span("register", "drain"), message, "drain"
+        elif most is not None and most < length + 1:
+            message = (
+                f"the deregistration and a drain of {tasks.shown(drain)} share a stopTimeout of {tasks.shown(limit)}; "
+                f"give stopTimeout at least {duration.text(min(length + 2, END_SECONDS))}"
+            )
+            yield task.span("register", "drain"), message, "drain"
+
+
 def _leaving(tasks: _Set) -> Said:
     """Farewells have half of the remaining time at the end of a pod, and tasks are undone after them."""
     waiting = next((task.name for task in tasks.of_action("register")), "")
@@ -710,6 +732,7 @@ _RULES: Sequence[Callable[[_Set], Said]] = (
     _forms,
     _leases,
     _stopping,
+    _drains,
     _early_heartbeats,
     _instances,
     _periods,

@@ -74,6 +74,7 @@ ERRORS: Mapping[str, str] = {
 WARNINGS: Mapping[str, str] = {
     "absent-set": "A set is in none of the files that are checked together, so that what uses it was not checked.",
     "backoff": "The first wait of a backoff is longer than its longest.",
+    "drain": "There is not enough time for a drain.",
     "early-heartbeat": "A heartbeat begins before its registration is there.",
     "every-pod": "A binding selects every pod.",
     "farewell": "A task that runs when the pod ends has a longer limit than there is time.",

@@ -230,7 +230,7 @@ async def test_a_registration_that_follows_several_probes_is_up_while_all_are_he
     bench.registry.interval = 1000.0
     tasks = [
         *({"name": name, "probe": {}} for name in ("ready", "warm", "other")),
-        {"name": "web", "register": {"fake": {}, "follow": ["ready", "warm"]}},
+        {"name": "web", "register": {"fake": {}, "follow": ["ready", "warm"], "untilHealthy": "starting"}},
     ]
     bench.ready.state = ""
     bench.others |= {name: ScriptedProbe() for name in ("warm", "other")}
@@ -257,16 +257,167 @@ def test_what_it_follows_are_names(follow: object) -> None:
         register.instance_of({"follow": follow, "eureka": {}}, model.Pod("p", "n", "u", "127.0.0.1"), ())
 
 
-async def test_without_a_first_answer_of_the_probe_it_is_starting(
-    bench: Bench, autojump_clock: MockClock
+def following(**fields: str) -> model.Plan:
+    """A registration without a condition that follows a probe without a result."""
+    register_fields = {"fake": {}, "follow": "ready", **fields}
+    tasks = [{"name": "ready", "probe": {}}, {"name": "web", "register": register_fields, "stopTimeout": 7}]
+    return decode_plan(tasks, actions.names())
+
+
+@pytest.mark.parametrize(
+    ("until", "calls"), [("wait", []), ("starting", ["STARTING"]), ("up", ["UP"]), ("", [])]
+)
+async def test_before_the_first_result_of_the_probe_it_is_what_the_task_says(
+    bench: Bench, until: str, calls: list[str], autojump_clock: MockClock
 ) -> None:
     bench.ready.state, bench.registry.interval = "", 1000.0
-    tasks = [{"name": "ready", "probe": {}}, {"name": "web", "register": {"fake": {}, "follow": "ready"}}]
-    bench.engine.apply(decode_plan(tasks, actions.names()))
+    bench.engine.apply(following(**{"untilHealthy": until} if until else {}))
     await trio.sleep(60)
+    assert bench.registry.calls == calls
+    assert bench.state("web") == ("registered" if calls else "running")
     bench.ready.say("healthy")
     await trio.sleep(1)
-    assert bench.registry.calls == ["STARTING", "UP"]
+    assert bench.registry.calls == list(dict.fromkeys([*calls, "UP"]))
+    assert bench.state("web") == "registered"
+
+
+@pytest.mark.parametrize(("until", "calls"), [("wait", []), ("starting", ["DOWN"]), ("up", ["DOWN"])])
+async def test_a_probe_that_is_unhealthy_at_first(
+    bench: Bench, until: str, calls: list[str], autojump_clock: MockClock
+) -> None:
+    bench.ready.state = "unhealthy"
+    bench.engine.apply(following(untilHealthy=until))
+    await trio.sleep(5)
+    assert [call for call in bench.registry.calls if call != "heartbeat"] == calls
+
+
+@pytest.mark.parametrize(
+    ("when", "calls"),
+    [("down", ["DOWN", "UP"]), ("", ["DOWN", "UP"]), ("deregister", ["deregister", "UP"]), ("ignore", [])],
+)
+async def test_while_a_probe_is_unhealthy_it_is_what_the_task_says(
+    bench: Bench, when: str, calls: list[str], autojump_clock: MockClock
+) -> None:
+    bench.registry.interval = 1000.0
+    bench.engine.apply(following(**{"whenUnhealthy": when} if when else {}))
+    await trio.sleep(5)
+    bench.forget_calls()
+    bench.ready.say("unhealthy")
+    await trio.sleep(5)
+    assert bench.registry.calls == calls[:1]
+    assert bench.state("web") == ("running" if when == "deregister" else "registered")
+    await trio.sleep(2000)
+    bench.ready.say("healthy")
+    await trio.sleep(5)
+    assert [call for call in bench.registry.calls if call != "heartbeat"] == calls
+    assert bench.state("web") == "registered"
+    await bench.engine.drain(8)
+    assert bench.registry.calls[-1] == "deregister"
+
+
+async def test_a_deregistered_instance_gets_no_heartbeat_and_is_not_deregistered_twice(
+    bench: Bench, autojump_clock: MockClock
+) -> None:
+    bench.engine.apply(following(whenUnhealthy="deregister"))
+    await trio.sleep(5)
+    bench.registry.trouble["deregister"] = RegistryError("answered 503")
+    bench.forget_calls()
+    bench.ready.say("unhealthy")
+    await trio.sleep(60)
+    assert set(bench.registry.calls) == {"deregister"}
+    assert max(b - a for a, b in pairwise(bench.registry.times)) <= 10
+    web = next(state for state in bench.engine.tasks if state.task.name == "web")
+    assert (web.state, web.error) == ("registered", "answered 503")
+    bench.registry.trouble.clear()
+    await trio.sleep(11)
+    assert (web.state, web.error) == ("", "")
+    bench.forget_calls()
+    await trio.sleep(600)
+    await bench.engine.drain(8)
+    assert bench.registry.calls == []
+
+
+async def test_a_changed_plan_changes_what_follows_and_not_the_registration(
+    bench: Bench, autojump_clock: MockClock
+) -> None:
+    bench.registry.interval = 1000.0
+    bench.engine.apply(following(untilHealthy="starting"))
+    await trio.sleep(5)
+    bench.ready.say("")
+    bench.ready.state = ""
+    bench.forget_calls()
+    bench.engine.apply(following(untilHealthy="wait", whenUnhealthy="ignore"))
+    await trio.sleep(5)
+    assert bench.registry.calls == ["UP"]
+
+
+async def test_a_flapping_probe_does_not_become_a_storm(bench: Bench, autojump_clock: MockClock) -> None:
+    bench.registry.interval = 1000.0
+    bench.engine.apply(following())
+    await trio.sleep(5)
+    bench.forget_calls()
+    for _ in range(300):
+        bench.ready.say("unhealthy")
+        await trio.sleep(0.5)
+        assert bench.registry.calls[-1] == "DOWN", "told at once"
+        bench.ready.say("healthy")
+        await trio.sleep(1.5)
+    calls = Counter(bench.registry.calls)
+    assert calls["UP"] <= 2 + 600 / 15
+    assert calls["DOWN"] <= calls["UP"] + 1
+    assert calls["UP"] >= 20
+    await trio.sleep(16)
+    assert bench.registry.calls[-1] == "UP", "in the end it is what the probe says"
+    bench.forget_calls()
+    await trio.sleep(300)
+    bench.ready.say("unhealthy")
+    await trio.sleep(0.1)
+    bench.ready.say("healthy")
+    await trio.sleep(0.1)
+    assert [call for call in bench.registry.calls if call != "heartbeat"] == ["DOWN", "UP"]
+
+
+@pytest.mark.parametrize(("drain", "stop", "seconds"), [(3, 7, 3), (0, 7, 0), (7, 4, 4), (20, 30, 8)])
+async def test_callers_have_the_drain_after_the_deregistration(
+    bench: Bench, drain: float, stop: float, seconds: float, autojump_clock: MockClock
+) -> None:
+    fields = {"fake": {}, "drain": drain}
+    plan = [{"name": "web", "register": fields, "stopTimeout": stop}]
+    bench.engine.apply(decode_plan(plan, actions.names()))
+    await trio.sleep(5)
+    began = trio.current_time()
+    await bench.engine.drain(8)
+    assert bench.registry.calls[-1] == "deregister"
+    assert bench.registry.times[-1] == began
+    assert trio.current_time() - began == pytest.approx(seconds)
+    assert bench.engine.left == {}, "deregistered in any case"
+
+
+async def test_a_registration_that_leaves_a_pod_that_goes_on_needs_no_drain(
+    bench: Bench, autojump_clock: MockClock
+) -> None:
+    tasks = [{"name": "web", "register": {"fake": {}, "drain": 5}, "stopTimeout": 7}]
+    bench.engine.apply(decode_plan(tasks, actions.names()))
+    await trio.sleep(5)
+    bench.engine.apply(decode_plan([], actions.names()))
+    with trio.fail_after(1):
+        await bench.engine.wait_idle()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"untilHealthy": "later"},
+        {"whenUnhealthy": "DOWN"},
+        {"drain": 3601},
+        {"drain": "5s"},
+        {"untilHealthy": 1},
+    ],
+)
+def test_the_pod_refuses_what_it_does_not_know(config: Any) -> None:
+    setting = Setting(model.Pod("p", "n", "u", "127.0.0.1"), None, Reaper(), Counters(), lambda: ())
+    with pytest.raises(Refused):
+        register.build(Fields({"eureka": EUREKA, **config}, "register"), setting)
 
 
 async def test_calls_never_overlap_whatever_comes_together(bench: Bench, autojump_clock: MockClock) -> None:

@@ -14,6 +14,7 @@ class Watcher:
         self.task = "x"
         self.every: float | None = None
         self.random = Random(1)
+        self.ending = False
         self.change = trio.Event()
         self.stop_timeout = 2.0
         self.events: list[tuple[str, dict[str, object]]] = []

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from pidone.language.checking import check_bytes, check_text
-from pidone.language.lint import FAREWELL_SECONDS
+from pidone.language.lint import END_SECONDS, FAREWELL_SECONDS
 from pidone.language.model import TaskBinding, TaskSet
 from pidone.language.reading import read
 from pidone.language.schemas import API_VERSION, schema
@@ -150,6 +150,7 @@ def test_the_caret_of_a_long_line_is_under_its_token() -> None:
 
 def test_a_farewell_has_half_of_the_time_at_the_end() -> None:
     assert FAREWELL_SECONDS == TEARDOWN_SECONDS / 2
+    assert END_SECONDS == TEARDOWN_SECONDS
 
 
 PIECES = [
