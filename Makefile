@@ -32,7 +32,7 @@ help:
 	@echo "make cluster build a Kubernetes API server and node for tests (needs Go 1.26; takes ten minutes once)"
 	@echo "make prober  build the kubelet's prober for tests (needs Go 1.26)"
 	@echo "make containerds  fetch three versions of containerd for tests into the cache (needs Debian)"
-	@echo "make consul  fetch a Consul agent for tests into the cache (needs Debian)"
+	@echo "make consul  fetch a Consul agent and build its client for tests (needs Debian and Go 1.26)"
 	@echo "make apps    write build/apps.oci.tar, images of the demo's applications (needs Java 17, Maven and Go)"
 	@echo "make old     build the image of an earlier version, for tests of pods that are older than their controller"
 	@echo "make registries  write the tables of docs/registries.md from the results of the last tests"
@@ -205,7 +205,7 @@ prober: $(READY)
 containerds: $(READY)
 	@CACHE=$(CACHE) $(BIN)/python -m tests.cri.containerds
 
-# A Consul agent for tests: Debian's package, unpacked in the cache.
+# A Consul agent for tests, which is Debian's package, unpacked in the cache; and Consul's own client, which reads it.
 consul: $(READY)
 	@CACHE=$(CACHE) $(BIN)/python -m tests.consul.real
 

@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, settings
 
 from tests import folders, ports
 from tests.consul.agents import Agent
-from tests.consul.real import RealConsul, foreign, real_consul
+from tests.consul.reader import Reader, program, reading
+from tests.consul.real import FETCH, RealConsul, foreign, real_consul
 from tests.consul.real import missing as no_consul
 from tests.eureka.real import RealEureka, missing, spring_eureka
 from tests.nacos.real import NacosServers, nacos_servers
@@ -44,6 +45,15 @@ def consul(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
         pytest.skip(reason)
     with real_consul(tmp_path_factory.mktemp("consul")) as server:
         yield server.agent
+
+
+@pytest.fixture(scope="session")
+def consul_reader(consul: Agent) -> Iterator[Reader]:
+    """Consul's own client, which reads from that agent."""
+    if not program().exists():
+        pytest.skip(f"no client of Consul: {FETCH}")
+    with reading(consul.url, consul.token) as reader:
+        yield reader
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from pidone.http.server import Handler
 from tests.consul.fake import FakeConsul
 from tests.http.serving import http_server
 from tests.patience import PATIENCE_SECONDS
+from tests.results import FAKE, serve_with
 
 Document = dict[str, Any]
 # Of the fixtures that give a test each kind of agent
@@ -38,6 +39,7 @@ class Agent:
     url: str
     token: str = ""
     fake: FakeConsul | None = None
+    server: str = FAKE  # name and version, for people
     clock: Clock = field(default_factory=Clock)
 
     @property
@@ -115,8 +117,10 @@ async def fake_agent(
 
 
 async def agent_of(request: pytest.FixtureRequest, nursery: trio.Nursery) -> Agent:
-    """Return the agent of the fixture's kind, see ``KINDS``."""
-    if request.param != "consul":
-        return await fake_agent(nursery, old=request.param == "old fake")
-    real: Agent = request.getfixturevalue("consul")
-    return real
+    """Return the agent of the fixture's kind, see ``KINDS``, and tell its version."""
+    if request.param == "consul":
+        agent: Agent = request.getfixturevalue("consul")
+    else:
+        agent = await fake_agent(nursery, old=request.param == "old fake")
+    serve_with(request, agent.server)
+    return agent

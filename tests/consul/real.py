@@ -6,18 +6,25 @@
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
+import httpx
+
+from tests import golang
+from tests.consul import reader
 from tests.consul.agents import Agent
 from tests.patience import PATIENCE_SECONDS
 from tests.ports import free_port
@@ -37,14 +44,23 @@ def program() -> Path:
 
 
 def fetch() -> None:
-    """Bring it into the cache.
+    """Bring it into the cache, and build its client, which reads what was registered.
 
     Raises:
         Missing: this is no Debian, or the release lacks the package.
+        NoGo: there is no Go, or its modules cannot be fetched.
     """
     sys.path.insert(0, str(ROOT / "k3d/image"))
     builder = import_module("build")  # a program, in no package
     builder.unpack_packages(ARCH, ["consul"], suite=RELEASE, cache="consul")
+    print(reader.build())
+
+
+@cache
+def version() -> str:
+    """Return the version of the program."""
+    said = subprocess.run([program(), "version"], capture_output=True, text=True, check=True).stdout
+    return said.split()[1].removeprefix("v")
 
 
 def missing() -> str | None:
@@ -57,8 +73,11 @@ def foreign() -> Agent | None:
     address = os.environ.get(ADDRESS, "")
     if not address:
         return None
-    url = address if "://" in address else f"http://{address}"
-    return Agent(url.rstrip("/"), os.environ.get(TOKEN, ""))
+    url = (address if "://" in address else f"http://{address}").rstrip("/")
+    token = os.environ.get(TOKEN, "")
+    answer = httpx.get(f"{url}/v1/agent/self", headers={"x-consul-token": token}, timeout=PATIENCE_SECONDS)
+    found = answer.json()["Config"]["Version"] if answer.status_code == 200 else "of an unknown version"
+    return Agent(url, token, server=f"Consul {found}")
 
 
 @dataclass
@@ -74,23 +93,37 @@ class RealConsul:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.ports['http']}"
 
-    async def grant(self, token: str, service: str) -> None:
-        """Make a token that may write a service."""
-        agent, name = self.agent, f"{service}-{token[:8]}"
-        rules = f'service "{service}" {{ policy = "write" }}'
-        await agent.put("acl/policy", {"Name": name, "Rules": rules})
-        await agent.put("acl/token", {"SecretID": token, "Policies": [{"Name": name}]})
+    def grant(self, token: str, service: str, *, anew: bool = True) -> None:
+        """Make a token that may write a service, or all if it is empty. Without ``anew`` it may be there already."""
+        if not anew and self._ask("GET", "acl/token/self", token=token):
+            return
+        name = f"{service or 'all'}-{uuid.uuid4()}"
+        kind = "service" if service else "service_prefix"
+        rules = f'{kind} "{service}" {{ policy = "write" }}'
+        made = self._ask("PUT", "acl/policy", {"Name": name, "Rules": rules})
+        made = made and self._ask("PUT", "acl/token", {"SecretID": token, "Policies": [{"Name": name}]})
+        if not made:
+            raise RuntimeError("the Consul agent does not make a token")
 
-    async def revoke(self, token: str) -> None:
+    def revoke(self, token: str) -> None:
         """Delete a token."""
-        answer = await self.agent.call("GET", "acl/token/self", token=token)
-        accessor = json.loads(answer.body)["AccessorID"]
-        answer = await self.agent.call("DELETE", f"acl/token/{accessor}")
-        assert answer.status == 200, answer
+        accessor = self._ask("GET", "acl/token/self", token=token)["AccessorID"]
+        self._ask("DELETE", f"acl/token/{accessor}")
+
+    def _ask(self, method: str, path: str, body: object = None, token: str = MANAGEMENT) -> Any:
+        """Return the answer, which is JSON; None if the token is unknown."""
+        answer = httpx.request(
+            method,
+            f"{self.url}/v1/{path}",
+            json=body,
+            headers={"x-consul-token": token},
+            timeout=PATIENCE_SECONDS,
+        )
+        return answer.json() if answer.status_code == 200 else None
 
     @property
     def agent(self) -> Agent:
-        return Agent(self.url, MANAGEMENT if self.acls else "")
+        return Agent(self.url, MANAGEMENT if self.acls else "", server=f"Consul {version()}")
 
     @property
     def log(self) -> Path:
@@ -119,6 +152,16 @@ class RealConsul:
             self.process = None
         if empty:
             subprocess.run(["rm", "-rf", self.folder / "data"], check=True)
+
+    def pause(self) -> None:
+        """Stop it by SIGSTOP."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on, if it is paused."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGCONT)
 
     def _config(self) -> dict[str, Any]:
         acls = {
@@ -170,4 +213,7 @@ def real_consul(folder: Path, *, acls: bool = False) -> Iterator[RealConsul]:
 
 
 if __name__ == "__main__":
-    fetch()
+    try:
+        fetch()
+    except golang.NoGo as error:
+        sys.exit(str(error))

@@ -9,6 +9,7 @@ import trio
 
 from tests.consul.agents import KINDS, Agent, Document, fake_agent
 from tests.consul.real import MANAGEMENT, RealConsul
+from tests.results import serve_with
 
 GONE = {
     404: "Unknown check",
@@ -146,18 +147,6 @@ async def test_without_renewals_it_is_critical_after_the_ttl(agent: Agent, name:
     assert await agent.status(key) == "passing"
 
 
-@pytest.mark.check("consul", "reaped → register again")
-async def test_what_is_critical_for_long_is_taken_out(agent: Agent, name: str) -> None:
-    after = check(TTL="2s", DeregisterCriticalServiceAfter="1s")
-    key = await register(agent, name, Check=after)
-    await agent.pass_time(50)
-    assert await agent.status(key) == "critical", "one minute is the least"
-    await agent.pass_time(12 + 31)
-    await agent.until(lambda: agent.status(key), "")
-    answer = await agent.call("PUT", f"agent/check/pass/service:{key}")
-    assert answer.status in GONE
-
-
 async def test_maintenance_hides_what_passes(agent: Agent, name: str) -> None:
     key = await register(agent, name)
     for _ in range(2):
@@ -236,8 +225,10 @@ class TestRestart:
                 real.stop(empty=empty)
                 real.start()
 
+            serve_with(request, real.agent.server)
             return real.agent, restart
         agent = await fake_agent(nursery, old=request.param == "old fake")
+        serve_with(request, agent.server)
         fake, clock = agent.fake, agent.clock
         assert fake is not None
         return agent, lambda *, empty: fake.restart(clock.now(), empty=empty)
@@ -278,12 +269,14 @@ class TestAccess:
         """An agent where one token may write the service, and another one another service."""
         if request.param == "consul":
             real: RealConsul = request.getfixturevalue("guarded_consul")
-            await real.grant(tokens["right"], name)
-            await real.grant(tokens["other"], f"{name}-other")
+            real.grant(tokens["right"], name)
+            real.grant(tokens["other"], f"{name}-other")
+            serve_with(request, real.agent.server)
             return real.agent
         granted = {tokens["right"]: {name}, tokens["other"]: {f"{name}-other"}, MANAGEMENT: {"*"}}
         agent = await fake_agent(nursery, old=request.param == "old fake", tokens=granted)
         agent.token = MANAGEMENT
+        serve_with(request, agent.server)
         return agent
 
     async def test_the_right_token_suffices_for_all_calls(

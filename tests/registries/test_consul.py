@@ -23,10 +23,12 @@ from pidone.registries import Entry, Status, build
 from pidone.registries.consul import MAINTENANCE_REASON, Consul
 from tests.consul.agents import KINDS, Agent, agent_of, fake_agent
 from tests.consul.fake import FakeConsul
+from tests.consul.reader import Instance, Reader
 from tests.consul.real import RealConsul
 from tests.http.serving import http_server
 from tests.patience import PATIENCE_SECONDS
 from tests.registries.between import FOREIGN, Ingress, always
+from tests.results import serve_with
 
 POD = Pod("web-7d9c", "shop", "uid-1", "10.42.0.18", "node-1")
 CONSUL = pytest.param("consul", marks=pytest.mark.consul)
@@ -130,7 +132,9 @@ async def test_a_forgotten_instance_is_told_and_comes_back(bench: Bench) -> None
 async def test_what_the_agent_has_taken_out_is_registered_again(bench: Bench) -> None:
     registry = bench.driver(ttl=2, deregisterCriticalServiceAfter=60)
     await registry.register(Status.UP)
-    await bench.agent.pass_time(2 + 60 + 31)
+    await bench.agent.pass_time(50)
+    assert await bench.status() == "critical", "not before the minute"
+    await bench.agent.pass_time(2 + 10 + 31)  # the agent looks every 30 s
     await bench.agent.until(bench.status, "")
     assert not await registry.heartbeat()
     assert await registry.register(Status.UP) == "UP"
@@ -168,6 +172,27 @@ async def test_a_check_that_an_operator_adds_stays_and_its_status_is_told(bench:
     await bench.agent.put("agent/check/register", check)
     assert await registry.register(Status.UP) == "DOWN"
     assert set(await bench.agent.checks(bench.id)) == {f"service:{bench.id}", f"extra-{bench.id}"}
+
+
+@pytest.mark.consul
+async def test_consuls_own_client_reads_what_is_registered(consul: Agent, consul_reader: Reader) -> None:
+    bench = Bench(consul, next(_names))
+    registry = bench.driver(tags=["v1"], meta={"zone": "a"})
+
+    async def read() -> list[Instance]:
+        return consul_reader.read(bench.name)
+
+    for status, shown in (
+        (Status.UP, "passing"),
+        (Status.DOWN, "critical"),
+        (Status.OUT_OF_SERVICE, "maintenance"),
+        (Status.UP, "passing"),
+    ):
+        await registry.register(status)
+        expected = Instance(bench.id, "10.42.0.18", 9080, shown, ["v1"], {"zone": "a"})
+        await consul.until(read, [expected])
+    await registry.deregister()
+    await consul.until(read, [])
 
 
 # Maintenance
@@ -244,8 +269,10 @@ class TestRestart:
                 real.stop(empty=empty)
                 real.start()
 
+            serve_with(request, real.agent.server)
             return Bench(real.agent, next(_names)), restart
         agent = await fake_agent(nursery)
+        serve_with(request, agent.server)
         fake = agent.fake
         assert fake is not None
         return Bench(agent, next(_names)), lambda *, empty: fake.restart(agent.clock.now(), empty=empty)
@@ -287,11 +314,14 @@ class TestTokens:
         name = next(_names)
         if request.param == "consul":
             real: RealConsul = request.getfixturevalue("own_guarded_consul")
-            await real.grant(self.RIGHT, name)
-            await real.grant(self.OTHER, "another")
+            real.grant(self.RIGHT, name)
+            real.grant(self.OTHER, "another")
+            serve_with(request, real.agent.server)
             return Bench(Agent(real.url), name)
         tokens = {self.RIGHT: {name}, self.OTHER: {"another"}}
-        return Bench(await fake_agent(nursery, old=request.param == "old fake", tokens=tokens), name)
+        agent = await fake_agent(nursery, old=request.param == "old fake", tokens=tokens)
+        serve_with(request, agent.server)
+        return Bench(agent, name)
 
     async def test_with_the_right_token_all_calls_work(self, guarded: Bench) -> None:
         registry = guarded.driver(token=self.RIGHT)
@@ -349,8 +379,8 @@ class TestTokens:
         await registry.register(Status.UP)
         if guarded.agent.fake is None:
             real: RealConsul = request.getfixturevalue("own_guarded_consul")
-            await real.revoke(self.RIGHT)
-            await real.grant(newer, guarded.name)
+            real.revoke(self.RIGHT)
+            real.grant(newer, guarded.name)
         else:
             assert guarded.agent.fake.tokens is not None
             del guarded.agent.fake.tokens[self.RIGHT]
@@ -484,7 +514,6 @@ async def test_the_remedy_is_in_the_error(
     nursery.cancel_scope.cancel()
 
 
-@pytest.mark.check("consul", "strict decoding")
 async def test_a_document_that_the_agent_refuses_is_told_in_its_words(nursery: trio.Nursery) -> None:
     absent, unknown = Response(404, {}, b"{}"), Response(404, {}, b"unknown service ID: x")
     refusal = Response(400, {}, b'Request decode failed: json: unknown field "X"')
