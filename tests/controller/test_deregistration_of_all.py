@@ -41,13 +41,13 @@ NO_URLS = {"zookeeper"}  # their servers are host:port
 NAMES = sorted(registries())
 
 
-def config(name: str, servers: str, **more: Any) -> dict[str, Any]:
+def config(name: str, servers: str, /, **more: Any) -> dict[str, Any]:
     if name in NO_URLS:
         servers = ",".join(urlsplit(url).netloc.rpartition("@")[2] for url in servers.split(","))
     return {name: {registries()[name].instance[0]: servers, **FIELDS[name], **more}}
 
 
-def plan(name: str, servers: str, **more: Any) -> list[dict[str, Any]]:
+def plan(name: str, servers: str, /, **more: Any) -> list[dict[str, Any]]:
     return [{"name": "web", "register": config(name, servers, **more)}]
 
 
@@ -135,7 +135,11 @@ def test_no_value_leads_to_another_path(name: str, value: str) -> None:
             driver = build(config(name, "http://registry:1234", **{field: value}), web)
         except Refused:
             continue
-        assert name in {"nacos", "etcd"}, f"{field}: taken, and {driver.instance} is a part of a path"
+        # ZooKeeper's own protocol decodes no path: what only a URL means otherwise is a name there
+        literal = name == "zookeeper" and value in {"%2e%2e", "a\\..\\b", "..;x"}
+        assert literal or name in {"nacos", "etcd"}, (
+            f"{field}: taken, and {driver.instance} is a part of a path"
+        )
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - NO_URLS))
