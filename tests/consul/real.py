@@ -6,6 +6,7 @@
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,14 +130,18 @@ class RealConsul:
     def log(self) -> Path:
         return self.folder / "agent.log"
 
-    def start(self) -> None:
-        """Start it with the data that is there, and wait until it answers and has a leader."""
+    def command(self, log_level: str = "INFO") -> list[str]:
+        """Write its configuration, and return the words that start it."""
         self.ports = self.ports or {name: free_port() for name in ("http", "server", "serf_lan", "serf_wan")}
         config = self.folder / "agent.json"
-        config.write_text(json.dumps(self._config()))
+        config.write_text(json.dumps(self._config() | {"log_level": log_level}))
+        return [str(program()), "agent", f"-config-file={config}"]
+
+    def start(self) -> None:
+        """Start it with the data that is there, and wait until it answers and has a leader."""
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
-                [program(), "agent", f"-config-file={config}"],
+                self.command(),
                 env={"PATH": os.environ["PATH"], "HOME": str(self.folder)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -151,7 +156,11 @@ class RealConsul:
             self.process.wait()
             self.process = None
         if empty:
-            subprocess.run(["rm", "-rf", self.folder / "data"], check=True)
+            self.wipe()
+
+    def wipe(self) -> None:
+        """Remove its data."""
+        shutil.rmtree(self.folder / "data", ignore_errors=True)
 
     def pause(self) -> None:
         """Stop it by SIGSTOP."""
@@ -177,7 +186,6 @@ class RealConsul:
             "bind_addr": "127.0.0.1",
             "client_addr": "127.0.0.1",
             "disable_update_check": True,
-            "log_level": "INFO",
             "performance": {"raft_multiplier": 1},
             "ports": {**self.ports, "dns": -1},
             **({"acl": acls} if self.acls else {}),

@@ -13,15 +13,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.demo.registries import etcd
+from tests.demo.registries import consul, etcd
 from tests.eureka import real
 from tests.patience import ENDURANCE, PATIENCE_SECONDS
 
-no_etcd = etcd.missing()
+no_consul, no_etcd = consul.missing(), etcd.missing()
 spring = pytest.mark.skipif(real.missing() is not None, reason=str(real.missing()))
 REGISTRIES = [
     pytest.param("fake"),
     pytest.param("spring", marks=[pytest.mark.eureka, spring]),
+    pytest.param("consul", marks=pytest.mark.skipif(no_consul is not None, reason=str(no_consul))),
     pytest.param("etcd", marks=pytest.mark.skipif(no_etcd is not None, reason=str(no_etcd))),
 ]
 # Seconds until a killed server is restarted: long enough for all clients to notice and back off. The demo itself takes
