@@ -21,7 +21,7 @@ async def ask(bench: Bench, method: str, path: str = "/maintenance") -> Response
     """Send a request to the status port of a program with the engine of this bench."""
 
     class Program:
-        engine, maintenance = bench.engine, bench.maintenance
+        engine, maintenance, journal = bench.engine, bench.maintenance, bench.journal
 
     return await local.answer(Program(), Request(method, path, {}, b"", "127.0.0.1"))  # type: ignore[arg-type]
 

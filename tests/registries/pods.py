@@ -5,6 +5,7 @@ answered with a line of JSON:
 
     {"start": {NUMBER: {NAME: FIELDS}}}     start pods with this ``register``
     {"health": {NUMBER: STATE}}             let their probes be healthy or unhealthy
+    {"maintenance": {NUMBER: FLAG}}         begin or end their maintenance
     {"drain": {NUMBER: SECONDS}}            begin their end, with this budget
     {"log": true}                           look at the journals too
 
@@ -30,6 +31,7 @@ from pidone.counters import Counters
 from pidone.engine.runner import Engine
 from pidone.errors import PidoneError
 from pidone.journal import Journal
+from pidone.maintenance import LOCAL, Maintenance
 from pidone.pid1.reaper import Reaper
 from pidone.plan import model
 from pidone.plan.fields import Fields
@@ -119,7 +121,8 @@ class Pod:
         self._journal = Journal(echo=lambda _: None)
         self.over = False
         pod = model.Pod(f"web-{number}", "shop", f"uid-{number}", pod_ip(number))
-        setting = Setting(pod, None, Reaper(), Counters(), lambda: ())
+        self.maintenance = Maintenance(changed=self._wake)
+        setting = Setting(pod, None, Reaper(), Counters(), lambda: (), maintenance=self.maintenance)
         self.engine = Engine(
             setting, self._journal, changed=lambda: None, random=Random(number), build=self._build
         )
@@ -160,6 +163,9 @@ class Pod:
             log=list(self._journal.lines)[-8:] if log else [],
         )
 
+    def _wake(self) -> None:
+        self.engine.wake_tasks()
+
     def _build(self, task: Task, setting: Setting) -> Action:
         return self._probe if task.action == "probe" else actions.build(task, setting)
 
@@ -189,6 +195,8 @@ async def serve() -> None:
                     await pods[number].start(nursery)
                 for number, state in order.get("health", {}).items():
                     pods[number].say(state)
+                for number, on in order.get("maintenance", {}).items():
+                    pods[number].maintenance.set(LOCAL, on=on)
                 for number, budget in order.get("drain", {}).items():
                     nursery.start_soon(pods[number].drain, budget)
                 looks = {number: asdict(pod.look(log="log" in order)) for number, pod in pods.items()}
