@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests import folders, ports
+from tests import folders, ports, results
 from tests.consul.agents import Agent
 from tests.consul.reader import Reader, program, reading
 from tests.consul.real import FETCH, RealConsul, foreign, real_consul
@@ -102,6 +102,7 @@ def real_nacos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NacosServer
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(results)
     # The same examples in every run, so that a failure is the change's doing, and no example is too slow on a busy
     # machine. PIDONE_TEST_RANDOM=1 looks for new ones.
     new = bool(os.environ.get("PIDONE_TEST_RANDOM"))

@@ -1,15 +1,10 @@
-"""How ``make test`` distributes the tests among parallel workers: a plugin of pytest-xdist.
-
-It also keeps the results of the tests of registries, for docs/registries.md.
-"""
+"""How ``make test`` distributes the tests among parallel workers: a plugin of pytest-xdist."""
 
 import re
 
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
-
-pytest_plugins = ["tests.results"]
 
 # Tests that share a fixture which is expensive to make run in the same worker. The first match counts.
 GROUPS = {

@@ -1,9 +1,10 @@
 """Results of the tests of registries, kept in build/registries.json, and their tables in docs/registries.md.
 
-A plugin of pytest for the first: it notes the tests with ``@pytest.mark.check(registry, words)``, which is a row of the
-first table, and with ``@pytest.mark.fault(registry, fault)``, a row of the second one. A test tells the version of its
-server by ``serve_with``, and why it has nothing to test by ``has_no_meaning``. A run of some tests replaces their
-results alone; remove the file when tests have other names.
+A plugin of pytest for the first, which tests/conftest.py loads. It notes the tests with
+``@pytest.mark.check(registry, words)``, which is a row of the first table, and with
+``@pytest.mark.fault(registry, fault)``, a row of the second one. A test tells the version of its server by
+``serve_with``, and why it has nothing to test by ``has_no_meaning``. A run of some tests replaces their results alone;
+remove the file when tests have other names.
 
 ``python -m tests.results`` writes the tables (``make registries``); with ``--complete`` it only looks whether each cell
 was executed, has passed, and is as in the document.
@@ -66,7 +67,7 @@ def has_no_meaning(request: pytest.FixtureRequest, reason: str) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(Recorder(RESULTS), "registry-results")
+        config.pluginmanager.register(Recorder(RESULTS))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
