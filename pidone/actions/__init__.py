@@ -9,7 +9,7 @@ and optionally:
 
     def privileged(config) -> bool                           True if plain http must not bring these fields
     HOLDS_OUTSIDE = True                                     if its tasks hold something outside the pod
-    def families(views) -> Iterable[Family]                  the metrics of its tasks
+    def families(setting, views) -> Iterable[Family]         the metrics of its tasks
 
 A new action needs such a module, and a file in ``schema/actions/`` that describes its fields and states.
 """
@@ -36,6 +36,10 @@ from pidone.plan.model import Pod, Task
 PROGRAMS = "/opt/pidone"  # the folder of the image with programs for tasks
 
 
+def _no_action(_task: str) -> "Action | None":
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """The parts of the process that an action may use."""
@@ -47,6 +51,7 @@ class Setting:
     tasks: Callable[[], Iterable[TaskView]]
     programs: str = PROGRAMS  # the folder with the programs that a plan may run; "/" is all
     maintenance: Maintenance = field(default_factory=Maintenance)  # its changes wake ``Context.changed``
+    action: "Callable[[str], Action | None]" = _no_action  # of a task, by its name
 
 
 class Context(Protocol):
@@ -184,7 +189,7 @@ def task_families(setting: Setting, views: Sequence[TaskView]) -> Iterator[Famil
     for action, action_views in sorted(by_action.items()):
         module = import_module(f"{__name__}.{action}")
         if hasattr(module, "families"):
-            yield from module.families(action_views)
+            yield from module.families(setting, action_views)
 
 
 def check_states(tasks: Iterable[Task]) -> None:

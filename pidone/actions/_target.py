@@ -1,5 +1,6 @@
 """One registry of a registration: what it is told, and when."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
@@ -18,6 +19,10 @@ RENEWAL_JITTER = 0.1
 # Changes to UP at once, and seconds until one more: the limits of Eureka's Java client (``InstanceInfoReplicator``). A
 # change to DOWN never waits, and each one needs an UP before it.
 UP_BURST, UP_SECONDS = 2, 15.0
+
+# Reasons of registrations, and results of heartbeats, for metrics
+REASONS = FIRST, FORGOTTEN, CHANGED, TOOK_OVER = ("first", "forgotten", "changed", "took-over")
+RESULTS = ACCEPTED, _, FAILED = ("accepted", FORGOTTEN, "failed")
 
 # Values of ``untilHealthy``: what is registered before the first result of the probes
 WAIT, STARTING, UP = UNTIL = ("wait", "starting", "up")
@@ -83,6 +88,8 @@ class Target:
         self.registered = False  # the registry has the instance, as far as we know
         self.lost = False  # the registry does not have the instance any more
         self.error = ""  # of the last call; empty after success
+        self.registrations = Counter[str]()  # that the registry accepted, by reason
+        self.heartbeats = Counter[str]()  # by result
         self._following = following
         self._setting = setting
         self._running = False
@@ -99,6 +106,9 @@ class Target:
         self._failures = 0  # in a row
         self._retry_at = -inf
         self._away = False  # the last call failed and renewed nothing
+        self._inherited = False  # taken over, and not registered since
+        self._renewed_at = -inf  # the last heartbeat or registration that the registry accepted
+        self._beat_at = -inf  # the last heartbeat that it accepted
         self._renew_at = -inf  # the next renewal that no heartbeat task asks for
         self._refusal = ""  # the last one that was logged; empty after success
         self._errors = RateLimit(ERRORS_BURST, ERRORS_SECONDS)
@@ -122,7 +132,7 @@ class Target:
                 else:
                     if status is None:
                         self._answer(_NOT_REGISTERED)
-                    with trio.move_on_at(min(change_at, self._beat_at())) as self._waiting:
+                    with trio.move_on_at(min(change_at, self._next_beat())) as self._waiting:
                         while self._wanted(context) is status:
                             await context.changed()
         except PidoneError as error:
@@ -151,6 +161,24 @@ class Target:
     def title(self) -> str:
         """The registry and its servers, for people."""
         return f"{self.name} {self.registry.where}".lstrip()
+
+    @property
+    def status(self) -> str:
+        """The status that the registry showed last; empty without a registration."""
+        return self._shown if self.registered else ""
+
+    def heartbeat_age(self) -> float | None:
+        """Return the seconds since the last heartbeat that the registry accepted; None before it."""
+        return trio.current_time() - self._beat_at if self._beat_at > -inf else None
+
+    def lease_left(self) -> float:
+        """Return the seconds until the lease ends, as far as we know."""
+        ends = self._renewed_at + self.registry.lease
+        return max(0.0, ends - trio.current_time()) if self._accepted else 0.0
+
+    def backoff(self) -> float:
+        """Return the seconds until the next try after a failure."""
+        return max(0.0, self._retry_at - trio.current_time())
 
     @property
     def may_be_registered(self) -> bool:
@@ -184,7 +212,9 @@ class Target:
         self._ups = previous._ups
         self._cut_off = previous._cut_off
         self._failures, self._retry_at, self._away = previous._failures, previous._retry_at, previous._away
-        self._renew_at = previous._renew_at
+        self._renew_at, self._renewed_at = previous._renew_at, previous._renewed_at
+        self._beat_at, self._inherited = previous._beat_at, True
+        self.registrations, self.heartbeats = previous.registrations, previous.heartbeats
 
     def shown(self) -> Shown | None:
         """Return what the registry shows of the instance; None if it has none of ours."""
@@ -241,7 +271,7 @@ class Target:
     def _next_renewal(self, context: Context, last: float) -> float:
         return last + self.registry.interval * (1 - RENEWAL_JITTER * context.random.random())
 
-    def _beat_at(self) -> float:
+    def _next_beat(self) -> float:
         """Return the time of the next heartbeat."""
         due = self._retry_at if self._request is not None else inf
         if not self._accepted:
@@ -253,8 +283,7 @@ class Target:
         renewed, began = False, trio.current_time()
         try:
             if beat and self._accepted:
-                renewed = await self.registry.heartbeat()
-                self._away = False
+                renewed = await self._heartbeat()
                 self._renew_at = self._next_renewal(context, began)
                 if not renewed:
                     self._due = self.lost = True
@@ -275,6 +304,18 @@ class Target:
             self._answer("")
             self._changed()
 
+    async def _heartbeat(self) -> bool:
+        try:
+            renewed = await self.registry.heartbeat()
+        except PidoneError:
+            self.heartbeats[FAILED] += 1
+            raise
+        self._away = False
+        self.heartbeats[ACCEPTED if renewed else FORGOTTEN] += 1
+        if renewed:
+            self._renewed_at = self._beat_at = trio.current_time()
+        return renewed
+
     async def _register(self, context: Context, status: Status) -> None:
         if not self._due and self._is_limited(status):
             self._ups.take(trio.current_time())
@@ -284,12 +325,22 @@ class Target:
         if scope.cancelled_caught:
             self._cut_off = True
             raise TaskFailed("cut off without an answer")
+        self.registrations[self._reason()] += 1
+        self._renewed_at, self._inherited = trio.current_time(), False
         if not self._accepted:
             self._renew_at = self._first_renewal(context)
         self._accepted, self._status, self._due, self._cut_off = True, status, False, False
         self.registered, self.lost, self.error, self._shown = True, False, "", shown
         self._log(context, "registered", status=status, overridden=shown if shown != status else None)
         self._changed()
+
+    def _reason(self) -> str:
+        """Return the reason of a registration that was accepted now."""
+        if self.lost:
+            return FORGOTTEN
+        if self._inherited:
+            return TOOK_OVER
+        return CHANGED if self._accepted else FIRST
 
     def _failed(self, context: Context, error: PidoneError, *, renewed: bool) -> None:
         """Set the backoff and log the error. The registration stays: the registry keeps it until the lease ends."""

@@ -3,13 +3,10 @@
 A registration that no heartbeat task names renews itself.
 """
 
-from collections.abc import Iterable, Iterator
 from typing import Protocol, runtime_checkable
 
 from pidone.actions import Context, Setting
-from pidone.counters import TaskView
 from pidone.errors import TaskFailed
-from pidone.metrics.exposition import Family, counter
 from pidone.plan.fields import Fields
 
 STATES = ("started", "failing")
@@ -43,15 +40,6 @@ class Heartbeat:
 
     async def undo(self, context: Context) -> None:
         """Do nothing: the registration's task deregisters."""
-
-
-def families(views: Iterable[TaskView]) -> Iterator[Family]:
-    heartbeats = counter("pidone_heartbeats_total", "Heartbeats, with those that failed.")
-    failed = counter("pidone_heartbeat_failures_total", "Heartbeats that failed.")
-    for view in views:
-        heartbeats.add(view.runs, task=view.task.name)
-        failed.add(view.failures, task=view.task.name)
-    yield from (heartbeats, failed)
 
 
 def build(fields: Fields, setting: Setting) -> Heartbeat:

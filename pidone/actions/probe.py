@@ -105,7 +105,8 @@ def privileged(config: Mapping[str, object]) -> bool:
     return "exec" in config
 
 
-def families(views: Iterable[TaskView]) -> Iterator[Family]:
+def families(setting: Setting, views: Iterable[TaskView]) -> Iterator[Family]:
+    del setting
     healthy = gauge("pidone_probe_success", "Whether the probe is healthy.")
     for view in views:
         healthy.add(view.state == HEALTHY, task=view.task.name)

@@ -11,10 +11,10 @@ import trio
 
 from pidone import registries
 from pidone.actions import Action, Context, Setting, Shown
-from pidone.actions._target import DOWN, UNTIL, WAIT, WHEN, Following, Target
+from pidone.actions._target import DOWN, REASONS, RESULTS, UNTIL, WAIT, WHEN, Following, Target
 from pidone.counters import TaskView
 from pidone.errors import PidoneError, Refused, RegistryRefused, TaskFailed, describe
-from pidone.metrics.exposition import Family, gauge
+from pidone.metrics.exposition import Family, counter, gauge
 from pidone.plan.fields import Fields
 from pidone.plan.model import Pod
 from pidone.registries import Connected, Registry
@@ -219,12 +219,34 @@ def _together(errors: Mapping[Target, str]) -> str:
     )
 
 
-def families(views: Iterable[TaskView]) -> Iterator[Family]:
-    registered = gauge("pidone_registration_up", "Whether the instance is registered.")
+def families(setting: Setting, views: Iterable[TaskView]) -> Iterator[Family]:
+    up = gauge("pidone_registration_up", "Whether the instance is registered.")
+    status = gauge("pidone_registration_status", "The status that the registry showed last; always 1.")
+    endpoint = gauge("pidone_registration_endpoint", "The server of the registry that is in use; always 1.")
+    age = gauge(
+        "pidone_registration_heartbeat_age_seconds", "Seconds since the last heartbeat that was accepted."
+    )
+    lease = gauge("pidone_registration_lease_seconds", "Seconds until the lease ends.")
+    backoff = gauge("pidone_registration_backoff_seconds", "Seconds until the next try after a failure.")
+    registrations = counter("pidone_registrations_total", "Registrations that were accepted, by reason.")
+    heartbeats = counter("pidone_heartbeats_total", "Heartbeats, by result.")
     for view in views:
-        registry = registries.name_of(view.task.config)
-        registered.add(view.state == REGISTERED, task=view.task.name, registry=registry)
-    yield registered
+        action = setting.action(view.task.name)
+        for target in action.targets if isinstance(action, Register) else ():
+            labels = {"task": view.task.name, "registry": target.name, "target": target.registry.where}
+            up.add(target.registered, **labels)
+            if target.status:
+                status.add(1, **labels, status=target.status)
+            endpoint.add(1, **labels, endpoint=target.registry.endpoint)
+            if (seconds := target.heartbeat_age()) is not None:
+                age.add(seconds, **labels)
+            lease.add(target.lease_left(), **labels)
+            backoff.add(target.backoff(), **labels)
+            for reason in REASONS:
+                registrations.add(target.registrations[reason], **labels, reason=reason)
+            for result in RESULTS:
+                heartbeats.add(target.heartbeats[result], **labels, result=result)
+    yield from (up, status, endpoint, age, lease, backoff, registrations, heartbeats)
 
 
 def build(fields: Fields, setting: Setting) -> Register:

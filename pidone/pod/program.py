@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from pidone import actions
-from pidone.actions import Setting
+from pidone.actions import Action, Setting
 from pidone.counters import Counters
 from pidone.engine.runner import Build, Engine
 from pidone.errors import Refused
@@ -232,6 +232,7 @@ class PodProgram:
             reaper=self.reaper,
             counters=self.counters,
             tasks=lambda: self.engine.tasks,
+            action=self._action,
             programs=self.settings.programs,
             maintenance=self.maintenance,
         )
@@ -240,6 +241,9 @@ class PodProgram:
         by = ", ".join(self.maintenance.by)
         self.journal.write("maintenance", on=self.maintenance.on, by=by or None)  # the line causes a report
         self.engine.wake_tasks()
+
+    def _action(self, task: str) -> Action | None:
+        return self.engine.action(task)
 
     def _changed(self) -> None:
         self.changed()

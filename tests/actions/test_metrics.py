@@ -7,7 +7,7 @@ import pytest
 import trio
 from prometheus_client.parser import text_string_to_metric_families
 
-from pidone.actions import Setting, task_families
+from pidone.actions import Action, Setting, register
 from pidone.actions.metrics import Metrics, build
 from pidone.counters import Counters
 from pidone.engine.core import Stage, TaskState
@@ -58,8 +58,13 @@ FAMILIES = {
     "pidone_task_last_success_timestamp_seconds",
     "pidone_probe_success",
     "pidone_registration_up",
+    "pidone_registration_status",
+    "pidone_registration_endpoint",
+    "pidone_registration_heartbeat_age_seconds",
+    "pidone_registration_lease_seconds",
+    "pidone_registration_backoff_seconds",
+    "pidone_registrations_total",
     "pidone_heartbeats_total",
-    "pidone_heartbeat_failures_total",
     "pidone_bundle_info",
     "pidone_bundle_applied_timestamp_seconds",
     "pidone_bundle_fetches_total",
@@ -96,7 +101,19 @@ def views() -> list[TaskState]:
 
 def setting(*, repo_up: bool | None = True) -> Setting:
     counts = Counters(7, 2, 1, "sha256-abc", 1_700_000_000.5, repo_up)
-    return Setting(POD, "127.0.0.1", Reaper(), counts, views)
+    return Setting(POD, "127.0.0.1", Reaper(), counts, views, action=action)
+
+
+def action(task: str) -> Action | None:
+    """The registration, after its first heartbeat."""
+    if task != "registration":
+        return None
+    setting = Setting(POD, None, Reaper(), Counters(), views)
+    config = {"eureka": {"url": "http://me:secret@eureka/", "app": "web", "port": 80}}
+    registration = register.build(Fields(config, "register"), setting)
+    target = registration.targets[0]
+    target.registered, target._shown, target._beat_at = True, "UP", 0.0
+    return registration
 
 
 def make(config: dict[str, Any] | None = None, **options: Any) -> Metrics:
@@ -120,28 +137,12 @@ async def test_the_page_has_the_whole_default_set() -> None:
     assert sorted(names) == sorted(FAMILIES)
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        {"eureka": {}, "onPodGone": "none"},
-        {"onPodGone": "none", "eureka": {}},
-        {"follow": "ready", "onPodGone": "controller", "eureka": {}},
-    ],
-)
-async def test_the_registry_of_a_registration_is_its_registry_whatever_stands_before_it(
-    config: dict[str, Any],
-) -> None:
-    view = TaskState(Task("registration", "register", config, "d"), 0.0, Stage.RUNNING, "registered")
-    read = samples(render(task_families(setting(), [view])))
-    assert read["pidone_registration_up registration eureka"] == 1
-
-
 async def test_the_page_says_what_is() -> None:
     read = samples(await page())
     assert read["pidone_pod_info uid-1 node-1"] == 1
     assert read["pidone_probe_success ready"] == 0
-    assert read["pidone_registration_up registration eureka"] == 1
-    assert (read["pidone_heartbeats_total beat"], read["pidone_heartbeat_failures_total beat"]) == (9, 4)
+    assert read["pidone_registration_up registration eureka http://eureka/"] == 1
+    assert read["pidone_registration_status registration eureka http://eureka/ UP"] == 1
     assert read["pidone_task_restarts_total ready"] == 2
     assert "pidone_task_restarts_total beat" not in read
     assert read["pidone_task_last_duration_seconds beat"] == 0.5

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import trio
+from prometheus_client.parser import text_string_to_metric_families
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from pidone import actions
@@ -20,6 +21,7 @@ from pidone.http import probing
 from pidone.http.message import Response
 from pidone.journal import Journal
 from pidone.maintenance import Maintenance
+from pidone.metrics.exposition import render
 from pidone.pid1.reaper import Reaper
 from pidone.plan import model
 from pidone.plan.fields import Fields
@@ -119,8 +121,14 @@ class Bench:
         self.journal = Journal(echo=lambda line: None)
         pod = model.Pod("p", "n", "u", "127.0.0.1")
         self.maintenance = Maintenance(changed=self._wake)
-        setting = Setting(
-            pod, None, Reaper(), Counters(), lambda: self.engine.tasks, maintenance=self.maintenance
+        self.setting = setting = Setting(
+            pod,
+            None,
+            Reaper(),
+            Counters(),
+            lambda: self.engine.tasks,
+            maintenance=self.maintenance,
+            action=lambda task: self.engine.action(task),  # noqa: PLW0108 - there is no engine yet
         )
         self.engine = Engine(setting, self.journal, changed=self._move, random=Random(1))
         build = actions.build
@@ -1367,3 +1375,62 @@ async def test_maintenance_is_shown_whatever_the_health_is(bench: Bench, autojum
         "http://a/": ("UP", "answered 503"),
         "http://b/": ("UP", "the registry keeps this status; has an operator set it?"),
     }
+
+
+# Metrics
+
+
+def metrics(bench: Bench, at: str = "") -> dict[str, float]:
+    """Return the metrics of the registrations, by the name and the label beside the task and its target."""
+    values = {}
+    page = render(register.families(bench.setting, list(bench.engine.tasks))).decode()
+    for family in text_string_to_metric_families(page):
+        for sample in family.samples:
+            labels = dict(sample.labels)
+            task, target = labels.pop("task"), labels.pop("target")
+            labels.pop("registry")
+            if (task, target) == ("web", f"http://{at}/"):
+                name = sample.name.removeprefix("pidone_").removeprefix("registration_")
+                values[" ".join([name, *labels.values()])] = sample.value
+    return values
+
+
+async def test_the_metrics_say_how_each_registry_is(bench: Bench, autojump_clock: MockClock) -> None:
+    bench.engine.apply(decode_plan(several("a", "b"), actions.names()))
+    assert metrics(bench, "a")["up"] == 0
+    await trio.sleep(100)
+    a, b = bench.registries["a"], bench.registries["b"]
+    read = metrics(bench, "a")
+    assert (read["up"], read["status UP"], read["endpoint http://a/"]) == (1, 1, 1)
+    assert read["registrations_total first"] == 1
+    assert read["heartbeats_total accepted"] == a.calls.count("heartbeat")
+    assert 0 <= read["heartbeat_age_seconds"] <= 10
+    assert read["lease_seconds"] == pytest.approx(30 - read["heartbeat_age_seconds"])
+    assert read["backoff_seconds"] == 0
+
+    a.trouble["heartbeat"] = TransferError("Connection refused")
+    await trio.sleep(60)
+    read = metrics(bench, "a")
+    assert read["up"] == 1, "it is not known that it is gone"
+    assert (read["lease_seconds"], read["heartbeats_total forgotten"]) == (0, 0)
+    assert read["heartbeat_age_seconds"] > 50
+    assert read["heartbeats_total failed"] >= 5
+    assert 0 <= read["backoff_seconds"] <= 10
+    assert metrics(bench, "b")["heartbeats_total failed"] == 0
+
+    a.trouble.clear()
+    a.known, b.shown = False, "OUT_OF_SERVICE"
+    bench.ready.say("unhealthy")
+    await trio.sleep(20)
+    read = metrics(bench, "a")
+    assert (read["up"], read["heartbeats_total forgotten"]) == (1, 1)
+    assert read["registrations_total forgotten"] == 1
+    read = metrics(bench, "b")
+    assert read["registrations_total changed"] == 1
+    assert read["status OUT_OF_SERVICE"] == 1, "as the registry shows it"
+
+    bench.engine.apply(decode_plan(several("a", "b", stopTimeout=6), actions.names()))
+    await trio.sleep(5)
+    read = metrics(bench, "a")
+    assert read["registrations_total took-over"] == 1
+    assert read["registrations_total first"] == 1, "counters go on"

@@ -181,7 +181,7 @@ def relabel(world: World, show: Show) -> None:
         world.write_inventory()
         up = until(
             lambda: world.metric(
-                WEB, f'pidone_registration_up{{task="registration",registry="{world.name}"}}'
+                WEB, f'pidone_registration_up{{task="registration",registry="{world.name}",'
             ),
             lambda value: value == 1,
             f"metrics at http://{world.addresses[WEB]}:{METRICS}/metrics, and an unchanged registration",

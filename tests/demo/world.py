@@ -125,10 +125,10 @@ class World:
         return document
 
     def metric(self, pod: str, sample: str) -> float | None:
-        """Return a value of the pod's metrics page; ``sample`` is its name and labels as on the page."""
+        """Return a value of the pod's metrics page; ``sample`` is its name and first labels as on the page."""
         answer = self._get(f"http://{self.addresses[pod]}:{METRICS}/metrics")
         for line in answer.text.splitlines() if answer else []:
-            if line.startswith(f"{sample} "):
+            if line.startswith(sample):
                 return float(line.rpartition(" ")[2])
         return None
 

@@ -33,7 +33,7 @@ class Countdown:
         pass
 
 
-def families(views: Iterable[TaskView]) -> Iterator[Family]:
+def families(_setting: Setting, views: Iterable[TaskView]) -> Iterator[Family]:
     landed = gauge("made_up_landed", "Whether the countdown has ended well.")
     for view in views:
         landed.add(view.state == LANDED, task=view.task.name)

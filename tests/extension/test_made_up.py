@@ -239,7 +239,7 @@ async def test_it_runs_and_has_metrics(
         await scraped(
             f"http://{ADDRESS}:{port}/metrics",
             'made_up_landed{task="count"} 1',
-            'pidone_registration_up{task="registration",registry="ledger"} 1',
+            'pidone_registration_up{task="registration",registry="ledger",target="' + url + '"} 1',
             'pidone_task_state{task="count",state="landed"} 1',
         )
         program.send_signal(signal.SIGTERM)
