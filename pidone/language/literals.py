@@ -13,7 +13,7 @@ from pidone.actions import _address
 from pidone.http.urls import has_dot_segments, segment
 from pidone.language.findings import shown
 from pidone.language.substitution import references
-from pidone.registries import _nacos_names, _names
+from pidone.registries import _consul_names, _nacos_names
 from pidone.registries import _zookeeper_names as zookeeper
 from pidone.registries._keys import part_problem
 from pidone.registries._keys import problem as key_problem
@@ -170,10 +170,10 @@ def _is_address(family: int, text: str) -> bool:
 
 
 _CHECKS: Mapping[str, Callable[[str], str]] = {
-    "consulId": _names.consul_id,
-    "consulKey": _names.consul_key,
-    "consulMeta": _names.consul_meta,
-    "dnsLabel": _names.dns_label,
+    "consulId": _consul_names.consul_id,
+    "consulKey": _consul_names.consul_key,
+    "consulMeta": _consul_names.consul_meta,
+    "dnsLabel": _consul_names.dns_label,
     "address": _address.problem,
     "domain": _domain,
     "header": _header,
@@ -186,7 +186,7 @@ _CHECKS: Mapping[str, Callable[[str], str]] = {
     "nacosService": _nacos_names.service,
     "path": _path,
     "segment": _segment,
-    "trimmed": _names.trimmed,
+    "trimmed": _consul_names.trimmed,
     "url": _url,
     "urls": _urls,
     "zookeeperNode": zookeeper.node,

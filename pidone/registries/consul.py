@@ -33,8 +33,8 @@ from pidone.http.urls import segment
 from pidone.plan.fields import Fields
 from pidone.plan.model import Pod
 from pidone.registries import Entry, Registry, Status
+from pidone.registries._consul_names import consul_id, consul_key, consul_meta, dns_label, trimmed
 from pidone.registries._files import secret
-from pidone.registries._names import consul_id, consul_key, consul_meta, dns_label, trimmed
 from pidone.registries._servers import (
     MAX_SHOWN,
     Judge,

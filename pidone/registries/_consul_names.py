@@ -1,4 +1,4 @@
-"""Names and values that registries take. Each function returns why a text is none, with the remedy; empty if it is one.
+"""Names and values that Consul takes. Each function returns why a text is none, with the remedy; empty if it is one.
 
 The checker uses them for literal values, and the drivers for values that come from params.
 """
