@@ -120,7 +120,8 @@ class Context(Protocol):
 class Action(Protocol):
     """The action of one task. The same object is used for all runs of the task, and for undoing it.
 
-    It may have ``retry_seconds``: the longest wait after a failed run, if that is shorter than the task's backoff.
+    It may have ``retry_seconds``: the longest wait after a failed run, if that is shorter than the task's backoff; and
+    ``refused_retry_seconds``: the same after ``RegistryRefused``.
     """
 
     async def run(self, context: Context) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from dataclasses import replace
 from functools import partial
 from itertools import combinations
-from math import inf
 from typing import Any
 
 import trio
@@ -67,6 +66,11 @@ class Register:
     def retry_seconds(self) -> float:
         """The longest wait after a failed run: the interval of heartbeats. A run fails only before the registration."""
         return min(target.registry.interval for target in self.targets)
+
+    @property
+    def refused_retry_seconds(self) -> float:
+        """The same after a refusal: the lease. The instance of the program before this one may still be there."""
+        return min(target.registry.lease for target in self.targets)
 
     async def heartbeat(self) -> None:
         """Renew the leases, or register again where the instance is lost. Raises ``TaskFailed``.
@@ -137,7 +141,7 @@ class Register:
                 target.log_failure(context, error)
                 lasting = isinstance(error, RegistryRefused)
             self._report(context)
-            at_most = inf if lasting else target.registry.interval
+            at_most = target.registry.lease if lasting else target.registry.interval
             await trio.sleep(context.retry_delay(failures, at_most, lasting=lasting))
 
     async def _leave(self, context: Context, target: Target) -> None:

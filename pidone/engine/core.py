@@ -142,7 +142,7 @@ class StateReported:
 class RunEnded:
     """Event: a run has ended. ``error`` is None after success; a ``lasting`` error needs a person.
 
-    After any other error the next try comes after the task's backoff, at most ``retry`` seconds.
+    The next try comes after the task's backoff, at most ``retry`` seconds.
     """
 
     name: str
@@ -549,7 +549,7 @@ class Core:
         elif not repeated and not again:
             self._enter(state, Stage.FINISHED, now)
         else:
-            at_most = inf if error is None or ended.lasting else ended.retry
+            at_most = inf if error is None else ended.retry
             wait = self.retry_delay(task, state.backoff_count, at_most=at_most, lasting=ended.lasting)
             retry = now + wait if again else inf
             if repeated and error is None:

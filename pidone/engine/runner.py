@@ -327,8 +327,10 @@ class Engine:
         except Exception as error:  # noqa: BLE001 - no exception of a task ends other tasks or the process
             # Outside of the scope, which removes the cancellation from a group of exceptions. The action may be gone,
             # because a cancelled run can end after its task has left.
-            retry = getattr(self._actions.get(task.digest), "retry_seconds", inf)
-            ended = RunEnded(task.name, self._describe(error), isinstance(error, RegistryRefused), retry)
+            refused = isinstance(error, RegistryRefused)
+            limit = "refused_retry_seconds" if refused else "retry_seconds"
+            retry = getattr(self._actions.get(task.digest), limit, inf)
+            ended = RunEnded(task.name, self._describe(error), refused, retry)
             bug = not isinstance(error, PidoneError)
         except BaseException:  # the engine itself is cancelled
             self._cancelled = True
