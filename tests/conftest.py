@@ -7,9 +7,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests import folders, ports, results
-from tests.consul.agents import Agent
+from tests.consul.agents import RUN, Agent
 from tests.consul.reader import Reader, program, reading
-from tests.consul.real import FETCH, RealConsul, foreign, real_consul
+from tests.consul.real import FETCH, RealConsul, foreign, leave, real_consul
 from tests.consul.real import missing as no_consul
 from tests.eureka.real import RealEureka, missing, spring_eureka
 from tests.nacos.real import NacosServers, nacos_servers
@@ -40,6 +40,7 @@ def consul(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
     """A real Consul agent, one for all tests of a run: that of CONSUL_HTTP_ADDR, or else one of ours."""
     if agent := foreign():
         yield agent
+        leave(agent, RUN)
         return
     if reason := no_consul():
         pytest.skip(reason)

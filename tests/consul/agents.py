@@ -1,7 +1,9 @@
 """Consul agents that tests talk to over sockets: the fake, and a real one."""
 
+import itertools
 import json
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,8 +20,17 @@ from tests.patience import PATIENCE_SECONDS
 from tests.results import FAKE, serve_with
 
 Document = dict[str, Any]
+RUN = f"pidone-{uuid.uuid4().hex[:8]}"  # the beginning of all names of services of this process
 # Of the fixtures that give a test each kind of agent
 KINDS = ("fake", "old fake", pytest.param("consul", marks=pytest.mark.consul))
+
+
+_numbers = itertools.count(1)
+
+
+def new_name() -> str:
+    """Return the name of a service of its own for a test: tests share the real agent."""
+    return f"{RUN}-{next(_numbers)}"
 
 
 @dataclass

@@ -1,17 +1,12 @@
-import itertools
-
 import pytest
 import trio
 
-from tests.consul.agents import KINDS, Agent, agent_of
-
-_names = (f"ratings{number}" for number in itertools.count(1))
+from tests.consul.agents import KINDS, Agent, agent_of, new_name
 
 
 @pytest.fixture
 def name() -> str:
-    """A service of its own for each test: tests share the real agent."""
-    return next(_names)
+    return new_name()
 
 
 @pytest.fixture(params=KINDS)

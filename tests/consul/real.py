@@ -81,6 +81,14 @@ def foreign() -> Agent | None:
     return Agent(url, token, server=f"Consul {found}")
 
 
+def leave(agent: Agent, prefix: str) -> None:
+    """Deregister all services of an agent whose names begin so."""
+    with httpx.Client(base_url=f"{agent.url}/v1/agent/", headers={"x-consul-token": agent.token}) as client:
+        for key, service in client.get("services").json().items():
+            if service["Service"].startswith(prefix):
+                client.put(f"service/deregister/{key}")
+
+
 @dataclass
 class RealConsul:
     """A server and agent in one, on this machine alone."""

@@ -1,7 +1,6 @@
 """The Consul driver: its rules against a real agent and the fake, its errors against scripted servers."""
 
 import contextlib
-import itertools
 import json
 import os
 import uuid
@@ -21,7 +20,7 @@ from pidone.plan.fields import Fields
 from pidone.plan.model import Pod
 from pidone.registries import Entry, Status, build
 from pidone.registries.consul import MAINTENANCE_REASON, Consul
-from tests.consul.agents import KINDS, Agent, agent_of, fake_agent
+from tests.consul.agents import KINDS, Agent, agent_of, fake_agent, new_name
 from tests.consul.fake import FakeConsul
 from tests.consul.reader import Instance, Reader
 from tests.consul.real import RealConsul
@@ -32,8 +31,6 @@ from tests.results import serve_with
 
 POD = Pod("web-7d9c", "shop", "uid-1", "10.42.0.18", "node-1")
 CONSUL = pytest.param("consul", marks=pytest.mark.consul)
-
-_names = (f"reviews{number}" for number in itertools.count(1))
 
 
 def make(url: str, name: str = "ratings", *, pod: Pod = POD, **more: Any) -> Consul:
@@ -67,7 +64,7 @@ class Bench:
 
 @pytest.fixture(params=KINDS)
 async def bench(request: pytest.FixtureRequest, nursery: trio.Nursery) -> Bench:
-    return Bench(await agent_of(request, nursery), next(_names))
+    return Bench(await agent_of(request, nursery), new_name())
 
 
 async def test_what_is_registered_is_read_back_whole(bench: Bench) -> None:
@@ -176,7 +173,7 @@ async def test_a_check_that_an_operator_adds_stays_and_its_status_is_told(bench:
 
 @pytest.mark.consul
 async def test_consuls_own_client_reads_what_is_registered(consul: Agent, consul_reader: Reader) -> None:
-    bench = Bench(consul, next(_names))
+    bench = Bench(consul, new_name())
     registry = bench.driver(tags=["v1"], meta={"zone": "a"})
 
     async def read() -> list[Instance]:
@@ -270,12 +267,12 @@ class TestRestart:
                 real.start()
 
             serve_with(request, real.agent.server)
-            return Bench(real.agent, next(_names)), restart
+            return Bench(real.agent, new_name()), restart
         agent = await fake_agent(nursery)
         serve_with(request, agent.server)
         fake = agent.fake
         assert fake is not None
-        return Bench(agent, next(_names)), lambda *, empty: fake.restart(agent.clock.now(), empty=empty)
+        return Bench(agent, new_name()), lambda *, empty: fake.restart(agent.clock.now(), empty=empty)
 
     @pytest.mark.check("consul", "restart with data keeps passing")
     async def test_with_its_data_the_next_heartbeat_renews(self, restarted: Any) -> None:
@@ -311,7 +308,7 @@ class TestTokens:
 
     @pytest.fixture(params=["fake", "old fake", CONSUL])
     async def guarded(self, request: pytest.FixtureRequest, nursery: trio.Nursery) -> Bench:
-        name = next(_names)
+        name = new_name()
         if request.param == "consul":
             real: RealConsul = request.getfixturevalue("own_guarded_consul")
             real.grant(self.RIGHT, name)
