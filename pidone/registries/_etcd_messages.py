@@ -68,6 +68,14 @@ def held_in(reply: Reply) -> Held | None:
     return Held(value, str(number(kv.get("lease"))), str(number(kv.get("mod_revision"))))
 
 
+def range_in(reply: Reply) -> Reply:
+    """Return the answer to the one question of a transaction."""
+    responses = reply.fields.get("responses")
+    first = responses[0] if isinstance(responses, list) and responses else None
+    found = first.get("response_range") if isinstance(first, dict) else None
+    return Reply(found if isinstance(found, dict) else {})
+
+
 def number(value: object, bits: int = 63) -> int:
     """Return a positive number of 63 or 64 bits, which is a string or a number in JSON; 0 if it is none."""
     if type(value) is int:

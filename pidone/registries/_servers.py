@@ -79,12 +79,20 @@ class Servers:
     """The base URLs of a registry's API. ``current`` is the one in use."""
 
     def __init__(
-        self, urls: Sequence[str], source: str | None, headers: Mapping[str, str], *, namespace: str = ""
+        self,
+        urls: Sequence[str],
+        source: str | None,
+        headers: Mapping[str, str],
+        *,
+        namespace: str = "",
+        patient: bool = False,
     ) -> None:
+        """``patient``: the server in use has most of the time of a call, and the others at least half a part."""
         self._urls = [url.rstrip("/") + "/" for url in urls]
         self._source = source
         self.headers = headers  # sent with each request; a driver may replace them
         self._namespace = namespace  # of the pod
+        self._patient = patient
         self._current = 0
         self._spread_at = inf
         # Servers that may have carried out the request of the last ``ask``, and did not answer it.
@@ -127,7 +135,8 @@ class Servers:
         """Send a request to one server after another until the registry itself answers it with success.
 
         That server is the current one from then on. ``within`` is seconds for all servers, of which each has an equal
-        part at least. Raises ``RegistryRefused`` if all refused, else ``TransferError`` or ``RegistryError``.
+        part at least, unless they are ``patient``. Raises ``RegistryRefused`` if all refused, else ``TransferError`` or
+        ``RegistryError``.
         """
 
         async def attempt(server: str, seconds: float) -> Response:
@@ -150,7 +159,7 @@ class Servers:
         self.unanswered = []
         for left in range(tries, 0, -1):
             server = self.current
-            seconds = max(0.1, (until - trio.current_time()) / left)
+            seconds = max(0.1, self._part(until - trio.current_time(), left))
             try:
                 with trio.move_on_after(seconds):
                     return await attempt(server, seconds)
@@ -163,6 +172,11 @@ class Servers:
                 errors.append(error)
             self._current = (self._current + 1) % len(self._urls)
         raise _together(errors)
+
+    def _part(self, seconds: float, left: int) -> float:
+        """Return the seconds for one server, of ``left`` that may be asked in this time."""
+        equal = seconds / left
+        return max(equal, seconds - (left - 1) * max(1.0, equal / 2)) if self._patient else equal
 
     async def ask_one(
         self,

@@ -12,8 +12,8 @@ An instance is one key with a lease. Rules that are not obvious, all observed on
 - etcd has no status. An instance that is not UP has no key, and keeps its lease.
 - A member forgets its tokens when it restarts, and those that were not used for five minutes: 401. A token is also
   refused after a change of users or roles. Then we authenticate again, once. The number in a token is an index of the
-  log: an etcd that was restored from a backup does not answer before its log has that index. So a request that was not
-  answered costs the token too, except a keepalive, which needs none.
+  log: an etcd that was restored from a backup does not answer before its log has that index. So a token is also
+  given up if a request and then a patient look are not answered.
 - Answers of etcd have a ``header`` with the number of the cluster. An ingress' do not.
 """
 
@@ -21,9 +21,8 @@ import json
 import os
 from base64 import b64encode
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import trio
@@ -34,7 +33,6 @@ from pidone.errors import (
     RegistryError,
     RegistryRefused,
     TransferError,
-    TransferTimeout,
 )
 from pidone.http.client import redacted
 from pidone.http.message import Response
@@ -59,18 +57,20 @@ from pidone.registries._etcd_messages import (
     Reply,
     held_in,
     number,
+    range_in,
     reply_of,
 )
+from pidone.registries._files import secret
 from pidone.registries._keys import part_problem
 from pidone.registries._keys import problem as key_problem
-from pidone.registries._servers import Remedies, Servers, Trouble, base_urls, printable
+from pidone.registries._servers import ANSWER_SECONDS, Remedies, Servers, Trouble, base_urls, printable
 
-RANGE = "v3/kv/range"
+PUT, RANGE, TXN = "v3/kv/put", "v3/kv/range", "v3/kv/txn"
+NEED_TOKEN = frozenset({PUT, RANGE, TXN})
 KEEPALIVE = "v3/lease/keepalive"  # needs no token
 LOOK_UP_SECONDS = 30.0  # for a look at whether a slow server has carried out what it did not answer
 MIN_TTL, MAX_TTL = 2, 86400  # seconds; a shorter lease is granted as one of 2 s
 MAX_TOKEN = 8192  # characters; a JWT has some hundred
-MAX_PASSWORD = 4096  # bytes of a file
 CHANGES = 3  # of the key by others, while we delete it
 DEADLINE_SHARE = 0.7  # of a call for the request, if a look may follow it
 
@@ -86,24 +86,16 @@ class Credentials:
     """The user of etcd. The password is read from the file at each authentication, so that it may change."""
 
     user: str
-    password: str = ""
+    password: str = field(default="", repr=False)
     file: str = ""
 
     def read(self) -> str:
-        """Return the password. Raises ``RegistryRefused``."""
+        """Return the password. Raises ``RegistryError``."""
         if not self.file:
             if not self.password:  # as in the controller, which reads no file of a pod
                 raise RegistryRefused(f'user "{self.user}" needs password or passwordFile')
             return self.password
-        try:
-            with Path(self.file).open("rb") as file:
-                text = file.read(MAX_PASSWORD + 1).decode()
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-            raise RegistryRefused(f"passwordFile {self.file}: {reason}") from None
-        if not text.strip() or len(text) > MAX_PASSWORD:
-            raise RegistryRefused(f"passwordFile {self.file}: expected a password of 1-{MAX_PASSWORD} bytes")
-        return text.rstrip("\r\n")
+        return secret(self.file)
 
 
 class Etcd:
@@ -121,7 +113,7 @@ class Etcd:
         new_lease: Callable[[], str] | None = None,
     ) -> None:
         self._token: dict[str, str] = {}  # the header, as the servers get it
-        self._servers = Servers(endpoints, source, self._token, namespace=namespace)
+        self._servers = Servers(endpoints, source, self._token, namespace=namespace, patient=True)
         self._layout, self._instance = layout, instance
         self._key = LAYOUTS[layout].key(instance)
         self._value = LAYOUTS[layout].value(instance)
@@ -130,6 +122,7 @@ class Etcd:
         self._lease = self._new_lease()
         self._granted = False  # etcd has the lease, as far as is known
         self._shown = False  # the key is there, as far as is known
+        self._is_guarded = True  # authentication is on, as far as is known
         self._accepted = False  # etcd has answered us
         self._asked_for = False  # etcd may have the lease
         self._late = set[str]()  # values of puts with our lease that may be carried out later
@@ -182,7 +175,7 @@ class Etcd:
         return status.value
 
     async def heartbeat(self) -> bool:
-        until, before = trio.current_time() + self.lease, self._renewed_until
+        began, before = trio.current_time(), self._renewed_until
         try:
             reply = await self._ask(KEEPALIVE, {"ID": self._lease}, DEADLINE_SHARE * self.lease)
         except PidoneError:
@@ -197,10 +190,12 @@ class Etcd:
             self._forget_lease()
             self._token.clear()  # this etcd has none of before, and may wait for the one we have
             return False
-        self._renewed_until = trio.current_time() + self.lease
-        if not self._shown or trio.current_time() < self._look_at:
+        now = trio.current_time()
+        self._renewed_until = now + self.lease
+        is_slow = now - began > self.interval / 3  # a look would delay the next heartbeat
+        if not self._shown or now < self._look_at or is_slow:
             return True
-        return await self._is_in_place(until)
+        return await self._is_in_place(now + self.interval)
 
     async def read(self) -> Entry | None:
         held = await self._held(trio.current_time() + self.lease)
@@ -250,9 +245,10 @@ class Etcd:
             self._late.add(self._value)
             try:
                 body = {**put, "lease": self._lease}
-                reply = await self._ask("v3/kv/put", body, self._part(until), LEASE_NOT_FOUND)
+                reply = await self._ask(PUT, body, self._part(until), LEASE_NOT_FOUND)
             except PidoneError:
-                held = await self._held_by_slow()
+                found = await self._range_of_slow()
+                held = None if found is None else held_in(found)
                 if held is None or (held.value, held.lease) != (self._value, self._lease):
                     raise
                 reply = Reply({})
@@ -280,30 +276,26 @@ class Etcd:
 
     async def _delete(self, until: float) -> None:
         """Delete the key, unless another pod has it."""
+        key = {"key": _base64(self._key)}
+        compare = {"target": "LEASE", "lease": self._lease}
         for _ in range(CHANGES):
-            held = await self._held(until)
+            body = {
+                "compare": [{**key, **compare}],
+                "success": [{"request_delete_range": key}],
+                "failure": [{"request_range": key}],
+            }
+            try:
+                reply = await self._ask(TXN, body, self._part(until))
+            except PidoneError:
+                found = await self._range_of_slow()
+                if found is None or held_in(found) is not None:
+                    raise
+                reply = Reply({"succeeded": True})
+            held = None if reply.fields.get("succeeded") is True else held_in(range_in(reply))
             if held is None or not self._is_ours(held):
                 self._shown = False
                 return
-            compare = {
-                "key": _base64(self._key),
-                "target": "MOD",
-                "result": "EQUAL",
-                "mod_revision": held.revision,
-            }
-            deletion = {"request_delete_range": {"key": _base64(self._key)}}
-            try:
-                reply = await self._ask(
-                    "v3/kv/txn", {"compare": [compare], "success": [deletion]}, self._part(until)
-                )
-            except PidoneError:
-                if not self._servers.unanswered or await self._held_by_slow() is not None:
-                    raise
-                self._shown = False
-                return
-            if reply.fields.get("succeeded") is True:
-                self._shown = False
-                return
+            compare = {"target": "MOD", "mod_revision": held.revision}
         raise RegistryError(f'{self.where}: others change the key "{self._key}" all the time')
 
     async def _revoke(self, lease: str, until: float) -> bool:
@@ -312,6 +304,7 @@ class Etcd:
             reply = await self._ask("v3/lease/revoke", {"ID": lease}, self._part(until), LEASE_NOT_FOUND)
         except PidoneError:
             if not self._servers.unanswered or await self._ttl_of_slow(lease, unknown=1):
+                self._token.clear()  # a question that needs no token may have been answered, and this was not
                 raise
             return True
         return not reply.error
@@ -328,9 +321,12 @@ class Etcd:
     async def _is_in_place(self, until: float) -> bool:
         """True if etcd has our key with our value and lease. A person may have deleted it, or another pod have it."""
         try:
-            held = await self._held(until)
+            with trio.move_on_at(until) as look:
+                held = await self._held(until)
         except PidoneError:
             return True  # the lease was renewed
+        if look.cancelled_caught:
+            return True
         if held is not None and held.lease != self._lease and not self._is_ours(held):
             raise RegistryError(
                 f'{self.where}: the key "{self._key}" has another lease, and the value '
@@ -353,7 +349,8 @@ class Etcd:
 
     def _part(self, until: float) -> float:
         """Return the seconds for a request of a call that a look may follow."""
-        return max(0.1, DEADLINE_SHARE * (until - trio.current_time()))
+        least = min(ANSWER_SECONDS, DEADLINE_SHARE * self.lease)  # also if the requests before were slow
+        return max(least, DEADLINE_SHARE * (until - trio.current_time()))
 
     # Questions
 
@@ -362,15 +359,20 @@ class Etcd:
         try:
             return held_in(await self._ask(RANGE, {"key": _base64(self._key)}, self._part(until)))
         except TransferError:
-            reply = await self._ask_slow(RANGE, {"key": _base64(self._key)})
+            reply = await self._range_of_slow()
             if reply is None:
                 raise
             return held_in(reply)
 
-    async def _held_by_slow(self) -> Held | None:
-        """Return the key as the servers have it that did not answer the last request; None if it is not known."""
+    async def _range_of_slow(self) -> Reply | None:
+        """Ask the servers for the key that did not answer the last request; None if they do not answer this either.
+
+        Then the token is given up: it may be one of before the etcd was restored from a backup.
+        """
         reply = await self._ask_slow(RANGE, {"key": _base64(self._key)})
-        return None if reply is None else held_in(reply)
+        if reply is None and self._servers.unanswered:
+            self._token.clear()
+        return reply
 
     async def _ttl_of_slow(self, lease: str, unknown: int = 0) -> int:
         """Return the seconds that a lease has left, in the same way; 0 if it is dead."""
@@ -378,19 +380,28 @@ class Etcd:
         return unknown if reply is None else number(reply.fields.get("TTL"))
 
     async def _ask_slow(self, path: str, body: Mapping[str, Any]) -> Reply | None:
-        """Ask the servers that did not answer the last request, with more patience than that had."""
-        within = min(LOOK_UP_SECONDS, self.lease)
-        for server in tuple(self._servers.unanswered):
+        """Ask all servers at once that did not answer the last request, with more patience than that had.
+
+        Returns the first answer; None if there is none, or no success.
+        """
+        within, replies = min(LOOK_UP_SECONDS, self.lease), list[Reply]()
+
+        async def ask(server: str) -> None:
             try:
                 answer = await self._servers.ask_one(
                     server, "POST", path, within=within, patience=within, body=_json(body)
                 )
             except (TransferError, RegistryError):
-                continue
+                return
             reply = reply_of(answer)
             if reply is not None and not reply.error:
-                return reply
-        return None
+                replies.append(reply)
+                nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            for server in self._servers.unanswered:
+                nursery.start_soon(ask, server)
+        return replies[0] if replies else None
 
     async def _ask(self, path: str, body: Mapping[str, Any], within: float, *expected: str) -> Reply:
         """Send a request to one member after another until etcd itself answers it.
@@ -400,15 +411,13 @@ class Etcd:
         """
         until = trio.current_time() + within
         wanted = {*STALE_TOKEN, NO_TOKEN} if self._credentials is not None else set[str]()
-        try:
-            reply = await self._ask_once(path, body, within, {*expected, *wanted})
-        except TransferTimeout:
-            if path != KEEPALIVE:
-                self._token.clear()
-            raise
+        if wanted and not self._token and self._is_guarded and path in NEED_TOKEN:
+            await self._authenticate(until)
+            wanted = set()
+        reply = await self._ask_once(path, body, within, {*expected, *wanted})
         if reply.error in wanted:
             await self._authenticate(until)
-            left = max(0.1, until - trio.current_time())
+            left = max(within / 2, until - trio.current_time())
             reply = await self._ask_once(path, body, left, set(expected))
         self._accepted = True
         return reply
@@ -429,8 +438,9 @@ class Etcd:
         assert self._credentials is not None
         self._token.pop("authorization", None)
         body = {"name": self._credentials.user, "password": self._credentials.read()}
-        within = max(0.1, until - trio.current_time())
+        within = max(self.lease / 2, until - trio.current_time())
         reply = await self._ask_once("v3/auth/authenticate", body, within, {AUTH_OFF})
+        self._is_guarded = reply.error != AUTH_OFF
         token = reply.fields.get("token")
         if isinstance(token, str) and token.isascii() and token.isprintable() and 0 < len(token) <= MAX_TOKEN:
             self._token["authorization"] = token  # without "Bearer"
@@ -531,13 +541,13 @@ def _check_fields(layout: str, fields: Fields) -> None:
     """Raise ``Refused`` if the layout needs other fields. The checker says the same, by the schema."""
     known = LAYOUTS[layout]
     name = f"layout {layout}" if layout else "etcd without layout"
-    for field in known.needs:
-        if field not in fields:
-            raise Refused(f'{fields.path}: {name} needs "{field}"')
+    for one in known.needs:
+        if one not in fields:
+            raise Refused(f'{fields.path}: {name} needs "{one}"')
     for other in LAYOUTS.values():
-        for field in (*other.needs, *other.takes):
-            if field in fields and field not in (*known.needs, *known.takes):
-                raise Refused(f'{fields.path}.{field}: {name} has no "{field}"; remove it')
+        for one in (*other.needs, *other.takes):
+            if one in fields and one not in (*known.needs, *known.takes):
+                raise Refused(f'{fields.path}.{one}: {name} has no "{one}"; remove it')
 
 
 def _check_values(layout: str, instance: Instance, path: str) -> None:

@@ -1,6 +1,7 @@
 """The driver against real servers: Debian's etcd 3.4 and etcd 3.6, with and without authentication."""
 
 import json
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -267,7 +268,7 @@ class TestAuthentication:
     async def test_the_password_is_read_again_from_its_file(self, guarded: Bench, tmp_path: Path) -> None:
         file = tmp_path / "password"
         registry = make(guarded.cluster.endpoints, guarded.service, user="pods", passwordFile=str(file))
-        with pytest.raises(RegistryRefused, match=r"passwordFile .*: No such file"):
+        with pytest.raises(RegistryError, match="No such file"):
             await registry.register(Status.UP)
         file.write_text("wrong\n")
         with pytest.raises(RegistryRefused, match="are user and password right") as raised:
@@ -301,6 +302,8 @@ class TestAuthentication:
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Self-signed for 127.0.0.1, with its key in the same file."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl: apt-get install openssl")
     path = tmp_path_factory.mktemp("tls") / "etcd.pem"
     words = (
         f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout {path} -days 2"

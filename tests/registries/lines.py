@@ -84,7 +84,7 @@ class Line:
     def _carry(
         self, source: socket.socket, sink: socket.socket, is_request: bool, faulty: threading.Event
     ) -> None:
-        first = is_request
+        first, delayed = is_request, False
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 if first:
@@ -106,8 +106,9 @@ class Line:
                     return
                 if fault is Fault.SILENT or (not is_request and fault is Fault.LOST):
                     continue
-                if fault is Fault.SLOW and not is_request:
+                if fault is Fault.SLOW and not is_request and not delayed:
                     time.sleep(DELAY_SECONDS)
+                    delayed = True  # the rest of an answer that comes in parts has waited with it
                 while self.fault is Fault.HELD and faulty.is_set():
                     time.sleep(0.05)
                 sink.sendall(data)

@@ -72,6 +72,9 @@ class Memory:
         self.end(body["ID"])
         return right()
 
+    def auth_authenticate(self, _: Mapping[str, Any]) -> Response:
+        return wrong(400, 9, "etcdserver: authentication is not enabled")
+
     def kv_put(self, body: Mapping[str, Any]) -> Response:
         if body["lease"] not in self.leases:
             return wrong(404, 5, "etcdserver: requested lease not found")
@@ -89,10 +92,13 @@ class Memory:
 
     def kv_txn(self, body: Mapping[str, Any]) -> Response:
         compare = body["compare"][0]
-        if str(self.keys.get(compare["key"], ("", "", 0))[2]) != compare["mod_revision"]:
-            return right()
-        del self.keys[compare["key"]]
-        return right(succeeded=True)
+        _, lease, revision = self.keys.get(compare["key"], ("", "0", 0))
+        wanted = compare.get("lease") or compare["mod_revision"]
+        if (lease if compare["target"] == "LEASE" else str(revision)) == wanted:
+            del self.keys[compare["key"]]
+            return right(succeeded=True)
+        found = json.loads(self.kv_range({"key": compare["key"]}).body)
+        return right(responses=[{"response_range": found}])
 
     @property
     def values(self) -> list[str]:
@@ -163,7 +169,9 @@ class Network:
 
     @staticmethod
     def _of(values: dict[tuple[str, str], float], host: str, path: str) -> float:
-        return next((values[key] for key in ((host, path), (host, ""), ("", path)) if key in values), 0.0)
+        return next(
+            (values[key] for key in ((host, path), (host, ""), ("", path), ("", "")) if key in values), 0.0
+        )
 
     def paths(self) -> list[str]:
         return [one.partition("/v3/")[2] for one in self.asked]
@@ -314,6 +322,22 @@ async def test_a_member_that_acts_and_answers_late_has_done_it(
     assert network.etcd.values == []
 
 
+async def test_three_members_that_are_slow_by_5_s_keep_the_instance(
+    network: Network, autojump_clock: MockClock
+) -> None:
+    registry = make("http://b:2379,http://c:2379,http://d:2379", ttl=15)
+    await registry.register(Status.UP)
+    network.takes["", ""] = 5.0
+    for _ in range(5):
+        await trio.sleep(3)
+        assert await registry.heartbeat()
+    assert await registry.register(Status.DOWN) == "DOWN"
+    assert await registry.heartbeat()
+    assert await registry.register(Status.UP) == "UP"
+    await registry.deregister()
+    assert network.etcd.values == []
+
+
 async def test_a_put_that_arrives_after_the_instance_is_down_is_refused(
     network: Network, autojump_clock: MockClock
 ) -> None:
@@ -391,14 +415,16 @@ async def test_a_call_takes_the_lease_at_most(network: Network, autojump_clock: 
 # Authentication
 
 
-async def test_a_request_without_an_answer_costs_the_token(
-    network: Network, autojump_clock: MockClock
-) -> None:
+async def test_requests_without_an_answer_cost_the_token(network: Network, autojump_clock: MockClock) -> None:
     """An etcd that was restored from a backup waits for the index in a token of later."""
     registry = make(URL, user="pods", password="s3cret")
     registry._token["authorization"] = "of.99999"
     await registry.register(Status.DOWN)
     network.acts["a", "/v3/kv/put"] = inf
+    with pytest.raises(TransferTimeout):
+        await registry.register(Status.UP)
+    assert registry._token, "a question with it is answered"
+    network.acts["a", "/v3/kv/range"] = inf
     with pytest.raises(TransferTimeout):
         await registry.register(Status.UP)
     assert registry._token == {}
@@ -649,7 +675,7 @@ _odd: st.SearchStrategy[Any] = st.sampled_from(
     ["9" * 4300, (1 << 63) - 1, 10**400, "\ud800", "\x1b[2J", "1" * 19, "", None, True, [], {}, -1, "MQ=="]
 )
 _fields = st.dictionaries(
-    st.sampled_from(["ID", "TTL", "kvs", "succeeded", "token", "error", "message", "code"]),
+    st.sampled_from(["ID", "TTL", "kvs", "responses", "succeeded", "token", "error", "message", "code"]),
     _odd
     | st.lists(st.dictionaries(st.sampled_from(["value", "lease", "mod_revision"]), _odd) | _odd, max_size=2),
 )
