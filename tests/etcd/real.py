@@ -7,6 +7,7 @@ import signal
 import ssl
 import subprocess
 import time
+from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -70,7 +71,7 @@ class Member:
             "--listen-client-urls", self.url, "--advertise-client-urls", self.url,
             "--listen-peer-urls", self.peer_url, "--initial-advertise-peer-urls", self.peer_url,
             "--initial-cluster", self.peers or f"{self.name}={self.peer_url}",
-            "--log-level", "warn", "--logger", "zap", "--snapshot-count", "1000",
+            "--log-level", "warn", "--logger", "zap", "--bcrypt-cost", "4",
         ]  # fmt: skip
         if self._certificate:
             words += ["--cert-file", str(self._certificate), "--key-file", str(self._certificate)]
@@ -162,11 +163,9 @@ class Cluster:
 
     def enable_authentication(self, user: str, password: str, prefix: str) -> None:
         """Let ``user`` read and write the keys that begin with ``prefix``, and nobody else anything."""
-        from base64 import b64encode
-
         root = "root-s3cret"
-        first = b64encode(prefix.encode()).decode()
-        last = b64encode(prefix[:-1].encode() + bytes([ord(prefix[-1]) + 1])).decode()
+        end = prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else "\0"
+        first, last = (b64encode(text.encode()).decode() for text in (prefix or "\0", end))
         for name, secret in (("root", root), (user, password)):
             self.ask("auth/user/add", {"name": name, "password": secret})
         self.ask("auth/role/add", {"name": "root"})
