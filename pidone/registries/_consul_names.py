@@ -8,7 +8,7 @@ import re
 from pidone.text import printable
 
 _DNS_LABEL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9]{0,61}[A-Za-z0-9])?")  # RFC 1123, 2.1
-_CONSUL_ID = re.compile(r"[A-Za-z0-9]([-_.:A-Za-z0-9]{0,251}[A-Za-z0-9])?")
+_CONSUL_ID = re.compile(r"[A-Za-z0-9]([-_.:A-Za-z0-9]{0,510}[A-Za-z0-9])?")
 _CONSUL_KEY = re.compile(r"[-_A-Za-z0-9]{1,128}")  # of Consul's ValidateServiceMetadata
 _MAX_CONSUL_VALUE = 512  # bytes; of the same
 _MAX_SHOWN = 60  # characters of a text in a message

@@ -7,9 +7,9 @@ Rules that are not obvious, all observed on agents (``agent/agent_endpoint.go`` 
 - ``replace-existing-checks`` removes the checks of an earlier document, and also those of maintenance. It goes with the
   first document alone, and not while there is maintenance.
 - The status in a document can be wrong at once: an agent with a data directory restores the status that it had saved.
-  So the check is read back, and set if it differs.
-- A renewal has the status: pass or fail. ``Unknown check`` (404) and ``does not have associated TTL`` (500, Consul 1.7
-  and older) mean that the agent does not have the instance.
+  So the check is set after each document, and read back.
+- A renewal has the status: pass or fail. ``Unknown check`` (404) and, of older agents such as 1.8, ``does not have
+  associated TTL`` (500) mean that the agent does not have the instance.
 - Maintenance is a check of its own, which survives renewals and documents. Its note tells ours from an operator's.
 - A deregistration is answered 200 also where nothing was. The last word is a GET with 404 and Consul's own words; an
   ingress' 404 is none.
@@ -18,10 +18,7 @@ Rules that are not obvious, all observed on agents (``agent/agent_endpoint.go`` 
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
-from math import floor
-from typing import Any
+from collections.abc import Callable
 from urllib.parse import quote
 
 import trio
@@ -33,108 +30,24 @@ from pidone.http.urls import segment
 from pidone.plan.fields import Fields
 from pidone.plan.model import Pod
 from pidone.registries import Entry, Registry, Status
+from pidone.registries._consul_messages import (
+    MAINTENANCE_REASON,
+    Copy,
+    Instance,
+    copy_of,
+    essence,
+    is_absent,
+    is_done,
+    is_done_or_gone,
+    is_gone,
+    trouble,
+)
 from pidone.registries._consul_names import consul_id, consul_key, consul_meta, dns_label, trimmed
 from pidone.registries._files import secret
-from pidone.registries._servers import (
-    MAX_SHOWN,
-    Judge,
-    Remedies,
-    Servers,
-    Trouble,
-    base_urls,
-    is_page,
-    json_object,
-    printable,
-)
+from pidone.registries._servers import Servers, Trouble, base_urls, json_object
 
-NOTES = "set by pidone"
-MAINTENANCE_REASON = "maintenance by pidone"  # the note that tells our maintenance from an operator's
 LOOK_UP_SECONDS = 30.0  # for a look at whether a slow agent has carried out a request; at most the TTL
-PASSING, CRITICAL, MAINTENANCE = "passing", "critical", "maintenance"
-_CHECKS = {Status.UP: PASSING, Status.DOWN: CRITICAL, Status.STARTING: CRITICAL}
 _REMARKS = {Status.UP: "healthy", Status.DOWN: "not healthy", Status.STARTING: "starting"}
-_ABSENT = "unknown service ID"  # Consul's word in an answer 404 to a GET
-# Consul's words where it does not have the instance; which of them depends on version, call and ACLs
-_GONE = (
-    "Unknown check",
-    "does not have associated TTL",
-    "Unknown service",
-    "No service registered with ID",
-    _ABSENT,
-)
-_DENIED = ("Permission denied", "ACL not found")
-# The beginnings of refusals of a document
-_REFUSALS = ("Request decode failed", "Missing ", "Invalid ", "Status ", "Check ", "Service ")
-_PLAIN_HTTP = "Client sent an HTTP request to an HTTPS server"
-REMEDIES = Remedies(
-    "a Consul agent",
-    url="It ends before /v1, as http://host:8500",
-    credentials="this is not Consul's refusal of a token; does a proxy want a user (http://user:password@host)?",
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Instance:
-    """Our document, ``api.AgentServiceRegistration``. Durations are in seconds."""
-
-    name: str
-    id: str
-    address: str
-    port: int
-    tags: tuple[str, ...]
-    meta: Mapping[str, str]
-    passing_weight: int
-    warning_weight: int
-    ttl: float
-    deregister_after: float
-
-    @property
-    def resource(self) -> str:
-        return f"service/{segment(self.id)}"
-
-    @property
-    def check(self) -> str:
-        """The identifier of the check, which the agent makes."""
-        return f"service:{self.id}"
-
-    def document(self, status: Status) -> dict[str, Any]:
-        """Return the body of a registration. What does not pass yet begins critical, so that no client gets it."""
-        return {
-            "ID": self.id,
-            "Name": self.name,
-            "Address": self.address,
-            "Port": self.port,
-            "Tags": list(self.tags),
-            "Meta": dict(self.meta),
-            "Weights": {"Passing": self.passing_weight, "Warning": self.warning_weight},
-            "Check": {
-                "Name": "pidone",
-                "Notes": NOTES,
-                "TTL": _go_duration(self.ttl),
-                "Status": PASSING if status is Status.UP else CRITICAL,
-                "DeregisterCriticalServiceAfter": _go_duration(self.deregister_after),
-            },
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """The agent's copy of our instance, as far as it is needed. Texts are bounded and printable."""
-
-    address: str
-    document: tuple[Any, ...]  # what ``_essence`` makes of it
-    check: str  # the status of our check; empty if the agent does not have it
-    aggregate: str  # the status of the instance, of all its checks and those of the node
-    maintenance: bool
-    ours: bool  # maintenance of the instance that was set by pidone
-
-    def status(self, wanted: Status) -> str:
-        """Return the status that clients see: ``wanted`` if they see that."""
-        if self.maintenance:
-            return Status.OUT_OF_SERVICE
-        if self.aggregate == CRITICAL and wanted is Status.STARTING:
-            return wanted
-        return {PASSING: str(Status.UP), CRITICAL: str(Status.DOWN)}.get(self.aggregate, self.aggregate)
 
 
 class Consul:
@@ -220,7 +133,8 @@ class Consul:
         self._begin()
         try:
             path = f"service/deregister/{segment(self._instance.id)}"
-            await self._ask("PUT", path, self._judge_deregistration)
+            # Any 404 will do: what is said then is asked for once more.
+            await self._ask("PUT", path, lambda answer: answer.status == 404 or is_done_or_gone(answer))
         except TransferError as error:
             if not error.sent:
                 raise
@@ -251,13 +165,13 @@ class Consul:
         body = json.dumps(self._instance.document(status)).encode()
         query = "?replace-existing-checks=true" if replaces else ""
         try:
-            await self._ask("PUT", "service/register", self._judge_done, query=query, body=body)
+            await self._ask("PUT", "service/register", is_done, query=query, body=body)
         except TransferError as error:
             if not error.sent:
                 raise
             self._begin(LOOK_UP_SECONDS)
             copy = await self._look()
-            if copy is None or not copy.check or copy.document != _essence(self._instance.document(status)):
+            if copy is None or not copy.check or copy.document != essence(self._instance.document(status)):
                 raise
         self._accepted = True
 
@@ -266,7 +180,7 @@ class Consul:
         verb = "pass" if self._status is Status.UP else "fail"
         path = f"check/{verb}/{segment(self._instance.check)}"
         query = f"?note={quote(_REMARKS[self._status])}"
-        return not _is_gone(await self._ask("PUT", path, self._judge_or_gone, query=query))
+        return not is_gone(await self._ask("PUT", path, is_done_or_gone, query=query))
 
     async def _maintain(self, *, on: bool) -> bool:
         """Begin or end maintenance. Returns False if the agent does not have the instance.
@@ -275,18 +189,16 @@ class Consul:
         """
         path = f"service/maintenance/{segment(self._instance.id)}"
         query = f"?enable={str(on).lower()}" + (f"&reason={quote(MAINTENANCE_REASON)}" if on else "")
-        return not _is_gone(await self._ask("PUT", path, self._judge_or_gone, query=query))
+        return not is_gone(await self._ask("PUT", path, is_done_or_gone, query=query))
 
     async def _look(self) -> Copy | None:
         """Return the agent's copy; None if the agent itself says that it has none."""
 
-        async def judge(server: str, answer: Response) -> Trouble | None:
-            if answer.status == 404 or _copy(answer, self._instance) is not None:
-                return None
-            return self._foreign(server, answer)
+        def succeeds(answer: Response) -> bool:
+            return answer.status == 404 or copy_of(answer, self._instance) is not None
 
-        answer = await self._ask("GET", f"health/service/id/{segment(self._instance.id)}", judge)
-        copy = _copy(answer, self._instance)
+        answer = await self._ask("GET", f"health/service/id/{segment(self._instance.id)}", succeeds)
+        copy = copy_of(answer, self._instance)
         if copy is None and not await self._is_absent():
             raise RegistryError(f"{self.where}: the agent has the instance, and does not show its status")
         return copy
@@ -294,108 +206,38 @@ class Consul:
     async def _is_absent(self) -> bool:
         """True if the agent itself says that it does not have the instance. Raises for the answers of others."""
 
-        async def judge(server: str, answer: Response) -> Trouble | None:
-            if answer.status == 404 and _ABSENT in answer.text:
-                return None
-            if answer.status == 200 and json_object(answer).get("ID") == self._instance.id:
-                return None
-            return self._foreign(server, answer)
+        def succeeds(answer: Response) -> bool:
+            return is_absent(answer) or json_object(answer).get("ID") == self._instance.id
 
-        return (await self._ask("GET", self._instance.resource, judge)).status == 404
+        return is_absent(await self._ask("GET", self._instance.resource, succeeds))
 
     def _begin(self, most: float = float("inf")) -> None:
         """Begin a call, or its part that looks after a failure. It has a lease's time, or ``most`` s."""
         self._until = trio.current_time() + min(self.lease, most)
 
     async def _ask(
-        self, method: str, path: str, judge: Judge, *, query: str = "", body: bytes = b""
+        self,
+        method: str,
+        path: str,
+        succeeds: Callable[[Response], bool],
+        *,
+        query: str = "",
+        body: bytes = b"",
     ) -> Response:
+        """Send a request with the token, and return the answer, which ``succeeds``. Raises for any other."""
         within = max(0.1, self._until - trio.current_time())
         token = secret(self._token_file) if self._token_file else self._token
         self._servers.headers = {"accept": JSON} | ({"x-consul-token": token} if token else {})
+
+        async def judge(_server: str, answer: Response) -> Trouble | None:
+            return None if succeeds(answer) else self._foreign(answer)
+
         return await self._servers.ask(method, path, judge, query=query, body=body, within=within)
 
-    async def _judge_done(self, server: str, answer: Response) -> Trouble | None:
-        return None if _is_done(answer) else self._foreign(server, answer)
-
-    async def _judge_or_gone(self, server: str, answer: Response) -> Trouble | None:
-        return None if _is_done(answer) or _is_gone(answer) else self._foreign(server, answer)
-
-    async def _judge_deregistration(self, server: str, answer: Response) -> Trouble | None:
-        # Any 404 will do: what is said then is asked for once more.
-        return None if answer.status == 404 else await self._judge_or_gone(server, answer)
-
-    def _foreign(self, server: str, answer: Response) -> Trouble:
+    def _foreign(self, answer: Response) -> Trouble:
         """Return the reason and the remedy for an answer that is no success."""
-        del server
-        status, text = answer.status, answer.text
-        if status == 403 and any(word in text for word in _DENIED):
-            name = self._instance.name
-            return Trouble(
-                f'the token is unknown, or it has no service:write on "{name}"'
-                if self._token or self._token_file
-                else f'set token or tokenFile to a token with service:write on "{name}"',
-                refused=True,
-            )
-        if status == 400 and text.startswith(_REFUSALS):
-            return Trouble("the registry does not accept the document", refused=True)
-        if status == 400 and _PLAIN_HTTP in text and not self._accepted:
-            return Trouble("the agent wants https; write https:// in the URL", refused=True)
-        return REMEDIES.foreign(answer, accepted=self._accepted)
-
-
-def _is_done(answer: Response) -> bool:
-    """True if this 200 is Consul's, which has no body."""
-    return answer.status == 200 and not answer.body.strip()
-
-
-def _is_gone(answer: Response) -> bool:
-    """True if Consul says that it does not have the instance."""
-    return answer.status in {404, 500} and not is_page(answer) and any(word in answer.text for word in _GONE)
-
-
-def _copy(answer: Response, instance: Instance) -> Copy | None:
-    """Return the agent's copy in an answer to ``GET health/service/id``; None if there is none.
-
-    The answer's status depends on that of the instance: 200 passing, 429 warning, 503 critical or maintenance.
-    Values of a wrong type are left out.
-    """
-    if answer.status not in {200, 429, 503}:
-        return None
-    found = json_object(answer)
-    service, aggregate, checks = (found.get(name) for name in ("Service", "AggregatedStatus", "Checks"))
-    if not isinstance(service, dict) or service.get("ID") != instance.id or not isinstance(aggregate, str):
-        return None
-    by_id = {
-        str(check.get("CheckID", "")): check
-        for check in (checks if isinstance(checks, list) else ())
-        if isinstance(check, dict)
-    }
-    maintenance = by_id.get(f"_service_maintenance:{instance.id}", {})
-    return Copy(
-        address=_shown_text(service.get("Address")),
-        document=_essence(service),
-        check=_shown_text(by_id.get(instance.check, {}).get("Status")),
-        aggregate=_shown_text(aggregate),
-        maintenance=aggregate == MAINTENANCE,
-        ours=maintenance.get("Notes") == MAINTENANCE_REASON,
-    )
-
-
-def _essence(document: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return what identifies a document, of those that we send and of those that an agent shows."""
-    name = document.get("Name", document.get("Service"))
-    return (name, *(document.get(key) or None for key in ("Address", "Port", "Tags", "Meta", "Weights")))
-
-
-def _shown_text(value: object) -> str:
-    return printable(value)[:MAX_SHOWN] if isinstance(value, str) else ""
-
-
-def _go_duration(seconds: float) -> str:
-    """Return seconds as Go reads durations: ``30s``, ``1500ms``."""
-    milliseconds = floor(seconds * 1000)
-    return f"{milliseconds}ms" if milliseconds % 1000 else f"{milliseconds // 1000}s"
+        with_token = bool(self._token or self._token_file)
+        return trouble(answer, name=self._instance.name, with_token=with_token, accepted=self._accepted)
 
 
 def build(fields: Fields, pod: Pod, source: str | None) -> Consul:

@@ -1,7 +1,7 @@
 """A Consul agent in memory, without I/O: the calls of the agent that pidone makes, and what clients and operators ask.
 
-It answers as an agent does; ``test_consul_server.py`` asks it and a real one the same questions. ``old`` agents (1.7
-without ACLs, and before) answer some calls with other codes. Simplifications: one node, no other agents, no sidecars,
+It answers as an agent does; ``test_consul_server.py`` asks it and a real one the same questions. ``old`` agents, such
+as 1.8, answer some calls with other codes. Simplifications: one node, no other agents, no sidecars,
 no checks that the agent runs itself.
 """
 

@@ -19,7 +19,8 @@ from pidone.http.message import Request, Response
 from pidone.plan.fields import Fields
 from pidone.plan.model import Pod
 from pidone.registries import Entry, Status, build
-from pidone.registries.consul import MAINTENANCE_REASON, Consul
+from pidone.registries._consul_messages import MAINTENANCE_REASON
+from pidone.registries.consul import Consul
 from tests.consul.agents import KINDS, Agent, agent_of, fake_agent, new_name
 from tests.consul.fake import FakeConsul
 from tests.consul.reader import Instance, Reader
