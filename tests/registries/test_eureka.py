@@ -83,10 +83,11 @@ _names = (f"reviews{number}" for number in itertools.count(1))
 
 @pytest.fixture(params=["fake", pytest.param("spring", marks=pytest.mark.eureka)])
 def real(request: pytest.FixtureRequest) -> RealEureka | None:
-    serve_with(request, version() if request.param == "spring" else FAKE)
     if request.param == "fake":
+        serve_with(request, FAKE)
         return None
     server: RealEureka = request.getfixturevalue("spring")
+    serve_with(request, version())
     return server
 
 
