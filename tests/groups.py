@@ -48,6 +48,7 @@ LONGEST = (
     "tests/pod/",
     "tests/pid1/",
     "tests/extension/",
+    "tests/etcd/",
     "tests/language/test_kubectl",
 )
 

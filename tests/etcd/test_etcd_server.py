@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 import trio
 
-from pidone.errors import PidoneError, RegistryError, RegistryRefused
+from pidone.errors import PidoneError, RegistryError, RegistryRefused, TransferTimeout
 from pidone.http.client import request
+from pidone.plan.fields import Fields
 from pidone.plan.model import Pod
-from pidone.registries import Entry, Status
+from pidone.registries import Entry, Status, build
 from pidone.registries._etcd_messages import LEASE_NOT_FOUND
+from pidone_controller.deregistration import outside
 from tests.etcd import real
 from tests.etcd.conftest import POD, Bench, make
 from tests.etcd.real import Cluster, Reader
@@ -258,6 +260,17 @@ class TestAuthentication:
         assert await registry.register(Status.UP) == "UP"
         assert registry._token["authorization"] not in {stale, token}
 
+    async def test_a_token_of_a_later_etcd_is_given_up(self, guarded: Bench) -> None:
+        """An etcd that was restored from a backup waits for the index in the token, which its log does not have."""
+        registry = guarded.driver(ttl=2)
+        await registry.register(Status.DOWN)
+        later = "of.99999999"
+        registry._token["authorization"] = later
+        with pytest.raises(TransferTimeout):
+            await registry.register(Status.UP)
+        assert await registry.register(Status.UP) == "UP"
+        assert registry._token["authorization"] != later
+
     async def test_a_token_of_before_a_change_of_roles_is_renewed(self, guarded: Bench) -> None:
         registry = guarded.driver()
         await registry.register(Status.UP)
@@ -282,6 +295,18 @@ class TestAuthentication:
         registry = make(guarded.cluster.endpoints, guarded.service)
         with pytest.raises(RegistryRefused, match="set user, and password or passwordFile"):
             await registry.register(Status.UP)
+
+    async def test_the_controller_reads_no_file_of_a_pod(self, guarded: Bench, tmp_path: Path) -> None:
+        (tmp_path / "password").write_text("s3cret")
+        fields: dict[str, Any] = {"user": "pods", "passwordFile": str(tmp_path / "password")}
+        pod = make(guarded.cluster.endpoints, guarded.service, **fields)
+        await pod.register(Status.UP)
+        config = {"endpoints": guarded.cluster.endpoints, "layout": "go-kit", "service": guarded.service}
+        seen = outside({"etcd": {**config, "port": 9080, **fields}}, "shop", "")
+        controller = build(Fields(seen, "register"), POD, None)
+        with pytest.raises(RegistryRefused, match='user "pods" needs password or passwordFile'):
+            await controller.read()
+        await pod.deregister()
 
     async def test_a_key_that_the_user_may_not_write_is_told(self, guarded: Bench) -> None:
         registry = make(
