@@ -27,7 +27,10 @@ GROUPS = {
     r"tests/registries/test_(?:faults|people)\.py.*\[(\w+)-": r"faults of \1",
     r"tests/nacos/|.*\[nacos-": "nacos",
     r".*\[.*\bspring\b.*\]$": "eureka",
-    r".*\[.*\bconsul\b.*\]$": "consul",
+    # 95 s, in which it waits
+    r"tests/registries/test_consul\.py::test_what_the_agent_has_taken_out": "reaped",
+    # classes have agents of their own
+    r"tests/(?:consul|registries)/test_consul\w*\.py::test_.*\[.*\bconsul\b.*\]$": "consul",
     r".*\[.*\bzookeeper\b.*\]$": "zookeeper",
     r"tests/zookeeper/": "ensemble",
 }
@@ -35,6 +38,7 @@ GROUPS = {
 # The longest begin first, in this order, so that no worker is left with one at the end.
 LONGEST = (
     "tests/registries/test_faults",
+    "tests/registries/test_consul.py::test_what_the_agent_has_taken_out",
     "tests/cluster/test_scenario",
     "tests/cluster/test_installed",
     "tests/cluster/test_node",
