@@ -45,8 +45,8 @@ spec:
 """
 
 
-def applied(name: str) -> SelectedPod:
-    return SelectedPod(name, "", "sha256-1", "sha256-e", 1, Report("applied", digest="sha256-1"))
+def applied(name: str, **more: Any) -> SelectedPod:
+    return SelectedPod(name, "", "sha256-1", "sha256-e", 1, Report("applied", digest="sha256-1", **more))
 
 
 def refused(name: str) -> SelectedPod:
@@ -110,14 +110,18 @@ async def writing(cluster: Cluster, namespace: str) -> AsyncIterator[Written]:
 async def test_kubectl_shows_what_became_of_it_in_columns(cluster: Cluster, namespace: str) -> None:
     async with writing(cluster, namespace) as it:
         await it.tell(
-            applied("a"), applied("b"), refused("c"), holds=lambda status: status.get("matched") == 3
+            applied("a"),
+            applied("b", maintenance=True),
+            refused("c"),
+            holds=lambda status: status.get("matched") == 3,
         )
         head, row = it.kubectl("get", "taskbindings").splitlines()
         assert head.split() == ["NAME", "TASKSETS", "MATCHED", "APPLIED", "REJECTED", "READY", "AGE"]
         assert row.split()[:-1] == ["web", '["web","other"]', "3", "2", "1", "False"]
         assert row.split()[-1][-1] in "sm"
         head, row = it.kubectl("get", "taskbindings", "--output=wide").splitlines()
-        assert "REASON" in head
+        assert {"MAINTENANCE", "REASON"} <= {*head.split()}
+        assert row.split()[head.split().index("MAINTENANCE")] == "1"
         assert " PlanRefused " in row
         head, row = it.kubectl("get", "tasksets").splitlines()
         assert head.split() == ["NAME", "TASKS", "BINDINGS", "READY", "AGE"]

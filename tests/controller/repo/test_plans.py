@@ -96,6 +96,28 @@ async def test_changes_without_a_pause_are_one_answer(nursery: trio.Nursery) -> 
     assert derivations.of == ["web"]
 
 
+async def test_the_annotation_of_maintenance_reaches_the_pod_at_once_and_is_no_new_plan(
+    nursery: trio.Nursery,
+) -> None:
+    plain = pod(labels=CHECKED)
+    annotated = pod(labels=CHECKED, annotations={"pidone.dev/maintenance": "true"})
+    repo = repo_of(plain)
+    nursery.start_soon(repo.plans.run)
+    first = await repo.handle(get())
+    answers = [first]
+    for change in (annotated, plain):
+        held = Background(
+            nursery, repo.handle(get(prefer="wait=55", if_none_match=answers[-1].headers["etag"]))
+        )
+        await wait_all_tasks_blocked()
+        repo.plans.put(change)
+        answers.append(await held.answer())
+    bundles = [decode_bundle(answer.body, ["probe"]) for answer in answers]
+    assert [bundle.maintenance for bundle in bundles] == [False, True, False]
+    assert len({bundle.plan.digest for bundle in bundles}) == 1
+    assert answers[0].headers["etag"] == answers[2].headers["etag"] != answers[1].headers["etag"]
+
+
 async def test_new_rules_reach_those_who_wait_first_and_let_others_speak(nursery: trio.Nursery) -> None:
     derivations = Derivations()
     pods = [pod(f"pod-{index}", f"127.0.1.{index}", labels=CHECKED) for index in range(250)]
