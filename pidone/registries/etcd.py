@@ -22,7 +22,6 @@ import os
 from base64 import b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from math import ceil
 from typing import Any
 
 import trio
@@ -39,8 +38,8 @@ from pidone.http.message import Response
 from pidone.plan.fields import Fields
 from pidone.plan.model import Pod
 from pidone.registries import Entry, Registry, Status
-from pidone.registries._etcd_layouts import FREE, LAYOUTS, Instance, address_in
-from pidone.registries._etcd_layouts import problem as layout_problem
+from pidone.registries._etcd_fields import instance_of
+from pidone.registries._etcd_layouts import LAYOUTS, Instance, address_in
 from pidone.registries._etcd_messages import (
     AUTH_OFF,
     INVALID_ARGUMENT,
@@ -61,15 +60,12 @@ from pidone.registries._etcd_messages import (
     reply_of,
 )
 from pidone.registries._files import secret
-from pidone.registries._keys import part_problem
-from pidone.registries._keys import problem as key_problem
 from pidone.registries._servers import ANSWER_SECONDS, Remedies, Servers, Trouble, base_urls, printable
 
 PUT, RANGE, TXN = "v3/kv/put", "v3/kv/range", "v3/kv/txn"
 NEED_TOKEN = frozenset({PUT, RANGE, TXN})
 KEEPALIVE = "v3/lease/keepalive"  # needs no token
 LOOK_UP_SECONDS = 30.0  # for a look at whether a slow server has carried out what it did not answer
-MIN_TTL, MAX_TTL = 2, 86400  # seconds; a shorter lease is granted as one of 2 s
 MAX_TOKEN = 8192  # characters; a JWT has some hundred
 CHANGES = 3  # of the key by others, while we delete it
 DEADLINE_SHARE = 0.7  # of a call for the request, if a look may follow it
@@ -99,7 +95,10 @@ class Credentials:
 
 
 class Etcd:
-    """One instance in one etcd. Of its members, one is used at a time."""
+    """One instance in one etcd. Of its members, one is used at a time.
+
+    A call of several requests takes longer than the lease only while members are slow: each request has its time.
+    """
 
     def __init__(
         self,
@@ -488,31 +487,10 @@ def _base64(text: str) -> str:
 
 def build(fields: Fields, pod: Pod, source: str | None) -> Etcd:
     """Build the driver from ``register: etcd``. Raises ``Refused``."""
-    path = fields.path
     endpoints = base_urls(fields, "endpoints", "that end before /v3")
-    layout = fields.text("layout", FREE)
-    if layout not in LAYOUTS:
-        raise Refused(f"{path}.layout: expected one of {', '.join(filter(None, LAYOUTS))}")
-    _check_fields(layout, fields)
-    port: int | None = fields.integer("port", None, least=1, most=65535)
-    instance = Instance(
-        address=pod.ip,
-        port=port or 0,
-        pod=pod.name,
-        ttl=ceil(fields.seconds("ttl", 30.0, least=MIN_TTL, most=MAX_TTL)),
-        service=fields.text("service", ""),
-        domain=fields.text("domain", ""),
-        id=fields.text("instanceId", ""),
-        prefix=fields.text("prefix", ""),
-        scheme=fields.text("scheme", "http"),
-        version=fields.text("version", "latest"),
-        metadata=fields.table("metadata"),
-        key=fields.text("key", ""),
-        value=fields.text("value", ""),
-    )
+    layout, instance = instance_of(fields, pod)
     credentials = _credentials(fields)
     fields.done()
-    _check_values(layout, instance, path)
     start = sum(pod.uid.encode()) % len(endpoints)  # pods begin with different members
     return Etcd(
         endpoints[start:] + endpoints[:start],
@@ -535,55 +513,3 @@ def _credentials(fields: Fields) -> Credentials | None:
     if password and file:
         raise Refused(f"{fields.path}: password or passwordFile, not both")
     return Credentials(user, password, file) if user else None
-
-
-def _check_fields(layout: str, fields: Fields) -> None:
-    """Raise ``Refused`` if the layout needs other fields. The checker says the same, by the schema."""
-    known = LAYOUTS[layout]
-    name = f"layout {layout}" if layout else "etcd without layout"
-    for one in known.needs:
-        if one not in fields:
-            raise Refused(f'{fields.path}: {name} needs "{one}"')
-    for other in LAYOUTS.values():
-        for one in (*other.needs, *other.takes):
-            if one in fields and one not in (*known.needs, *known.takes):
-                raise Refused(f'{fields.path}.{one}: {name} has no "{one}"; remove it')
-
-
-def _check_values(layout: str, instance: Instance, path: str) -> None:
-    """Raise ``Refused`` for values with which nobody could find the instance."""
-    wrong = {
-        "service": part_problem(instance.service) if instance.service else "",
-        "instanceId": _id_problem(instance.id) if instance.id else "",
-        "prefix": _prefix_problem(instance.prefix) if instance.prefix else "",
-        "domain": _domain_problem(instance.domain) if instance.domain else "",
-        "key": key_problem(instance.key) if instance.key else "",
-        "scheme": "" if instance.scheme in {"http", "https"} else "expected http or https",
-    }
-    for name, problem in wrong.items():
-        if problem:
-            raise Refused(f"{path}.{name}: {problem}")
-    if layout == FREE and not instance.port:
-        for name in ("{port}", "{authority}"):
-            if name in instance.key + instance.value:
-                raise Refused(f'{path}: {name} needs "port"')
-    if problem := layout_problem(layout, instance):
-        raise Refused(f"{path}.{problem}")
-
-
-def _id_problem(text: str) -> str:
-    return part_problem(text) or (f'"{text}" has a "/"; it is one segment of the key' if "/" in text else "")
-
-
-def _prefix_problem(text: str) -> str:
-    return key_problem(text) or ("" if text[0] == "/" else f'"{text}" does not begin with "/"; write /{text}')
-
-
-def _domain_problem(text: str) -> str:
-    labels = text.removesuffix(".").split(".")
-    valid = all(0 < len(label) < 64 and _is_label(label) for label in labels)
-    return "" if valid else f'"{text}" is no name in DNS; write letters, digits and "-" between the dots'
-
-
-def _is_label(text: str) -> bool:
-    return text.isascii() and all(character.isalnum() or character in "-_" for character in text)
