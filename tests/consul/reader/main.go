@@ -1,4 +1,5 @@
-// Reads registrations as Consul's own clients do: reader ADDRESS [TOKEN], with a name of a service on each line of stdin.
+// Reads registrations as Consul's own clients do: reader ADDRESS [TOKEN], with a name of a service on each line of stdin;
+// or renews them: reader bench ADDRESS TOKEN CHECK...
 package main
 
 import (
@@ -21,7 +22,11 @@ type instance struct {
 }
 
 func main() {
-	if err := answer(os.Args[1:]); err != nil {
+	run, arguments := answer, os.Args[1:]
+	if len(arguments) > 3 && arguments[0] == "bench" {
+		run, arguments = bench, arguments[1:]
+	}
+	if err := run(arguments); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}

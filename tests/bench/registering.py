@@ -1,0 +1,132 @@
+"""Real pods with a probe and a registration that follows it: their memory, and the time until they are registered."""
+
+import re
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from pidone.http.message import Request, Response
+from pidone.plan.digest import canonical
+from pidone.plan.format import encode_bundle
+from pidone.plan.model import Phase, Pod
+from tests import pidns
+from tests.bench import world as servers
+from tests.bench.measure import new_address, until
+from tests.registries.world import World
+
+ROOT = Path(__file__).parents[2]
+STARTS = 5
+LEASE_SECONDS = 6
+BEATS = 3  # before memory is read
+START_SECONDS = 40.0  # for a pod to be registered, on a busy machine
+
+
+class Repo(servers.World):
+    """Gives each pod tasks of its own. Its application answers probes with 503 until the pod is in ``ready``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tasks: dict[str, list[dict[str, Any]]] = {}
+        self.ready: set[str] = set()
+        self.first: dict[str, float] = {}  # the time of the first probe that passed, by pod
+
+    async def _handle(self, request: Request) -> Response:
+        if request.path == "/":
+            if request.peer not in self.ready:
+                return Response(503)
+            self.first.setdefault(request.peer, time.time())
+        return await super()._handle(request)
+
+    def _bundle(self, address: str) -> bytes:
+        pod = Pod(f"pod-{address.replace('.', '-')}", "bench", f"uid-{address}", address)
+        return canonical(encode_bundle(self.tasks[address], phase=Phase.RUNNING, pod=pod))
+
+    def probe(self) -> dict[str, Any]:
+        get = {"host": "127.0.0.1", "port": int(self.url.rpartition(":")[2]), "path": "/"}
+        return {"name": "ready", "probe": {"httpGet": get, "periodSeconds": 1}}
+
+
+class ActivePod:
+    """A process 1 with tasks."""
+
+    def __init__(self, address: str, process: pidns.ProcessOne, log: Path) -> None:
+        self.address = address
+        self._pid, self._log = process.pid, log
+
+    def time_of(self, task: str, state: str) -> float | None:
+        """Return when a task has first had a state, from the pod's log; None if it has not."""
+        for line in self._log.read_text(errors="replace").splitlines():
+            if re.search(rf"\btask={task}\b.*\bstate={state}\b", line):
+                return datetime.fromisoformat(line.partition(" ")[0]).timestamp()
+        return None
+
+    def wait(self, task: str, state: str) -> float:
+        """Return when a task has first had a state. Raises ``RuntimeError`` if it does not get it."""
+        if not until(partial(self.time_of, task, state), START_SECONDS):
+            raise RuntimeError(f"{task} is not {state}; the log ends with\n{self._log.read_text()[-1500:]}")
+        return self.time_of(task, state) or 0.0
+
+    def private(self) -> int:
+        """Return the private memory in KiB."""
+        rollup = Path(f"/proc/{self._pid}/smaps_rollup").read_text()
+        return sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Private_"))
+
+
+@contextmanager
+def active(repo: Repo, folder: Path, register: Mapping[str, Any] | None) -> Iterator[ActivePod]:
+    """Start a pod with a probe, and with a registration if there is one. It is killed at the end of the block."""
+    address = new_address()
+    tasks = [repo.probe()]
+    if register is not None:
+        follow = {"register": {**register, "follow": "ready"}, "needs": ["ready.healthy"]}
+        tasks.append({"name": "registration", **follow})
+    repo.tasks[address] = tasks
+    repo.with_plan.add(address)
+    log = folder / f"pod-{address}.log"
+    env = {"PIDONE_REPO": repo.url, "PIDONE_POD_IP": address, "PIDONE_POD_UID": f"uid-{address}"}
+    env |= {"PIDONE_LINGER": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "pidone"]
+    with log.open("wb") as output, pidns.process_one(command, env=env, output=output) as process:
+        yield ActivePod(address, process, log)
+
+
+def memory(world: World, folder: Path) -> Iterator[str]:
+    """Return the private memory of pods with and without a registration. All run at once, as on a node."""
+    with Repo() as repo, ExitStack() as stack:
+        with_it, without = list[ActivePod](), list[ActivePod]()
+        for number in range(STARTS):
+            fields = world.config("memory", 300 + number, world.addresses, LEASE_SECONDS)
+            without.append(stack.enter_context(active(repo, folder, None)))
+            with_it.append(stack.enter_context(active(repo, folder, {world.name: fields})))
+            repo.ready |= {without[-1].address, with_it[-1].address}
+        for pod in without:
+            pod.wait("ready", "healthy")
+        for pod in with_it:
+            pod.wait("registration", "registered")
+        time.sleep(BEATS * LEASE_SECONDS * 2 / 3)  # the longest interval is two thirds of a lease
+        plain, full = ([pod.private() for pod in pods] for pods in (without, with_it))
+    added = median(full) - median(plain)
+    yield (
+        f"{median(full) / 1024:.2f} MiB with a probe and a registration, {median(plain) / 1024:.2f} MiB with a probe; "
+        f"it adds {added / 1024:.2f} MiB ({min(full) - max(plain)} to {max(full) - min(plain)} KiB)"
+    )
+
+
+def first_registration(world: World, folder: Path) -> Iterator[str]:
+    """Return the time from the first probe that passes until the pod knows that it is registered."""
+    times = list[float]()
+    with Repo() as repo:
+        for number in range(STARTS):
+            fields = world.config("first", 400 + number, world.addresses, LEASE_SECONDS)
+            with active(repo, folder, {world.name: fields}) as pod:
+                pod.wait("ready", "unhealthy")
+                repo.ready.add(pod.address)
+                registered = pod.wait("registration", "registered")
+                times.append((registered - repo.first[pod.address]) * 1000)
+    yield f"{median(times):.0f} ms ({min(times):.0f}-{max(times):.0f} ms)"
