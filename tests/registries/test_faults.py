@@ -60,6 +60,9 @@ class Bench:
         self.expected: dict[int, str] = {}  # status by the number of the pod
         self.lease = LEASE_SECONDS
         self._processes: list[Pods] = []
+        self._ended: dict[
+            int, float
+        ] = {}  # by the number of a pod that left: when its end was seen to be over
         self._homes: dict[int, Pods] = {}  # the process of each pod
         self._doomed: tuple[Pods, range] | None = None  # the process that is to be killed, and its pods
 
@@ -142,6 +145,9 @@ class Bench:
         looks: dict[int, Look] = {}
         for process in self._processes:
             looks |= await process.order(**orders)
+        for number, look in looks.items():
+            if look.over:
+                self._ended.setdefault(number, trio.current_time())
         return looks
 
     async def noticed(self, since: Mapping[int, Look] | None = None) -> None:
@@ -191,12 +197,12 @@ class Bench:
         """See that nobody gets lost, and that in two intervals nobody comes back who has left."""
         await self.settled()
         await self.renewed(1)
-        await self._over()
-        await trio.sleep(2 * max(look.interval for look in (await self.look()).values()))
+        interval = await self._over()
+        await trio.sleep_until(max(self._ended.values()) + 2 * interval)
         await self.settled()
 
-    async def _over(self) -> None:
-        """Wait until the end of all pods that leave is over."""
+    async def _over(self) -> float:
+        """Wait until the end of all pods that leave is over, and return the interval of renewals."""
 
         async def over() -> str:
             looks = await self.look()
@@ -204,6 +210,7 @@ class Bench:
             return "" if not late else f"pod {late[0]} does not end: {looks[late[0]]}"
 
         await until(over)
+        return max(look.interval for look in (await self.look()).values())
 
     async def kill_all(self) -> None:
         for server in self.servers:
