@@ -157,17 +157,25 @@ class Client:
         """Renew the session, and do nothing else."""
         await self._exchange(wire.PING_XID, wire.ping(), NO_NUMBERS)
 
-    async def end(self) -> None:
-        """End the session, which has to hold nothing, and close the connection. Raises nothing."""
+    async def end(self) -> bool:
+        """End the session and close the connection. Raises nothing.
+
+        Returns True if the server says that the session has ended. With it the server has deleted all its nodes,
+        whatever their ACLs are.
+        """
+        ended = False
         try:
             if self._stream is not None and self.session is not None:
                 with trio.move_on_after(CLOSE_SECONDS):
                     await self.call(Operation.CLOSE)
+                    ended = True
         except (RegistryError, MalformedError, OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the server ends it after its timeout
         finally:
             self.drop()
-            self.session = None
+            if ended:
+                self.session = None
+        return ended
 
     def drop(self) -> None:
         """Close the connection. The session stays."""

@@ -271,6 +271,7 @@ class ZooKeeper:
         """Delete our node, and end the session."""
         await self._delete_all(self._is_ours)
         await self._client.end()
+        self._client.session = None  # it holds nothing, so it may end after its timeout
         self._overridden = False
 
     async def _delete_all(self, chosen: Callable[[_Node], bool]) -> None:
@@ -283,7 +284,18 @@ class ZooKeeper:
             for node in nodes:
                 if self._is_owner(node.stat):
                     self._note_override(node)
-                await self._delete(node)
+                try:
+                    await self._delete(node)
+                except AnsweredError as error:
+                    if (
+                        error.code != Code.NO_AUTH
+                        or not self._is_owner(node.stat)
+                        or not await self._client.end()
+                    ):
+                        raise
+                    # To end a session needs no permission. It had only this node.
+                    self._path = ""
+                    return
         raise RegistryError(
             f"{self._instance.path} at {self.where} is created again whenever it is deleted; does another pod have "
             "the same id?"

@@ -1,5 +1,7 @@
 """Real ZooKeeper servers as child processes, one or an ensemble, and Curator's reader."""
 
+import base64
+import hashlib
 import json
 import os
 import shutil
@@ -22,6 +24,27 @@ TICK_MS = 200
 # Quick to start and small.
 JAVA = ("java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx96m", "-Xss512k")
 SERVER = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
+
+
+SUPER = ("super", "secret")  # a user whom no ACL holds up
+
+
+def digest(user: str, password: str) -> str:
+    """Return the id of a user in ACLs (org.apache.zookeeper.server.auth.DigestAuthenticationProvider)."""
+    hashed = hashlib.sha1(f"{user}:{password}".encode()).digest()
+    return f"{user}:{base64.b64encode(hashed).decode()}"
+
+
+def version() -> str:
+    """Return the version of Debian's server."""
+    return next(
+        (file.stem.removeprefix("zookeeper-") for file in JARS.glob("zookeeper-[0-9]*.jar")), "unknown"
+    )
+
+
+def reader_version() -> str:
+    """Return the version of Curator."""
+    return next(file.stem for file in (BUILT / "lib").glob("curator-x-discovery-*")).rpartition("-")[2]
 
 
 def missing() -> str | None:
@@ -65,7 +88,11 @@ class Server:
         config = self.folder / "zoo.cfg"
         config.write_text("\n".join(lines) + "\n", "utf-8")
         # empty containers are looked for once a minute by default; and no fsync for each transaction
-        properties = ("-Dznode.container.checkIntervalMs=500", "-Dzookeeper.forceSync=no")
+        properties = (
+            "-Dznode.container.checkIntervalMs=500",
+            "-Dzookeeper.forceSync=no",
+            f"-Dzookeeper.DigestAuthenticationProvider.superDigest={digest(*SUPER)}",
+        )
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [*JAVA, *properties, "-cp", _server_classes(), SERVER, str(config)],

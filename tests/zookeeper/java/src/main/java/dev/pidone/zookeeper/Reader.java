@@ -21,7 +21,9 @@ import org.apache.curator.x.discovery.ServiceInstance;
 import org.apache.curator.x.discovery.ServiceProvider;
 import org.apache.curator.x.discovery.details.JsonInstanceSerializer;
 import org.apache.zookeeper.KeeperException;
+import org.apache.zookeeper.ZooDefs;
 import org.apache.zookeeper.data.ACL;
+import org.apache.zookeeper.data.Id;
 import org.apache.zookeeper.data.Stat;
 import org.springframework.cloud.zookeeper.discovery.ZookeeperInstance;
 import org.springframework.cloud.zookeeper.discovery.ZookeeperServiceInstance;
@@ -37,6 +39,7 @@ import org.springframework.cloud.zookeeper.support.StatusConstants;
  * tree PATH                 the node and all below it: data, owner, ACL, and the transaction that created it
  * set PATH DATA             writes data, as an operator does
  * create PATH DATA          creates a persistent node
+ * acl PATH BITS SCHEME ID   replaces the ACL by one entry, beside which everybody may read
  * delete PATH               deletes a node and all below it
  * register BASE SERVICE ID ADDRESS PORT      Curator registers an instance itself, until the end
  */
@@ -87,6 +90,11 @@ public final class Reader {
                 return client.setData().forPath(words[1], rest(words, 2)).getVersion();
             case "create":
                 return client.create().creatingParentsIfNeeded().forPath(words[1], rest(words, 2));
+            case "acl":
+                client.setACL().withACL(List.of(
+                    new ACL(ZooDefs.Perms.READ, ZooDefs.Ids.ANYONE_ID_UNSAFE),
+                    new ACL(Integer.parseInt(words[2]), new Id(words[3], words[4])))).forPath(words[1]);
+                return "written";
             case "delete":
                 client.delete().deletingChildrenIfNeeded().forPath(words[1]);
                 return "deleted";
