@@ -32,9 +32,10 @@ from pidone.registries import _zookeeper_wire as wire
 from pidone.registries._zookeeper_wire import Operation, Session
 from pidone.registries.zookeeper import ZooKeeper
 from tests.patience import PATIENCE_SECONDS
+from tests.results import FAKE, serve_with
 from tests.zookeeper.fake import FakeServer, FakeZooKeeper
 from tests.zookeeper.outside import Node, Outside, outside
-from tests.zookeeper.real import Ensemble
+from tests.zookeeper.real import Ensemble, version
 
 POD = Pod("web-7d9c", "shop", "uid-1", "10.42.0.18", "node-1")
 ID = "web-7d9c"
@@ -107,6 +108,7 @@ _names = (f"reviews{number}" for number in itertools.count(1))
 
 @pytest.fixture(params=["fake", pytest.param("zookeeper", marks=pytest.mark.zookeeper)])
 def real(request: pytest.FixtureRequest) -> Ensemble | None:
+    serve_with(request, FAKE if request.param == "fake" else f"ZooKeeper {version()}")
     if request.param == "fake":
         return None
     servers: Ensemble = request.getfixturevalue("zookeeper")
@@ -528,7 +530,29 @@ async def test_a_password_is_read_anew_for_each_connection(bench: Bench, tmp_pat
     registry._client.drop()
     file.write_text("second", "utf-8")
     with pytest.raises(RegistryRefused, match="is the password right"):
-        await registry.register(Status.DOWN)
+        await registry.register(Status.UP)
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+async def test_a_node_is_taken_away_without_the_permission_to_delete_it(
+    bench: Bench, tmp_path: Path, leaves: bool
+) -> None:
+    file = tmp_path / "password"
+    file.write_text("right", "utf-8")
+    base = f"/revoked/{bench.service}"
+    registry = bench.driver(basePath=base, user="pidone", passwordFile=str(file))
+    await registry.register(Status.UP)
+    file.write_text("wrong", "utf-8")
+    registry._client.drop()
+    if leaves:
+        await registry.deregister()
+    else:
+        assert await registry.register(Status.DOWN) == "DOWN"
+    assert await bench.operator.get(f"{base}/{bench.service}/{ID}") is None
+    assert not await registry.heartbeat()
+    if not leaves:
+        assert await registry.register(Status.DOWN) == "DOWN"
+        assert await registry.heartbeat()
 
 
 async def test_a_parent_of_another_program_is_told(bench: Bench) -> None:

@@ -242,7 +242,7 @@ class Reader:
         if not line:
             raise RuntimeError("Curator's reader has ended; see its log")
         answer = json.loads(line)
-        if "error" in answer and isinstance(answer, dict):
+        if isinstance(answer, dict) and "error" in answer:
             raise ReaderError(answer["error"])
         return answer
 
