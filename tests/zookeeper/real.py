@@ -48,12 +48,17 @@ def reader_version() -> str:
 
 
 def missing() -> str | None:
+    """Why the servers and Curator cannot be started here, with the remedy; None where they can."""
+    if not (BUILT / "zookeeper-1.jar").is_file():
+        return f"{BUILT}/zookeeper-1.jar is not there: {BUILD}"
+    return server_missing()
+
+
+def server_missing() -> str | None:
     """Why the servers cannot be started here, with the remedy; None where they can."""
     if shutil.which("java") is None:
         return "no java: apt-get install openjdk-17-jre-headless"
-    if not (BUILT / "zookeeper-1.jar").is_file():
-        return f"{BUILT}/zookeeper-1.jar is not there: {BUILD}"
-    if not (JARS / "zookeeper.jar").is_file():
+    if not (JARS / "zookeeper.jar").is_file() or not (JARS / "slf4j-simple.jar").is_file():
         return "no ZooKeeper: apt-get install --no-install-recommends libzookeeper-java libslf4j-java"
     return None
 
@@ -67,8 +72,16 @@ class Server:
         self._members = members
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *, environment: dict[str, str] | None = None) -> None:
+    def start(self) -> None:
         """Start with the data of the last run. It answers later, see ``wait_ready``."""
+        words = self.prepare()
+        with (self.folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                words, env=dict(os.environ), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+
+    def prepare(self) -> list[str]:
+        """Write the configuration, and return the command that starts the server."""
         (self.folder / "data").mkdir(parents=True, exist_ok=True)
         (self.folder / "data/myid").write_text(f"{self.number}\n", "utf-8")
         settings = {
@@ -82,7 +95,7 @@ class Server:
             "maxSessionTimeout": 40_000,
             "maxClientCnxns": 0,
             "admin.enableServer": "false",
-            "4lw.commands.whitelist": "srvr",
+            "4lw.commands.whitelist": "srvr,cons",
         }
         lines = [f"{name}={value}" for name, value in settings.items()] + list(self._members)
         config = self.folder / "zoo.cfg"
@@ -93,14 +106,7 @@ class Server:
             "-Dzookeeper.forceSync=no",
             f"-Dzookeeper.DigestAuthenticationProvider.superDigest={digest(*SUPER)}",
         )
-        with (self.folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [*JAVA, *properties, "-cp", _server_classes(), SERVER, str(config)],
-                env=dict(os.environ) | (environment or {}),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
+        return [*JAVA, *properties, "-cp", _server_classes(), SERVER, str(config)]
 
     def wait_ready(self) -> None:
         """Wait until the server serves clients. Raises ``RuntimeError`` with the end of its log."""
@@ -155,6 +161,8 @@ class Server:
     def wipe(self) -> None:
         """Forget all data. The server does not run."""
         shutil.rmtree(self.folder / "data")
+        (self.folder / "data").mkdir()
+        (self.folder / "data/myid").write_text(f"{self.number}\n", "utf-8")
 
 
 class Ensemble:
