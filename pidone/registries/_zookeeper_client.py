@@ -1,9 +1,10 @@
 """A session at an ensemble of ZooKeeper servers: one connection at a time, and calls in order.
 
 The session outlives its connection. If the connection breaks, the next call takes the session up again at the next
-server, within the session's timeout. A call that was cut off in the middle of a frame leaves a connection that cannot
-be used, so it is closed. A request that a broken connection has carried cannot arrive late: once the session has
-moved, the ensemble refuses what its old connection still sends (org.apache.zookeeper.server.SessionTracker).
+server, within the session's timeout. A call that is cut off while it sends leaves half a frame, so its connection is
+closed. One that is cut off while it waits leaves an answer, which is passed over later. A request that a broken
+connection has carried cannot arrive late: once the session has moved, the ensemble refuses what its old connection
+still sends (org.apache.zookeeper.server.SessionTracker).
 """
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -30,6 +31,7 @@ T = TypeVar("T")
 
 MAX_SERVERS = 3  # for one call, beside the connection that is open
 CLOSE_SECONDS = 1.0  # for the end of a session that holds nothing; else the server ends it after its timeout
+MAX_SILENCE_SECONDS = 20.0
 CHUNK = 1 << 14  # bytes
 NO_NUMBERS: Collection[int] = ()
 
@@ -70,6 +72,9 @@ class Client:
         self._current = random.randrange(len(self._servers))
         self._stream: trio.SocketStream | None = None
         self._xid = 0
+        self._received = bytearray()  # of the next frame
+        self._unanswered = set[int]()  # numbers of requests
+        self._heard = 0.0  # the time of the last frame, or of the first request after it
         self.session: Session | None = None
 
     @property
@@ -90,58 +95,72 @@ class Client:
             self._current = self._servers.index(server)
         if connection and server in self._servers and previous._timeout == self._timeout:
             self._stream, previous._stream = previous._stream, None
+            self._received, self._unanswered = previous._received, previous._unanswered
+            self._heard = previous._heard
+            previous._received, previous._unanswered = bytearray(), set()
         else:
             previous.drop()
 
     async def run(self, steps: Callable[[], Awaitable[T]], *, within: float, anew: bool) -> T:
         """Run the steps, and from their start at another server if the connection breaks.
 
-        ``within`` is seconds for all servers, of which each has an equal part at least. ``anew``: with a new session
-        if ours has expired; else that is an ``ExpiredError``. Raises ``AnsweredError``, which ends the call,
-        ``RegistryRefused``, and ``TransferError`` if no server answered.
+        ``within`` is seconds for all servers. ``anew``: with a new session if ours has expired; else that is an
+        ``ExpiredError``. Raises ``AnsweredError``, which ends the call, ``RegistryRefused``, and ``TransferError`` if
+        no server answered.
         """
         now = trio.current_time()
         # before the deadline of the caller, so that the error can be raised
-        until = now + min(within, 0.95 * (trio.current_effective_deadline() - now))
+        within = min(within, 0.95 * (trio.current_effective_deadline() - now))
         errors: list[TransferError | ExpiredError] = []
         # Twice at the only server: it may close our new connection when it reads what an earlier one has sent last.
         tries = max(2, min(len(self._servers), MAX_SERVERS) + (self._stream is not None))
-        for left in range(tries, 0, -1):
-            seconds = max(0.1, (until - trio.current_time()) / left)
-            server = self.server
-            connected = False
-            try:
-                with trio.fail_after(seconds):
-                    await self._attach(anew=anew)
-                    connected = True
-                    return await steps()
-            except ExpiredError as error:
-                if not anew:
-                    raise
-                errors.append(error)
-                continue
-            except (AnsweredError, RegistryRefused):
-                if not connected:
-                    self.drop()
-                raise
-            except MalformedError as error:
-                errors.append(
-                    ProtocolError(f"{server}: not an answer of ZooKeeper ({error}); is it its client port?")
+        with trio.move_on_after(within):
+            for _ in range(tries):
+                try:
+                    return await self._try(steps, anew=anew)
+                except ExpiredError as error:
+                    if not anew:
+                        raise
+                    errors.append(error)
+                except TransferError as error:
+                    errors.append(error)
+                    self._current = (self._current + 1) % len(self._servers)
+            within = 0.0
+        if within:
+            # A connection that is slow is kept: the next call goes on with it.
+            errors.append(
+                TransferTimeout(
+                    f"{self.server}: no answer within {within:.3g} s", sent=self._stream is not None
                 )
-            except trio.TooSlowError:
-                errors.append(TransferTimeout(f"{server}: no answer within {seconds:.3g} s", sent=connected))
-            except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                errors.append(ConnectError(f"{server}: {reason(error)}", sent=connected))
-            except BaseException:
-                self.drop()
-                raise
-            self.drop()
-            self._current = (self._current + 1) % len(self._servers)
+            )
         last = errors[-1]
         if isinstance(last, ExpiredError):
             raise last
         text = "; ".join(dict.fromkeys(map(str, errors)))
         raise type(last)(text, sent=any(isinstance(error, TransferError) and error.sent for error in errors))
+
+    async def _try(self, steps: Callable[[], Awaitable[T]], *, anew: bool) -> T:
+        """Run the steps at the current server. A ``TransferError`` leaves no connection."""
+        connected = False
+        try:
+            await self._attach(anew=anew)
+            connected = True
+            return await steps()
+        except MalformedError as error:
+            self.drop()
+            raise ProtocolError(
+                f"{self.server}: not an answer of ZooKeeper ({error}); is it its client port?", sent=connected
+            ) from error
+        except SilentError as error:
+            self.drop()
+            raise TransferTimeout(f"{self.server}: {error}", sent=connected) from error
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            self.drop()
+            raise ConnectError(f"{self.server}: {reason(error)}", sent=connected) from error
+        except BaseException:
+            if not connected:
+                self.drop()
+            raise
 
     async def call(
         self, operation: Operation, *parts: bytes, expected: Collection[int] = NO_NUMBERS
@@ -150,12 +169,8 @@ class Client:
 
         Raises ``AnsweredError`` for another code, and ``ExpiredError``.
         """
-        self._xid = self._xid % 0x7FFFFFFF + 1
-        return await self._exchange(self._xid, wire.request(self._xid, operation, *parts), expected)
-
-    async def ping(self) -> None:
-        """Renew the session, and do nothing else."""
-        await self._exchange(wire.PING_XID, wire.ping(), NO_NUMBERS)
+        xid = await self._send(operation, *parts)
+        return self._judged(await self._reply(xid), expected)
 
     async def end(self) -> bool:
         """End the session and close the connection. Raises nothing.
@@ -182,36 +197,38 @@ class Client:
         if self._stream is not None:
             self._stream.socket.close()
             self._stream = None
+        self._received.clear()
+        self._unanswered.clear()
 
     async def _attach(self, *, anew: bool) -> None:
         """Connect and take the session up, or begin one. Does nothing if there is a connection."""
         if self._stream is not None:
             return
-        again = self.session is not None
         if not await self._begin():
             self.drop()
             self.session = None
             if not anew:
                 raise ExpiredError
-            again = False
             if not await self._begin():
                 raise MalformedError("a new session that has expired")
-        user = self._user()
-        if user is not None:
-            await self._exchange(wire.AUTH_XID, wire.digest(*user), NO_NUMBERS)
-        if again:
-            # This server may be behind the one that was used before. For a new session it is not: it has taken part
-            # in the transaction that has made the session.
-            await self.call(Operation.SYNC, wire.text("/"))
 
     async def _begin(self) -> bool:
-        """Connect and send the first frame. Returns False if our session has expired."""
+        """Connect, and send all that a connection begins with. Returns False if our session has expired."""
+        user = self._user()
         host, port = self._servers[self._current]
         with trio.move_on_after(CONNECT_SECONDS):
             self._stream = await connect(host, port, source=self._source)
         if self._stream is None:
             raise OSError(f"no connection within {CONNECT_SECONDS:g} s")
+        self._heard = trio.current_time()
+        again = self.session is not None
         await self._stream.send_all(wire.connect(self.session, self._timeout))
+        if user is not None:
+            await self._stream.send_all(wire.digest(*user))
+            self._unanswered.add(wire.AUTH_XID)
+        # This server may be behind the one that was used before. For a new session it is not: it has taken part in the
+        # transaction that has made the session.
+        sync = await self._send(Operation.SYNC, wire.text("/")) if again else None
         try:
             session = wire.connected(await self._frame())
         except EndedError:
@@ -219,24 +236,40 @@ class Client:
                 "hung up instead of an answer; is it the client port of ZooKeeper, is it part of a quorum, and has "
                 "this address maxClientCnxns connections?"
             ) from None
-        if session is not None:
-            self.session = session
-        return session is not None
+        if session is None:
+            return False
+        self.session = session
+        if user is not None:
+            self._judged(await self._reply(wire.AUTH_XID), NO_NUMBERS)
+        if sync is not None:
+            self._judged(await self._reply(sync), NO_NUMBERS)
+        return True
 
-    async def _exchange(self, xid: int, request: bytes, expected: Collection[int]) -> Reply:
+    async def _send(self, operation: Operation, *parts: bytes) -> int:
+        """Send a request and return its number."""
         assert self._stream is not None
+        self._xid = self._xid % 0x7FFFFFFF + 1
+        if not self._unanswered:
+            self._heard = trio.current_time()
+        self._unanswered.add(self._xid)
         try:
-            await self._stream.send_all(request)
-            reply = wire.reply(await self._frame())
-            while reply.xid == wire.NOTIFICATION_XID:
-                reply = wire.reply(await self._frame())
+            await self._stream.send_all(wire.request(self._xid, operation, *parts))
         except BaseException:
-            self.drop()
+            self.drop()  # half a frame may be sent
             raise
-        if reply.xid != xid:
-            self.drop()
-            raise MalformedError(f"an answer to request {reply.xid} instead of {xid}")
-        return self._judged(reply, expected)
+        return self._xid
+
+    async def _reply(self, xid: int) -> Reply:
+        """Return the answer to a request. Those to calls that were cancelled are passed over."""
+        while True:
+            reply = wire.reply(await self._frame())
+            if reply.xid == wire.NOTIFICATION_XID:
+                continue
+            if reply.xid not in self._unanswered:
+                raise MalformedError(f"an answer to request {reply.xid}, and none to {xid}")
+            self._unanswered.discard(reply.xid)
+            if reply.xid == xid:
+                return reply
 
     def _judged(self, reply: Reply, expected: Collection[int]) -> Reply:
         if reply.code in {Code.OK, *expected}:
@@ -254,18 +287,33 @@ class Client:
         raise AnsweredError(reply.code)
 
     async def _frame(self) -> bytes:
-        length = wire.length(await self._exactly(4))
-        return await self._exactly(length)
+        """Return the next frame. If this is cancelled, what was received of it is kept."""
+        received = self._received
+        while True:
+            if len(received) >= 4:
+                end = 4 + wire.length(bytes(received[:4]))
+                if len(received) >= end:
+                    frame = bytes(received[4:end])
+                    del received[:end]
+                    self._heard = trio.current_time()
+                    return frame
+            await self._receive()
 
-    async def _exactly(self, count: int) -> bytes:
+    async def _receive(self) -> None:
+        """Receive some bytes. The server has until the half of the session's timeout has passed in silence."""
         assert self._stream is not None
-        received = bytearray()
-        while len(received) < count:
-            data = await self._stream.receive_some(min(count - len(received), CHUNK))
+        patience = min(self.timeout / 2, MAX_SILENCE_SECONDS)
+        with trio.CancelScope(deadline=self._heard + patience):
+            data = await self._stream.receive_some(CHUNK)
             if not data:
                 raise EndedError
-            received += data
-        return bytes(received)
+            self._received += data
+            return
+        raise SilentError(f"no answer within {patience:.3g} s")
+
+
+class SilentError(OSError):
+    """A server that does not answer."""
 
 
 class EndedError(OSError):

@@ -29,7 +29,6 @@ class Operation(IntEnum):
     EXISTS = 3
     GET_CHILDREN = 8
     SYNC = 9
-    PING = 11
     CREATE_CONTAINER = 19
     AUTH = 100
     CLOSE = -11
@@ -64,7 +63,7 @@ class Flag(IntEnum):
 
 
 # The xids of requests that are not numbered (org.apache.zookeeper.ClientCnxn)
-NOTIFICATION_XID, PING_XID, AUTH_XID = -1, -2, -4
+NOTIFICATION_XID, AUTH_XID = -1, -4
 ANY_VERSION = -1
 # The bits of permissions (org.apache.zookeeper.ZooDefs.Perms)
 READ, WRITE, CREATE, DELETE, ADMIN = 1, 2, 4, 8, 16
@@ -147,10 +146,6 @@ def connect(session: Session | None, timeout: float) -> bytes:
 
 def request(xid: int, operation: Operation, *parts: bytes) -> bytes:
     return frame(integer(xid), integer(operation), *parts)
-
-
-def ping() -> bytes:
-    return request(PING_XID, Operation.PING)
 
 
 def digest(user: str, password: str) -> bytes:

@@ -3,7 +3,8 @@
 Rules that are not obvious, all observed on the server:
 
 - The node lives as long as the session that created it, not as long as our connection. A heartbeat asks for the node:
-  any request renews the session. A broken connection is replaced within the session's timeout, at any server.
+  any request renews the session, as a ping does. A broken connection is replaced within the session's timeout, at any
+  server.
 - A node of our path may be of a session that has not ended yet, of a predecessor or of ours before. ``ephemeralOwner``
   tells. It is deleted and created again, not overwritten: it would end with its session, and readers watch for both.
 - Expiry of a session and deletion of its nodes are two steps, so the node may still be there after the expiry.
@@ -229,7 +230,7 @@ class ZooKeeper:
     async def _beat(self) -> bool:
         """Renew the session. Returns False if our node is gone, or is of another session."""
         if not self._path:
-            await self._client.ping()
+            await self._stat("/")
             return True
         stat = await self._stat(self._path)
         return stat is not None and self._is_owner(stat)
@@ -277,15 +278,12 @@ class ZooKeeper:
     async def _delete_all(self, chosen: Callable[[_Node], bool]) -> None:
         """Delete the chosen nodes of our instance. Returns when the registry says that there are none."""
         for _ in range(TRIES):
-            nodes = [node for node in await self._nodes() if chosen(node)]
-            if not nodes:
-                self._path = ""
-                return
-            for node in nodes:
+            left = 0
+            for node in filter(chosen, await self._nodes()):
                 if self._is_owner(node.stat):
                     self._note_override(node)
                 try:
-                    await self._delete(node)
+                    left += not await self._delete(node)
                 except AnsweredError as error:
                     if (
                         error.code != Code.NO_AUTH
@@ -296,9 +294,12 @@ class ZooKeeper:
                     # To end a session needs no permission. It had only this node.
                     self._path = ""
                     return
+            if not left:
+                self._path = ""
+                return
         raise RegistryError(
-            f"{self._instance.path} at {self.where} is created again whenever it is deleted; does another pod have "
-            "the same id?"
+            f"{self._instance.path} at {self.where} is changed whenever it is deleted; does another pod have the same "
+            "id?"
         )
 
     async def _write(self, node: _Node, data: bytes) -> bool:
@@ -368,10 +369,11 @@ class ZooKeeper:
         )
         return Records(reply.rest).stat() if reply.code == Code.OK else None
 
-    async def _delete(self, node: _Node) -> None:
-        """Delete a node, if it is still the one that was read."""
+    async def _delete(self, node: _Node) -> bool:
+        """Delete a node. Returns False if another client has changed it since it was read."""
         parts = wire.text(node.path), wire.integer(node.stat.version)
-        await self._call(Operation.DELETE, *parts, expected=(Code.NO_NODE, Code.BAD_VERSION))
+        reply = await self._call(Operation.DELETE, *parts, expected=(Code.NO_NODE, Code.BAD_VERSION))
+        return reply.code != Code.BAD_VERSION
 
     async def _call(self, operation: Operation, *parts: bytes, expected: Collection[int]) -> Reply:
         return await self._client.call(operation, *parts, expected=expected)

@@ -1,5 +1,6 @@
 """The ZooKeeper driver: its rules against a real server and the fake, its errors against servers that misbehave."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -33,7 +34,7 @@ from pidone.registries._zookeeper_wire import Operation, Session
 from pidone.registries.zookeeper import ZooKeeper
 from tests.patience import PATIENCE_SECONDS
 from tests.results import FAKE, serve_with
-from tests.zookeeper.fake import FakeServer, FakeZooKeeper
+from tests.zookeeper.fake import OPEN, FakeNode, FakeServer, FakeZooKeeper, received_frame
 from tests.zookeeper.outside import Node, Outside, outside
 from tests.zookeeper.real import Ensemble, version
 
@@ -665,6 +666,54 @@ async def test_a_silent_server_is_left_within_the_sessions_timeout(
     assert session_id(registry) == number
 
 
+async def test_a_slow_server_is_kept_and_its_answers_are_waited_for(
+    fakes: list[FakeServer], autojump_clock: MockClock
+) -> None:
+    autojump_clock.autojump_threshold = 0.05  # the kernel takes a moment from one socket to the other
+    for folder in ("/services", "/services/ratings"):
+        fakes[0].ensemble.nodes[folder] = FakeNode(b"", OPEN, 0)
+    registry = make(together(fakes), sessionTimeout=15)
+    for fake in fakes:
+        fake.takes = 5.0
+    for _ in range(3):  # a call takes no longer than the lease, and the next one goes on
+        try:
+            await registry.register(Status.UP)
+            break
+        except TransferTimeout:
+            continue
+    assert sum(fake.connections for fake in fakes) == 1
+    for status in (Status.DOWN, Status.UP):
+        assert await registry.heartbeat()
+        assert await registry.register(status) == status
+    await registry.deregister()
+    assert registry.instance not in fakes[0].ensemble.nodes
+    assert sum(fake.connections for fake in fakes) == 1
+
+
+async def test_answers_to_cancelled_calls_are_passed_over(
+    fakes: list[FakeServer], autojump_clock: MockClock
+) -> None:
+    autojump_clock.autojump_threshold = 0.05
+    registry = make(together(fakes))
+    await registry.register(Status.UP)
+    server = in_use(registry, fakes)
+    server.takes = 1.0
+    for seconds in (0.1, 0.5, 0.9):
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(registry.heartbeat)
+                await trio.sleep(seconds)
+                scope.cancel()
+        await trio.sleep(0.3)
+    assert await registry.heartbeat()
+    assert server.connections == 1
+    server.mute = True
+    for _ in range(200):  # a server that does not answer is left, however soon the calls are cancelled
+        with trio.move_on_after(0.1), contextlib.suppress(TransferTimeout):
+            await registry.heartbeat()
+    assert in_use(registry, fakes) is not server
+
+
 async def test_a_call_takes_the_lease_at_most(fakes: list[FakeServer], autojump_clock: MockClock) -> None:
     registry = make(together(fakes))
     await registry.register(Status.UP)
@@ -705,7 +754,7 @@ async def answering(nursery: trio.Nursery, *answers: bytes) -> str:
     async def serve(stream: trio.SocketStream) -> None:
         async with stream:
             for answer in answers:
-                await stream.receive_some()
+                await received_frame(stream)
                 await stream.send_all(answer)
 
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
@@ -736,11 +785,11 @@ def answer(xid: int, code: int = 0, rest: bytes = b"") -> bytes:
         ((begin(password=b"short"),), "without a password of 16 bytes"),
         ((begin(timeout=1 << 30),), "more than a day"),
         ((begin(0),), "a new session that has expired"),
-        ((begin(), answer(9, rest=b"")), "an answer to request 9 instead of 1"),
+        ((begin(), answer(9, rest=b"")), "an answer to request 9, and none to 1"),
         ((begin(), wire.frame(b"abc")), "a frame that ends early"),
         ((begin(), answer(1, rest=wire.integer(1 << 30))), "a frame that ends early"),
         ((begin(), answer(1, -118)), "the session is at another server"),
-        ((begin(),), "the connection ended"),
+        ((begin(),), "the connection ended|Connection reset by peer"),
     ],
 )
 async def test_what_is_not_zookeeper_is_told(

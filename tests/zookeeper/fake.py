@@ -127,8 +127,6 @@ class FakeZooKeeper:
         if operation in self.refused:
             raise _RefusalError(Code.UNIMPLEMENTED)
         match operation:
-            case Operation.PING:
-                pass
             case Operation.AUTH:
                 _, _scheme, user = records.integer(), records.text(), records.text()
                 connection.users.add(user)
@@ -258,6 +256,7 @@ class FakeServer:
         self.lost_answers = 0
         self.refuses = False  # it hangs up at once
         self.mute = False  # it reads, and neither acts nor answers
+        self.takes = 0.0  # seconds from a request to its answer; it acts at once
         self._streams: set[trio.SocketStream] = set()
 
     async def start(self, nursery: trio.Nursery) -> "FakeServer":
@@ -278,7 +277,7 @@ class FakeServer:
         connection, begun = _Connection(), False
         try:
             while not self.refuses:
-                data = await _read(stream)
+                data = await received_frame(stream)
                 if self.mute:
                     await trio.sleep_forever()
                 answer = (
@@ -289,6 +288,7 @@ class FakeServer:
                 if begun and self.lost_answers:
                     self.lost_answers -= 1
                     return
+                await trio.sleep(self.takes)
                 await stream.send_all(answer)
                 if not begun and connection.session == 0:
                     return
@@ -300,7 +300,7 @@ class FakeServer:
             stream.socket.close()
 
 
-async def _read(stream: trio.SocketStream) -> bytes:
+async def received_frame(stream: trio.SocketStream) -> bytes:
     async def exactly(number: int) -> bytes:
         received = b""
         while len(received) < number:

@@ -178,7 +178,7 @@ async def test_an_instance_of_curator_is_read_by_the_driver(
 async def test_the_session_goes_on_at_another_server_of_the_ensemble(
     driver: Callable[..., ZooKeeper], three: Ensemble, curator: Reader, service: str, fault: str
 ) -> None:
-    registry = driver()
+    registry = driver(sessionTimeout=12)
     await registry.register(Status.UP)
     number = session_id(registry)
     before = (await trio.to_thread.run_sync(curator.ask, "tree", f"/services/{service}/{ID}")).popitem()[1]
