@@ -189,6 +189,7 @@ _CHECKS: Mapping[str, Callable[[str], str]] = {
     "trimmed": _consul_names.trimmed,
     "url": _url,
     "urls": _urls,
+    "zookeeperKey": zookeeper.metadata_key,
     "zookeeperNode": zookeeper.node,
     "zookeeperPath": zookeeper.path,
     "zookeeperServers": zookeeper.servers,

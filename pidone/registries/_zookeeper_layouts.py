@@ -13,9 +13,9 @@ from typing import Any
 
 from pidone.registries import Entry, Status
 from pidone.registries._servers import MAX_SHOWN, printable
+from pidone.registries._zookeeper_names import STATUS_KEY
 from pidone.registries._zookeeper_wire import Flag
 
-STATUS_KEY = "instance_status"  # org.springframework.cloud.zookeeper.discovery.watcher.. StatusConstants
 SPRING_CLASS = "org.springframework.cloud.zookeeper.discovery.ZookeeperInstance"
 MAP_CLASS = "java.util.LinkedHashMap"  # every Java has it
 

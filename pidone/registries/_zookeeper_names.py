@@ -8,6 +8,7 @@ import re
 from pidone.text import printable
 
 PORT = 2181
+STATUS_KEY = "instance_status"  # org.springframework.cloud.zookeeper.support.StatusConstants
 # org.apache.zookeeper.common.PathUtils.validatePath
 _REFUSED = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\uf8ff\ufff0-\uffff]")
 _URI_SPEC = re.compile(r"([^{}\s]|\{[-a-z]+\})+")
@@ -45,6 +46,11 @@ def servers(text: str) -> str:
     """Of servers that are separated by commas."""
     parts = [part.strip() for part in text.split(",")]
     return next(filter(None, map(_server, parts)), "")
+
+
+def metadata_key(text: str) -> str:
+    """Of a pair in the metadata."""
+    return f'"{STATUS_KEY}" is set by pidone itself; remove it' if text == STATUS_KEY else ""
 
 
 def uri_spec(text: str) -> str:

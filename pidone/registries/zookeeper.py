@@ -31,7 +31,7 @@ from pidone.registries import Entry, Registry, Status
 from pidone.registries import _zookeeper_names as names
 from pidone.registries import _zookeeper_wire as wire
 from pidone.registries._zookeeper_client import AnsweredError, Client, ExpiredError
-from pidone.registries._zookeeper_layouts import STATUS_KEY, Instance, default_uri_spec, entry
+from pidone.registries._zookeeper_layouts import Instance, default_uri_spec, entry
 from pidone.registries._zookeeper_wire import Code, Flag, Operation, Permission, Records, Reply, Stat
 
 T = TypeVar("T")
@@ -446,8 +446,8 @@ def build(fields: Fields, pod: Pod, source: str | None) -> ZooKeeper:
         raise Refused(f'{fields.path}.layout: expected {" or ".join(LAYOUTS)}, not "{instance.layout[:40]}"')
     for name in others:
         raise Refused(f"{fields.path}.{name}: it does not go with layout: {instance.layout}; remove it")
-    if STATUS_KEY in instance.metadata:
-        raise Refused(f'{fields.path}.metadata: "{STATUS_KEY}" is set by pidone itself; remove it')
+    for wrong in filter(None, map(names.metadata_key, instance.metadata)):
+        raise Refused(f"{fields.path}.metadata: {wrong}")
     access = Access(
         user=fields.text("user", ""),
         password=fields.text("password", ""),
