@@ -251,7 +251,6 @@ async def test_the_node_of_a_predecessor_is_deleted_and_created_again(bench: Ben
     assert await registry.heartbeat()
 
 
-@pytest.mark.check("zookeeper", "session re-attach")
 async def test_a_broken_connection_keeps_session_and_node(bench: Bench) -> None:
     registry = bench.driver()
     await registry.register(Status.UP)
@@ -266,7 +265,6 @@ async def test_a_broken_connection_keeps_session_and_node(bench: Bench) -> None:
     assert (await bench.node()).created == node.created
 
 
-@pytest.mark.check("zookeeper", "session re-attach")
 async def test_another_process_can_take_the_session_up(bench: Bench) -> None:
     registry, restarted = bench.driver(), bench.driver()
     await registry.register(Status.UP)
