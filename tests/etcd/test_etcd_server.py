@@ -15,11 +15,15 @@ import trio
 
 from pidone.errors import PidoneError, RegistryError, RegistryRefused, TransferTimeout
 from pidone.http.client import request
+from pidone.plan.digest import digest
 from pidone.plan.fields import Fields
 from pidone.plan.model import Pod
+from pidone.plan.report import Report, TaskReport
 from pidone.registries import Entry, Status, build
 from pidone.registries._etcd_messages import LEASE_NOT_FOUND
-from pidone_controller.deregistration import outside
+from pidone_controller.deregistration import Deregistration, outside
+from pidone_controller.deregistration import build as build_for_controller
+from tests.controller.factories import pod
 from tests.etcd import real
 from tests.etcd.conftest import POD, Bench, make
 from tests.etcd.real import Cluster, Reader
@@ -116,15 +120,30 @@ class TestRegistration:
         await registry.deregister()
         assert bench.values() == ["http://10.42.0.99:9080"]
 
-    async def test_the_controller_deletes_the_key_of_a_pod_that_is_gone(self, bench: Bench) -> None:
-        pod = bench.driver()
-        await pod.register(Status.UP)
-        controller = bench.driver()
-        entry = await controller.read()
-        assert entry is not None
-        assert entry.address == controller.address
-        await controller.deregister()
-        assert bench.values() == []
+    async def test_the_controller_deletes_the_key_of_a_pod_that_is_gone_and_no_other(
+        self, bench: Bench, nursery: trio.Nursery
+    ) -> None:
+        config = {"endpoints": bench.cluster.endpoints, "layout": "go-kit", "service": bench.service}
+        register = {"etcd": {**config, "port": 9080, **bench.credentials}}
+        tasks: list[dict[str, Any]] = [{"name": "registration", "register": register}]
+        gone, other = pod("web-0", "10.42.0.18"), pod("web-1", "10.42.0.19")
+        done = trio.Event()
+
+        def log(event: str, **_: Any) -> None:
+            if event == "deregistered":
+                done.set()
+
+        deregistration = Deregistration(log)
+        nursery.start_soon(deregistration.run)
+        said = Report("applied", digest=digest(tasks), tasks={"registration": TaskReport("registered")})
+        for one in (gone, other):
+            await build_for_controller(register, one).register(Status.UP)
+            deregistration.reported(one, said, digest(tasks), lambda: tasks)
+        deregistration.gone(gone.key)
+        with trio.fail_after(PATIENCE_SECONDS):
+            await done.wait()
+        assert bench.values() == ["http://10.42.0.19:9080"]
+        nursery.cancel_scope.cancel()
 
 
 class TestLease:
@@ -299,14 +318,14 @@ class TestAuthentication:
     async def test_the_controller_reads_no_file_of_a_pod(self, guarded: Bench, tmp_path: Path) -> None:
         (tmp_path / "password").write_text("s3cret")
         fields: dict[str, Any] = {"user": "pods", "passwordFile": str(tmp_path / "password")}
-        pod = make(guarded.cluster.endpoints, guarded.service, **fields)
-        await pod.register(Status.UP)
+        registry = make(guarded.cluster.endpoints, guarded.service, **fields)
+        await registry.register(Status.UP)
         config = {"endpoints": guarded.cluster.endpoints, "layout": "go-kit", "service": guarded.service}
         seen = outside({"etcd": {**config, "port": 9080, **fields}}, "shop", "")
         controller = build(Fields(seen, "register"), POD, None)
         with pytest.raises(RegistryRefused, match='user "pods" needs password or passwordFile'):
             await controller.read()
-        await pod.deregister()
+        await registry.deregister()
 
     async def test_a_key_that_the_user_may_not_write_is_told(self, guarded: Bench) -> None:
         registry = make(
@@ -417,9 +436,9 @@ class TestLayouts:
     async def test_grpc_is_read_by_etcds_own_naming(
         self, address: str, plain: Bench, libraries: Reader
     ) -> None:
-        pod = _pod(address)
         service = f"shop/{plain.service}"
-        registry = make(plain.cluster.endpoints, service, layout="grpc", metadata={"zone": "a"}, pod=pod)
+        more: dict[str, Any] = {"layout": "grpc", "metadata": {"zone": "a"}}
+        registry = make(plain.cluster.endpoints, service, pod=_pod(address), **more)
         await registry.register(Status.UP)
         endpoint = f"[{address}]:9080" if ":" in address else f"{address}:9080"
         assert libraries.read("grpc", service) == [{"address": endpoint, "metadata": {"zone": "a"}}]
