@@ -73,6 +73,8 @@ class Credentials:
     def password(self) -> str:
         """Return the password. Raises ``RegistryRefused`` if the file cannot be read."""
         if not self._file:
+            if not self._password:  # as in the controller, which reads no file of a pod
+                raise RegistryRefused(f'user "{self.user}" needs password or passwordFile')
             return self._password
         try:
             with open(self._file, encoding="utf-8") as file:

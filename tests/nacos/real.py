@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -70,7 +71,13 @@ class RealNacos:
         """Block until the server answers. Raises ``RuntimeError``."""
         path = "v3/client/ns/instance/list" if "v3" in self.apis else "v2/ns/instance/list"
         deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline and self.process is not None and self.process.poll() is None:
+        starts = 3  # its database gives itself 3 s to open, which is not enough on a busy machine
+        while time.monotonic() < deadline and self.process is not None:
+            if self.process.poll() is not None:
+                starts -= 1
+                if not starts:
+                    break
+                self.start()
             if self.call("GET", path, {"serviceName": "x"})[0] in {200, 403}:
                 return
             time.sleep(0.1)
@@ -96,7 +103,7 @@ class RealNacos:
                 return answer.status, answer.read().decode()
         except HTTPError as error:
             return error.code, error.read().decode()
-        except (URLError, OSError):
+        except (URLError, OSError, HTTPException):
             return 0, ""
 
     def add_user(self) -> None:
@@ -105,7 +112,7 @@ class RealNacos:
         if v3:
             self.call("POST", "v3/auth/user/admin", {"password": PASSWORD})
         users, roles = ("v3/auth/user", "v3/auth/role") if v3 else ("v1/auth/users", "v1/auth/roles")
-        token = self.admin_token()
+        token = self.token(ADMIN, PASSWORD)
         for path, values in (
             (users, {"username": USER, "password": USER_PASSWORD}),
             (roles, {"role": ROLE, "username": USER}),
@@ -115,27 +122,42 @@ class RealNacos:
                 raise RuntimeError(f"{path}: {status} {text}")
         self.grant()
 
-    def admin_token(self) -> str:
+    def token(self, user: str, password: str) -> str:
+        """Log a user in. Raises ``RuntimeError``."""
         path = "v3/auth/user/login" if "v3" in self.apis else "v1/auth/login"
-        status, text = self.call("POST", path, {"username": ADMIN, "password": PASSWORD})
+        status, text = self.call("POST", path, {"username": user, "password": password})
         if status != 200:
             raise RuntimeError(f"{path}: {status} {text}")
         return str(json.loads(text)["accessToken"])
 
     def grant(self) -> None:
-        """Give ``USER`` its rights. The server knows of it within 15 s."""
-        self._permission("POST")
+        """Give ``USER`` its rights, if it has none. Returns when the server knows of it, which takes up to 15 s."""
+        if not self._user_may():
+            self._permission("POST", may=True)
 
     def revoke(self) -> None:
-        """Take the rights of ``USER``. The server knows of it within 15 s."""
-        self._permission("DELETE")
+        """Take the rights of ``USER``, in the same way."""
+        self._permission("DELETE", may=False)
 
-    def _permission(self, method: str) -> None:
+    def signal(self, number: int) -> None:
+        if self.process is not None:
+            self.process.send_signal(number)
+
+    def _permission(self, method: str, *, may: bool) -> None:
         path = "v3/auth/permission" if "v3" in self.apis else "v1/auth/permissions"
         values = {"role": ROLE, "resource": "public:*:*", "action": "rw"}
-        status, text = self.call(method, path, values, self.admin_token())
+        status, text = self.call(method, path, values, self.token(ADMIN, PASSWORD))
         if status != 200:
             raise RuntimeError(f"{method} {path}: {status} {text}")
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while self._user_may() is not may:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{method} {path} has no effect")
+            time.sleep(0.2)
+
+    def _user_may(self) -> bool:
+        path = "v3/client/ns/instance/list" if "v3" in self.apis else "v1/ns/instance/list"
+        return self.call("GET", path, {"serviceName": "x"}, self.token(USER, USER_PASSWORD))[0] == 200
 
     def _settings(self) -> Iterator[str]:
         auth = str(self.auth).lower()
