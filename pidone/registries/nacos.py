@@ -381,7 +381,11 @@ class Nacos:
             Api.V1,
         ):  # 3.x has both; the old one lasts longer than the API to which it belonged
             call = protocol.login(version, user, password)
-            answer = await self._exchange(server, call, until)
+            try:
+                answer = await self._exchange(server, call, until)
+            except ProtocolError as error:
+                # 2.3.2 answers a wrong password with a status that HTTP does not have
+                raise RegistryRefused(f'{error}; is the password of the user "{user}" right?') from error
             if not protocol.is_unknown_api(answer):
                 break
         token = protocol.token(answer)

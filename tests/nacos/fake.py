@@ -22,6 +22,7 @@ _ILLEGAL = {
     "namespaceId": r"[\w-]+",
     "clusterName": r"[0-9a-zA-Z-_]+",
 }
+_NAMES = {"groupName": "group", "namespaceId": "namespaceId/tenant", "clusterName": "cluster"}  # in messages
 _TIMES = ("preserved.heart.beat.interval", "preserved.heart.beat.timeout", "preserved.ip.delete.timeout")
 _DEFAULT_TIMES = (5000, 15_000, 30_000)
 
@@ -106,8 +107,7 @@ class FakeNacos:
         if api not in self.apis or not path.startswith(_INSTANCE[api]):
             return _page(410 if api == "v2" and "v3" in self.apis else 404, path)
         if self.users and not self._may(request, values, now):
-            denied = {"code": 10001, "message": "access denied", "data": "Code: 403"}
-            return _json(denied, 403) if api == "v3" else _page(403, path)
+            return _page(403, path)
         _check(values)
         for key, instance in list(self.instances.items()):
             if instance.overdue(now, 2):
@@ -261,7 +261,7 @@ def _check(values: dict[str, str]) -> None:
         value = values.get(name, "")
         word = value.rpartition("@@")[2] if name == "serviceName" else value
         if word and not re.fullmatch(pattern, word):
-            text = f"Param '{name}' is illegal, illegal characters should not appear in the param.\r\n"
+            text = f"Param '{_NAMES.get(name, name)}' is illegal, illegal characters should not appear in the param.\r\n"
             raise _RefusalError(400, 0, "", text)
     if sum(len(key) + len(value) for key, value in _metadata(values).items()) > 1024:
         text = "Param 'Metadata' is illegal, the param length should not exceed 1024.\r\n"

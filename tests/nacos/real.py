@@ -125,9 +125,14 @@ class RealNacos:
     def token(self, user: str, password: str) -> str:
         """Log a user in. Raises ``RuntimeError``."""
         path = "v3/auth/user/login" if "v3" in self.apis else "v1/auth/login"
-        status, text = self.call("POST", path, {"username": user, "password": password})
-        if status != 200:
-            raise RuntimeError(f"{path}: {status} {text}")
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:  # the server reads its users now and then, and knows none at first
+            status, text = self.call("POST", path, {"username": user, "password": password})
+            if status == 200:
+                break
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{path}: {status} {text}")
+            time.sleep(0.5)
         return str(json.loads(text)["accessToken"])
 
     def grant(self) -> None:
@@ -145,7 +150,9 @@ class RealNacos:
 
     def _permission(self, method: str, *, may: bool) -> None:
         path = "v3/auth/permission" if "v3" in self.apis else "v1/auth/permissions"
-        values = {"role": ROLE, "resource": "public:*:*", "action": "rw"}
+        # in permissions of 2.3.2 the namespace public has no name
+        resource = "public:*:*" if "v3" in self.apis else ":*:*"
+        values = {"role": ROLE, "resource": resource, "action": "rw"}
         status, text = self.call(method, path, values, self.token(ADMIN, PASSWORD))
         if status != 200:
             raise RuntimeError(f"{method} {path}: {status} {text}")
@@ -157,7 +164,8 @@ class RealNacos:
 
     def _user_may(self) -> bool:
         path = "v3/client/ns/instance/list" if "v3" in self.apis else "v1/ns/instance/list"
-        return self.call("GET", path, {"serviceName": "x"}, self.token(USER, USER_PASSWORD))[0] == 200
+        values = {"serviceName": "x", "namespaceId": "public"}
+        return self.call("GET", path, values, self.token(USER, USER_PASSWORD))[0] == 200
 
     def _settings(self) -> Iterator[str]:
         auth = str(self.auth).lower()
