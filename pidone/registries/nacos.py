@@ -391,9 +391,10 @@ class Nacos:
         token = protocol.token(answer)
         if token is None:
             trouble = REMEDIES.foreign(answer, accepted=self._accepted)
-            if protocol.is_answer(answer) and 400 <= answer.status < 500:
+            if protocol.is_answer(answer):
+                # 3.1.0 answers a wrong password with 500
                 text = f'the registry does not accept the user "{user}" with this password'
-                trouble = Trouble(text, refused=True)
+                trouble = Trouble(text, refused=answer.status < 500)
             raise trouble.error(f"POST {redacted(server)}{call.path}", answer)
         # a user in the URL is for somebody in between, who takes the other header
         header = {"accesstoken": token.text} if "@" in server else {"authorization": f"Bearer {token.text}"}

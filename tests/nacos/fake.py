@@ -233,7 +233,7 @@ class FakeNacos:
         if not self.users:
             return _json({"code": 200, "message": None, "data": "Bearer AUTH_DISABLED"})
         user, password = values.get("username", ""), values.get("password", "")
-        if not password or self.users.get(user) != password:
+        if self.users.get(user) != password:
             return _page(403, path)
         token = f"token-{len(self.log)}"
         self._tokens[token] = now + self.ttl
@@ -261,7 +261,8 @@ def _check(values: dict[str, str]) -> None:
         value = values.get(name, "")
         word = value.rpartition("@@")[2] if name == "serviceName" else value
         if word and not re.fullmatch(pattern, word):
-            text = f"Param '{_NAMES.get(name, name)}' is illegal, illegal characters should not appear in the param.\r\n"
+            text = f"Param '{_NAMES.get(name, name)}' is illegal, "
+            text += "illegal characters should not appear in the param.\r\n"
             raise _RefusalError(400, 0, "", text)
     if sum(len(key) + len(value) for key, value in _metadata(values).items()) > 1024:
         text = "Param 'Metadata' is illegal, the param length should not exceed 1024.\r\n"

@@ -6,12 +6,14 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 import trio
 
+from pidone.errors import Refused, RegistryError, RegistryRefused
 from pidone.http.client import request
 from pidone.http.message import Request, Response
 from pidone.http.server import Handler
@@ -21,8 +23,9 @@ from pidone.registries import Entry, Status, build
 from pidone.registries.nacos import Nacos
 from tests.http.serving import http_server
 from tests.nacos.fake import VERSIONS, FakeNacos
-from tests.nacos.real import NacosServers
+from tests.nacos.real import USER, USER_PASSWORD, NacosServers, RealNacos
 from tests.patience import PATIENCE_SECONDS
+from tests.registries.between import FOREIGN, Ingress, always
 
 POD = Pod("web-7d9c", "shop", "uid-1", "10.42.0.18", "node-1")
 FORM = {"content-type": "application/x-www-form-urlencoded"}
@@ -214,3 +217,235 @@ async def test_an_operators_setting_survives_and_is_told(bench: Bench) -> None:
     await bench.shows(lambda hosts: hosts == [])
     assert await registry.register(Status.UP) == "OUT_OF_SERVICE"
     assert await registry.heartbeat()
+
+
+async def test_an_operators_setting_cannot_keep_an_instance_visible_that_is_out(bench: Bench) -> None:
+    registry = bench.driver()
+    await registry.register(Status.UP)
+    await bench.operate(enabled=True)
+    for status in (Status.OUT_OF_SERVICE, Status.DOWN, Status.STARTING):
+        assert await registry.register(status) == status
+        await bench.shows(lambda hosts: hosts == [])
+        assert await registry.heartbeat()
+
+
+async def test_a_late_registration_is_noticed_while_it_is_down(bench: Bench) -> None:
+    registry = bench.driver()
+    await registry.register(Status.UP)
+    await registry.register(Status.DOWN)
+    assert await registry.heartbeat()
+    await bench.driver().register(Status.UP)  # what a server has carried out late
+    assert not await registry.heartbeat()
+    await registry.register(Status.DOWN)
+    await bench.shows(lambda hosts: hosts == [])
+
+
+@pytest.fixture(params=VERSIONS)
+def guarded(request: pytest.FixtureRequest, real_nacos: NacosServers) -> RealNacos:
+    """A real server whose users log in, with tokens of a few seconds."""
+    return real_nacos.get(request.param, auth=True)
+
+
+@pytest.mark.check("nacos", "token refresh")
+async def test_a_token_is_renewed_before_it_ends_and_once_after_a_403(
+    guarded: RealNacos, nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    password = tmp_path / "password"
+    password.write_text(USER_PASSWORD + "\n")
+    ingress = await Ingress(guarded.url).start(nursery, connections=50)
+    paths: list[tuple[str, int]] = []
+    registry = make(ingress.url, next(_names), username=USER, passwordFile=str(password))
+    exchange = registry._exchange
+
+    async def watched(server: str, call: Any, until: float) -> Response:
+        answer = await exchange(server, call, until)
+        paths.append((call.path.rpartition("/")[2], answer.status))
+        return answer
+
+    registry._exchange = watched  # type: ignore[method-assign]
+    assert await registry.register(Status.UP) == "UP"
+    assert paths.count(("login", 200)) == 1
+    paths.clear()
+    begin = trio.current_time()
+    while trio.current_time() < begin + 2 * guarded.ttl:
+        assert await registry.heartbeat()
+        await trio.sleep(0.5)
+    assert paths.count(("login", 200)) >= 2
+    assert {status for _, status in paths} == {200}  # the token was always valid
+    paths.clear()
+    registry._servers.headers = {"authorization": "Bearer of-another-server"}
+    assert await registry.heartbeat()
+    assert [path for path, _ in paths].count("login") == 1
+    await registry.deregister()
+
+
+async def test_a_wrong_password_is_a_mistake_of_people(guarded: RealNacos) -> None:
+    credentials: list[dict[str, Any]] = [
+        {"username": USER, "password": "wrong"},
+        {},
+        {"username": USER, "passwordFile": "/no/such/file"},
+    ]
+    for more in credentials:
+        registry = make(guarded.url, **more)
+        with pytest.raises(RegistryError) as caught:
+            await registry.register(Status.UP)
+        # 3.1.0 answers a wrong password as it answers when something in it fails
+        assert isinstance(caught.value, RegistryRefused) or guarded.version == "3.1.0"
+        text = str(caught.value)
+        assert "password" in text
+        assert "wrong" not in text
+
+
+async def test_a_user_without_rights_is_a_mistake_of_people(guarded: RealNacos) -> None:
+    registry = make(guarded.url, username=USER, password=USER_PASSWORD, namespaceId="other")
+    with pytest.raises(
+        RegistryRefused, match='the user "pidone" has no right to write to the namespace "other"'
+    ):
+        await registry.register(Status.UP)
+
+
+async def test_a_server_that_wants_no_user_gets_none(bench: Bench) -> None:
+    registry = bench.driver(username="nobody", password="none")
+    assert await registry.register(Status.UP) == "UP"
+    if bench.fake:
+        assert not any("login" in path for _, path in bench.fake.log)
+
+
+@pytest.fixture(params=[server[1:] for server in SERVERS if server[0] == "fake"], ids="-".join)
+async def fake_bench(request: pytest.FixtureRequest, nursery: trio.Nursery) -> Bench:
+    version, api = request.param
+    fake = FakeNacos(VERSIONS[version])
+    port = await http_server(nursery, fake_nacos(fake), body=1 << 16)
+    return Bench(f"http://127.0.0.1:{port}/nacos", api, next(_names), VERSIONS[version][-1], fake)
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+async def test_an_answer_of_somebody_else_changes_nothing(
+    fake_bench: Bench, nursery: trio.Nursery, name: str
+) -> None:
+    ingress = await Ingress(fake_bench.url).start(nursery, connections=50)
+    registry = make(ingress.url, fake_bench.service)
+    ingress.fault = always(FOREIGN[name])
+    for call in (registry.register(Status.UP), registry.heartbeat(), registry.read(), registry.deregister()):
+        with pytest.raises(RegistryError) as caught:
+            await call
+        assert not isinstance(caught.value, RegistryRefused)
+    ingress.fault = lambda _: None
+    assert await registry.register(Status.UP) == "UP"
+    ingress.fault = always(FOREIGN[name])
+    for call in (registry.register(Status.UP), registry.heartbeat(), registry.read(), registry.deregister()):
+        with pytest.raises(RegistryError) as caught:
+            await call
+        assert not isinstance(caught.value, RegistryRefused)
+    ingress.fault = lambda _: None
+    assert await registry.heartbeat()
+    await registry.deregister()
+    assert await fake_bench.hosts() == []
+
+
+async def test_ok_of_somebody_else_is_no_registration(nursery: trio.Nursery) -> None:
+    fake = FakeNacos(VERSIONS["2.3.2"])
+    port = await http_server(nursery, fake_nacos(fake), body=1 << 16)
+    ingress = await Ingress(f"http://127.0.0.1:{port}/nacos").start(nursery)
+    registry = make(ingress.url, api="v1")
+    ingress.fault = always(Response(200, {}, b"ok"))
+    with pytest.raises(RegistryError):
+        await registry.register(Status.UP)
+    with pytest.raises(RegistryError):
+        await registry.deregister()
+
+
+async def test_an_upgraded_server_is_asked_for_its_api_again(nursery: trio.Nursery) -> None:
+    fake = FakeNacos(VERSIONS["2.3.2"])
+    port = await http_server(nursery, fake_nacos(fake), body=1 << 16)
+    registry = make(f"http://127.0.0.1:{port}/nacos")
+    await registry.register(Status.UP)
+    fake.apis = ("v3",)
+    assert await registry.heartbeat()
+    fake.clear()
+    assert not await registry.heartbeat()
+    assert await registry.register(Status.UP) == "UP"
+    pinned = make(f"http://127.0.0.1:{port}/nacos", api="v2")
+    with pytest.raises(RegistryRefused, match="does not have the API v2; remove api"):
+        await pinned.register(Status.UP)
+
+
+async def test_a_server_that_has_lost_the_service_gets_a_deregistration_first(nursery: trio.Nursery) -> None:
+    fake = FakeNacos(VERSIONS["2.3.2"])
+    port = await http_server(nursery, fake_nacos(fake), body=1 << 16)
+    registry = make(f"http://127.0.0.1:{port}/nacos")
+    await registry.register(Status.UP)
+    fake.broken = True
+    assert not await registry.heartbeat()
+    fake.broken = False
+    fake.log.clear()
+    await registry.register(Status.UP)
+    assert [method for method, path in fake.log if path == "v2/ns/instance"] == ["DELETE", "POST"]
+
+
+async def test_a_dead_server_is_passed_over(nursery: trio.Nursery) -> None:
+    fake = FakeNacos(VERSIONS["3.1.0"])
+    port = await http_server(nursery, fake_nacos(fake), body=1 << 16)
+    registry = make(f"http://127.0.0.1:1/nacos,http://127.0.0.1:{port}/nacos")
+    assert await registry.register(Status.UP) == "UP"
+    assert registry.endpoint == f"http://127.0.0.1:{port}/nacos/"
+    await registry.deregister()
+
+
+async def test_the_interval_is_the_servers_within_bounds(nursery: trio.Nursery) -> None:
+    fake = FakeNacos(VERSIONS["2.3.2"])
+    port = await http_server(nursery, fake_nacos(fake), body=1 << 16)
+    registry = make(f"http://127.0.0.1:{port}/nacos")
+    assert (registry.interval, registry.lease) == (5.0, 15.0)
+    await registry.register(Status.UP)
+    for said, expected in ((3000, 3.0), (1, 1.0), (3_600_000, 7.5), (0, 7.5), (-5, 7.5)):
+        fake.beat_interval = said
+        assert await registry.heartbeat()
+        assert registry.interval == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"serviceName": "a b"}, "no name of a service in Nacos"),
+        ({"serviceName": "shop@@web"}, "no name of a service in Nacos"),
+        ({"serviceName": "web "}, "no name of a service in Nacos"),
+        ({"groupName": "a/b"}, "no group in Nacos"),
+        ({"namespaceId": "my namespace"}, "no identifier of a namespace"),
+        ({"clusterName": "a.b"}, "no cluster in Nacos"),
+        ({"metadata": {"a": "x" * 1024}}, "1025 characters, and Nacos takes 1024"),
+        (
+            {"metadata": {"preserved.heart.beat.interval": "1000"}},
+            "is written by the field heartBeatInterval",
+        ),
+        ({"heartBeatInterval": 20}, "heartBeatInterval must be less than heartBeatTimeout"),
+        ({"weight": 10_001}, "expected 0 to 10000"),
+        ({"api": "v4"}, "expected v1, v2, v3"),
+        ({"username": "u", "password": "p", "passwordFile": "/f"}, "password or passwordFile, not both"),
+        ({"password": "p"}, "a password without username"),
+        ({"url": "http://host/nacos?x"}, "has no [?]"),
+    ],
+)
+def test_what_cannot_be_registered_is_refused_when_it_is_built(config: dict[str, Any], message: str) -> None:
+    given = {"url": "http://127.0.0.1:1/nacos", "serviceName": "web", "port": 9080} | config
+    with pytest.raises(Refused, match=message):
+        build(Fields({"nacos": given}, 'task "r".register'), POD, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({}, True),
+        ({"weight": 3, "metadata": {"a": "b"}, "clusterName": "east"}, True),
+        ({"groupName": "shop"}, False),
+        ({"namespaceId": "dev"}, False),
+        ({"ip": "10.42.0.19"}, False),
+        ({"port": 9081}, False),
+        ({"url": "http://other:8848/nacos"}, False),
+        ({"url": "http://nacos.shop:8848/nacos,http://other:8848/nacos"}, True),
+    ],
+)
+def test_which_instance_is_the_same(changes: dict[str, Any], *, same: bool) -> None:
+    previous = make("http://nacos:8848/nacos")
+    after = make(**({"url": "http://nacos.shop.svc:8848/nacos"} | changes))
+    assert after.succeeds(previous) is same
