@@ -144,6 +144,22 @@ def test_sets_of_a_binding_use_one_port() -> None:
     assert 'TaskBinding "web" in 2.yaml:3 brings both to its pods: port 8080' in messages(*texts)
 
 
+def test_sets_of_a_binding_register_one_instance_each_in_its_form() -> None:
+    eureka = "{eureka: {url: http://eureka/, app: web, port: 80}}"
+    other = "{eureka: {url: http://other/, app: web, port: 80}}"
+    texts = [
+        dedent(f"""\
+            apiVersion: pidone.dev/v1alpha1
+            kind: TaskSet
+            metadata: {{name: {name}}}
+            spec: {{tasks: [{{name: {name}, stopTimeout: 5s, register: {registration}}}]}}
+            """)
+        for name, registration in (("one", f"{{to: [{other}, {eureka}]}}"), ("two", eureka))
+    ]
+    assert said(*texts, binding("web", "one, two")) == ["1.yaml:4 instance-clash"]
+    assert '"two" keeps the same instance as "one"' in messages(*texts, binding("web", "one, two"))
+
+
 def test_an_object_in_two_files_is_a_warning_at_the_second() -> None:
     assert said(task_set("web"), task_set("web")) == ["1.yaml:3 object-twice"]
     assert said(binding("web", "web"), binding("web", "web")) == ["1.yaml:3 object-twice"]
