@@ -594,6 +594,19 @@ async def test_the_controller_calls_nothing_at_its_own_loopback_address(
     assert "within the pod" in world.log[0][1]["error"]
 
 
+async def test_a_controller_on_the_host_of_the_pod_has_the_same_loopback_address(
+    autojump_clock: MockClock, world: World, nursery: trio.Nursery
+) -> None:
+    world.deregistration = Deregistration(world._say, world.registries.build, Random(1), namespace="pidone")
+    nursery.start_soon(world.deregistration.run)
+    await wait_all_tasks_blocked()
+    local = pod("web-0", "127.0.0.5")
+    world.hears(local, plan(url="http://127.0.0.1:8761/"))
+    world.deregistration.gone(local.key)
+    await trio.sleep(1)
+    assert world.events == ["deregistered"]
+
+
 async def test_a_registry_that_keeps_a_call_for_ever_is_given_up(
     autojump_clock: MockClock, led: World
 ) -> None:
