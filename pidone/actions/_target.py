@@ -108,6 +108,7 @@ class Target:
         self._away = False  # the last call failed and renewed nothing
         self._inherited = False  # taken over, and not registered since
         self._renewed_at = -inf  # the last heartbeat or registration that the registry accepted
+        self._lease_over = False  # it was said that the lease must have ended
         self._beat_at = -inf  # the last heartbeat that it accepted
         self._renew_at = -inf  # the next renewal that no heartbeat task asks for
         self._refusal = ""  # the last one that was logged; empty after success
@@ -314,6 +315,7 @@ class Target:
         self.heartbeats[ACCEPTED if renewed else FORGOTTEN] += 1
         if renewed:
             self._renewed_at = self._beat_at = trio.current_time()
+            self._lease_over = False
         return renewed
 
     async def _register(self, context: Context, status: Status) -> None:
@@ -326,7 +328,7 @@ class Target:
             self._cut_off = True
             raise TaskFailed("cut off without an answer")
         self.registrations[self._reason()] += 1
-        self._renewed_at, self._inherited = trio.current_time(), False
+        self._renewed_at, self._inherited, self._lease_over = trio.current_time(), False, False
         if not self._accepted:
             self._renew_at = self._first_renewal(context)
         self._accepted, self._status, self._due, self._cut_off = True, status, False, False
@@ -352,6 +354,11 @@ class Target:
         self.log_failure(context, error)
         self._answer("" if renewed else str(error))
         self.error = str(error)
+        if self.lease_left() == 0 and not self.lost:
+            self.error += "; the lease must have ended"
+            if not self._lease_over:
+                self._lease_over = True
+                self._log(context, "lease-over", lease=f"{self.registry.lease:g}s")
         self._changed()
 
     def log_failure(self, context: Context, error: Exception) -> None:
