@@ -13,18 +13,19 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.demo.registries import consul, etcd, zookeeper
+from tests.demo.registries import consul, etcd, nacos, zookeeper
 from tests.eureka import real
 from tests.patience import ENDURANCE, PATIENCE_SECONDS
 
 no_consul, no_etcd = consul.missing(), etcd.missing()
-no_zookeeper = zookeeper.missing()
+no_nacos, no_zookeeper = nacos.missing(), zookeeper.missing()
 spring = pytest.mark.skipif(real.missing() is not None, reason=str(real.missing()))
 REGISTRIES = [
     pytest.param("fake"),
     pytest.param("spring", marks=[pytest.mark.eureka, spring]),
     pytest.param("consul", marks=pytest.mark.skipif(no_consul is not None, reason=str(no_consul))),
     pytest.param("etcd", marks=pytest.mark.skipif(no_etcd is not None, reason=str(no_etcd))),
+    pytest.param("nacos", marks=pytest.mark.skipif(no_nacos is not None, reason=str(no_nacos))),
     pytest.param("zookeeper", marks=pytest.mark.skipif(no_zookeeper is not None, reason=str(no_zookeeper))),
 ]
 # Seconds until a killed server is restarted: long enough for all clients to notice and back off. The demo itself takes

@@ -60,12 +60,15 @@ class RealNacos:
         self.home.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
-                ["java", *JAVA_OPTIONS, *self._settings(), *_program(self.version)],
+                self.command(),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=self.home,
             )
+
+    def command(self) -> list[str]:
+        return ["java", *JAVA_OPTIONS, *self._settings(), *_program(self.version)]
 
     def wait_ready(self, timeout: float = PATIENCE_SECONDS) -> None:
         """Block until the server answers. Raises ``RuntimeError``."""
