@@ -87,7 +87,7 @@ def own_guarded_consul(tmp_path: Path) -> Iterator[RealConsul]:
 @pytest.fixture(scope="session")
 def zookeeper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[real_zookeeper.Ensemble]:
     """A real ZooKeeper server, one for all tests of a run."""
-    if reason := real_zookeeper.missing():
+    if reason := real_zookeeper.server_missing():
         pytest.skip(reason)
     with real_zookeeper.ensemble(tmp_path_factory.mktemp("zookeeper")) as server:
         yield server

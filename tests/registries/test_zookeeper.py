@@ -4,11 +4,11 @@ import contextlib
 import itertools
 import json
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import trio
@@ -39,6 +39,7 @@ from tests.zookeeper.outside import Node, Outside, outside
 from tests.zookeeper.real import Ensemble, version
 
 POD = Pod("web-7d9c", "shop", "uid-1", "10.42.0.18", "node-1")
+T = TypeVar("T")
 ID = "web-7d9c"
 READERS_READ = 1
 
@@ -636,6 +637,90 @@ async def test_requests_without_an_answer_are_repeated_once(
         )
     await registry.deregister()
     assert not [node for node in fakes[0].ensemble.nodes.values() if node.owner]
+
+
+def expire(tree: FakeZooKeeper) -> None:
+    for session in list(tree.sessions):
+        tree.expire(session)
+
+
+def take_away(tree: FakeZooKeeper) -> None:
+    for path in [path for path, node in tree.nodes.items() if node.owner]:
+        tree._remove(path)
+
+
+def hang_up(fakes: list[FakeServer]) -> None:
+    for fake in fakes:
+        fake.hang_up()
+
+
+def lose_answers(fakes: list[FakeServer]) -> None:
+    for fake in fakes:
+        fake.lost_answers = 1
+
+
+EVENTS: dict[str, Callable[[list[FakeServer]], None]] = {
+    "expiry": lambda fakes: expire(fakes[0].ensemble),
+    "operator": lambda fakes: take_away(fakes[0].ensemble),
+    "restart without data": lambda fakes: fakes[0].ensemble.wipe(),
+    "broken connections": hang_up,
+    "lost answers": lose_answers,
+    "one server away": lambda fakes: setattr(fakes[0], "refuses", True),
+    "the other server away": lambda fakes: setattr(fakes[1], "refuses", True),
+}
+
+
+@pytest.mark.parametrize("layout", ["spring", "smartstack"])
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from(sorted(EVENTS)),
+            st.sampled_from(["heartbeat", "read", "close"]),
+            st.sampled_from(list(Status)),
+        ),
+        max_size=12,
+    )
+)
+async def test_after_any_faults_the_registry_has_what_was_registered_last(
+    layout: str, steps: list[str | Status]
+) -> None:
+    tree = FakeZooKeeper()
+    async with trio.open_nursery() as nursery:
+        fakes = [await FakeServer(tree).start(nursery) for _ in range(2)]
+        registry = make(together(fakes), layout=layout)
+
+        async def settled(call: Callable[[], Awaitable[T]]) -> T:
+            """Call until there is an answer, as a registration does; servers come back meanwhile."""
+            with trio.fail_after(PATIENCE_SECONDS):
+                while True:
+                    try:
+                        return await call()
+                    except TransferError:
+                        fakes[0].refuses = fakes[1].refuses = False
+
+        for step in steps:
+            if step in EVENTS:
+                EVENTS[step](fakes)
+            elif step == "close":
+                await registry.close()
+            elif step == "read":
+                await settled(registry.read)
+            elif step == "heartbeat":
+                held = sum(bool(node.owner) for node in tree.nodes.values())
+                renewed = await settled(registry.heartbeat)
+                assert not renewed or registry._client.session is not None
+                assert not (renewed and registry._path) or held == 1
+            else:
+                status = Status(step)
+                assert await settled(partial(registry.register, status)) == status
+                nodes = [node for node in tree.nodes.values() if node.owner]
+                shown = status is Status.UP or (status is Status.OUT_OF_SERVICE and layout == "spring")
+                assert [node.owner for node in nodes] == [session_id(registry)] * shown
+                assert await settled(registry.heartbeat)
+        await settled(registry.deregister)
+        assert not any(node.owner for node in tree.nodes.values())
+        await registry.close()
+        nursery.cancel_scope.cancel()
 
 
 async def test_the_session_goes_on_at_another_server(fakes: list[FakeServer]) -> None:
