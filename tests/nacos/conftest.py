@@ -13,6 +13,7 @@ from pidone.http.message import Request
 from tests.nacos.fake import PREFIX, VERSIONS, FakeNacos
 from tests.nacos.real import NacosServers, RealNacos
 from tests.patience import PATIENCE_SECONDS
+from tests.results import FAKE, serve_with
 
 FORM = {"content-type": "application/x-www-form-urlencoded"}
 SERVERS = [
@@ -116,6 +117,7 @@ _names = (f"ratings{number}-{os.getpid()}" for number in itertools.count(1))
 @pytest.fixture(params=SERVERS, ids="-".join)
 def service(request: pytest.FixtureRequest) -> Iterator[Service]:
     kind, version, api = request.param
+    serve_with(request, FAKE if kind == "fake" else f"Nacos {version}")
     if kind == "fake":
         yield Service(FakeServer(FakeNacos(VERSIONS[version])), api, next(_names))
         return

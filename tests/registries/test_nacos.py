@@ -26,6 +26,7 @@ from tests.nacos.fake import VERSIONS, FakeNacos
 from tests.nacos.real import USER, USER_PASSWORD, NacosServers, RealNacos
 from tests.patience import PATIENCE_SECONDS
 from tests.registries.between import FOREIGN, Ingress, always
+from tests.results import FAKE, serve_with
 
 POD = Pod("web-7d9c", "shop", "uid-1", "10.42.0.18", "node-1")
 FORM = {"content-type": "application/x-www-form-urlencoded"}
@@ -116,9 +117,12 @@ _names = (f"reviews{number}-{os.getpid()}" for number in itertools.count(1))
 @pytest.fixture(params=SERVERS, ids="-".join)
 async def bench(request: pytest.FixtureRequest, nursery: trio.Nursery) -> Bench:
     kind, version, api = request.param
+    if kind == "fake":
+        serve_with(request, FAKE)
     newest = VERSIONS[version][-1]
     if kind == "nacos":
         servers: NacosServers = request.getfixturevalue("real_nacos")
+        serve_with(request, f"Nacos {version}")
         return Bench(servers.get(version).url, api, next(_names), newest, None)
     fake = FakeNacos(VERSIONS[version])
     port = await http_server(nursery, fake_nacos(fake), body=1 << 16)
@@ -243,6 +247,7 @@ async def test_a_late_registration_is_noticed_while_it_is_down(bench: Bench) -> 
 @pytest.fixture(params=VERSIONS)
 def guarded(request: pytest.FixtureRequest, real_nacos: NacosServers) -> RealNacos:
     """A real server whose users log in, with tokens of a few seconds."""
+    serve_with(request, f"Nacos {request.param}")
     return real_nacos.get(request.param, auth=True)
 
 
