@@ -24,7 +24,7 @@ GROUPS = {
     r"tests/etcd/.*\[.*\b(etcd-\w+)\b": r"\1",
     r"tests/eureka/test_peers\.py": "peers",
     r"tests/eureka/test_secured\.py": "secured",
-    r"tests/registries/test_(?:faults|people)\.py.*\[(\w+)-": r"faults of \1",
+    r"tests/registries/test_faults\.py.*\[(\w+)-": r"faults of \1",
     r"tests/nacos/|.*\[nacos-": "nacos",
     r".*\[.*\bspring\b.*\]$": "eureka",
     # 95 s, in which it waits

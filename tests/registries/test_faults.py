@@ -2,6 +2,8 @@
 
 Afterwards each registry has exactly the instances that are alive, once, with their status, as its own client reads it.
 Nobody who left comes back within two intervals.
+
+Without a fault, people take an instance out of service, and the controller takes out those of pods that were killed.
 """
 
 import re
@@ -13,12 +15,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import AsyncExitStack, ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from random import Random
+from typing import Any, TypeVar
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from pidone.http.message import Response
+from pidone.plan.digest import digest
+from pidone.plan.report import Report, TaskReport
+from pidone_controller.deregistration import Deregistration
+from tests.controller.factories import pod as kubernetes_pod
 from tests.patience import PATIENCE_SECONDS
 from tests.ports import free_port
 from tests.registries.between import PAGE, Ingress, always
@@ -26,12 +34,14 @@ from tests.registries.cables import plugged_cable
 from tests.registries.checks import CHECKS, FAULTS, INGRESS, is_built
 from tests.registries.lines import Fault, Line
 from tests.registries.pods import Look, Pods
-from tests.registries.world import Seen, World, check_without_meaning, missing, running
+from tests.registries.world import Seen, World, check_without_meaning, missing, pod_ip, running
 from tests.results import has_no_meaning, serve_with
 
 T = TypeVar("T")
 
 LEASE_SECONDS = 6
+LEASE_OF_PEOPLE_SECONDS = 30  # or as many as the servers allow
+MAINTAINED, LIVING = 4, 5  # pods by number
 # A server that is slow by 5 s is to answer a call before the lease ends, and 200 pods are not to hit it each second.
 LONG_LEASE_SECONDS = 15
 INGRESS_SECONDS = 20.0
@@ -451,3 +461,74 @@ async def test_a_registry_has_the_living_instances_after_a_fault(
     await bench.settled()
     await bench.call(world.mend)
     nursery.cancel_scope.cancel()
+
+
+async def shows(bench: Bench, number: int, *, up: bool) -> None:
+    """Wait until clients get this instance, or get it no more."""
+
+    async def wrong() -> str:
+        seen = await bench.call(bench.world.instances, bench.service)
+        if seen is None:
+            return "the servers do not answer, or do not agree"
+        is_up = any((one.number, one.status) == (number, "UP") for one in seen)
+        return "" if is_up is up else f"{seen}"
+
+    await until(wrong)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, id=f"{name}-people") for name in CHECKS if is_built(name)]
+)
+async def test_people_take_an_instance_out_and_the_controller_those_of_dead_pods(
+    name: str,
+    world_of: Callable[[str], World],
+    tmp_path: Path,
+    nursery: trio.Nursery,
+    closing: AsyncExitStack,
+) -> None:
+    bench = Bench(world_of(name), "people", tmp_path, closing)
+    bench.nursery, bench.lease = nursery, LEASE_OF_PEOPLE_SECONDS
+    await bench.call(bench.world.mend)
+    await bench.start(lambda _: list(bench.world.addresses))
+
+    await bench._homes[MAINTAINED].order(maintenance={MAINTAINED: True})
+    await shows(bench, MAINTAINED, up=False)
+    await bench.renewed(1)
+    await shows(bench, MAINTAINED, up=False)
+    await bench._homes[MAINTAINED].order(maintenance={MAINTAINED: False})
+    await bench.settled()
+
+    results = list[tuple[str, Any]]()
+
+    def log(event: str, **values: Any) -> None:
+        results.append((event, values.get("error") or values.get("by")))
+
+    deregistration = Deregistration(log, random=Random(1))
+    nursery.start_soon(deregistration.run)
+    await wait_all_tasks_blocked()
+    keys = {number: hears(bench, deregistration, number) for number in (*KILLED, LIVING)}
+    # the next pod of the same name has another address, and holds the instance by its plan
+    hears(bench, deregistration, LIVING, uid="next")
+    await bench.change()
+    for number in KILLED:
+        deregistration.gone(keys[number])
+    deregistration.gone(keys[LIVING], namesake=True)
+    await bench.settled()
+    while deregistration.pending:
+        await trio.sleep(0.1)
+    assert sorted(event for event, _ in results) == [*["deregistered"] * len(KILLED), "registered-anew"], (
+        results
+    )
+    await bench.leave(*bench.expected)
+    await bench.settled()
+    nursery.cancel_scope.cancel()
+
+
+def hears(bench: Bench, deregistration: Deregistration, number: int, uid: str = "") -> str:
+    """The controller gets the report of a pod. Returns the pod's key."""
+    config = bench.world.config(bench.service, number, list(bench.world.addresses), LEASE_OF_PEOPLE_SECONDS)
+    tasks = [{"name": "web", "register": {bench.world.name: config}}]
+    reported = Report("applied", digest=digest(tasks), tasks={"web": TaskReport("registered", runs=1)})
+    pod = kubernetes_pod(f"web-{number}", pod_ip(number), uid=uid or f"uid-{number}")
+    deregistration.reported(pod, reported, digest(tasks), partial(list, tasks))
+    return pod.key
