@@ -334,13 +334,17 @@ def _leases(tasks: _Set) -> Said:
         lease = registration.get(registration.registry.lease)
         if lease is None:
             continue
-        yield from _announced(tasks, registration, lease)
-        for beat in beats.get(registration.task.name, ()):
+        own = beats.get(registration.task.name, [])
+        yield from _announced(tasks, registration, lease, renews_itself=not own)
+        for beat in own:
             yield from _lease(tasks, registration.task, beat, lease)
 
 
-def _announced(tasks: _Set, registration: _Registration, lease: Any) -> Said:
-    """The interval of renewals that is announced to the registry, if it has such a field."""
+def _announced(tasks: _Set, registration: _Registration, lease: Any, *, renews_itself: bool) -> Said:
+    """The interval of renewals that is announced to the registry, if it has such a field.
+
+    Without a heartbeat task it is also the interval at which the registration renews itself.
+    """
     registry = registration.registry
     if not registry.renewal:
         return
@@ -353,6 +357,13 @@ def _announced(tasks: _Set, registration: _Registration, lease: Any) -> Said:
             f"ends before it is renewed; give {registry.renewal} a third of {registry.lease}"
         )
         yield registration.span(name), message, "lease"
+    elif interval is not None and length is not None and interval * 2 >= length and renews_itself:
+        name = registry.renewal if registration.has(registry.renewal) else registry.lease
+        message = (
+            f"{registry.lease} is {tasks.shown(lease)}, and {registry.renewal} is {tasks.shown(renewal)}: one renewal "
+            f"that fails takes the pod out; give {registry.renewal} a third of {registry.lease}"
+        )
+        yield registration.span(name), message, "short-lease"
 
 
 def _lease(tasks: _Set, task: _Task, beat: _Task, lease: Any) -> Said:

@@ -92,7 +92,7 @@ WARNINGS: Mapping[str, str] = {
     "program": "A program is not in the folder whose programs a pod runs.",
     "secret": "A password or a token is written in an object, which others can read.",
     "shell": "A command is written as for a shell, and there is none.",
-    "short-lease": "One heartbeat that is lost ends the lease.",
+    "short-lease": "One heartbeat or renewal that fails ends the lease.",
     "stop-timeout": "A register task does not say how long its deregistration may take.",
     "timeout": "A time limit is longer than the period, or ends what is to last.",
     "typography": "A character looks like another one, or like nothing, and is a part of the value.",
