@@ -40,7 +40,9 @@ MANAGEMENT = "5b7c0b0e-3f0d-4a52-9a73-2d1a62f0a9c1"  # the token that may do eve
 
 
 def program() -> Path:
-    """Return the program of the agent."""
+    """Return the program of the agent: that of ``PIDONE_CONSUL``, or else Debian's."""
+    if other := os.environ.get("PIDONE_CONSUL"):
+        return Path(other)
     return CACHE / f"consul-{ARCH}" / "root/usr/bin/consul"
 
 
