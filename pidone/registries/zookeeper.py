@@ -18,7 +18,6 @@ Rules that are not obvious, all observed on the server:
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from random import Random
 from time import time
 from typing import TypeVar
@@ -30,6 +29,7 @@ from pidone.plan.model import Pod
 from pidone.registries import Entry, Registry, Status
 from pidone.registries import _zookeeper_names as names
 from pidone.registries import _zookeeper_wire as wire
+from pidone.registries._files import secret
 from pidone.registries._zookeeper_client import AnsweredError, Client, ExpiredError
 from pidone.registries._zookeeper_layouts import Instance, default_uri_spec, entry
 from pidone.registries._zookeeper_wire import Code, Flag, Operation, Permission, Records, Reply, Stat
@@ -37,7 +37,6 @@ from pidone.registries._zookeeper_wire import Code, Flag, Operation, Permission,
 T = TypeVar("T")
 
 TRIES = 5  # of steps between which another client may change the node
-MAX_PASSWORD = 4096  # bytes
 LAYOUTS = ("spring", "curator", "smartstack")
 
 
@@ -51,10 +50,10 @@ class Access:
     world_readable: bool = True
 
     def credentials(self) -> tuple[str, str] | None:
-        """Return the user and the password of now; None without a user. Raises ``RegistryRefused``."""
+        """Return the user and the password of now; None without a user. Raises ``RegistryError``."""
         if not self.user:
             return None
-        password = _content(self.password_file) if self.password_file else self.password
+        password = secret(self.password_file) if self.password_file else self.password
         if not password:  # as in the controller, which reads no file of a pod
             raise RegistryRefused(f'user "{self.user}" needs password or passwordFile')
         return self.user, password
@@ -394,19 +393,6 @@ class ZooKeeper:
         """Remember what an operator has written into our node since we wrote it."""
         if node.hash not in self._written:
             self._overridden = node.entry.status == Status.OUT_OF_SERVICE
-
-
-def _content(file: str) -> str:
-    """Return the password in a file, without the end of its line. Raises ``RegistryRefused``."""
-    try:
-        with Path(file).open("rb") as opened:
-            text = opened.read(MAX_PASSWORD + 1).decode()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise RegistryRefused(f"passwordFile {file}: {reason}") from None
-    if not text.strip() or len(text) > MAX_PASSWORD:
-        raise RegistryRefused(f"passwordFile {file}: expected a password of 1-{MAX_PASSWORD} bytes")
-    return text.rstrip("\r\n")
 
 
 def build(fields: Fields, pod: Pod, source: str | None) -> ZooKeeper:
