@@ -243,8 +243,11 @@ class ZooKeeper:
 
     async def _put(self, status: Status) -> str:
         """Create our node, or write its data. Returns the status that it has then."""
+        # Mostly there is none, and to create one shows it. Of numbered nodes there can be several.
+        look = bool(self._path) or self._instance.numbered
         for _ in range(TRIES):
-            nodes = await self._nodes()
+            nodes = await self._nodes() if look else []
+            look = True
             own = next((node for node in nodes if self._is_owner(node.stat)), None)
             for node in nodes:
                 if node is not own:
