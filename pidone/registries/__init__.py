@@ -7,11 +7,10 @@ registry maps answers of the server to ``RegistryError``. Its fields, and those 
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from importlib import import_module
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from pidone.errors import Refused
 from pidone.plan.fields import Fields
@@ -30,8 +29,7 @@ class Status(StrEnum):
     OUT_OF_SERVICE = "OUT_OF_SERVICE"
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A registry's copy of an instance."""
 
     status: str  # in the registry's words; it differs from ours if an operator overrides it

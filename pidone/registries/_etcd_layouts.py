@@ -13,7 +13,7 @@ In the layouts of paths a "/" ends the prefix that readers ask for, so that "rat
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from pidone.http.urls import authority
@@ -46,8 +46,7 @@ class Instance:
         return authority(self.address, self.port)
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(NamedTuple):
     """One layout: the fields that it needs, the others that it takes, and its key and value."""
 
     needs: tuple[str, ...]

@@ -2,8 +2,7 @@
 
 from base64 import b64decode
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pidone.http.message import Response
 from pidone.registries._servers import json_object, printable
@@ -20,16 +19,14 @@ OWN_WORDS = ("etcdserver: ", "auth: ", "mvcc: ")
 INVALID_ARGUMENT, PERMISSION_DENIED, RESOURCE_EXHAUSTED, OUT_OF_RANGE = 3, 7, 8, 11
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """An answer of etcd: its fields, and its error's text, if it is one."""
 
     fields: Mapping[str, Any]
     error: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(NamedTuple):
     """The key as etcd has it."""
 
     value: str

@@ -18,7 +18,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from pidone.http.message import Response
@@ -54,8 +54,7 @@ class Api(StrEnum):
         return "v3/auth/user/login" if self is Api.V3 else "v1/auth/login"
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """One request. A POST has its parameters in the body, any other in the query."""
 
     method: str
@@ -150,8 +149,7 @@ class Token:
     seconds: float  # that it is valid
 
 
-@dataclass(frozen=True, slots=True)
-class Beat:
+class Beat(NamedTuple):
     """The answer to a heartbeat."""
 
     known: bool  # the server has the instance

@@ -6,10 +6,9 @@ answer whether the registry gave it, and with any other answer the next server i
 
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from math import inf
 from random import randrange, uniform
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urljoin, urlsplit
 
 import trio
@@ -29,8 +28,7 @@ MAX_REDIRECTS = 3
 MAX_SHOWN = 120  # characters of an answer in a message
 
 
-@dataclass(frozen=True, slots=True)
-class Trouble:
+class Trouble(NamedTuple):
     """The reason why an answer is no success. ``refused``: a person has to change something."""
 
     text: str
@@ -41,8 +39,7 @@ class Trouble:
         return (RegistryRefused if self.refused else RegistryError)(f"{what}: {shown(answer)}: {self.text}")
 
 
-@dataclass(frozen=True, slots=True)
-class Remedies:
+class Remedies(NamedTuple):
     """What a person can change if a server is not the registry. Each is a sentence for a message."""
 
     registry: str  # the name of the registry

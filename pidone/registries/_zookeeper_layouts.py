@@ -8,20 +8,19 @@ all readers; without ``uriSpec`` a reader gets an empty URI.
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pidone.registries import Entry, Status
-from pidone.registries._servers import MAX_SHOWN, printable
 from pidone.registries._zookeeper_names import STATUS_KEY
 from pidone.registries._zookeeper_wire import Flag
+from pidone.text import printable
 
+MAX_SHOWN = 120  # characters of a value that another program has written
 SPRING_CLASS = "org.springframework.cloud.zookeeper.discovery.ZookeeperInstance"
 MAP_CLASS = "java.util.LinkedHashMap"  # every Java has it
 
 
-@dataclass(frozen=True, slots=True)
-class Instance:
+class Instance(NamedTuple):
     """One instance of one service, in one layout."""
 
     layout: str
@@ -131,8 +130,8 @@ def entry(data: bytes) -> Entry:
     if not isinstance(status, str):
         status = Status.UP.value
     address = document.get("address", document.get("host"))
-    return Entry(printable(status)[:MAX_SHOWN], _text(address))
+    return Entry(printable(status, MAX_SHOWN), _text(address))
 
 
 def _text(value: object) -> str:
-    return printable(value)[:MAX_SHOWN] if isinstance(value, str) else ""
+    return printable(value, MAX_SHOWN) if isinstance(value, str) else ""

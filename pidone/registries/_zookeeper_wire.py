@@ -6,8 +6,8 @@ of ZooKeeper cannot have sent is ``MalformedError``.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import NamedTuple
 
 # An answer is at most as long as a request may be, jute.maxbuffer: 0xfffff bytes by default, and some for the header.
 MAX_FRAME = (1 << 20) + 4096
@@ -70,8 +70,7 @@ READ, WRITE, CREATE, DELETE, ADMIN = 1, 2, 4, 8, 16
 ALL = READ | WRITE | CREATE | DELETE | ADMIN
 
 
-@dataclass(frozen=True, slots=True)
-class Permission:
+class Permission(NamedTuple):
     """One entry of an ACL. The scheme ``auth`` is the user of the connection, ``world`` is everybody."""
 
     bits: int
@@ -79,17 +78,18 @@ class Permission:
     id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
+class Session(NamedTuple):
     """What a client shows to take up its session at any server of the ensemble."""
 
     id: int
-    password: bytes = field(repr=False)
+    password: bytes
     timeout: float  # seconds, as negotiated
 
+    def __repr__(self) -> str:
+        return f"Session({self.id:#x}, {self.timeout} s)"  # without the password
 
-@dataclass(frozen=True, slots=True)
-class Stat:
+
+class Stat(NamedTuple):
     """The parts of a node's state that are used."""
 
     created: int  # the transaction that created it (czxid): two nodes of one path differ in it
@@ -97,8 +97,7 @@ class Stat:
     owner: int  # the session of an ephemeral node, else 0
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """The head of an answer; ``rest`` is the operation's own part."""
 
     xid: int

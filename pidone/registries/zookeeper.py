@@ -16,11 +16,10 @@ Rules that are not obvious, all observed on the server:
 """
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from random import Random
 from time import time
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from pidone.errors import Refused, RegistryError, RegistryRefused
 from pidone.http.urls import authority, canonical
@@ -40,14 +39,16 @@ TRIES = 5  # of steps between which another client may change the node
 LAYOUTS = ("spring", "curator", "smartstack")
 
 
-@dataclass(frozen=True, slots=True)
-class Access:
+class Access(NamedTuple):
     """Who may do what with our nodes. Without a user everybody may do everything."""
 
     user: str = ""
-    password: str = field(default="", repr=False)
+    password: str = ""
     password_file: str = ""
     world_readable: bool = True
+
+    def __repr__(self) -> str:
+        return f"Access({self.user!r})"  # without the password
 
     def credentials(self) -> tuple[str, str] | None:
         """Return the user and the password of now; None without a user. Raises ``RegistryError``."""
@@ -80,8 +81,7 @@ class Access:
         return self.permissions(wire.READ | wire.CREATE)
 
 
-@dataclass(frozen=True, slots=True)
-class _Node:
+class _Node(NamedTuple):
     """A node of our instance, by whatever session."""
 
     path: str
