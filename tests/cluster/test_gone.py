@@ -6,14 +6,18 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import trio
 from trio.to_thread import run_sync
 
+from pidone.actions._address import addresses, choose
 from pidone.http.client import request
+from pidone.http.urls import authority
 from tests import pidns
 from tests.cluster.apiserver import Cluster
 from tests.cluster.pods import Asking, asking
@@ -62,11 +66,41 @@ def real(request: pytest.FixtureRequest) -> RealEureka | None:
 
 @pytest.fixture
 async def eureka(real: RealEureka | None, nursery: trio.Nursery) -> str:
-    """The URL of a registry."""
+    """The URL of a registry. The controller calls no address of loopback, so it is at another one of this machine."""
     if real is not None:
-        return real.url
-    port = await http_server(nursery, fake_eureka(FakeEureka()), body=1 << 16)
-    return f"http://127.0.0.1:{port}/eureka/"
+        port = urlsplit(real.url).port or 0
+    else:
+        port = await http_server(nursery, fake_eureka(FakeEureka()), body=1 << 16)
+    host = choose(["inet"], "", addresses())
+    if not host:
+        pytest.skip("this machine has no IPv4 address but that of loopback")
+    listeners = await trio.open_tcp_listeners(0, host=host)
+    await nursery.start(trio.serve_listeners, partial(forward, port), listeners)
+    return f"http://{authority(host, listeners[0].socket.getsockname()[1])}/eureka/"
+
+
+async def forward(port: int, caller: trio.SocketStream) -> None:
+    """Pass the bytes of a connection to this port of loopback, and the answers back."""
+
+    async def copy(source: trio.SocketStream, target: trio.SocketStream) -> None:
+        async for data in source:
+            await target.send_all(data)
+        await target.send_eof()
+
+    with suppress_errors():
+        server = await trio.open_tcp_stream("127.0.0.1", port)
+        async with caller, server, trio.open_nursery() as nursery:
+            nursery.start_soon(copy, caller, server)
+            nursery.start_soon(copy, server, caller)
+
+
+@contextmanager
+def suppress_errors() -> Iterator[None]:
+    """Suppress the errors of a connection that either side has closed."""
+    try:
+        yield
+    except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+        pass
 
 
 @pytest.fixture(scope="module")
