@@ -219,8 +219,9 @@ class Nacos:
 
     async def _is_absent(self, server: str) -> bool:
         """True if the server says that it does not have the instance. Raises if it does not answer that."""
-        until = trio.current_time() + min(LOOK_UP_SECONDS, self._lease)
-        beat = await self._ask_server(server, until, self._instance.beat, protocol.beat)
+        seconds = min(LOOK_UP_SECONDS, self._lease)
+        until = trio.current_time() + seconds
+        beat = await self._ask_server(server, until, self._instance.beat, protocol.beat, patience=seconds)
         return not beat.known
 
     async def _deregister_late(self) -> None:
@@ -258,9 +259,9 @@ class Nacos:
 
     async def _has_document(self, server: str) -> bool:
         """True if the server shows what we have registered; False also if it does not answer."""
-        until = trio.current_time() + min(LOOK_UP_SECONDS, self._lease)
+        seconds = min(LOOK_UP_SECONDS, self._lease)
         try:
-            host = await self._listed(server, until)
+            host = await self._listed(server, trio.current_time() + seconds, patience=seconds)
         except (TransferError, RegistryError):
             return False
         return host is not None and self._instance.is_current(host)
@@ -302,9 +303,13 @@ class Nacos:
         beat = await self._ask_server(server, until, self._instance.beat, protocol.beat)
         return unlisted if beat.known else None
 
-    async def _listed(self, server: str, until: float) -> Mapping[str, Any] | None:
+    async def _listed(
+        self, server: str, until: float, *, patience: float = ANSWER_SECONDS
+    ) -> Mapping[str, Any] | None:
         """Return our instance in the list that clients get; None if it is not in it."""
-        hosts = await self._ask_server(server, until, self._instance.listing, protocol.hosts)
+        hosts = await self._ask_server(
+            server, until, self._instance.listing, protocol.hosts, patience=patience
+        )
         return next(filter(self._instance.is_ours, hosts), None)
 
     async def _ask(self, call: Callable[[Api], Call], meaning: Callable[[Api, Response], T | None]) -> T:
@@ -322,14 +327,19 @@ class Nacos:
         until: float,
         call: Callable[[Api], Call],
         meaning: Callable[[Api, Response], T | None],
+        *,
+        patience: float = ANSWER_SECONDS,
     ) -> T:
-        """Do the same with one server. Raises ``TransferError`` and ``RegistryError``."""
+        """Do the same with one server, with ``patience`` seconds for an answer.
+
+        Raises ``TransferError`` and ``RegistryError``.
+        """
         api = await self._api_of(server, until)
-        sent, answer = call(api), await self._send(server, api, call(api), until)
+        sent, answer = call(api), await self._send(server, api, call(api), until, patience)
         value = meaning(api, answer)
         if value is None and protocol.is_unknown_api(answer) and self._pinned is None:
             api = await self._discover(server, until)
-            sent, answer = call(api), await self._send(server, api, call(api), until)
+            sent, answer = call(api), await self._send(server, api, call(api), until, patience)
             value = meaning(api, answer)
         if value is None:
             raise self._foreign(answer).error(f"{sent.method} {redacted(server)}{sent.path}", answer)
@@ -351,14 +361,14 @@ class Nacos:
                 break
         raise self._foreign(answer).error(f"GET {redacted(server)}{call.path}", answer)
 
-    async def _send(self, server: str, api: Api, call: Call, until: float) -> Response:
+    async def _send(self, server: str, api: Api, call: Call, until: float, patience: float) -> Response:
         """Send a request with a valid token, if the server wants one."""
         if trio.current_time() >= self._refresh_at:
             await self._refresh(server, api, until)
-        answer = await self._exchange(server, call, until)
+        answer = await self._exchange(server, call, until, patience)
         if answer.status in {401, 403} and self._credentials is not None and protocol.is_answer(answer):
             await self._log_in(server, api, until)
-            answer = await self._exchange(server, call, until)
+            answer = await self._exchange(server, call, until, patience)
         return answer
 
     async def _refresh(self, server: str, api: Api, until: float) -> None:
@@ -402,13 +412,16 @@ class Nacos:
         now = trio.current_time()
         self._refresh_at, self._valid_until = now + REFRESH * token.seconds, now + token.seconds
 
-    async def _exchange(self, server: str, call: Call, until: float) -> Response:
+    async def _exchange(
+        self, server: str, call: Call, until: float, patience: float = ANSWER_SECONDS
+    ) -> Response:
         """Send one request to a server and return its answer, whatever it is."""
         return await self._servers.ask_one(
             server,
             call.method,
             call.path,
             within=max(0.1, until - trio.current_time()),
+            patience=patience,
             query=call.query,
             body=call.body,
             content_type=protocol.FORM,

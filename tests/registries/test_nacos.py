@@ -8,24 +8,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import pytest
 import trio
+from trio.testing import MockClock
 
-from pidone.errors import Refused, RegistryError, RegistryRefused
+from pidone.errors import Refused, RegistryError, RegistryRefused, TransferTimeout
 from pidone.http.client import request
 from pidone.http.message import Request, Response
 from pidone.http.server import Handler
 from pidone.plan.fields import Fields
 from pidone.plan.model import Pod
-from pidone.registries import Entry, Status, build
+from pidone.registries import Entry, Status, _servers, build
 from pidone.registries.nacos import Nacos
 from tests.http.serving import http_server
 from tests.nacos.fake import VERSIONS, FakeNacos
 from tests.nacos.real import USER, USER_PASSWORD, NacosServers, RealNacos
 from tests.patience import PATIENCE_SECONDS
-from tests.registries.between import FOREIGN, Ingress, always
+from tests.registries.between import FOREIGN, Ingress, Network, Node, always
 from tests.results import FAKE, serve_with
 
 POD = Pod("web-7d9c", "shop", "uid-1", "10.42.0.18", "node-1")
@@ -262,8 +263,8 @@ async def test_a_token_is_renewed_before_it_ends_and_once_after_a_403(
     registry = make(ingress.url, next(_names), username=USER, passwordFile=str(password))
     exchange = registry._exchange
 
-    async def watched(server: str, call: Any, until: float) -> Response:
-        answer = await exchange(server, call, until)
+    async def watched(server: str, call: Any, until: float, patience: float = 8.0) -> Response:
+        answer = await exchange(server, call, until, patience)
         paths.append((call.path.rpartition("/")[2], answer.status))
         return answer
 
@@ -454,3 +455,86 @@ def test_which_instance_is_the_same(changes: dict[str, Any], *, same: bool) -> N
     previous = make("http://nacos:8848/nacos")
     after = make(**({"url": "http://nacos.shop.svc:8848/nacos"} | changes))
     assert after.succeeds(previous) is same
+
+
+class Handled:
+    """The fake on a mock clock."""
+
+    def __init__(self) -> None:
+        self.fake = FakeNacos(VERSIONS["2.3.2"])
+
+    def handle(self, method: str, target: str, body: bytes, now: float) -> tuple[int, dict[str, str], bytes]:
+        answer = self.fake.answer(Request(method, target, FORM, body, ""), now)
+        return answer.status, dict(answer.headers), answer.body
+
+
+async def test_a_server_that_acts_and_answers_late_has_registered_and_deregistered(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handled = Handled()
+    network = Network(nacos=Node(registry=handled))
+    monkeypatch.setattr(_servers, "request", network.request)
+    registry = make("http://nacos:8848/nacos", metadata={"version": "2"})
+    await registry.read()
+    network.nodes["nacos"].takes = 10.0  # the driver waits for 8 s, and then looks with more patience
+    assert await registry.register(Status.UP) == "UP"
+    assert len(handled.fake.instances) == 1
+    await registry.deregister()
+    assert not handled.fake.instances
+
+
+async def test_a_server_that_acts_only_later_is_not_believed_to_have_acted(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handled = Handled()
+    network = Network(nacos=Node(registry=handled))
+    monkeypatch.setattr(_servers, "request", network.request)
+    registry = make("http://nacos:8848/nacos")
+    await registry.read()
+    network.nodes["nacos"].acts = 40.0
+    with pytest.raises(TransferTimeout):
+        await registry.register(Status.UP)
+
+
+async def test_a_registration_that_a_server_carries_out_late_does_not_outlive_the_deregistration(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handled = Handled()
+    network = Network(slow=Node(registry=handled), quick=Node(registry=handled))
+    monkeypatch.setattr(_servers, "request", network.request)
+    registry = make("http://slow:8848/nacos,http://quick:8848/nacos")
+    await registry.read()
+    network.nodes["slow"].acts = 40.0
+    assert await registry.register(Status.UP) == "UP"
+    network.nodes["slow"].acts = 0.0
+    network.calls.clear()
+    await registry.deregister()
+    assert "DELETE" in network.methods("slow")
+    assert "DELETE" in network.methods("quick")
+
+
+async def test_a_token_is_renewed_after_90_percent_of_its_time(
+    autojump_clock: MockClock, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeNacos(VERSIONS["3.1.0"], {"pods": "secret"}, ttl=1000)
+    epoch = time.time()
+
+    async def answer(method: str, url: str, *, headers: dict[str, str], body: bytes, **_: Any) -> Response:
+        await trio.lowlevel.checkpoint()
+        where = urlsplit(url)
+        target = where.path + (f"?{where.query}" if where.query else "")
+        return fake.answer(Request(method, target, headers, body, ""), epoch + trio.current_time())
+
+    monkeypatch.setattr(_servers, "request", answer)
+    registry = make("http://nacos:8848/nacos", username="pods", password="secret")
+    await registry.register(Status.UP)
+    logins: list[float] = []
+    seen = 0
+    for _ in range(600):
+        await trio.sleep(5)
+        assert await registry.heartbeat()
+        now = sum(path.endswith("login") for _, path in fake.log)
+        if now > seen:
+            logins.append(trio.current_time())
+            seen = now
+    assert [round(later - earlier, -1) for earlier, later in itertools.pairwise(logins)] == [900.0] * 3
