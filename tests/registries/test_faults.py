@@ -197,6 +197,11 @@ class Bench:
             )
             return f"too much: {[*more][:9]}; missing: {[*less][:9]}"
 
+        async def silent() -> str:
+            seen = await self.call(self.world.instances, self.service)
+            return "the servers do not answer, or do not agree" if seen is None else ""
+
+        await until(silent)  # a server in Java that starts on a busy machine takes a minute
         try:
             await until(as_expected)
         except AssertionError as error:
