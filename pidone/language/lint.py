@@ -288,6 +288,11 @@ class _Registration:
         """Return a field of the registry; None if the registry has no such field."""
         return self.task.get(*self.path, field) if field else None
 
+    @property
+    def address(self) -> Any:
+        """The list of addresses, of the target or else of the task."""
+        return self.task.get(*self.path[:-1], "address") or self.task.get("register", "address")
+
     def has(self, field: str) -> bool:
         return self.task.has(*self.path, field)
 
@@ -512,7 +517,8 @@ def _instances(tasks: _Set) -> Said:
     for other in _registrations(tasks):
         values = [other.get(field) for field in other.registry.instance]
         places = frozenset(place for value in values for place in _places(value))
-        names = [value for value in values if not _places(value)]
+        # By default the address of some instances is a part of what identifies them.
+        names = [other.address, *(value for value in values if not _places(value))]
         same = first.setdefault(f"{other.registry.name} {names}", [])
         one = next(
             (
