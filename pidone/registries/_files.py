@@ -1,9 +1,10 @@
-"""Secrets in files of the pod."""
+"""Users and secrets, also those in files of the pod."""
 
 import os
 import stat
+from dataclasses import dataclass, field
 
-from pidone.errors import RegistryError
+from pidone.errors import RegistryError, RegistryRefused
 
 MAX_BYTES = 8192
 
@@ -28,3 +29,23 @@ def secret(path: str) -> str:
     if len(content) > MAX_BYTES or not text or not (text.isascii() and text.isprintable()):
         raise RegistryError(f"{path}: expected one line of printable ASCII, at most {MAX_BYTES} bytes")
     return text
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """The user of a registry. The password is read from the file at each authentication, so that it may change."""
+
+    user: str
+    password: str = field(default="", repr=False)
+    file: str = ""
+
+    def read(self) -> str:
+        """Return the password. Raises ``RegistryRefused``."""
+        if not self.file:
+            if not self.password:  # as in the controller, which reads no file of a pod
+                raise RegistryRefused(f'user "{self.user}" needs password or passwordFile')
+            return self.password
+        try:
+            return secret(self.file)
+        except RegistryError as error:
+            raise RegistryRefused(f"passwordFile {error}") from error

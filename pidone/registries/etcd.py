@@ -21,7 +21,6 @@ import json
 import os
 from base64 import b64encode
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import trio
@@ -30,7 +29,6 @@ from pidone.errors import (
     PidoneError,
     Refused,
     RegistryError,
-    RegistryRefused,
     TransferError,
 )
 from pidone.http.client import redacted
@@ -59,7 +57,7 @@ from pidone.registries._etcd_messages import (
     range_in,
     reply_of,
 )
-from pidone.registries._files import secret
+from pidone.registries._files import Credentials
 from pidone.registries._servers import ANSWER_SECONDS, Remedies, Servers, Trouble, base_urls, printable
 
 PUT, RANGE, TXN = "v3/kv/put", "v3/kv/range", "v3/kv/txn"
@@ -75,23 +73,6 @@ REMEDIES = Remedies(
     url="It ends before /v3, as http://etcd:2379, and etcd 3.4 or newer must have its JSON gateway on",
     credentials="what is in between? etcd itself asks for user and password in other words",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """The user of etcd. The password is read from the file at each authentication, so that it may change."""
-
-    user: str
-    password: str = field(default="", repr=False)
-    file: str = ""
-
-    def read(self) -> str:
-        """Return the password. Raises ``RegistryError``."""
-        if not self.file:
-            if not self.password:  # as in the controller, which reads no file of a pod
-                raise RegistryRefused(f'user "{self.user}" needs password or passwordFile')
-            return self.password
-        return secret(self.file)
 
 
 class Etcd:

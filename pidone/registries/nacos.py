@@ -35,6 +35,7 @@ from pidone.plan.model import Pod
 from pidone.registries import Entry, Registry, Status
 from pidone.registries import _nacos as protocol
 from pidone.registries import _nacos_names as names
+from pidone.registries._files import Credentials
 from pidone.registries._nacos import Api, Call, Instance
 from pidone.registries._servers import ANSWER_SECONDS, Remedies, Servers, Trouble, base_urls
 
@@ -62,29 +63,6 @@ REMEDIES = Remedies(
 )
 
 T = TypeVar("T")
-
-
-class Credentials:
-    """The user of a registry. The password is read for each login if it is in a file."""
-
-    def __init__(self, user: str, password: str, file: str) -> None:
-        self.user, self._password, self._file = user, password, file
-
-    def password(self) -> str:
-        """Return the password. Raises ``RegistryRefused`` if the file cannot be read."""
-        if not self._file:
-            if not self._password:  # as in the controller, which reads no file of a pod
-                raise RegistryRefused(f'user "{self.user}" needs password or passwordFile')
-            return self._password
-        try:
-            with open(self._file, encoding="utf-8") as file:
-                text = file.read(4096).strip("\r\n")
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "it is no text"
-            raise RegistryRefused(f"passwordFile {self._file}: {reason}") from None
-        if not text:
-            raise RegistryRefused(f"passwordFile {self._file}: it is empty")
-        return text
 
 
 class Nacos:
@@ -384,7 +362,7 @@ class Nacos:
     async def _log_in(self, server: str, api: Api, until: float) -> None:
         """Get a token, which all servers of a cluster accept. Raises ``TransferError`` and ``RegistryError``."""
         assert self._credentials is not None
-        user, password = self._credentials.user, self._credentials.password()
+        user, password = self._credentials.user, self._credentials.read()
         self._servers.headers = ACCEPT  # the server would look at an old token, and not at the password
         for version in (
             api,
