@@ -65,7 +65,13 @@ def plain(value: Any) -> Any:
 def ours(documents: Iterable[Any]) -> list[Any]:
     """The objects of pidone, and lists with one of them."""
     found = [one for one in documents if isinstance(one, dict)]
-    return [plain(one) for one in found if is_ours(one) or any(map(is_ours, one.get("items") or ()))]
+    return [plain(one) for one in found if is_ours(one) or any(map(is_ours, items(one)))]
+
+
+def items(value: dict[str, Any]) -> list[Any]:
+    """The items of a list; none of another object, nor of a damaged one."""
+    inner = value.get("items")
+    return inner if isinstance(inner, list) else []
 
 
 def is_ours(value: Any) -> bool:
