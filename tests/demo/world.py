@@ -3,6 +3,7 @@
 import json
 import signal
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -20,6 +21,12 @@ HERE = Path(__file__).parent
 METRICS = 19100
 WEB, DB, PLAIN = "web", "db", "plain"
 AWAY, NOT_REGISTERED = "away", "not registered"  # statuses of the demo itself
+
+
+def bindings_for(registry: str, params: Mapping[str, object]) -> str:
+    """Return the bindings of the demo for one registry, with these params of its ready-made set."""
+    lines = "".join(f"\n    {name}: {value}" for name, value in params.items())
+    return (HERE / "bindings.yaml").read_text().replace("$REGISTRY", registry).replace("$PARAMS", lines)
 
 
 class World:
@@ -51,10 +58,7 @@ class World:
         self.deleted: set[str] = set()
         tasks = folder / "bindings"
         tasks.mkdir(exist_ok=True)
-        params = "".join(f"\n    {name}: {value}" for name, value in self.registry.params.items())
-        bindings = (HERE / "bindings.yaml").read_text()
-        bindings = bindings.replace("$REGISTRY", registry).replace("$PARAMS", params)
-        (tasks / "bindings.yaml").write_text(bindings)
+        (tasks / "bindings.yaml").write_text(bindings_for(registry, self.registry.params))
         self.write_inventory()
         command = ["-m", "pidone_controller", "standalone", "--inventory", str(self.inventory)]
         command += [

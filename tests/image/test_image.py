@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.skipif(missing() is not None, reason=missing() or ""),
 ]
 
-LIMIT = 8_000_000  # bytes of the compressed layer
+LIMIT = 8_100_000  # bytes of the compressed layer; 8,000,000 before there were four more registries
 PRIVATE = 12.25 * 1024  # KiB of an active pod; four at once vary by 0.1 MiB, and have 11.5
 DOZING = 22  # KiB: half of pause's
 # None of them is there for a pod that probes, registers, heartbeats and is scraped over plain http.
@@ -47,7 +47,7 @@ NOT_LOADED = {
     "pathlib",
     "locale",
 }
-MODULES = 195
+MODULES = 200
 HERE = Path(__file__).parent
 # A sandbox as a runtime makes it, as far as files go: own mounts and PIDs, a read-only root, /dev and /proc.
 SANDBOX = """

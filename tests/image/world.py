@@ -9,9 +9,9 @@ from typing import Any
 
 import httpx
 
+from tests.demo.world import bindings_for
 from tests.image.podman import ROOT, service
 
-BINDINGS = ROOT / "tests" / "demo" / "bindings.yaml"
 METRICS = 19100
 ALL = {"app": "ratings", "pidone.dev/registry": "eureka", "pidone.dev/metrics": "true"}  # the tasks of each
 
@@ -72,8 +72,8 @@ def world(folder: Path, repo_port: int, eureka_port: int, eureka_host: str) -> I
     here = World(folder, repo_port, eureka_port)
     bindings = folder / "bindings"
     bindings.mkdir()
-    text = BINDINGS.read_text().replace("$EUREKA", f"http://{eureka_host}:{eureka_port}/eureka")
-    (bindings / "bindings.yaml").write_text(text)
+    params = {"eureka": f"http://{eureka_host}:{eureka_port}/eureka"}
+    (bindings / "bindings.yaml").write_text(bindings_for("eureka", params))
     here.pods()
     repo = [sys.executable, "-m", "pidone_controller", "standalone", "--inventory", str(here.inventory)]
     repo += ["--tasks", str(ROOT / "tasks"), "--tasks", str(bindings), "--listen", f"0.0.0.0:{repo_port}"]

@@ -164,8 +164,10 @@ def test_a_storm_of_orphans_never_falsifies_an_exit_code(tmp_path: Path, log: Pa
             except (OSError, AssertionError):
                 break  # the script has ended, and the helper with it
         process.wait(PATIENCE_SECONDS)
-    said = dict(item.split("=", 1) for item in log.read_text().split(" ", 2))
-    assert said["wrong"] == "[]\n"
+    # The helper in the namespace may end with a traceback in the same log.
+    (line,) = (line for line in log.read_text().splitlines() if line.startswith("runs="))
+    said = dict(item.split("=", 1) for item in line.split(" ", 2))
+    assert said["wrong"] == "[]"
     assert int(said["orphans"]) >= STORM_ORPHANS
 
 
