@@ -217,6 +217,24 @@ class Servers:
         raise RegistryError(f"{method} {redacted(url)}: more than {MAX_REDIRECTS} redirects")
 
 
+class Served:
+    """What people and the controller read of a registry's HTTP servers; the base class of such registries."""
+
+    _servers: Servers
+
+    @property
+    def where(self) -> str:
+        return self._servers.shown
+
+    @property
+    def endpoint(self) -> str:
+        return redacted(self._servers.current)
+
+    @property
+    def places(self) -> frozenset[str]:
+        return self._servers.places
+
+
 def shown(answer: Response) -> str:
     """Return the answer for a message, as ``answered 400 "Missing hostname"``: bounded and printable."""
     words = printable(answer.text)[:MAX_SHOWN]

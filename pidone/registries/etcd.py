@@ -58,7 +58,15 @@ from pidone.registries._etcd_messages import (
     reply_of,
 )
 from pidone.registries._files import Credentials
-from pidone.registries._servers import ANSWER_SECONDS, Remedies, Servers, Trouble, base_urls, printable
+from pidone.registries._servers import (
+    ANSWER_SECONDS,
+    Remedies,
+    Served,
+    Servers,
+    Trouble,
+    base_urls,
+    printable,
+)
 
 PUT, RANGE, TXN = "v3/kv/put", "v3/kv/range", "v3/kv/txn"
 NEED_TOKEN = frozenset({PUT, RANGE, TXN})
@@ -75,7 +83,7 @@ REMEDIES = Remedies(
 )
 
 
-class Etcd:
+class Etcd(Served):
     """One instance in one etcd. Of its members, one is used at a time.
 
     A call of several requests takes longer than the lease only while members are slow: each request has its time.
@@ -110,18 +118,6 @@ class Etcd:
         self._fence = False  # the lease must be revoked before the next registration
         self._renewed_until = 0.0  # time at which the lease ends if it is not renewed
         self._look_at = 0.0  # time at which a heartbeat looks at the key too
-
-    @property
-    def where(self) -> str:
-        return self._servers.shown
-
-    @property
-    def endpoint(self) -> str:
-        return redacted(self._servers.current)
-
-    @property
-    def places(self) -> frozenset[str]:
-        return self._servers.places
 
     @property
     def instance(self) -> str:

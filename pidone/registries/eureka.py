@@ -38,6 +38,7 @@ from pidone.registries._servers import (
     MAX_SHOWN,
     Judge,
     Remedies,
+    Served,
     Servers,
     Trouble,
     base_urls,
@@ -128,7 +129,7 @@ class Instance:
         }
 
 
-class Eureka:
+class Eureka(Served):
     """One instance in one Eureka. Of its servers (peers), one is used at a time."""
 
     def __init__(
@@ -152,18 +153,6 @@ class Eureka:
         self._renewed = 0  # the last known time of a renewal, by the server's clock
         self._maintenance = False  # the override of the status is ours
         self._unanswered = set[str]()  # servers that may carry out an unanswered registration later
-
-    @property
-    def where(self) -> str:
-        return self._servers.shown
-
-    @property
-    def endpoint(self) -> str:
-        return redacted(self._servers.current)
-
-    @property
-    def places(self) -> frozenset[str]:
-        return self._servers.places
 
     @property
     def instance(self) -> str:

@@ -37,7 +37,7 @@ from pidone.registries import _nacos as protocol
 from pidone.registries import _nacos_names as names
 from pidone.registries._files import Credentials
 from pidone.registries._nacos import Api, Call, Instance
-from pidone.registries._servers import ANSWER_SECONDS, Remedies, Servers, Trouble, base_urls
+from pidone.registries._servers import ANSWER_SECONDS, Remedies, Served, Servers, Trouble, base_urls
 
 INTERVAL_SECONDS, UNHEALTHY_SECONDS, REMOVED_SECONDS = 5.0, 15.0, 30.0  # defaults of the server
 LEAST_INTERVAL_SECONDS = 1.0
@@ -65,7 +65,7 @@ REMEDIES = Remedies(
 T = TypeVar("T")
 
 
-class Nacos:
+class Nacos(Served):
     """One instance in one Nacos. Of its servers, one is used at a time."""
 
     def __init__(
@@ -92,18 +92,6 @@ class Nacos:
         self._present = False  # we have registered, and not deregistered since
         self._broken = False  # the server knows the instance, and not its service
         self._unanswered = set[str]()  # servers that may carry out an unanswered registration later
-
-    @property
-    def where(self) -> str:
-        return self._servers.shown
-
-    @property
-    def endpoint(self) -> str:
-        return redacted(self._servers.current)
-
-    @property
-    def places(self) -> frozenset[str]:
-        return self._servers.places
 
     @property
     def instance(self) -> str:

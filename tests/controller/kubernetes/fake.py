@@ -220,7 +220,7 @@ class FakeAPIServer:
             for value in self._selected(resource, namespace, query):
                 yield event("ADDED", value)
             yield event("BOOKMARK", bookmark_of(resource, self.version, {INITIAL_END: "true"}))
-        elif "resourceVersion" not in query:  # what is there, and then what becomes of it
+        elif "resourceVersion" not in query:  # the present objects first, and then each change
             for value in self._selected(resource, namespace, query):
                 yield event("ADDED", value)
         else:
