@@ -3,7 +3,7 @@
 A connection is in one room, together with those of its kind, and in the group of its address. It is silent while the
 server waits for it to send a request. If a group or a room is full, its connection that has been silent for the longest
 time is closed, and the new one is admitted. Connections whose requests are being answered stay; if there are no others,
-the new one is refused.
+the new one is refused. A room decides whether a client that does not read its answer counts as silent.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +24,8 @@ class Room:
     by_address: int  # of them in one group
     # bytes of requests that are neither answered nor held yet, in all; and as many that were sent ahead
     received: int = 1 << 20
-    keeps_held: bool = True  # a held request stays if another connection needs its place
+    # a held request, and an answer that its client does not read, stays if another connection needs its place
+    keeps_held: bool = True
 
 
 Assign = Callable[[str], tuple[Room, str]]  # the room of an address and its group, by the address of the peer
@@ -106,6 +107,11 @@ class Admission:
         """Note that a request of the connection is being answered."""
         if not place.left:
             self._rooms[place.room].silent.pop(place, None)
+
+    def send(self, place: Place) -> None:
+        """Note that the answer is being sent, which takes long only if the client does not read it."""
+        if not (place.left or place.room.keeps_held):
+            self._rooms[place.room].silent[place] = None
 
     def hold(self, place: Place) -> None:
         """Note that a request of the connection is held.

@@ -15,7 +15,7 @@ CONNECTIONS = 48  # of all three rooms
 # The kubelet requests /drain once for each container of a pod, all at the same time.
 _OWN = Room(16, 16, received=1 << 16)
 _NODE = Room(16, 16, received=1 << 16)
-_OTHERS = Room(16, 8, received=1 << 16)
+_OTHERS = Room(16, 8, received=1 << 16, keeps_held=False)
 
 
 def assign_in_pod(gateways: frozenset[str]) -> Assign:

@@ -439,9 +439,11 @@ class _Server:
                     return None
                 response = answer
 
+            self._admission.send(place)
             if not await _sent(stream, connection, response, head_only=head_only):
                 return None
             if response.later is not None:
+                self._admission.answer(place)
                 return await self._later(client, response.later)
             if connection.our_state is h11.MUST_CLOSE or connection.their_state is not h11.DONE:
                 self._admission.listen(place, 0)

@@ -54,6 +54,17 @@ def test_held_requests_stay_or_leave_as_the_room_has_it(*, keeps_held: bool) -> 
     assert bool(connections.open("other", "10.0.0.2")) is not keeps_held
 
 
+@pytest.mark.parametrize("keeps_held", [True, False])
+def test_answers_that_are_not_read_stay_or_leave_as_the_room_has_it(*, keeps_held: bool) -> None:
+    connections = Connections(Admission(one_room(Room(1, 1, keeps_held=keeps_held))))
+    place = connections.open("slow")
+    assert place
+    connections.admission.answer(place)
+    assert not connections.open("early", "10.0.0.2")
+    connections.admission.send(place)
+    assert bool(connections.open("other", "10.0.0.2")) is not keeps_held
+
+
 def test_held_requests_take_nothing_of_the_room_for_bytes() -> None:
     """20,000 pods that send a token and wait for a change must not keep out the next one."""
     connections = Connections(Admission(one_room(Room(20_000, 20_000))))
@@ -129,7 +140,7 @@ def test_counts_are_exact_after_any_sequence() -> None:
                 admission.listen(place, random.randrange(9))
             case 3 if place:
                 admission.answer(place)
-                admission.hold(place)
+                random.choice((admission.send, admission.hold))(place)
             case 4 if place:
                 admission.receive(place, random.randrange(100))
             case 5 if place:
