@@ -1,4 +1,4 @@
-"""``metrics``: serves the pod's metrics in the Prometheus text format, on a port of the pod."""
+"""``metrics``: serves the pod's metrics to Prometheus, on a port of the pod."""
 
 from collections.abc import Callable, Iterable, Iterator
 from time import perf_counter
@@ -12,7 +12,8 @@ from pidone.http.message import Request, Response, text_response
 from pidone.http.pod_rooms import CONNECTIONS, assign_in_pod, default_gateways
 from pidone.http.server import serve
 from pidone.http.urls import authority
-from pidone.metrics.exposition import CONTENT_TYPE, Family, gauge, render
+from pidone.metrics.exposition import Family, gauge
+from pidone.metrics.page import answer
 from pidone.plan.fields import Fields
 
 STATES = ("listening",)
@@ -59,7 +60,7 @@ class Metrics:
             return text_response(404, "the path is /metrics")
         if request.method not in {"GET", "HEAD"}:
             return text_response(405, "the method is GET", allow="GET, HEAD")
-        return Response(200, {"content-type": CONTENT_TYPE}, render(self.collect()))
+        return answer(request, self.collect())
 
     def collect(self) -> Iterator[Family]:
         """Yield all families. A collector that fails has none, and is 0 in ``pidone_collector_success``."""

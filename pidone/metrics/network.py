@@ -50,15 +50,20 @@ def collect() -> Iterator[Family]:
 
 
 def _devices(text: str) -> list[Family]:
+    """Return the counts of each device, whose name may have any byte but "/", ":" and ASCII white space.
+
+    ``dev_valid_name`` in net/core/dev.c has this rule. Two devices must not become one: their series would be equal,
+    and Prometheus would refuse the whole page.
+    """
     families = [
         counter(f"pidone_network_{name}_total", f"{words} by network device.")
         for name, (_, words) in _DEVICE_COLUMNS.items()
     ]
-    for line in text.splitlines()[2:]:
+    for line in text.split("\n")[2:-1]:
         device, _, numbers = line.partition(":")
         columns = numbers.split()
         for family, (index, _) in zip(families, _DEVICE_COLUMNS.values(), strict=True):
-            family.add(int(columns[index]), device=device.strip())
+            family.add(int(columns[index]), device=device.strip(" "))
     return families
 
 
@@ -83,7 +88,7 @@ def _paired(text: str) -> dict[str, int]:
 
 def _read(path: str, *, missing: str | None = None) -> str:
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
+        with open(path, encoding="utf-8", errors="backslashreplace") as file:
             return file.read()
     except FileNotFoundError:
         if missing is None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import trio
+from prometheus_client.openmetrics import parser
 from prometheus_client.parser import text_string_to_metric_families
 
 from pidone.actions import Action, Setting, register
@@ -24,6 +25,8 @@ from pidone.plan.model import Pod, Task
 from tests.actions.watcher import Watcher
 from tests.http.serving import flood_and_ask
 from tests.patience import PATIENCE_SECONDS
+
+parse_openmetrics: Any = parser.text_string_to_metric_families  # it has no types
 
 POD = Pod("web-7d9c", "shop", "uid-1", "127.0.0.1", "node-1")
 
@@ -132,6 +135,17 @@ async def page(**options: Any) -> bytes:
     return render(make(**options).collect())
 
 
+async def test_the_page_is_the_same_in_openmetrics() -> None:
+    families = list(make().collect())
+    text = render(families, openmetrics=True).decode()
+    read = {
+        " ".join([sample.name, *sample.labels.values()]): sample.value
+        for family in parse_openmetrics(text)
+        for sample in family.samples
+    }
+    assert read == samples(render(families))
+
+
 async def test_the_page_has_the_whole_default_set() -> None:
     names = [line.split()[2] for line in (await page()).decode().splitlines() if line.startswith("# TYPE")]
     assert sorted(names) == sorted(FAMILIES)
@@ -210,8 +224,9 @@ async def test_it_listens_until_it_is_stopped(free_port: Any) -> None:
     url = f"http://127.0.0.1:{port}"
     watcher = Watcher()
 
-    async def ask(path: str, method: str = "GET") -> Response:
-        return await request(method, url + path, timeout=PATIENCE_SECONDS)
+    async def ask(path: str, method: str = "GET", **headers: str) -> Response:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return await request(method, url + path, headers=named, timeout=PATIENCE_SECONDS)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(make({"port": port}).run, watcher)
@@ -220,6 +235,9 @@ async def test_it_listens_until_it_is_stopped(free_port: Any) -> None:
         assert answer.status == 200
         assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
         assert samples(answer.body)["pidone_bundle_info sha256-abc"] == 1
+        answer = await ask("/metrics", accept="application/openmetrics-text", accept_encoding="gzip")
+        assert answer.headers["content-type"] == "application/openmetrics-text; version=1.0.0; charset=utf-8"
+        assert answer.body.endswith(b"\n# EOF\n")
         assert (await ask("/metrics", "HEAD")).body == b""
         assert (await ask("/")).status == 404
         refused = await ask("/metrics", "POST")
@@ -259,4 +277,18 @@ async def test_many_connections_keep_no_scraper_out(
     nursery.start_soon(make({"port": port}).run, watcher)
     assert await watcher.next_state() == "listening"
     await flood_and_ask(port, "/metrics", sent, "127.9.0.1", ["127.0.0.1", "127.8.0.1", "127.9.0.1"])
+    nursery.cancel_scope.cancel()
+
+
+async def test_clients_that_do_not_read_their_answers_keep_no_scraper_out(
+    nursery: trio.Nursery, free_port: Callable[[], int]
+) -> None:
+    def large() -> Iterable[Family]:
+        return [gauge("large", "x" * (8 << 20), 1)]  # more than the kernel keeps of a connection
+
+    port, watcher = free_port(), Watcher()
+    nursery.start_soon(Metrics(port, "127.0.0.1", {"large": large}).run, watcher)
+    assert await watcher.next_state() == "listening"
+    request = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+    await flood_and_ask(port, "/metrics", request, "127.9.0.{}", ["127.0.0.1", "127.8.0.1", "127.9.0.1"])
     nursery.cancel_scope.cancel()

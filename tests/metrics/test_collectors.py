@@ -3,9 +3,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from pidone.metrics import network, process
-from pidone.metrics.exposition import Family
+from pidone.metrics.exposition import Family, render
 
 NET = {
     "dev": """\
@@ -72,6 +73,30 @@ def test_traffic_of_every_device_is_read_from_its_columns(net: Path) -> None:
     assert read["pidone_network_transmit_errs_total{eth0}"] == 11
     assert read["pidone_network_transmit_drop_total{eth0}"] == 12
     assert read["pidone_network_transmit_bytes_total{lo}"] == 1000
+
+
+def test_devices_whose_names_are_odd_are_several(net: Path) -> None:
+    names = [
+        "caf\N{LATIN SMALL LETTER E WITH ACUTE}",
+        "a\N{LINE SEPARATOR}b",
+        "\N{EM SPACE}a",
+        'q"\\',
+        "a\x1cb",
+        "\x85",
+    ]
+    lines = [f"{name}: {number} {'0 ' * 15}".encode() for number, name in enumerate(names)]
+    odd = [b"\xff: 7" + b" 0" * 15, b"\xfe: 8" + b" 0" * 15]
+    (net / "dev").write_bytes(b"\n".join([b"head", b"head", *lines, *odd, b""]))
+    families = list(network.collect())
+    page = render(families).decode()
+    (family,) = [
+        family
+        for family in text_string_to_metric_families(page)
+        if family.name == "pidone_network_receive_bytes"
+    ]
+    assert [(sample.labels["device"], sample.value) for sample in family.samples] == [
+        *zip(names, range(6), strict=True), ("\\xff", 7), ("\\xfe", 8),
+    ]  # fmt: skip
 
 
 def test_sockets_of_both_families_are_counted_by_state(net: Path) -> None:

@@ -19,7 +19,8 @@ from pidone import protocol
 from pidone.http.admission import Assign
 from pidone.http.message import Held, Request, Response, text_response
 from pidone.http.server import wait_for_answer
-from pidone.metrics.exposition import CONTENT_TYPE, Family, counter_by, render
+from pidone.metrics import page
+from pidone.metrics.exposition import Family, counter_by
 from pidone.pacing import RateLimit
 from pidone.plan.report import MAX_ERROR_WIDTH
 from pidone_controller.kubernetes.tokens import MayRead, Review, Tokens
@@ -128,7 +129,7 @@ class Repo:
                 trouble = self._alive()
                 return text_response(500, trouble) if trouble else text_response(200, "ok")
             case "/metrics":
-                return Response(200, {"content-type": CONTENT_TYPE}, render(self.families()))
+                return page.answer(request, self.families())
         # Before the pods are listed every address is unknown: 503 instead of 404.
         if not self.plans.ready:
             return _not_ready()
