@@ -52,6 +52,9 @@ class Setting:
     programs: str = PROGRAMS  # the folder with the programs that a plan may run; "/" is all
     maintenance: Maintenance = field(default_factory=Maintenance)  # its changes wake ``Context.changed``
     action: "Callable[[str], Action | None]" = _no_action  # of a task, by its name
+    kept: dict[str, object] = field(
+        default_factory=dict
+    )  # what actions share, and keep when the plan changes
 
 
 class Context(Protocol):

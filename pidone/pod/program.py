@@ -59,6 +59,7 @@ class PodProgram:
         self.reaper = Reaper()
         self.counters = Counters()
         self.settings = settings
+        self._kept: dict[str, object] = {}  # by actions
         self.maintenance = Maintenance(local=settings.maintenance, changed=self._maintenance_changed)
         self.changed: Callable[[], None] = lambda: None
         self.report_end: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
@@ -235,6 +236,7 @@ class PodProgram:
             action=self._action,
             programs=self.settings.programs,
             maintenance=self.maintenance,
+            kept=self._kept,
         )
 
     def _maintenance_changed(self) -> None:
