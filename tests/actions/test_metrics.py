@@ -52,6 +52,7 @@ FAMILIES = {
     "pidone_network_receive_drop_total",
     "pidone_network_transmit_drop_total",
     "pidone_tcp_connections",
+    "pidone_tcp_connections_omitted",
     "pidone_tcp_retransmitted_segments_total",
     "pidone_tcp_listen_overflows_total",
     "pidone_task_info",

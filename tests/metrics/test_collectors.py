@@ -1,11 +1,14 @@
+import errno
 import os
+import socket
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pidone.metrics import network, process
+from pidone.metrics import connections, network, process, sock_diag
 from pidone.metrics.exposition import Family, render
 
 NET = {
@@ -42,17 +45,24 @@ IpExt: 0
 
 
 @pytest.fixture
-def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def net(tmp_path: Path) -> Path:
     """A folder in place of /proc/net."""
     for name, text in NET.items():
         (tmp_path / name).write_text(text)
-    read = network._read
-
-    def redirected(path: str, *, missing: str | None = None) -> str:
-        return read(path.replace("/proc/net", str(tmp_path)), missing=missing)
-
-    monkeypatch.setattr(network, "_read", redirected)
     return tmp_path
+
+
+def families_of(pieces: Iterable[Family | None]) -> list[Family]:
+    return [family for family in pieces if family is not None]
+
+
+def refuse(*_: object) -> Iterator[bytes]:
+    raise PermissionError(errno.EPERM, "a filter of system calls")
+
+
+@pytest.fixture
+def no_netlink(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sock_diag, "pieces", refuse)
 
 
 def values(families: list[Family]) -> dict[str, float]:
@@ -65,7 +75,7 @@ def values(families: list[Family]) -> dict[str, float]:
 
 
 def test_traffic_of_every_device_is_read_from_its_columns(net: Path) -> None:
-    read = values(list(network.collect()))
+    read = values(families_of(network.collect(str(net))))
     assert read["pidone_network_receive_bytes_total{eth0}"] == 123456789012  # no blank behind the colon
     assert read["pidone_network_receive_errs_total{eth0}"] == 3
     assert read["pidone_network_receive_drop_total{eth0}"] == 4
@@ -87,7 +97,7 @@ def test_devices_whose_names_are_odd_are_several(net: Path) -> None:
     lines = [f"{name}: {number} {'0 ' * 15}".encode() for number, name in enumerate(names)]
     odd = [b"\xff: 7" + b" 0" * 15, b"\xfe: 8" + b" 0" * 15]
     (net / "dev").write_bytes(b"\n".join([b"head", b"head", *lines, *odd, b""]))
-    families = list(network.collect())
+    families = families_of(network.collect(str(net)))
     page = render(families).decode()
     (family,) = [
         family
@@ -99,30 +109,79 @@ def test_devices_whose_names_are_odd_are_several(net: Path) -> None:
     ]  # fmt: skip
 
 
-def test_sockets_of_both_families_are_counted_by_state(net: Path) -> None:
-    read = values(list(network.collect()))
-    counts = {name: value for name, value in read.items() if name.startswith("pidone_tcp_connections")}
-    assert counts == {
-        "pidone_tcp_connections{listen}": 2,
-        "pidone_tcp_connections{established}": 2,
-        "pidone_tcp_connections{other}": 1,  # a state that a later kernel has
+def connections_of(folder: Path | str) -> dict[str, float]:
+    read = values(families_of(connections.collect(str(folder))))
+    return {name.removeprefix("pidone_tcp_connections"): value for name, value in read.items()}
+
+
+@pytest.mark.usefixtures("no_netlink")
+def test_without_netlink_sockets_of_both_families_are_counted_by_line(net: Path) -> None:
+    assert connections_of(net) == {
+        "{listen}": 2,
+        "{established}": 2,
+        "{other}": 1,  # a state that a later kernel has
+        "_omitted{}": 0,
     }
 
 
+@pytest.mark.usefixtures("no_netlink")
+def test_lines_above_the_limit_are_omitted(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = NET["tcp"].splitlines()[2] + "\n"
+    (net / "tcp").write_text(NET["tcp"] + line * 20_000)
+    (net / "sockstat").write_text("sockets: used 9\nTCP: inuse 20000 orphan 0 tw 4 alloc 9 mem 9\n")
+    (net / "sockstat6").write_text("TCP6: inuse 1\n")
+    monkeypatch.setattr(connections, "_LINES", 1000)
+    read = connections_of(net)
+    counted = sum(value for state, value in read.items() if state != "_omitted{}")
+    assert connections.MAX_SOCKETS <= counted < connections.MAX_SOCKETS + 1000
+    assert read["_omitted{}"] == 20_005 - counted
+
+
+def test_sockets_that_wait_are_not_looked_at(net: Path) -> None:
+    (net / "sockstat").write_text("TCP: inuse 3 orphan 0 tw 24000 alloc 9 mem 9\n")
+    read = connections_of(net)
+    assert 0 < read["{time_wait}"] <= 24_000  # those that are closed, and in FIN_WAIT2, are among the 24,000
+    assert read["_omitted{}"] == 0
+
+
+def test_sockets_above_the_limit_are_omitted(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (net / "sockstat").write_text("TCP: inuse 1000000 orphan 0 tw 0 alloc 9 mem 9\n")
+    monkeypatch.setattr(connections, "MAX_SOCKETS", 1)
+    with socket.create_server(("127.0.0.1", 0)):
+        read = connections_of(net)
+    assert read["_omitted{}"] >= 900_000
+
+
+async def test_netlink_and_lines_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a namespace whose sockets are our own, or nearly: other tests run beside this one."""
+    with socket.create_server(("127.0.0.1", 0), backlog=300) as server:
+        clients = [socket.create_connection(server.getsockname()) for _ in range(300)]
+        accepted = [server.accept()[0] for _ in clients]
+        by_netlink = connections_of("/proc/net")
+        with monkeypatch.context() as patch:
+            patch.setattr(sock_diag, "pieces", refuse)
+            by_line = connections_of("/proc/net")
+        for each in clients + accepted:
+            each.close()
+    assert min(by_netlink["{established}"], by_line["{established}"]) >= 600
+    assert min(by_netlink["{listen}"], by_line["{listen}"]) >= 1
+
+
 def test_counters_are_found_by_the_names_above_them(net: Path) -> None:
-    read = values(list(network.collect()))
+    read = values(families_of(network.collect(str(net))))
     assert read["pidone_tcp_retransmitted_segments_total{}"] == 77
     assert read["pidone_tcp_listen_overflows_total{}"] == 5
 
 
+@pytest.mark.usefixtures("no_netlink")
 def test_without_ipv6_the_rest_is_read(net: Path) -> None:
     (net / "tcp6").unlink()
-    assert values(list(network.collect()))["pidone_tcp_connections{listen}"] == 1
+    assert values(families_of(network.collect(str(net))))["pidone_tcp_connections{listen}"] == 1
 
 
 def test_a_counter_that_the_kernel_does_not_have_is_missing_and_not_zero(net: Path) -> None:
     (net / "netstat").write_text("")
-    read = values(list(network.collect()))
+    read = values(families_of(network.collect(str(net))))
     assert "pidone_tcp_listen_overflows_total{}" not in read
     assert "pidone_tcp_retransmitted_segments_total{}" in read
 
