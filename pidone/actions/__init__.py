@@ -149,6 +149,17 @@ class Successor(Protocol):
         """Take over what ``previous`` holds. Its run has ended; it will not be undone or used again."""
 
 
+@runtime_checkable
+class Preparable(Protocol):
+    """An action that can do before its first run what that would wait for, such as a login. Optional."""
+
+    async def prepare(self) -> None:
+        """Do it. Called once, when the task is planned: its ``needs`` may not hold, and its run may begin meanwhile.
+
+        It has no effect outside of this process that would have to be undone. Its errors are for the first run to tell.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Shown:
     """What a registry shows of an instance of this pod."""

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
 
@@ -11,7 +12,7 @@ from pidone.actions import Context, Setting, Shown
 from pidone.actions.probe import UNHEALTHY
 from pidone.errors import PidoneError, RegistryRefused, TaskFailed, describe
 from pidone.pacing import RateLimit
-from pidone.registries import Registry, Status
+from pidone.registries import Preparable, Registry, Status
 
 ERRORS_BURST, ERRORS_SECONDS = 3, 300.0  # lines of the journal at once, and seconds until one more
 # The part of the interval by which a renewal may be early. None is late, because leases depend on it.
@@ -69,7 +70,7 @@ class _HeartbeatRequest:
 
 
 class Target:
-    """Sends all calls of one instance, one after the other: in ``run``, and then in ``deregister``.
+    """Sends all calls of one instance, one after the other: in ``prepare``, in ``run``, and then in ``deregister``.
 
     Calls are not parallel, because a registration that arrives after the deregistration would register the instance
     again. For the same reason a registration in flight is not cancelled at once. A heartbeat is.
@@ -115,6 +116,18 @@ class Target:
         self._errors = RateLimit(ERRORS_BURST, ERRORS_SECONDS)
         self._request: _HeartbeatRequest | None = None
         self._waiting = trio.CancelScope()
+        self._turn = trio.Lock()  # of the call in flight
+
+    async def prepare(self) -> None:
+        """Let the registry do what the first registration would wait for; at most for an interval of heartbeats.
+
+        The first registration reports what fails.
+        """
+        if isinstance(self.registry, Preparable):
+            async with self._turn:
+                if not self._sent:
+                    with suppress(PidoneError), trio.move_on_after(self.registry.interval):
+                        await self.registry.prepare()
 
     async def run(self, context: Context, changed: Callable[[], None]) -> None:
         """Keep the instance registered. ``changed`` is called when ``registered``, ``lost`` or ``error`` change."""
@@ -129,7 +142,8 @@ class Target:
                 change_at = self._change_at(status, now)
                 beat = status is not None and (self._request is not None or self._renewal_is_due(context))
                 if change_at <= now or (beat and (now >= self._retry_at or not self._away)):
-                    await self._call(context, status, beat=beat)
+                    async with self._turn:
+                        await self._call(context, status, beat=beat)
                 else:
                     if status is None:
                         self._answer(_NOT_REGISTERED)
@@ -190,7 +204,8 @@ class Target:
         """Deregister the instance, if the registry may have it. ``run`` has ended."""
         if not self._sent:
             return
-        await self._deregister(context)
+        async with self._turn:
+            await self._deregister(context)
         self._begun, self._health = False, None
 
     async def _deregister(self, context: Context) -> None:

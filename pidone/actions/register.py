@@ -48,6 +48,11 @@ class Register:
             for target in self.targets:
                 target.label = target.title
 
+    async def prepare(self) -> None:
+        async with trio.open_nursery() as nursery:
+            for target in self.targets:
+                nursery.start_soon(target.prepare)
+
     async def run(self, context: Context) -> None:
         self._failed.clear()
         async with trio.open_nursery() as nursery:

@@ -12,7 +12,7 @@ from random import Random
 import trio
 
 from pidone import actions
-from pidone.actions import Action, Setting, Successor
+from pidone.actions import Action, Preparable, Setting, Successor
 from pidone.engine.core import (
     Cancel,
     Command,
@@ -138,15 +138,30 @@ class Engine:
         actions.check_states(plan.tasks)
         setting = setting or self._setting
         build = self._build or actions.build
-        self._actions |= {
-            task.digest: build(task, setting) for task in plan.tasks if task.digest not in self._actions
-        }
+        built = {task.digest: build(task, setting) for task in plan.tasks if task.digest not in self._actions}
+        self._actions |= built
         self._setting = setting
         self._handle(PlanChanged(plan.tasks, self._heirs(plan)))
+        if not self._core.ending:
+            self._prepare(built.values())
         in_use = {task.digest for task in plan.tasks} | {state.task.digest for state in self.tasks}
         self._actions = {digest: action for digest, action in self._actions.items() if digest in in_use}
         names = {task.name for task in plan.tasks}
         self._rates = {name: rate for name, rate in self._rates.items() if name in names}
+
+    def _prepare(self, built: Iterable[Action]) -> None:
+        """Let new actions do before their first runs what these would wait for."""
+
+        async def prepare(action: Preparable) -> None:
+            try:
+                await action.prepare()
+            except Exception as error:  # noqa: BLE001 - as in ``_run``
+                self._journal.write("prepare-failed", error=self._describe(error))
+
+        for action in built:
+            if isinstance(action, Preparable):
+                assert self._nursery is not None
+                self._nursery.start_soon(prepare, action)
 
     def _heirs(self, plan: Plan) -> dict[str, str]:
         """Return the heirs by the name of the leaving task: the tasks that take over what it holds outside the pod.

@@ -125,6 +125,14 @@ class Connected(Protocol):
         """
 
 
+@runtime_checkable
+class Preparable(Protocol):
+    """A registry that can do before the first registration what that would wait for, such as a login."""
+
+    async def prepare(self) -> None:
+        """Do it. It changes nothing in the registry, and may be cancelled at any time."""
+
+
 @cache
 def names() -> frozenset[str]:
     """Return the names of the registries of this program."""

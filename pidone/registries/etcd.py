@@ -135,6 +135,11 @@ class Etcd(Served):
     def lease(self) -> float:
         return float(self._instance.ttl)
 
+    async def prepare(self) -> None:
+        """Authenticate: etcd hashes the password with bcrypt, which is slow on purpose."""
+        if self._credentials is not None and not self._token:
+            await self._authenticate(trio.current_time() + self.lease)
+
     async def register(self, status: Status) -> str:
         """Put the key if the status is UP, else delete it; the lease is there in both cases."""
         until = trio.current_time() + self.lease

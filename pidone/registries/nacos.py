@@ -15,6 +15,7 @@ Rules that are not obvious, all observed on servers (2.3.2 and 3.1.0), with the 
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from math import inf
 from typing import Any, TypeVar
 
@@ -109,6 +110,10 @@ class Nacos(Served):
     def lease(self) -> float:
         return self._lease
 
+    async def prepare(self) -> None:
+        """Find out the server's API, and log in: the server needs 60 to 130 ms to compare a password, by bcrypt."""
+        await self._ask(partial(self._instance.listing, cluster=protocol.UNUSED_CLUSTER), protocol.hosts)
+
     async def register(self, status: Status) -> str:
         if status is Status.DOWN or self._broken:
             await self._leave()
@@ -159,6 +164,10 @@ class Nacos(Served):
         self._servers.go_on_as(previous._servers)
         self._accepted, self._present = previous._accepted, previous._present
         self._unanswered, self._broken = previous._unanswered, previous._broken
+        # how a token is sent depends on the URL
+        if (self._credentials, self._servers.current) == (previous._credentials, previous._servers.current):
+            self._servers.headers = previous._servers.headers
+            self._refresh_at, self._valid_until = previous._refresh_at, previous._valid_until
         if self._pinned is None:
             self._apis.update(previous._apis)
 

@@ -47,8 +47,13 @@ class FakeRegistry:
         self.known = False
         self.shown: str | None = None  # the status of an operator's override
         self.overlapped = False
+        self.prepares = False  # it has something to do before the first registration
         self._busy = False
         self._called = called
+
+    async def prepare(self) -> None:
+        if self.prepares:
+            await self._call("prepare")
 
     async def register(self, status: Status) -> str:
         await self._call("register", str(status))
@@ -428,8 +433,39 @@ def test_the_pod_refuses_what_it_does_not_know(config: Any) -> None:
         register.build(Fields({"eureka": EUREKA, **config}, "register"), setting)
 
 
+async def test_a_registry_is_prepared_before_the_first_registration(
+    bench: Bench, autojump_clock: MockClock
+) -> None:
+    bench.registry.prepares = True
+    bench.registry.trouble["prepare"] = RegistryRefused("a wrong password")
+    bench.ready.say("unhealthy")
+    bench.apply()
+    await trio.sleep(60)
+    assert bench.registry.calls == ["prepare"]
+    assert not bench.said("a wrong password")  # the registration says it
+    bench.ready.say("healthy")
+    await bench.when(lambda: bench.state("web") == "registered")
+    bench.engine.apply(decode_plan([{"name": "web", "register": {"fake": {}}}], actions.names()))
+    await trio.sleep(60)
+    assert bench.registry.calls.count("prepare") == 1  # what is taken over needs no preparation
+
+
+async def test_a_registry_that_does_not_answer_its_preparation_holds_up_the_first_registration_for_an_interval(
+    bench: Bench, autojump_clock: MockClock
+) -> None:
+    bench.registry.prepares = True
+    bench.registry.takes = 1000
+    bench.apply()
+    await wait_all_tasks_blocked()
+    bench.registry.takes = 0
+    await bench.when(lambda: bench.state("web") == "registered")
+    assert bench.registry.times[:2] == [0, bench.registry.interval]
+    assert not bench.registry.overlapped
+
+
 async def test_calls_never_overlap_whatever_comes_together(bench: Bench, autojump_clock: MockClock) -> None:
     bench.registry.takes = 3
+    bench.registry.prepares = True
     bench.apply(period=5)
     random = Random(7)
     for _ in range(200):

@@ -46,6 +46,18 @@ class Fake:
             await self._undo(context)
 
 
+class Prepared(Fake):
+    """A fake whose preparation is another function."""
+
+    def __init__(self, fake: Fake, preparation: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(fake.name, fake.body, fake.log, fake._undo)
+        self._preparation = preparation
+
+    async def prepare(self) -> None:
+        self.log.append(f"prepare {self.name}")
+        await self._preparation()
+
+
 class Bench:
     """An engine whose actions are what the test says."""
 
@@ -53,6 +65,7 @@ class Bench:
         self.log: list[str] = []
         self.bodies: dict[str, Body] = {}
         self.undos: dict[str, Body] = {}
+        self.preparations: dict[str, Callable[[], Awaitable[None]]] = {}
         self.journal = Journal(echo=lambda line: None)
         self.changes = 0
         setting = Setting(Pod("p", "n", "u", "127.0.0.1"), None, Reaper(), Counters(), lambda: ())
@@ -65,7 +78,9 @@ class Bench:
     def _build(self, task: Task, setting: Setting) -> Fake:
         if task.config.get("unbuildable"):
             raise Refused(f'task "{task.name}": cannot be built')
-        return Fake(task.name, self.bodies.get(task.name, sleep), self.log, self.undos.get(task.name))
+        fake = Fake(task.name, self.bodies.get(task.name, sleep), self.log, self.undos.get(task.name))
+        preparation = self.preparations.get(task.name)
+        return fake if preparation is None else Prepared(fake, preparation)
 
     def state(self, name: str) -> Any:
         return next(state for state in self.engine.tasks if state.task.name == name)
@@ -124,6 +139,32 @@ async def test_a_task_that_raises_hangs_or_floods_does_not_touch_the_others(
     assert bench.state("fail").error == "ZeroDivisionError: a bug"
     assert bench.state("hang").state == "healthy"
     assert any("a bug" in line for line in bench.journal.lines)
+    nursery.cancel_scope.cancel()
+
+
+async def test_an_action_is_prepared_once_before_its_needs_hold(
+    bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async def fail() -> None:
+        raise ZeroDivisionError("a bug")
+
+    async def slow(context: Context) -> None:
+        await trio.sleep(10)
+        context.report("healthy")
+        await trio.sleep_forever()
+
+    bench.bodies = {"ready": slow}
+    bench.preparations = {"web": trio.lowlevel.checkpoint, "bug": fail, "hang": trio.sleep_forever}
+    tasks: list[dict[str, Any]] = [{"name": "ready"}]
+    tasks += ({"name": name, "needs": ["ready.healthy"]} for name in bench.preparations)
+    await nursery.start(bench.engine.run)
+    bench.engine.apply(plan(*tasks))
+    await trio.sleep(5)
+    assert sorted(bench.log) == ["prepare bug", "prepare hang", "prepare web", "run ready"]
+    assert any("event=prepare-failed" in line and "a bug" in line for line in bench.journal.lines)
+    bench.engine.apply(plan(*tasks, {"name": "new"}))
+    await trio.sleep(10)
+    assert sorted(bench.log[4:]) == ["run bug", "run hang", "run new", "run web"]
     nursery.cancel_scope.cancel()
 
 

@@ -439,6 +439,18 @@ async def test_a_dead_lease_costs_the_token(network: Network) -> None:
     assert registry._token == {}
 
 
+async def test_it_authenticates_before_the_first_registration(network: Network) -> None:
+    network.foreign["a", "/v3/auth/authenticate"] = right(token="abc.7")
+    registry = make(URL, user="pods", password="s3cret")
+    await registry.prepare()
+    assert network.paths() == ["auth/authenticate"]
+    await registry.register(Status.UP)
+    assert network.paths()[1:] == ["lease/grant", "kv/put"]
+    assert network.tokens[-1] == "abc.7"
+    await make(URL).prepare()
+    assert network.paths().count("auth/authenticate") == 1
+
+
 async def test_a_token_that_is_refused_twice_is_an_error(network: Network) -> None:
     network.foreign["a", "/v3/kv/put"] = wrong(401, 16, "etcdserver: invalid auth token")
     network.foreign["a", "/v3/auth/authenticate"] = right(token="abc.7")

@@ -285,6 +285,31 @@ async def test_a_token_is_renewed_before_it_ends_and_once_after_a_403(
     await registry.deregister()
 
 
+async def test_it_logs_in_before_the_first_registration(guarded: RealNacos) -> None:
+    registry = make(guarded.url, next(_names), username=USER, password=USER_PASSWORD)
+    exchange, calls = registry._exchange, list[tuple[str, str, int]]()
+
+    async def watched(server: str, call: Any, until: float, patience: float = 8.0) -> Response:
+        answer = await exchange(server, call, until, patience)
+        calls.append((call.method, call.path.rpartition("/")[2], answer.status))
+        return answer
+
+    registry._exchange = watched  # type: ignore[method-assign]
+    await registry.prepare()
+    assert calls[-2:] == [("POST", "login", 200), ("GET", "list", 200)]
+    assert {method for method, _, _ in calls[:-2]} == {"GET"}  # nothing is registered
+    calls.clear()
+    assert await registry.register(Status.UP) == "UP"
+    assert calls == [("POST", "instance", 200), ("GET", "list", 200)]
+    successor = make(guarded.url, registry._instance.service, username=USER, password=USER_PASSWORD)
+    successor.take_over(registry)
+    successor._exchange = watched  # type: ignore[method-assign]
+    calls.clear()
+    assert await successor.heartbeat()
+    assert len(calls) == 1  # with the token of its predecessor
+    await successor.deregister()
+
+
 async def test_a_wrong_password_is_a_mistake_of_people(guarded: RealNacos) -> None:
     credentials: list[dict[str, Any]] = [
         {"username": USER, "password": "wrong"},
