@@ -25,6 +25,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import trio
 
+from pidone.containers import Containers
 from pidone.counters import Counters, TaskView
 from pidone.errors import Refused
 from pidone.maintenance import Maintenance
@@ -51,6 +52,7 @@ class Setting:
     tasks: Callable[[], Iterable[TaskView]]
     programs: str = PROGRAMS  # the folder with the programs that a plan may run; "/" is all
     maintenance: Maintenance = field(default_factory=Maintenance)  # its changes wake ``Context.changed``
+    containers: Containers = field(default_factory=Containers)  # its changes wake ``Context.changed``
     action: "Callable[[str], Action | None]" = _no_action  # of a task, by its name
     kept: dict[str, object] = field(
         default_factory=dict

@@ -1,8 +1,11 @@
 """``metrics``: serves the pod's metrics to Prometheus, on a port of the pod."""
 
+from errno import EADDRINUSE
+
 import trio
 
 from pidone.actions import Context, Setting, task_families
+from pidone.containers import Containers
 from pidone.errors import Refused, TaskFailed
 from pidone.http.connect import encoded
 from pidone.http.message import Request, Response, text_response
@@ -15,6 +18,7 @@ from pidone.plan.fields import Fields
 
 STATES = ("listening",)
 (LISTENING,) = STATES
+POD, LOOPBACK = "pod", "loopback"  # the values of ``address``
 PORT = 19100  # not 9100 (node-exporter with hostNetwork) and not 9464 (OpenTelemetry)
 
 COLLECTORS = ("process", "network", "tasks")  # by default
@@ -24,23 +28,26 @@ _SAMPLER = "sampler"  # in ``Setting.kept``
 class Metrics:
     """Serves ``/metrics``: a page of these collectors."""
 
-    def __init__(self, port: int, source: str | None, sampler: Sampler, collectors: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        port: int,
+        source: str | None,
+        sampler: Sampler,
+        collectors: tuple[str, ...],
+        containers: Containers | None = None,
+    ) -> None:
         self._port = port
-        self._source = source
+        self._source = source  # the address to listen on; None: all
         self._sampler = sampler
         self._collectors = collectors
+        self._containers = containers or Containers()
         self._answered = trio.Event()  # with a page, since the last ``forget``
 
     async def run(self, context: Context) -> None:
         """Listen until cancelled. Raises ``TaskFailed`` if the port is in use: the application has priority."""
-        try:
-            listeners = await trio.open_tcp_listeners(
-                self._port, host=encoded(self._source) if self._source else None
-            )
-        except OSError as error:
-            address = authority(self._source or "*", self._port)
-            raise TaskFailed(f"cannot listen on {address}: {error.strerror or error}") from error
-        context.report(LISTENING)
+        await self._wait_for_containers(context)
+        listeners = await self._listen()
+        context.report(LISTENING, "")
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._forget)
@@ -53,6 +60,30 @@ class Metrics:
                 )
         finally:
             context.report("")
+
+    async def _wait_for_containers(self, context: Context) -> None:
+        """Wait until all containers have been started, so that none of them finds its port taken.
+
+        Without a repo, or with an older one, they are unknown, and nothing is waited for.
+        """
+        while unstarted := self._containers.unstarted:
+            context.explain(
+                f"listens when all containers have been started; waits for {', '.join(unstarted)}"
+            )
+            await context.changed()
+
+    async def _listen(self) -> list[trio.SocketListener]:
+        try:
+            return await trio.open_tcp_listeners(
+                self._port, host=encoded(self._source) if self._source else None
+            )
+        except OSError as error:
+            reason = (
+                f"cannot listen on {authority(self._source or '*', self._port)}: {error.strerror or error}"
+            )
+            if error.errno == EADDRINUSE:
+                reason += "; a container of the pod uses this port: give metrics.port another one"
+            raise TaskFailed(reason) from error
 
     async def undo(self, context: Context) -> None:
         """Do nothing: the end of the run has closed the port."""
@@ -93,6 +124,7 @@ def sampler(setting: Setting) -> Sampler:
 
 def build(fields: Fields, setting: Setting) -> Metrics:
     port = fields.integer("port", PORT, least=1, most=65535)
+    address = fields.text("address", POD)
     names = fields.texts("collectors") or COLLECTORS
     fields.done()
     known = sampler(setting).names
@@ -101,4 +133,7 @@ def build(fields: Fields, setting: Setting) -> Metrics:
         raise Refused(
             f"{fields.path}.collectors: expected some of {', '.join(known)}, not {', '.join(unknown)}"
         )
-    return Metrics(port, setting.source, sampler(setting), names)
+    if address not in {POD, LOOPBACK}:
+        raise Refused(f'{fields.path}.address: expected {POD} or {LOOPBACK}, not "{address}"')
+    source = setting.source if address == POD else "127.0.0.1"
+    return Metrics(port, source, sampler(setting), names, setting.containers)

@@ -14,6 +14,7 @@ from pidone.language.schemas import mismatch_of
 Container = Mapping[str, Any]
 _HANDLERS = ("httpGet", "tcpSocket", "grpc")
 _INT32 = 1 << 31
+_OWN_VARIABLES = "PIDONE_"  # the beginning of the names of pidone's own settings
 
 
 def containers(pod: Mapping[str, Any], named: str = "") -> list[Container]:
@@ -71,6 +72,21 @@ def own_ports(pod: Mapping[str, Any]) -> list[int]:
     """Return the numbers of all ports that the containers declare, in ascending order."""
     ports = (port.get("containerPort") for item in containers(pod) for port in objects(item.get("ports")))
     return sorted({port for port in ports if isinstance(port, int)})
+
+
+def container_at(pod: Mapping[str, Any], number: int) -> str | None:
+    """Return the name of a container that declares this TCP port; None if there is none.
+
+    A container with a variable ``PIDONE_...`` is pidone itself, as a sidecar or as its entry point: it may declare the
+    port of its metrics.
+    """
+    for item in containers(pod):
+        if any(str(entry.get("name")).startswith(_OWN_VARIABLES) for entry in objects(item.get("env"))):
+            continue
+        for port in objects(item.get("ports")):
+            if port.get("containerPort") == number and port.get("protocol", "TCP") == "TCP":
+                return str(item.get("name"))
+    return None
 
 
 def port_number(pod: Mapping[str, Any], name: str, container: str = "") -> int:

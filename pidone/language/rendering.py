@@ -6,11 +6,11 @@ from typing import Any
 
 from pidone.errors import LanguageError
 from pidone.language import duration
-from pidone.language.containers import own_ports, port_number, probe_of, without_zeros
+from pidone.language.containers import container_at, own_ports, port_number, probe_of, without_zeros
 from pidone.language.findings import shown, suggestion
 from pidone.language.model import TaskSet
 from pidone.language.params import value_of
-from pidone.language.pods import place, pod_facts, pod_field
+from pidone.language.pods import place, pod_facts, pod_field, shown_pod
 from pidone.language.pruning import pruned
 from pidone.language.schemas import MISSING, Action, Shape, action_of, task_shape
 from pidone.language.secrets import NO_SECRETS, SecretError, Secrets, Unknown
@@ -106,6 +106,10 @@ def _task(
         rendered = _object(given, task_shape(), setting, "")
         if action.name == "probe":
             _number_ports(rendered["probe"], given["probe"].get("container", ""), setting.pod)
+        if action.listens:
+            _check_port(
+                rendered[action.name].get(action.listens), f"{action.name}.{action.listens}", setting.pod
+            )
     except LanguageError as error:
         if values:
             wrong = f'task "{task["name"]}": {Mask(values_of([{**task, SECRETS: {"values": values}}]))(str(error))}'
@@ -179,6 +183,15 @@ def _number_ports(probe: dict[str, Any], container: str, pod: Mapping[str, Any])
                 probe[handler]["port"] = port_number(pod, port, container)
             except LanguageError as error:
                 raise LanguageError(f"probe.{handler}.port: {error}") from error
+
+
+def _check_port(port: Any, field: str, pod: Mapping[str, Any]) -> None:
+    """Raise ``LanguageError`` if process 1 would take the port of a container."""
+    container = container_at(pod, port)
+    if container is not None:
+        raise LanguageError(
+            f'{field}: container "{container}" of {shown_pod(pod)} declares port {port}; give {field} another one'
+        )
 
 
 @dataclass(slots=True)

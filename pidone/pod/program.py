@@ -13,6 +13,7 @@ import trio
 
 from pidone import actions
 from pidone.actions import Action, Setting
+from pidone.containers import Containers
 from pidone.counters import Counters
 from pidone.engine.runner import Build, Engine
 from pidone.errors import Refused
@@ -61,6 +62,7 @@ class PodProgram:
         self.settings = settings
         self._kept: dict[str, object] = {}  # by actions
         self.maintenance = Maintenance(local=settings.maintenance, changed=self._maintenance_changed)
+        self.containers = Containers(changed=self._containers_changed)
         self.changed: Callable[[], None] = lambda: None
         self.report_end: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
         self.engine = Engine(
@@ -126,6 +128,7 @@ class PodProgram:
             return
         else:
             self.engine.apply(bundle.plan, setting=self._setting(bundle.pod))
+            self.containers.set(bundle.containers)
             self.maintenance.set(ANNOTATION, on=bundle.maintenance)
             self._uid, self.had_tasks = bundle.pod.uid, self.had_tasks or bool(bundle.plan.tasks)
             self._follow_application(bundle)
@@ -237,11 +240,15 @@ class PodProgram:
             programs=self.settings.programs,
             maintenance=self.maintenance,
             kept=self._kept,
+            containers=self.containers,
         )
 
     def _maintenance_changed(self) -> None:
         by = ", ".join(self.maintenance.by)
         self.journal.write("maintenance", on=self.maintenance.on, by=by or None)  # the line causes a report
+        self.engine.wake_tasks()
+
+    def _containers_changed(self) -> None:
         self.engine.wake_tasks()
 
     def _action(self, task: str) -> Action | None:

@@ -1,5 +1,6 @@
 import shutil
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -10,10 +11,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pidone.actions import Action, Setting, register
 from pidone.actions.metrics import Metrics, build
+from pidone.containers import Containers
 from pidone.counters import Counters
 from pidone.engine.core import Stage, TaskState
 from pidone.engine.runner import Engine
-from pidone.errors import Refused, TaskFailed
+from pidone.errors import Refused, TaskFailed, TransferError
 from pidone.http.client import request
 from pidone.http.message import Response
 from pidone.journal import Journal
@@ -22,7 +24,7 @@ from pidone.metrics.sampler import Sampler
 from pidone.pid1.reaper import Reaper
 from pidone.plan.fields import Fields
 from pidone.plan.format import decode_plan
-from pidone.plan.model import Pod, Task
+from pidone.plan.model import Container, Pod, Task
 from tests.actions.watcher import Watcher
 from tests.http.serving import flood_and_ask
 from tests.patience import PATIENCE_SECONDS
@@ -206,6 +208,7 @@ async def test_only_the_collectors_asked_for_are_there() -> None:
         ({"collectors": ["cgroup"]}, "collectors: expected some of process, network, tasks, not cgroup"),
         ({"port": 0}, "port: expected 1 to 65535, not 0"),
         ({"path": "/"}, 'does not know "path"'),
+        ({"address": "::"}, 'metrics.address: expected pod or loopback, not "::"'),
     ],
 )
 def test_what_is_not_understood_is_refused(config: dict[str, Any], message: str) -> None:
@@ -240,12 +243,47 @@ async def test_it_listens_until_it_is_stopped(free_port: Any) -> None:
     assert watcher.states == ["listening", ""]
 
 
+async def test_it_listens_on_loopback_alone_if_the_plan_says_so(
+    nursery: trio.Nursery, free_port: Callable[[], int]
+) -> None:
+    port, watcher = free_port(), Watcher()
+    elsewhere = replace(setting(), source="127.7.0.1")
+    nursery.start_soon(
+        build(Fields({"port": port, "address": "loopback"}, "metrics"), elsewhere).run, watcher
+    )
+    assert await watcher.next_state() == "listening"
+    assert (await request("GET", f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_SECONDS)).status == 200
+    with pytest.raises(TransferError):
+        await request("GET", f"http://127.7.0.1:{port}/metrics", timeout=PATIENCE_SECONDS)
+    nursery.cancel_scope.cancel()
+
+
+async def test_it_listens_when_the_containers_have_been_started(
+    nursery: trio.Nursery, autojump_clock: Any, free_port: Callable[[], int]
+) -> None:
+    port, watcher = free_port(), Watcher()
+    containers = Containers()
+    containers.set({"init": Container("a", started=True), "app": Container("", started=False)})
+    metrics = build(Fields({"port": port}, "metrics"), replace(setting(), containers=containers))
+    nursery.start_soon(metrics.run, watcher)
+    await trio.sleep(1000)
+    assert watcher.reasons == ["listens when all containers have been started; waits for app"]
+    listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")  # the application's own
+    await listeners[0].aclose()
+    containers.set({"app": Container("b", started=True)})
+    watcher.change.set()
+    assert await watcher.next_state() == "listening"
+    nursery.cancel_scope.cancel()
+
+
 async def test_a_port_that_is_taken_fails_the_run_by_name_and_is_tried_again(
     nursery: trio.Nursery, autojump_clock: Any
 ) -> None:
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listeners[0].socket.getsockname()[1]
-    with pytest.raises(TaskFailed, match=rf"^cannot listen on 127\.0\.0\.1:{port}: Address already in use$"):
+    with pytest.raises(
+        TaskFailed, match=rf"^cannot listen on 127\.0\.0\.1:{port}: Address already in use; a container"
+    ):
         await make({"port": port}).run(Watcher())
 
     heard = trio.Event()

@@ -29,7 +29,7 @@ class Watcher:
             self._send.send_nowait(state)
 
     def explain(self, reason: str) -> None:
-        raise NotImplementedError
+        self.reasons.append(reason)
 
     async def next_state(self) -> str:
         with trio.fail_after(PATIENCE_SECONDS):

@@ -313,3 +313,31 @@ def test_a_field_that_the_pod_does_not_have_yet_is_said() -> None:
         environment(
             "{name: HOST, valueFrom: {fieldRef: {fieldPath: status.hostIP}}}", {"metadata": {"name": "x"}}
         )
+
+
+@pytest.mark.parametrize(
+    ("ports", "port"),
+    [
+        ([{"containerPort": 19100}], ""),
+        ([{"containerPort": 8080}, {"containerPort": 9200, "protocol": "TCP"}], "port: 9200"),
+    ],
+)
+def test_a_port_that_a_container_declares_is_refused_to_the_metrics(ports: Any, port: str) -> None:
+    number = ports[-1]["containerPort"]
+    message = (
+        f'task "metrics": metrics.port: container "app" of pod shop/ratings-7d9c declares port {number}; '
+        "give metrics.port another one"
+    )
+    with pytest.raises(LanguageError, match=re.escape(message)):
+        render([task_set("[]", f"[{{name: metrics, metrics: {{{port}}}}}]")], {}, changed(0, ports=ports))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"ports": [{"containerPort": 19100, "protocol": "UDP"}, {"containerPort": 19101}]},
+        {"ports": [{"containerPort": 19100}], "env": [{"name": "PIDONE_REPO", "value": "http://repo:6060"}]},
+    ],
+)
+def test_a_port_that_no_other_program_takes_is_free_for_the_metrics(fields: Any) -> None:
+    render([task_set("[]", "[{name: metrics, metrics: {}}]")], {}, changed(0, **fields))

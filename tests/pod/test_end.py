@@ -269,7 +269,8 @@ async def test_the_last_process_of_an_application_that_runs_once_begins_the_end(
     tasks = [metrics(page)]
     with pod(url, tmp_path / "log", before=WITH_A_DAEMON, PIDONE_STATUS_PORT=str(port)) as process:
         repo.put(tasks, policy="Never", started=not late)
-        await repo.report(lambda report: report["tasks"].get("metrics", {}).get("state") == "listening")
+        state = "running" if late else "listening"
+        await repo.report(lambda report: report["tasks"].get("metrics", {}).get("state") == state)
         process.make_orphans(50)
         process.end_helper()
         await until(lambda: len(psutil.Process(process.pid).children()) == 1)
@@ -309,6 +310,31 @@ async def test_containers_that_have_started_are_an_event(
         repo.put([asked("first"), asked("later")], policy="Always", started=True)
         report = await repo.report(lambda report: report["tasks"].get("later", {}).get("runs") == 1)
         assert report["tasks"]["first"]["runs"] == 1
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.pidns
+async def test_the_port_of_the_metrics_is_left_to_the_containers_until_they_have_started(
+    repo: Repo, nursery: trio.Nursery, tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    url, page = await serve_repo(repo, nursery), free_port()
+    with pod(url, tmp_path / "log"):
+        repo.put([metrics(page)], policy="Always")
+        report = await repo.report(lambda report: report["tasks"].get("metrics", {}).get("error"))
+        assert report["tasks"]["metrics"]["state"] == "running"
+        assert (
+            report["tasks"]["metrics"]["error"]
+            == "listens when all containers have been started; waits for app"
+        )
+        assert not await listening(page)
+        repo.put([metrics(page)], policy="Always", started=True)
+        report = await repo.report(lambda report: report["tasks"]["metrics"]["state"] == "listening")
+        assert report["tasks"]["metrics"]["error"] == ""
+        assert await listening(page)
+        repo.put([metrics(page)], policy="Always")  # a container is made anew
+        repo.put([metrics(page), probe(9, name="ready")], policy="Always")
+        await repo.report(lambda report: report["tasks"].get("ready", {}).get("state") == "unhealthy")
+        assert await listening(page)
     nursery.cancel_scope.cancel()
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pidone import actions
-from pidone.actions.metrics import PORT
+from pidone.actions.metrics import LOOPBACK, PORT
 from pidone.errors import PidoneError
 from pidone.language.binding import BindingError, Fault, Rules
 from pidone.language.schemas import action_of
@@ -111,9 +111,9 @@ def _checked(pod: Pod, tasks: list[dict[str, Any]]) -> Bundle:
 def encode(pod: Pod, tasks: Sequence[dict[str, Any]]) -> Bundle:
     """Return the envelope in canonical form, so that every replica serves the same ETag.
 
-    The containers are included only if they are read: by a task that groups processes by container or runs when all
-    have started, or by the engine of a pod whose containers run once. Otherwise each restart of a container, which
-    changes its ID, would send the bundle again. Raises ``PidoneError`` for a value that JSON cannot express.
+    The containers are included only if they are read: by a task with metrics, by one that runs when all have started,
+    or by the engine of a pod whose containers run once. Otherwise each restart of a container, which changes its ID,
+    would send the bundle again. Raises ``PidoneError`` for a value that JSON cannot express.
 
     The end of a pod is told over plain http too, and needs no tasks. So it comes without them if they have secrets.
     """
@@ -128,7 +128,9 @@ def encode(pod: Pod, tasks: Sequence[dict[str, Any]]) -> Bundle:
         restart_policy=pod.restart_policy,
     )
     with_containers = facts.restart_policy == "Never" or any(map(_reads_containers, tasks))
-    containers = pod.containers if tasks and with_containers else {}
+    # an inventory that was written by hand may have the containers of a running pod, and not their status
+    known = pod.template.containers or pod.phase == "Pending"
+    containers = pod.containers if tasks and with_containers and known else {}
     maintenance = pod.maintenance and bool(tasks)
     try:
         envelope = encode_bundle(
@@ -146,16 +148,24 @@ def encode(pod: Pod, tasks: Sequence[dict[str, Any]]) -> Bundle:
         phase,
         len(tasks),
         next((text for text in map(_privileged, tasks) if text), ""),
-        next((task["metrics"].get("port", PORT) for task in tasks if "metrics" in task), None),
+        next((port for port in map(_scraped_port, tasks) if port), None),
         secrets,
         kept,
     )
 
 
 def _reads_containers(task: Mapping[str, Any]) -> bool:
-    """True if a task groups processes by container, or runs when the containers have started."""
-    grouped = isinstance(task.get("metrics"), dict) and task["metrics"].get("groupBy") == "container"
-    return grouped or model.CONTAINERS_STARTED in task.get("runOn", ())
+    """True if a task reads the containers, or runs when they have started."""
+    return "metrics" in task or model.CONTAINERS_STARTED in task.get("runOn", ())
+
+
+def _scraped_port(task: Mapping[str, Any]) -> int | None:
+    """Return the port at which Prometheus reaches the metrics of a task; None if there is none."""
+    fields = task.get("metrics")
+    if not isinstance(fields, dict) or fields.get("address") == LOOPBACK:
+        return None
+    port: int = fields.get("port", PORT)
+    return port
 
 
 def _privileged(task: Mapping[str, Any]) -> str:

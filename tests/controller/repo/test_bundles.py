@@ -82,7 +82,7 @@ def test_the_containers_are_told_where_somebody_reads_them() -> None:
         "containers": [{"name": name} for name in ("app", "late", "new")],
     })  # fmt: skip
     once["status"] |= STATUS
-    probe, metrics = {"name": "a", "probe": {}}, {"name": "m", "metrics": {"groupBy": "container"}}
+    probe, metrics = {"name": "a", "probe": {}}, {"name": "m", "metrics": {}}
     body = encode(project(once), [probe]).body
     told = decode_bundle(encode(project(once), []).body, ["probe"]), json.loads(body)
     assert told[0].pod.restart_policy == told[1]["pod"]["restartPolicy"] == "Never"
@@ -103,6 +103,25 @@ def test_the_containers_are_told_where_somebody_reads_them() -> None:
     assert encode(project(always), [metrics]) != encode(project(restarted), [metrics])
     started = {"name": "s", "exec": {"command": ["/bin/true"]}, "runOn": ["pod.containersStarted"]}
     assert encode(project(always), [started]) != encode(project(restarted), [started])
+
+
+def test_the_containers_of_an_inventory_without_statuses_are_unknown() -> None:
+    metrics = {"name": "m", "metrics": {}}
+    running = manifest(spec={"containers": [{"name": "app"}]})
+    pending = manifest(spec={"containers": [{"name": "app"}]})
+    pending["status"]["phase"] = "Pending"
+    assert "containers" not in json.loads(encode(project(running), [metrics]).body)
+    assert json.loads(encode(project(pending), [metrics]).body)["containers"] == {
+        "app": {"id": "", "started": False}
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "port"),
+    [({}, 19100), ({"port": 9200}, 9200), ({"address": "pod"}, 19100), ({"address": "loopback"}, None)],
+)
+def test_the_port_that_prometheus_reaches(fields: dict[str, Any], port: int | None) -> None:
+    assert encode(pod(), [{"name": "m", "metrics": fields}]).metrics == port
 
 
 @pytest.mark.parametrize(("value", "on"), [("true", True), ("false", False), ("", False), ("yes", False)])
