@@ -471,31 +471,33 @@ class TestLayouts:
         await registry.deregister()
         assert libraries.read("skydns", domain) == []
 
-    async def test_registrator_and_go_micro_whose_libraries_are_no_modules_are_read_as_keys(
+    async def test_go_micro_is_read_by_its_plugin(
+        self, address: str, plain: Bench, libraries: Reader
+    ) -> None:
+        more: dict[str, Any] = {"layout": "go-micro", "version": "1.2", "metadata": {"zone": "a"}}
+        registry = make(plain.cluster.endpoints, plain.service, pod=_pod(address), **more)
+        await registry.register(Status.UP)
+        (found,) = libraries.read("go-micro", plain.service)
+        assert found == {
+            "address": f"[{address}]:9080" if ":" in address else f"{address}:9080",
+            "metadata": {
+                "id": f"{plain.service}-web-7d9c-9080",
+                "service": plain.service,
+                "version": "1.2",
+                "metadata.zone": "a",
+            },
+        }
+        await registry.register(Status.DOWN)
+        assert libraries.read("go-micro", plain.service) == []
+
+    async def test_registrator_which_reads_nothing_is_read_as_a_key(
         self, plain: Bench, libraries: Reader
     ) -> None:
-        """Neither can be fetched as a module. registrator reads nothing; go-micro's plugin decodes JSON."""
         registrator = make(plain.cluster.endpoints, plain.service, layout="registrator")
         await registrator.register(Status.UP)
         (found,) = libraries.read("key", f"/services/{plain.service}/")
         assert found["address"] == "10.42.0.18:9080"
         assert found["metadata"]["key"] == f"/services/{plain.service}/web-7d9c:{plain.service}:9080"
-        micro = make(plain.cluster.endpoints, plain.service, layout="go-micro", metadata={"zone": "a"})
-        await micro.register(Status.UP)
-        (found,) = libraries.read("key", f"/micro/registry/{plain.service}/")
-        assert json.loads(found["address"]) == {
-            "name": plain.service,
-            "version": "latest",
-            "metadata": {},
-            "endpoints": [],
-            "nodes": [
-                {
-                    "id": f"{plain.service}-web-7d9c-9080",
-                    "address": "10.42.0.18:9080",
-                    "metadata": {"zone": "a"},
-                }
-            ],
-        }
 
     async def test_key_and_value_of_ones_own(self, address: str, plain: Bench, libraries: Reader) -> None:
         key = f"/mine/{plain.service}/{{address}}"

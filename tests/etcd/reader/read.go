@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"sort"
@@ -14,7 +15,9 @@ import (
 	coredns "github.com/coredns/coredns/plugin/etcd"
 	"github.com/coredns/coredns/request"
 	"github.com/go-kit/kit/sd/etcdv3"
+	micro "github.com/go-micro/plugins/v4/registry/etcd"
 	"github.com/miekg/dns"
+	"go-micro.dev/v4/registry"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/naming/endpoints"
 	"go.etcd.io/etcd/client/v3/naming/resolver"
@@ -37,6 +40,7 @@ var readers = map[string]func(*reader, string) ([]instance, error){
 	"grpc":     (*reader).grpc,
 	"resolver": (*reader).resolver,
 	"go-kit":   (*reader).goKit,
+	"go-micro": (*reader).goMicro,
 	"skydns":   (*reader).skydns,
 	"key":      (*reader).keys,
 	"lease":    (*reader).leases,
@@ -170,6 +174,36 @@ func (r *reader) goKit(prefix string) ([]instance, error) {
 	var all []instance
 	for _, entry := range entries {
 		all = append(all, instance{Address: entry})
+	}
+	return sorted(all), nil
+}
+
+// goMicro reads as a go-micro client that selects a node of the service does.
+func (r *reader) goMicro(service string) ([]instance, error) {
+	var addresses []string // without the scheme, as the plugin takes them
+	for _, endpoint := range r.endpoints {
+		addresses = append(addresses, strings.TrimPrefix(endpoint, "http://"))
+	}
+	options := []registry.Option{registry.Addrs(addresses...), registry.Timeout(patience)}
+	if r.user != "" {
+		options = append(options, micro.Auth(r.user, r.password))
+	}
+	services, err := micro.NewRegistry(options...).GetService(service)
+	if errors.Is(err, registry.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var all []instance
+	for _, version := range services {
+		for _, node := range version.Nodes {
+			metadata := map[string]any{"id": node.Id, "service": version.Name, "version": version.Version}
+			for name, value := range node.Metadata {
+				metadata["metadata."+name] = value
+			}
+			all = append(all, instance{Address: node.Address, Metadata: metadata})
+		}
 	}
 	return sorted(all), nil
 }
