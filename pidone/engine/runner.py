@@ -457,6 +457,7 @@ class _TaskContext:
 
     def explain(self, reason: str) -> None:
         if self._engine._scopes.get(self.task) is self._scope:
+            reason = self._engine._journal.mask(reason)
             self._engine._handle(StateReported(self.task, self.state_of(self.task), reason))
 
     def log(self, event: str, **fields: object) -> None:

@@ -31,6 +31,9 @@ class Leak:
     async def run(self, context: Context) -> None:
         text = json.dumps(self._config)
         context.log("asked", answer=text)
+        context.report("", f"answered 500 to {text}")
+        context.explain(f"answered 503 to {text}")
+        await context.changed()
         raise TaskFailed(f"answered 401 to {text}")
 
     def shown(self) -> dict[str, Shown]:
@@ -64,6 +67,10 @@ async def test_a_failure_and_what_is_undone_tell_no_value(
     program = made(lines)
     await nursery.start(program.engine.run)
     program.apply(bundle(SECRET), trusted=True)
+    await trio.sleep(0.1)
+    assert "answered 503" in program.tasks()["hook"].error
+    assert SECRET not in program.tasks()["hook"].error
+    program.engine.wake_tasks()
     await trio.sleep(0.1)
     assert "answered 401" in program.tasks()["hook"].error
     maintenance = await answer(program, Request("GET", "/maintenance", {}, b"", "127.0.0.1"))
