@@ -62,6 +62,7 @@ async def _standalone(arguments: argparse.Namespace) -> None:
             certificate=arguments.certificate,
             key=arguments.key,
             secrets=arguments.secrets,
+            people=tuple(arguments.people),
         )
     )
 
@@ -119,6 +120,11 @@ def _parser() -> argparse.ArgumentParser:
         "--secrets", metavar="DIR", type=_folder,
         help="the folder with values of Secrets: KEY of SECRET is the file SECRET/KEY, as in a mounted volume. "
         "valueFrom: {file: PATH} reads files of this folder alone (default: none are read)",
+    )  # fmt: skip
+    command.add_argument(
+        "--people", metavar="CIDR", type=_network, action="append", default=[],
+        help="the addresses of people and of Prometheus. They may read the plans of all pods (/v1/pods) and the "
+        "list of targets (/v1/prometheus/targets), besides 127.0.0.1; may be given more than once",
     )  # fmt: skip
     command.set_defaults(command=_standalone)
     command = commands.add_parser(

@@ -4,7 +4,7 @@ GET  /v1/bundle             the bundle of the calling pod, identified by its add
 GET  /v1/doorbell           303: the pod has tasks; 200: it has none, and a byte follows when it must poll
 POST /v1/status             a pod's report
 GET  /v1/pods[/<ns>[/<name>]]  for people: expected and reported plans, and errors
-GET  /v1/prometheus/targets every pod to scrape, as Prometheus' HTTP SD expects it
+GET  /v1/prometheus/targets[/<ns>]  every pod to scrape, as Prometheus' HTTP SD expects it
 GET  /livez, /readyz, /metrics   for the kubelet and Prometheus
 """
 
@@ -221,8 +221,9 @@ class Repo:
 
 
 def _route(request: Request) -> str:
-    """Return the path of a request without the names of a pod."""
-    return inspection.PODS_PATH if request.path.startswith(f"{inspection.PODS_PATH}/") else request.path
+    """Return the path of a request without the names of a pod or its namespace."""
+    named = (inspection.PODS_PATH, inspection.TARGETS_PATH)
+    return next((path for path in named if request.path.startswith(f"{path}/")), request.path)
 
 
 def _not_ready() -> Response:

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 import trio
@@ -22,6 +23,7 @@ from pidone_controller.repo.certificates import Pair
 from pidone_controller.repo.listeners import Tls, host_port, listen, serve
 from pidone_controller.repo.plans import Plans
 from pidone_controller.repo.server import Repo
+from pidone_controller.repo.server import Settings as RepoSettings
 from pidone_controller.standalone.files import InventoryFile, TaskFiles, WatchedSecrets
 
 # Between two looks at the files. A change is read at the second look, and reaches its pods within a second.
@@ -40,6 +42,7 @@ class Settings:
     certificate: Path | None = None
     key: Path | None = None
     secrets: Path | None = None  # the folder with values of Secrets
+    people: tuple[IPv4Network | IPv6Network, ...] = ()  # from which plans may be read, besides loopback
 
 
 async def run(settings: Settings, log: Log = log) -> None:
@@ -115,7 +118,7 @@ async def _serve(
 ) -> None:
     plans = Plans(log)
     secrets = WatchedSecrets(settings.secrets)
-    repo = Repo(plans, log)
+    repo = Repo(plans, log, settings=RepoSettings(people=settings.people))
     tasks = TaskFiles(settings.tasks, log, say, secrets)
     inventory = InventoryFile(settings.inventory, log)
 

@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from pidone_controller.log import log
+from pidone_controller.repo.inspection import TARGETS_FRESH_SECONDS
 from pidone_controller.repo.plans import Plans
 from pidone_controller.repo.server import Repo, Settings
 from tests.controller.factories import binding, pod, rules, task_set
@@ -83,6 +84,10 @@ async def test_what_was_reported_is_shown_to_people(repo: Repo, capsys: pytest.C
         ("/v1/pods/shop/secret", "10.7.0.1", "person", 403),
         ("/v1/pods", "10.7.0.1", "person", 403),
         ("/v1/prometheus/targets", "10.7.0.1", "person", 403),
+        ("/v1/prometheus/targets/shop", "10.7.0.1", "person", 200),
+        ("/v1/prometheus/targets/bank", "10.7.0.1", "person", 403),
+        ("/v1/prometheus/targets", "10.9.9.9", "", 200),
+        ("/v1/prometheus/targets/shop/web", "127.0.0.1", "", 404),
         ("/v1/pods/shop/web", "10.7.0.1", "job", 403),
         ("/v1/pods/shop/web", "10.7.0.1", "forged", 401),
         ("/v1/pods/shop/web", "10.7.0.1", "broken", 503),
@@ -113,7 +118,8 @@ async def test_prometheus_is_told_of_every_pod_that_is_to_be_scraped() -> None:
     )
     repo.plans.replace(
         [
-            pod("v4", "10.1.0.2", labels=CHECKED),
+            pod("v4", "10.1.0.2", labels=CHECKED | {"app.kubernetes.io/name": "v"}),
+            pod("bank", "10.1.0.9", namespace="bank", labels=CHECKED),
             pod("v6", "fd00::3", labels=CHECKED),
             pod("ends", "10.1.0.4", labels=CHECKED, terminating=True),
             pod("probed", "10.1.0.5", labels={"probe": "yes"}),
@@ -122,8 +128,40 @@ async def test_prometheus_is_told_of_every_pod_that_is_to_be_scraped() -> None:
     )
     response = await repo.handle(get("/v1/prometheus/targets", peer="127.0.0.1"))
     assert response.headers["content-type"] == "application/json"
-    common = {"namespace": "shop", "node": "node-1"}
-    assert json.loads(response.body) == [
-        {"targets": ["10.1.0.2:19200"], "labels": common | {"pod": "v4", "uid": "uid-v4"}},
-        {"targets": ["[fd00::3]:19200"], "labels": common | {"pod": "v6", "uid": "uid-v6"}},
-    ]
+    common = {
+        "namespace": "shop",
+        "node": "node-1",
+        "__meta_pidone_pod_label_check": "yes",
+        "__meta_pidone_pod_phase": "Running",
+    }
+
+    def target(name: str, ip: str, **more: str) -> dict[str, Any]:
+        own = {"pod": name, "__meta_pidone_pod_uid": f"uid-{name}", "__meta_pidone_pod_ip": ip}
+        return {"targets": [f"{f'[{ip}]' if ':' in ip else ip}:19200"], "labels": common | own | more}
+
+    v4 = target("v4", "10.1.0.2", __meta_pidone_pod_label_app_kubernetes_io_name="v")
+    bank = target("bank", "10.1.0.9", namespace="bank")
+    assert json.loads(response.body) == [bank, v4, target("v6", "fd00::3")]
+    one = await repo.handle(get("/v1/prometheus/targets/bank", peer="127.0.0.1"))
+    assert json.loads(one.body) == [bank]
+
+    etag = response.headers["etag"]
+    assert one.headers["etag"] != etag
+    same = await repo.handle(get("/v1/prometheus/targets", peer="127.0.0.1", if_none_match=etag))
+    assert (same.status, same.body, same.headers["etag"]) == (304, b"", etag)
+
+
+async def test_the_list_of_targets_is_made_anew_after_some_seconds(autojump_clock: Any) -> None:
+    repo = Repo(Plans(log), log)
+    repo.plans.rule(rules(METRICS, binding(sets="scraped")))
+    repo.plans.replace([pod("one", "10.1.0.2", labels=CHECKED)])
+
+    async def names() -> list[str]:
+        response = await repo.handle(get("/v1/prometheus/targets", peer="127.0.0.1"))
+        return [target["labels"]["pod"] for target in json.loads(response.body)]
+
+    assert await names() == ["one"]
+    repo.plans.put(pod("two", "10.1.0.3", labels=CHECKED))
+    assert await names() == ["one"], "servers share one list"
+    await trio.sleep(TARGETS_FRESH_SECONDS)
+    assert await names() == ["one", "two"]
