@@ -19,6 +19,8 @@
 // Whatever others answer, PROGRAM is asked at growing intervals (spread_ms). Two doorbells that ring soon one after the
 // other belong to no repo, and neither do two plans without tasks: PIDONE_HASTE counts the latter over execve, and
 // PROGRAM removes it after it had tasks.
+//
+// A task may have stopped the application. Whatever ended Python, the first act of doze is to let everybody run again.
 #define _GNU_SOURCE
 #include <netdb.h>
 #include <poll.h>
@@ -53,6 +55,14 @@ static void drop_environment(void) {
 				break;
 			}
 	*kept = NULL;
+}
+
+// Lets every process of the pod run again. Only process 1 of a PID namespace that is not the machine's may do that:
+// the link names the machine's by a fixed number (PROC_PID_INIT_INO).
+static void continue_all(void) {
+	char name[32] = "";
+	if (getpid() == 1 && readlink("/proc/self/ns/pid", name, sizeof name - 1) > 0 && strcmp(name, "pid:[4026531836]"))
+		kill(-1, SIGCONT);
 }
 
 static long long now(void) {
@@ -152,6 +162,7 @@ int main(int argc, char **argv) {
 	sigset_t set;
 	sigfillset(&set); // first: the kernel drops what comes to a process 1 that neither handles nor blocks it
 	sigprocmask(SIG_SETMASK, &set, NULL);
+	continue_all();
 	syscall(SYS_close_range, 3, ~0U, 0);
 	if (getpid() != 1)
 		prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); // hostPID, a desk; it stays over execve

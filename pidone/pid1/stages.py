@@ -12,6 +12,8 @@ doze (a desk without a compiler) the engine runs all the time.
 import _signal
 import posix
 
+from pidone.pid1 import freezing
+
 RETRY_MAX_SECONDS = 300.0  # the longest doze after a failure of the program
 BACKOFF_RESET_SECONDS = 600.0  # a run of this length resets the number of failures
 MAX_WORDS = 6000  # characters of last words that are kept; a request may have a head of 16 KiB
@@ -41,6 +43,7 @@ def doze(argv: list[str], *, delay: float = 0.0) -> None:
     """Exec doze, which runs ``argv`` to ask for a plan after ``delay`` seconds. Returns only if that is impossible."""
     program = doze_program()
     block()
+    freezing.continue_all()
     posix.environ.pop(STAGE, None)
     options = ["-d", str(int(delay * 1000))] if delay else []
     if program:
