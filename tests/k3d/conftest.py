@@ -26,7 +26,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """An API server of its own, for the policies hold in all of it, with what ``kubectl apply -k k3d`` brings."""
     if reason := program.missing():
         pytest.skip(reason)
-    with control_plane(tmp_path_factory.mktemp("installed")) as plane:
+    older = "--runtime-config=admissionregistration.k8s.io/v1beta1=true"  # for components of older versions
+    with control_plane(tmp_path_factory.mktemp("installed"), older) as plane:
         done = plane.try_kubectl("apply", "-k", INSTALLATION)
         assert done.returncode == 0, done.stderr
         assert not done.stderr, "the API server warns of something"

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from pidone import __version__
 from tests.cluster.apiserver import APPLY, MERGE, Cluster, Object
 from tests.cluster.process import until
 from tests.k3d.folders import INSTALLATION
+from tests.k3d.test_installation import overlay
 
 SYSTEM = "pidone-system"
 ALL = {"matchExpressions": [{"key": "pidone.dev/ignore", "operator": "DoesNotExist"}]}
@@ -237,6 +239,100 @@ def test_a_label_brings_the_sidecar_and_nothing_else_does(installed: Cluster, sh
     assert "initContainers" not in installed.make_pod(shop, "without")["spec"]
     own = installed.make_pod(shop, "own", labels=label, initContainers=[{"name": "pidone", "image": "own"}])
     assert [one["image"] for one in own["spec"]["initContainers"]] == ["own"]
+
+
+SHARING = INSTALLATION / "components" / "process-sharing"
+
+
+def sharing(installed: Cluster, shop: str) -> None:
+    """Install the component and wait until the API server acts on it."""
+    for part in ("sharing.yaml", "warnings.yaml"):
+        installed.kubectl("apply", "-f", SHARING / part)
+
+    def active() -> bool:
+        made = create(installed, shop, {"pidone.dev/processes": "true"})
+        warned = create(installed, shop, {"pidone.dev/processes": "true"}, hostPID=True)
+        return bool(made[0]["spec"].get("shareProcessNamespace")) and bool(warned[1])
+
+    until(active)
+
+
+def create(cluster: Cluster, namespace: str, labels: Object, **spec: Any) -> tuple[Object, str]:
+    """The pod that would be made with these labels, and the warnings of its author."""
+    body = {
+        "metadata": {"generateName": "shared-", "labels": labels},
+        "spec": {"containers": [{"name": "a", "image": "a"}], **spec},
+    }
+    answer = cluster.http.post(f"/api/v1/namespaces/{namespace}/pods?dryRun=All", json=body)
+    answer.raise_for_status()
+    return answer.json(), " ".join(answer.headers.get_list("warning"))
+
+
+@pytest.mark.parametrize("label", ["pidone.dev/processes", "pidone.dev/idle"])
+def test_a_label_shares_the_process_namespace(installed: Cluster, shop: str, label: str) -> None:
+    sharing(installed, shop)
+    pod, warnings = create(installed, shop, {label: "true", "app": "web"})
+    assert (pod["spec"].get("shareProcessNamespace"), warnings) == (True, "")
+    for labels in ({}, {"app": "web"}, {label: "false"}, {f"{label}s": "true"}):
+        pod, warnings = create(installed, shop, labels, hostPID=True)
+        assert ("shareProcessNamespace" in pod["spec"], warnings) == (False, "")
+    pod, warnings = create(installed, shop, {label: "true"}, shareProcessNamespace=True)
+    assert (pod["spec"]["shareProcessNamespace"], warnings) == (True, "")
+
+
+@pytest.mark.parametrize(
+    ("spec", "warning"),
+    [
+        ({"hostPID": True}, "with hostPID: true process 1 sees the processes of the whole node"),
+        ({"shareProcessNamespace": False}, "with shareProcessNamespace: false process 1 does not see"),
+        ({"hostPID": True, "shareProcessNamespace": False}, "with hostPID: true"),
+    ],
+)
+def test_a_pod_that_decides_otherwise_is_left_alone_and_its_author_is_told(
+    installed: Cluster, shop: str, spec: Object, warning: str
+) -> None:
+    sharing(installed, shop)
+    pod, warnings = create(installed, shop, {"pidone.dev/processes": "true"}, **spec)
+    assert {field: pod["spec"].get(field) for field in spec} == spec
+    assert "shareProcessNamespace" in spec or "shareProcessNamespace" not in pod["spec"]
+    assert warning in warnings
+    assert warnings.count("Validation failed") == 1
+    template = {"metadata": {"labels": {"pidone.dev/processes": "true", "app": "a"}}, "spec": pod["spec"]}
+    deployment = {
+        "metadata": {"name": "web"},
+        "spec": {"selector": {"matchLabels": {"app": "a"}}, "template": template},
+    }
+    path = f"/apis/apps/v1/namespaces/{shop}/deployments?dryRun=All"
+    answer = installed.http.post(path, json=deployment)
+    assert answer.is_success, answer.text
+    assert warning in " ".join(answer.headers.get_list("warning"))
+
+
+def test_the_component_of_older_versions_does_the_same(installed: Cluster, shop: str, tmp_path: Path) -> None:
+    sharing(installed, shop)
+    for part in ("sharing.yaml", "warnings.yaml"):
+        installed.kubectl("delete", "-f", SHARING / part)
+    until(
+        lambda: "shareProcessNamespace" not in create(installed, shop, {"pidone.dev/idle": "true"})[0]["spec"]
+    )
+    older = [
+        one
+        for one in overlay(tmp_path, "process-sharing-v1beta1")
+        if "process-sharing" in one["metadata"]["name"]
+    ]
+    versions = {one["kind"]: one["apiVersion"].rpartition("/")[2] for one in older}
+    assert versions == {
+        "MutatingAdmissionPolicy": "v1beta1",
+        "MutatingAdmissionPolicyBinding": "v1beta1",
+        "ValidatingAdmissionPolicy": "v1",
+        "ValidatingAdmissionPolicyBinding": "v1",
+    }
+    installed.kubectl(
+        "apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": older})
+    )
+    until(
+        lambda: create(installed, shop, {"pidone.dev/idle": "true"})[0]["spec"].get("shareProcessNamespace")
+    )
 
 
 def allow(cluster: Cluster, namespace: str, word: str | None) -> None:
