@@ -1,6 +1,8 @@
 """``metrics``: serves the pod's metrics to Prometheus, on a port of the pod."""
 
+from collections.abc import Iterable
 from errno import EADDRINUSE
+from functools import partial
 
 import trio
 
@@ -12,6 +14,7 @@ from pidone.http.message import Request, Response, text_response
 from pidone.http.pod_rooms import CONNECTIONS, assign_in_pod, default_gateways
 from pidone.http.server import serve
 from pidone.http.urls import authority
+from pidone.metrics.exposition import Family
 from pidone.metrics.page import answer
 from pidone.metrics.sampler import FRESH_SECONDS, Sampler
 from pidone.plan.fields import Fields
@@ -23,6 +26,11 @@ PORT = 19100  # not 9100 (node-exporter with hostNetwork) and not 9464 (OpenTele
 
 COLLECTORS = ("process", "network", "tasks")  # by default
 _SAMPLER = "sampler"  # in ``Setting.kept``
+_VISIBLE = "pidone_processes_visible"
+UNSEEN = (
+    "no process of the containers is visible, so their metrics are missing: set shareProcessNamespace: true in the "
+    'pod\'s spec, or label the pod pidone.dev/processes: "true" where the component process-sharing is installed'
+)
 
 
 class Metrics:
@@ -42,17 +50,22 @@ class Metrics:
         self._collectors = collectors
         self._containers = containers or Containers()
         self._answered = trio.Event()  # with a page, since the last ``forget``
+        self._explained = ""
 
     async def run(self, context: Context) -> None:
         """Listen until cancelled. Raises ``TaskFailed`` if the port is in use: the application has priority."""
         await self._wait_for_containers(context)
         listeners = await self._listen()
         context.report(LISTENING, "")
+        self._explained = ""
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._forget)
+                nursery.start_soon(
+                    self._sample, context
+                )  # also if nobody scrapes, the status says what is missing
                 await serve(
-                    self._answer,
+                    partial(self._answer, context),
                     listeners,
                     max_connections=CONNECTIONS,
                     max_body=0,
@@ -88,14 +101,22 @@ class Metrics:
     async def undo(self, context: Context) -> None:
         """Do nothing: the end of the run has closed the port."""
 
-    async def _answer(self, request: Request) -> Response:
+    async def _answer(self, context: Context, request: Request) -> Response:
         if request.path != "/metrics":
             return text_response(404, "the path is /metrics")
         if request.method not in {"GET", "HEAD"}:
             return text_response(405, "the method is GET", allow="GET, HEAD")
+        return answer(request, await self._sample(context))
+
+    async def _sample(self, context: Context) -> list[Family]:
+        """Return the families of a page. Explain in the task's status why those of the containers are missing."""
         families = await self._sampler.families(self._collectors)
         self._answered.set()
-        return answer(request, families)
+        reason = UNSEEN if self._containers.by_name and _are_unseen(families) else ""
+        if reason != self._explained:
+            self._explained = reason
+            context.explain(reason)
+        return families
 
     async def _forget(self) -> None:
         """Give back the memory of each sample when it is too old for another page."""
@@ -104,6 +125,12 @@ class Metrics:
             self._answered = trio.Event()
             await trio.sleep(FRESH_SECONDS)
             self._sampler.forget()
+
+
+def _are_unseen(families: Iterable[Family]) -> bool:
+    """True if the containers were looked for, and no process of them has been seen."""
+    visible = next((family.samples for family in families if family.name == _VISIBLE), [])
+    return any(not value for _, value in visible)
 
 
 def sampler(setting: Setting) -> Sampler:

@@ -20,11 +20,12 @@ from pidone.http.client import request
 from pidone.http.message import Response
 from pidone.journal import Journal
 from pidone.metrics.exposition import Family, gauge, render
-from pidone.metrics.sampler import Sampler
+from pidone.metrics.sampler import FRESH_SECONDS, Sampler
 from pidone.pid1.reaper import Reaper
 from pidone.plan.fields import Fields
 from pidone.plan.format import decode_plan
 from pidone.plan.model import Container, Pod, Task
+from pidone.plan.report import TASK_ERROR_WIDTH
 from tests.actions.watcher import Watcher
 from tests.http.serving import flood_and_ask
 from tests.patience import PATIENCE_SECONDS
@@ -273,6 +274,36 @@ async def test_it_listens_when_the_containers_have_been_started(
     containers.set({"app": Container("b", started=True)})
     watcher.change.set()
     assert await watcher.next_state() == "listening"
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_pod_whose_containers_are_not_visible_says_the_remedy(
+    nursery: trio.Nursery, free_port: Callable[[], int], autojump_clock: Any
+) -> None:
+    port, watcher, visible = free_port(), Watcher(), 0
+    sampler = Sampler({"containers": lambda: [gauge("pidone_processes_visible", "V.", visible)]})
+    containers = Containers()
+    metrics = Metrics(port, "127.0.0.1", sampler, ("containers",), containers)
+
+    async def scrape() -> None:
+        url = f"http://127.0.0.1:{port}/metrics"
+        assert (await request("GET", url, timeout=PATIENCE_SECONDS)).status == 200
+        await trio.sleep(FRESH_SECONDS)
+
+    nursery.start_soon(metrics.run, watcher)
+    assert await watcher.next_state() == "listening"
+    await scrape()
+    assert watcher.reasons == [], "without a repo the containers are unknown"
+    containers.set({"app": Container("a", started=True)})
+    await scrape()
+    await scrape()
+    (reason,) = watcher.reasons
+    assert "shareProcessNamespace: true" in reason
+    assert 'pidone.dev/processes: "true"' in reason
+    assert len(reason) <= TASK_ERROR_WIDTH
+    visible = 1
+    await scrape()
+    assert watcher.reasons == [reason, ""]
     nursery.cancel_scope.cancel()
 
 
