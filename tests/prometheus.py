@@ -2,8 +2,7 @@
 
 import json
 import shutil
-import subprocess
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import trio
 
 from pidone.errors import TransferError
 from pidone.http.client import request
+from tests.cluster.process import Process
 from tests.patience import PATIENCE_SECONDS
 
 PROGRAM = "prometheus"
@@ -22,8 +22,6 @@ NEEDED = [
     pytest.mark.skipif(not shutil.which(PROGRAM), reason="no prometheus: apt-get install prometheus"),
 ]
 LOOK_SECONDS = 0.2  # between two looks: it tells nobody that it has scraped
-
-Samples = dict[tuple[tuple[str, str], ...], float]
 
 
 class Prometheus:
@@ -47,6 +45,14 @@ class Prometheus:
             for series in found["result"]
         }
 
+    async def samples(self, text: str, name: str) -> dict[str, list[tuple[float, float]]]:
+        """The samples of a query for a range of time, each with its time, by the value of a label."""
+        found = await self.ask("query", query=text)
+        return {
+            series["metric"].get(name, ""): [(float(at), float(value)) for at, value in series["values"]]
+            for series in found["result"]
+        }
+
     async def until(
         self, good: Callable[[dict[tuple[str, ...], float]], object], text: str, *names: str
     ) -> Any:
@@ -66,35 +72,32 @@ class Prometheus:
 
 @asynccontextmanager
 async def prometheus(
-    folder: Path, port: int, config: Mapping[str, Any], prefix: Sequence[str] = (), host: str = "127.0.0.1"
+    folder: Path, port: int, config: Mapping[str, Any], host: str = "127.0.0.1"
 ) -> AsyncIterator[Prometheus]:
-    """Run it with this configuration and its data in ``folder``. ``prefix``: a command that starts it elsewhere."""
+    """Run it with this configuration and its data in ``folder``, in the network of the calling thread."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "prometheus.yml").write_text(json.dumps(config))
-    command = [
+    words = [
         PROGRAM,
         f"--config.file={folder / 'prometheus.yml'}",
         f"--storage.tsdb.path={folder / 'data'}",
         f"--web.listen-address={host}:{port}",
     ]
     server = Prometheus(f"http://{host}:{port}")
-    with (folder / "log").open("wb") as log:
-        process = await trio.lowlevel.open_process([*prefix, *command], stdout=log, stderr=subprocess.STDOUT)
-        try:
-            await _wait(server, process, folder / "log")
-            yield server
-        finally:
-            process.kill()
-            await process.wait()
+    process = Process(words, folder / "prometheus.log", lambda: True)
+    process.start(wait=False)  # not by Trio, whose threads may be in another network
+    try:
+        with trio.fail_after(PATIENCE_SECONDS):
+            while not await _is_ready(server):
+                process.wait_ready()  # raises if it has ended
+                await trio.sleep(LOOK_SECONDS)
+        yield server
+    finally:
+        process.kill()
 
 
-async def _wait(server: Prometheus, process: trio.Process, log: Path) -> None:
-    with trio.fail_after(PATIENCE_SECONDS):
-        while process.poll() is None:
-            try:
-                if (await request("GET", f"{server.url}/-/ready", timeout=PATIENCE_SECONDS)).status == 200:
-                    return
-            except TransferError:
-                pass
-            await trio.sleep(LOOK_SECONDS)
-    raise AssertionError(log.read_text())
+async def _is_ready(server: Prometheus) -> bool:
+    try:
+        return (await request("GET", f"{server.url}/-/ready", timeout=PATIENCE_SECONDS)).status == 200
+    except TransferError:
+        return False
