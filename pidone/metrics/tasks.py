@@ -9,6 +9,7 @@ import trio
 from pidone import __version__
 from pidone.counters import Counters, TaskView
 from pidone.metrics.exposition import Family, counter, gauge
+from pidone.pid1 import stages
 from pidone.pid1.reaper import Reaper
 from pidone.plan.model import Pod
 
@@ -17,6 +18,10 @@ def collect(pod: Pod, reaper: Reaper, counts: Counters, tasks: Iterable[TaskView
     yield gauge("pidone_build_info", "Versions of pidone, Python and Trio; always 1.").add(
         1, version=__version__, python=sys.version.partition(" ")[0], trio=trio.__version__
     )
+    yield gauge(
+        "pidone_snapshot_info",
+        "How Python was started: used, off, or why the snapshot was given up; always 1.",
+    ).add(1, snapshot=stages.snapshot())
     yield gauge("pidone_pod_info", "The pod of this process; always 1.").add(1, uid=pod.uid, node=pod.node)
     reaped = counter("pidone_reaped_total", "Processes that ended and were reaped.")
     yield reaped.add(reaper.orphans, reason="orphan").add(reaper.children, reason="task")

@@ -16,12 +16,18 @@
 // place. Python needs 20 ms of processor time for a question, so while no repo is there doze knocks instead: a child
 // sends the request, and PROGRAM is asked as soon as a repo answers.
 //
+// PIDONE_SNAPSHOT names a file that is executed in place of PROGRAM: PROGRAM as it is after its imports. The child that
+// asks is the test of it, since an execve that fails late kills, and process 1 would be the end of the sandbox. After a
+// child that a signal or a limit ended, or that could not be executed, PIDONE_SNAPSHOT is the reason, and PROGRAM is
+// executed from then on.
+//
 // Whatever others answer, PROGRAM is asked at growing intervals (spread_ms). Two doorbells that ring soon one after the
 // other belong to no repo, and neither do two plans without tasks: PIDONE_HASTE counts the latter over execve, and
 // PROGRAM removes it after it had tasks.
 //
 // A task may have stopped the application. Whatever ended Python, the first act of doze is to let everybody run again.
 #define _GNU_SOURCE
+#include <errno.h>
 #include <netdb.h>
 #include <poll.h>
 #include <signal.h>
@@ -40,6 +46,10 @@
 enum { PLAN = 3, NOTHING = 5, NEVER = -1 };
 enum { RING_SPREAD = 30000, QUIET = 60000, KNOCK_LIMIT = 20, ANSWER_LIMIT = 3 }; // ms, ms, s, s
 enum { MOST = 6, MOST_BROKEN = 9, FILES = 64 }; // steps of spread_ms: 16 to 48 s, and 128 to 384 s
+
+#ifndef ASK_LIMIT // a test sets a shorter one
+#define ASK_LIMIT 40000 // ms; PROGRAM's own limit is 20 s, which a snapshot that hangs does not get to
+#endif
 
 extern char **environ;
 
@@ -86,6 +96,32 @@ static int next_step(int step, int most) {
 	return step < most ? step + 1 : most;
 }
 
+static void become(char **program) {
+	const char *snapshot = getenv("PIDONE_SNAPSHOT");
+	if (snapshot && *snapshot == '/') {
+		execv(snapshot, program);
+		if (errno != ENOENT) // an image without a snapshot
+			return;
+	}
+	execv(*program, program);
+}
+
+// Stops the use of the snapshot after a child that it could not become; returns whether that was so. The alarm of a
+// child that waited for a resolver is no reason.
+static int give_up_snapshot(int status) {
+	const char *snapshot = getenv("PIDONE_SNAPSHOT");
+	int number = WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status);
+	if (!snapshot || *snapshot != '/' || (WIFSIGNALED(status) ? number == SIGALRM : number < 126))
+		return 0;
+	char signal[] = "signal 00", code[] = "exit code 000", *reason = WIFSIGNALED(status) ? signal : code;
+	for (char *digit = reason + strlen(reason); *--digit == '0'; number /= 10)
+		*digit += number % 10;
+	if (signal[7] == '0')
+		memmove(signal + 7, signal + 8, 2);
+	setenv("PIDONE_SNAPSHOT", reason, 1);
+	return 1;
+}
+
 // PROGRAM as a child, its answers on *answer; -1 when there is no process to be had.
 static pid_t ask(char **program, int *answer) {
 	int pair[2];
@@ -95,7 +131,7 @@ static pid_t ask(char **program, int *answer) {
 	if (child == 0) {
 		dup2(pair[1], 3);
 		putenv("PIDONE_STAGE=ask");
-		execv(*program, program);
+		become(program);
 		_exit(127);
 	}
 	close(pair[1]);
@@ -213,9 +249,11 @@ int main(int argc, char **argv) {
 					char next[2] = {'0' + next_step(haste, MOST), 0};
 					setenv("PIDONE_HASTE", next, 1);
 					setenv("PIDONE_STAGE", "run", 1);
-					execv(*program, program);
+					become(program);
 				}
-				if (code == 0 && bell >= 0) {
+				if (give_up_snapshot(status))
+					pause = 0;
+				else if (code == 0 && bell >= 0) {
 					wait[1].fd = bell;
 					rung = now();
 					pause = told > 0 ? told : NEVER;
@@ -227,13 +265,16 @@ int main(int argc, char **argv) {
 			}
 			due = pause == NEVER ? NEVER : now() + pause;
 		}
-		if (due != NEVER && asked < 0 && now() >= due) {
+		if (due != NEVER && asked >= 0 && now() >= due) {
+			kill(asked, SIGKILL);
+			due = NEVER;
+		} else if (due != NEVER && now() >= due) {
 			close(wait[1].fd);
 			wait[1].fd = -1;
 			char *places = text + strlen(text) + 1;
 			knocking = size > 0 && places < text + size;
 			asked = knocking ? knock(places, text + size) : ask(program, &answer);
-			due = asked < 0 ? now() + spread_ms(tries) : NEVER;
+			due = now() + (asked < 0 ? spread_ms(tries) : ASK_LIMIT);
 		}
 		long long left = due - now();
 		poll(wait, 2, due == NEVER ? -1 : left < 0 ? 0 : left < 300000 ? (int)left : 300000);

@@ -23,7 +23,20 @@ STAGE, WORDS, FAILURES = b"PIDONE_STAGE", b"PIDONE_LAST_WORDS", b"PIDONE_FAILURE
 HASTE = b"PIDONE_HASTE"  # number of runs in a row without a task, though a repo had announced one; see doze.c
 UNTOLD = b"PIDONE_UNTOLD"  # lines of the journal that were not reported to the repo
 
+# The file that doze executes in place of Python, or the reason why it does not any more ("signal 4"); see doze.c.
+SNAPSHOT = b"PIDONE_SNAPSHOT"
+USED, OFF = "used", "off"
+
 MAINTENANCE = b"PIDONE_MAINTENANCE"  # 1 while POST /maintenance is in effect
+
+
+restored = False  # the snapshot sets it: this process started from it
+
+
+def snapshot() -> str:
+    """Return ``USED`` if this process started from the snapshot, ``OFF`` without one, else why doze gave it up."""
+    setting = posix.environ.get(SNAPSHOT, b"").decode("ascii", "replace")
+    return USED if restored else OFF if not setting or setting.startswith("/") else setting
 
 
 def block() -> None:

@@ -8,6 +8,8 @@
      "error": "...",
      "tasks": {NAME: {"state", "since", "runs", "failures", "error"}},   since: seconds since 1970, by the pod's clock
      "tasksUntold": 12,              number of tasks that are left out of "tasks" for lack of room; 0 if missing
+     "snapshot": "used",             how Python was started: from the snapshot ("used"), without one ("off"), or why the
+                                     snapshot was given up ("signal 4", "exit code 127"); see docs/footprint.md
      "maintenance": true,            people have taken the pod's instances out of service; false if missing
      "left": [NAME, ...],            tasks that are gone and whose work could not be undone
      "logs": [LINE, ...]}            journal lines that were not reported before, oldest first
@@ -64,6 +66,7 @@ class Report:
     logs: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
     maintenance: bool = False  # by either source, see ``pidone.maintenance``
+    snapshot: str = ""  # see ``pidone.pid1.stages.snapshot``; empty: the pod is older
     omitted: int = 0  # number of tasks that ``tasks`` has no room for
 
 
@@ -91,6 +94,8 @@ def encode(report: Report) -> dict[str, Any]:
         "left": list(report.left),
         "logs": list(report.logs),
     }
+    if report.snapshot:
+        value["snapshot"] = report.snapshot
     if report.maintenance:
         value["maintenance"] = True
     if report.omitted:

@@ -2,7 +2,7 @@
 
 ``GET /status`` shows the pod:
 
-    {"version", "pid", "processes", "repo": {"urls", "reached"}, "digest", "applied", "phase", "ending",
+    {"version", "pid", "snapshot", "processes", "repo": {"urls", "reached"}, "digest", "applied", "phase", "ending",
      "after", "reaped", "maintenance": [source, ...], "logs": [line, ...],
      "tasks": {name: {"action", "stage", "state", "since", "why", "next", "runs", "failures", "error",
                       "lastDuration", "lastSuccess"}}}
@@ -51,6 +51,7 @@ from pidone.http.message import JSON, Request, Response, text_response
 from pidone.http.urls import authority
 from pidone.journal import RING, Journal
 from pidone.maintenance import LOCAL, Maintenance
+from pidone.pid1 import stages
 from pidone.pid1.claims import processes
 from pidone.plan.report import TaskReport, encode_task
 from pidone.pod.settings import Settings
@@ -206,6 +207,7 @@ def document(program: Program) -> dict[str, Any]:
     return {
         "version": __version__,
         "pid": os.getpid(),
+        "snapshot": stages.snapshot(),
         "processes": processes() or None,
         "repo": {"urls": [redacted(url) for url in program.repos], "reached": counters.repo_up},
         "digest": counters.bundle_digest,

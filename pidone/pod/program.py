@@ -19,6 +19,7 @@ from pidone.engine.runner import Build, Engine
 from pidone.errors import Refused
 from pidone.journal import Journal
 from pidone.maintenance import ANNOTATION, Maintenance
+from pidone.pid1 import stages
 from pidone.pid1.reaper import Reaper
 from pidone.plan.format import decode_bundle
 from pidone.plan.model import CONTAINERS_STARTED, SECRETS, Bundle, Phase, Pod
@@ -178,6 +179,7 @@ class PodProgram:
             omitted=len(list(self.engine.tasks)) - len(tasks),
             left=tuple(sorted(self.engine.left)[:MAX_LEFT]),
             maintenance=self.maintenance.on,
+            snapshot=stages.snapshot(),
         )
 
     def details(self) -> dict[str, Any]:

@@ -43,6 +43,7 @@ FAMILIES = {
     "process_open_fds",
     "process_max_fds",
     "pidone_build_info",
+    "pidone_snapshot_info",
     "pidone_pod_info",
     "pidone_scrape_duration_seconds",
     "pidone_collector_success",

@@ -58,6 +58,7 @@ def of(value: object) -> Report:
         left=tuple(name[:253] for name in left[:MAX_TASKS]),
         omitted=_count(report, OMITTED, "the report"),
         maintenance=report.get("maintenance") is True,
+        snapshot=_text(report, "snapshot", 32),
     )
 
 

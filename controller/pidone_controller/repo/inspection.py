@@ -123,6 +123,7 @@ class Inspection:
                 "rejected": report.rejected,
                 "error": report.error,
                 "maintenance": report.maintenance,
+                "snapshot": report.snapshot,
             },
         }
 

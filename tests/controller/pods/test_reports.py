@@ -113,3 +113,8 @@ def test_nobody_forges_a_log_line() -> None:
     assert "\n" not in text
     assert "\x1b" not in text
     assert text.endswith('error="no 2026 event=plan \\"x\\"\N{REPLACEMENT CHARACTER}[31m"')
+
+
+def test_how_python_was_started_is_reported_and_an_older_pod_says_nothing() -> None:
+    assert reports.of(encode(Report(snapshot="signal 4"))).snapshot == "signal 4"
+    assert reports.of({"state": "applied"}).snapshot == ""
