@@ -82,15 +82,19 @@ class Servers:
         headers: Mapping[str, str],
         *,
         namespace: str = "",
+        start: str = "",
         patient: bool = False,
     ) -> None:
-        """``patient``: the server in use has most of the time of a call, and the others at least half a part."""
+        """``start``: pods with different texts begin with different servers.
+
+        ``patient``: the server in use has most of the time of a call, and the others at least half a part.
+        """
         self._urls = [url.rstrip("/") + "/" for url in urls]
         self._source = source
         self.headers = headers  # sent with each request; a driver may replace them
         self._namespace = namespace  # of the pod
         self._patient = patient
-        self._current = 0
+        self._current = sum(start.encode()) % len(urls)
         self._spread_at = inf
         # Servers that may have carried out the request of the last ``ask``, and did not answer it.
         self.unanswered: list[str] = []

@@ -98,10 +98,13 @@ class Etcd(Served):
         credentials: Credentials | None = None,
         source: str | None = None,
         namespace: str = "",
+        start: str = "",
         new_lease: Callable[[], str] | None = None,
     ) -> None:
         self._token: dict[str, str] = {}  # the header, as the servers get it
-        self._servers = Servers(endpoints, source, self._token, namespace=namespace, patient=True)
+        self._servers = Servers(
+            endpoints, source, self._token, namespace=namespace, start=start, patient=True
+        )
         self._layout, self._instance = layout, instance
         self._key = LAYOUTS[layout].key(instance)
         self._value = LAYOUTS[layout].value(instance)
@@ -157,6 +160,7 @@ class Etcd(Served):
 
     async def heartbeat(self) -> bool:
         began, before = trio.current_time(), self._renewed_until
+        self._servers.spread()
         try:
             reply = await self._ask(KEEPALIVE, {"ID": self._lease}, DEADLINE_SHARE * self.lease)
         except PidoneError:
@@ -473,14 +477,14 @@ def build(fields: Fields, pod: Pod, source: str | None) -> Etcd:
     layout, instance = instance_of(fields, pod)
     credentials = _credentials(fields)
     fields.done()
-    start = sum(pod.uid.encode()) % len(endpoints)  # pods begin with different members
     return Etcd(
-        endpoints[start:] + endpoints[:start],
+        endpoints,
         layout,
         instance,
         credentials=credentials,
         source=source,
         namespace=pod.namespace,
+        start=pod.uid,
     )
 
 

@@ -80,8 +80,9 @@ class Nacos(Served):
         lease: float,
         source: str | None,
         namespace: str = "",
+        start: str = "",
     ) -> None:
-        self._servers = Servers(servers, source, ACCEPT, namespace=namespace)
+        self._servers = Servers(servers, source, ACCEPT, namespace=namespace, start=start)
         self._instance = instance
         self._pinned = api
         self._apis = dict[str, Api]()  # by server
@@ -131,6 +132,7 @@ class Nacos(Served):
         return status.value
 
     async def heartbeat(self) -> bool:
+        self._servers.spread()
         beat = await self._ask(self._instance.beat, protocol.beat)
         if beat.broken:
             self._broken = True
@@ -483,6 +485,7 @@ def build(fields: Fields, pod: Pod, source: str | None) -> Nacos:
         lease=min(unhealthy, removed),
         source=source,
         namespace=pod.namespace,
+        start=pod.uid,
     )
 
 

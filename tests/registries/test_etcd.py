@@ -225,10 +225,26 @@ async def test_the_next_member_is_asked_and_kept(network: Network) -> None:
     assert registry.endpoint == "http://d:2379/"
 
 
+async def test_pods_spread_again_over_the_members_in_time(
+    network: Network, autojump_clock: MockClock
+) -> None:
+    registry = make("http://b:2379,http://c:2379,http://d:2379", ttl=600)
+    await registry.register(Status.UP)
+    for _ in range(100):
+        await trio.sleep(120)
+        assert await registry.heartbeat()
+    beats = [host for host, _, path in (one.partition(" ") for one in network.asked) if "keepalive" in path]
+    assert len(set(beats[:4])) == 1, "a member is used for ten minutes at least"
+    assert len(set(beats)) > 1
+
+
 def test_pods_begin_with_different_members() -> None:
     urls = "http://a:2379,http://b:2379,http://c:2379"
     first = {make(urls, pod=replace(POD, uid=f"uid-{n}")).endpoint for n in range(9)}
     assert len(first) == 3
+    assert {make(urls, pod=replace(POD, uid=f"uid-{n}")).where for n in range(9)} == {
+        "http://a:2379/,http://b:2379/,http://c:2379/"
+    }
     assert make(urls).places == {f"http://{host}.shop:2379/" for host in "abc"}
 
 

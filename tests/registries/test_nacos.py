@@ -5,7 +5,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -536,6 +536,56 @@ async def test_a_registration_that_a_server_carries_out_late_does_not_outlive_th
     await registry.deregister()
     assert "DELETE" in network.methods("slow")
     assert "DELETE" in network.methods("quick")
+
+
+CLUSTER = "http://a:8848/nacos,http://b:8848/nacos,http://c:8848/nacos"
+
+
+@pytest.fixture
+async def cluster(monkeypatch: pytest.MonkeyPatch) -> Network:
+    """Three servers with the same instances."""
+    handled = Handled()
+    network = Network(**{name: Node(registry=handled) for name in "abc"})
+    monkeypatch.setattr(_servers, "request", network.request)
+    return network
+
+
+async def test_pods_begin_with_different_servers(cluster: Network, autojump_clock: MockClock) -> None:
+    registries = [make(CLUSTER, pod=replace(POD, uid=f"uid-{number}")) for number in range(9)]
+    for registry in registries:
+        await registry.register(Status.UP)
+    assert {host for _, host, _ in cluster.calls} == {*"abc"}
+    assert {registry.where for registry in registries} == {CLUSTER.replace(",", "/,") + "/"}
+
+
+async def test_the_next_server_is_asked_and_kept(cluster: Network, autojump_clock: MockClock) -> None:
+    registry = make(CLUSTER, pod=replace(POD, uid=""))
+    await registry.register(Status.UP)
+    cluster.nodes["a"].up = False
+    assert await registry.heartbeat()
+    assert registry.endpoint == "http://b:8848/nacos/"
+    cluster.nodes["a"].up = True
+    cluster.calls.clear()
+    assert await registry.heartbeat()
+    assert [host for _, host, _ in cluster.calls] == ["b"]
+
+
+async def test_pods_spread_again_over_the_servers_in_time(
+    cluster: Network, autojump_clock: MockClock
+) -> None:
+    registry = make(CLUSTER, heartBeatTimeout=300, ipDeleteTimeout=600)
+    await registry.register(Status.UP)
+    await registry.heartbeat()
+    hosts = list[str]()
+    for _ in range(1000):
+        await trio.sleep(120)
+        cluster.calls.clear()
+        assert await registry.heartbeat()
+        hosts.append(cluster.calls[-1][1])
+    changes = sum(before != after for before, after in itertools.pairwise(hosts))
+    assert len(set(hosts[:4])) == 1, "a server is used for ten minutes at least"
+    assert set(hosts) == {*"abc"}
+    assert 1 <= changes <= 1000 / 5
 
 
 async def test_a_token_is_renewed_after_90_percent_of_its_time(
