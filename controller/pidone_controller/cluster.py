@@ -312,6 +312,8 @@ class Controller:
             self._selection.clear()
         else:
             self._mark_bindings(self._changes.of_pods(pods))
+            for pod in pods:
+                self._term.events.changed(pod)
 
     def _reported(self, pod: Pod, report: Report) -> None:
         bundle = self._plans.entry(pod).bundle

@@ -259,6 +259,20 @@ async def test_a_refusal_is_an_event_on_the_pod_and_a_conflict_one_on_each_bindi
     assert len(await run_sync(events, cluster, namespace, "Pod", "web-0")) == 1
 
 
+async def test_an_annotation_without_effect_is_an_event_on_the_pod(
+    cluster: Cluster, namespace: str, controllers: Replicas
+) -> None:
+    await roles(controllers)
+    cluster.run_pod(namespace, "web-0", ips=[address()])
+    cluster.kubectl("annotate", "pod", "web-0", "pidone.dev/maintenance=yes", "-n", namespace)
+    with trio.fail_after(PATIENCE_SECONDS):
+        while not (found := await run_sync(events, cluster, namespace, "Pod", "web-0")):
+            await trio.sleep(0.05)
+    ((reason, message),) = found
+    assert reason == "UnknownMaintenance"
+    assert 'the annotation pidone.dev/maintenance is "yes", and has no effect' in message
+
+
 async def test_the_death_of_the_leader_takes_no_binding_out_of_service(
     cluster: Cluster, namespace: str, tmp_path: Path
 ) -> None:

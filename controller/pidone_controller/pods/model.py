@@ -142,6 +142,12 @@ class Pod:
         return self.annotations.get(MAINTENANCE) == "true"
 
     @property
+    def unknown_maintenance(self) -> str | None:
+        """The value of that annotation if it is neither "true" nor "false", so that it has no effect; else None."""
+        value = self.annotations.get(MAINTENANCE)
+        return None if value in {"true", "false"} else value
+
+    @property
     def host_network(self) -> bool:
         return self.template.host_network
 

@@ -1,4 +1,5 @@
-"""The Events that the leader writes: one for each pod that refuses its plan, one for each conflict of a binding.
+"""The Events that the leader writes: about pods that refuse their plans or have an annotation without effect, and
+about conflicts of bindings.
 
 ``kubernetes.recorder`` limits how many Events there are; this module decides which.
 """
@@ -12,12 +13,13 @@ import trio
 
 from pidone.plan.report import Report
 from pidone_controller.kubernetes.resources import PODS, ObjectRef
-from pidone_controller.pods.model import Pod
+from pidone_controller.pods.model import MAINTENANCE, Pod
 from pidone_controller.status.conditions import one_line
 
 OVERLAP_SECONDS = 20.0  # before a term in which no replica may have led: as long as a lease lasts, and some
 MAX_QUEUE = 1000  # Events that wait for the API server; more are dropped, since an Event is a courtesy
 MAX_BINDINGS = 5  # that a message names
+MAX_VALUE_WIDTH = 40  # characters of an annotation in a message
 
 
 class Recorder(Protocol):
@@ -47,6 +49,7 @@ class EventQueue:
         self._refused: dict[
             str, str
         ] = {}  # by the pod's key: the ETag of the bundle whose refusal was queued
+        self._annotated: dict[str, str] = {}  # by the pod's key: the value of the annotation that was queued
         self._in, self._out = trio.open_memory_channel[Event](MAX_QUEUE)
         self.dropped = 0
 
@@ -62,9 +65,19 @@ class EventQueue:
             self._refused[pod.key] = etag
             self._put(refusal(pod, report, bindings))
 
+    def changed(self, pod: Pod) -> None:
+        """Queue an Event if the pod's maintenance annotation has no effect, once for each value."""
+        value = pod.unknown_maintenance
+        if value is None:
+            self._annotated.pop(pod.key, None)
+        elif self._annotated.get(pod.key) != value:
+            self._annotated[pod.key] = value
+            self._put(unknown_maintenance(pod, value))
+
     def gone(self, pod: Pod) -> None:
         """Forget a pod that was deleted or has finished."""
         self._refused.pop(pod.key, None)
+        self._annotated.pop(pod.key, None)
 
     def status_written(self, ref: ObjectRef, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
         """Queue an Event for each new conflict in a status that was written."""
@@ -89,6 +102,15 @@ def refusal(pod: Pod, report: Report, bindings: Sequence[str]) -> Event:
     names = f"{', '.join(bindings[:MAX_BINDINGS])}{more}" or "no binding any more"
     message = f"the plan of {names} was refused: {one_line(report.error)}"
     return Event(ObjectRef(PODS, pod.namespace, pod.name, pod.uid), "PlanRefused", message)
+
+
+def unknown_maintenance(pod: Pod, value: str) -> Event:
+    """An Event on a pod whose annotation would not take it out of service."""
+    message = (
+        f'the annotation {MAINTENANCE} is "{one_line(value[:MAX_VALUE_WIDTH])}", and has no effect: write "true" for '
+        f'out of service, or "false", as in kubectl annotate --overwrite pod {pod.name} {MAINTENANCE}=true'
+    )
+    return Event(ObjectRef(PODS, pod.namespace, pod.name, pod.uid), "UnknownMaintenance", message)
 
 
 def conflicts(ref: ObjectRef, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Event]:

@@ -98,6 +98,33 @@ async def test_a_conflict_is_told_when_it_is_new_in_a_status(
     ]
 
 
+async def test_an_annotation_without_effect_is_told_once_for_each_value(
+    autojump_clock: MockClock, queue: tuple[FakeRecorder, EventQueue]
+) -> None:
+    recorder, events = queue
+
+    def annotate(value: str | None) -> None:
+        annotations = {} if value is None else {"pidone.dev/maintenance": value}
+        events.changed(pod("web-0", "10.0.0.5", annotations=annotations))
+
+    for value in ("true", "false", None, "yes", "yes", "True", None, "True", "x" * 1000):
+        annotate(value)
+    await wait_all_tasks_blocked()
+    assert recorder.written[0] == (
+        "Pod web-0",
+        "Warning",
+        "UnknownMaintenance",
+        (
+            'the annotation pidone.dev/maintenance is "yes", and has no effect: write "true" for out of service, or '
+            '"false", as in kubectl annotate --overwrite pod web-0 pidone.dev/maintenance=true'
+        ),
+    )
+    values = [message.split('"')[1] for *_, message in recorder.written]
+    assert values == ["yes", "True", "True", "x" * 40]
+    events.gone(pod("web-0", "10.0.0.5"))
+    assert not events._annotated
+
+
 async def test_a_flood_is_cut_off_and_counted(
     autojump_clock: MockClock, queue: tuple[FakeRecorder, EventQueue]
 ) -> None:
