@@ -17,7 +17,7 @@ from pidone.language.params import from_text, mismatch
 from pidone.language.pods import pod_facts, read_pods
 from pidone.language.rendering import render
 from pidone.language.resolution import heirs
-from pidone.language.secrets import NO_SECRETS, FileSecrets, GivenSecrets, Secrets
+from pidone.language.secrets import NO_SECRETS, GivenSecrets, Secrets, ShownSecrets
 from pidone.language.selector import matches
 from pidone.plan.format import encode_bundle
 from pidone.plan.mask import MASK, masked_tasks
@@ -91,7 +91,7 @@ def render_files(paths: Sequence[str], pod_file: str, arguments: Mapping[str, st
         original = read_pod(pod_file, paths)
         pod = original.with_facts(EXAMPLE_ADDRESS)
         objects = read_objects(paths)
-        secrets = FileSecrets(stand_in=MASK)
+        secrets = ShownSecrets(MASK)
         bundle = bundle_for(pod, objects, param_values(objects, arguments), secrets)
         bundle["tasks"] = masked_tasks(bundle["tasks"])
     except OSError as error:

@@ -193,6 +193,10 @@ class Engine:
                     break
         return heirs
 
+    async def wait_change(self) -> None:
+        """Wait until the state of any task changes."""
+        await self._state_changed.wait()
+
     def wake_tasks(self) -> None:
         """End every wait in ``Context.changed``: something else than a task has changed."""
         self._wake_waiting()

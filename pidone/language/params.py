@@ -13,7 +13,8 @@ from pidone.language.pattern_syntax import PatternError
 from pidone.language.pods import place, pod_field
 from pidone.language.safe_patterns import MAX_TEXT, matches
 from pidone.language.schemas import MISSING
-from pidone.language.secrets import MAX_SECRET, NO_SECRETS, SecretError, Secrets, Unknown
+from pidone.language.secrets import NO_SECRETS, SecretError, Secrets, Unknown
+from pidone.plan.model import MAX_SECRET
 
 MAX_LENGTH = 65_536  # of any string, as of an argument of a command
 POD_MAX_LENGTH = 253  # of a string that the pod's author chose, unless the param has a maxLength

@@ -13,10 +13,10 @@ from pidone.language.params import value_of
 from pidone.language.pods import place, pod_facts, pod_field, shown_pod
 from pidone.language.pruning import pruned
 from pidone.language.schemas import MISSING, Action, Shape, action_of, task_shape
-from pidone.language.secrets import NO_SECRETS, SecretError, Secrets, Unknown
+from pidone.language.secrets import NO_SECRETS, FileReference, SecretError, Secrets, Unknown
 from pidone.language.substitution import POD, references, substitute, written
 from pidone.plan.mask import Mask, values_of
-from pidone.plan.model import SECRETS
+from pidone.plan.model import SECRETS, VALUE_FILES
 
 MAX_CHARACTERS = 1 << 20  # of all texts of one pod's plan, four times what a bundle may have
 
@@ -99,6 +99,7 @@ def _task(
     if action is None:
         raise LanguageError(f'task "{task["name"]}" has not exactly one action')
     values = sorted(setting.secret_values(task))
+    files = setting.files(task)
     try:
         given = {**action.defaults, **task}
         if action.name == "probe":
@@ -111,13 +112,13 @@ def _task(
                 rendered[action.name].get(action.listens), f"{action.name}.{action.listens}", setting.pod
             )
     except LanguageError as error:
-        if values:
-            wrong = f'task "{task["name"]}": {Mask(values_of([{**task, SECRETS: {"values": values}}]))(str(error))}'
-            raise SecretError(wrong) from None
+        if values or files:
+            hidden = values_of([{**task, SECRETS: {"values": [*values, *files]}}])
+            raise SecretError(f'task "{task["name"]}": {Mask(hidden)(str(error))}') from None
         raise LanguageError(f'task "{task["name"]}": {error}') from error
-    if values:
-        salt = setting.secrets.salt(pod_facts(setting.pod).namespace, values)
-        rendered[SECRETS] = {"salt": salt, "values": values}
+    if values or files:
+        salt = setting.secrets.salt(pod_facts(setting.pod).namespace, values) if values else ""
+        rendered[SECRETS] = {"salt": salt, "values": values} | ({VALUE_FILES: files} if files else {})
     for name, shape in task_shape().properties.items():
         if shape.edges and name in rendered:
             rendered[name] = [_edge(edge, actions) for edge in rendered[name]]
@@ -220,8 +221,16 @@ class _Setting:
 
     def secret_values(self, task: Mapping[str, Any]) -> set[str]:
         """Return the values in a task that nobody may read."""
+        return {written(value) for value in self._confidential(task) if not isinstance(value, FileReference)}
+
+    def files(self, task: Mapping[str, Any]) -> dict[str, str]:
+        """Return the files of a task that the pod reads, by the marks that stand for their contents."""
+        marks = [value for value in self._confidential(task) if isinstance(value, FileReference)]
+        return {str(mark): mark.path for mark in sorted(marks)}
+
+    def _confidential(self, task: Mapping[str, Any]) -> list[Any]:
         names = self.confidential.intersection(_referred(task)) if self.confidential else ()
-        return {written(self.table[name]) for name in names}
+        return [self.table[name] for name in names]
 
     def is_unknown(self, text: str) -> bool:
         """True if a reference in the text has a value that is not known here."""

@@ -1,9 +1,10 @@
 """Values of params that nobody may read in texts: from Secrets and files. Where they come from is the caller's matter.
 
-In a cluster the controller reads Secrets, and never a file, since authors of TaskSets may not read its files. The
-standalone repo and the commands of a desk read files, and no Secret.
+In a cluster the controller reads Secrets, and never a file, since authors of TaskSets may not read its files. Its plans
+name the file, and the pod reads it. The standalone repo with a folder and ``pidone run`` read files, and no Secret.
 """
 
+import hashlib
 import hmac
 import secrets
 from collections.abc import Mapping, Sequence
@@ -14,8 +15,7 @@ from pidone.errors import LanguageError
 from pidone.language.model import Param
 from pidone.language.substitution import written
 from pidone.plan.digest import canonical
-
-MAX_SECRET = 4096  # characters of one value
+from pidone.plan.model import MAX_SECRET
 
 
 class SecretError(LanguageError):
@@ -43,6 +43,36 @@ class Unknown(str):
     """Stands for a value that is not known here, where a plan is only shown."""
 
     __slots__ = ()
+
+
+class FileReference(Unknown):
+    """Stands for the content of a file that the pod reads itself: see ``pidone.pod.secret_files``."""
+
+    path: str
+
+
+def file_reference(param: Param) -> FileReference:
+    """Return what stands for the file of a param in a plan. Raises ``SecretError`` if no pod could read it."""
+    rules = {
+        f"type: {param.type}": param.type != "string",
+        "pattern": param.pattern,
+        "enum": param.enum,
+        "maxLength": param.max_length is not None,
+    }
+    unchecked = [name for name, given in rules.items() if given]
+    if unchecked:
+        raise SecretError(
+            f"is read from the file {param.file} by the pod, which checks only that it is one line; "
+            f"remove {' and '.join(unchecked)}, or use valueFrom: {{secretKeyRef: {{name, key}}}}"
+        )
+    if ".." in param.file.split("/"):
+        raise SecretError(
+            f"is to be read from {param.file} by the pod, which follows no ..; give a path in its folder of Secrets"
+        )
+    # of characters that a URL takes anywhere; the same in every process
+    mark = FileReference(f"pidone-file-{hashlib.sha256(param.file.encode()).hexdigest()[:16]}")
+    mark.path = param.file
+    return mark
 
 
 class NoSecrets:
@@ -73,20 +103,25 @@ class GivenSecrets:
         return self._otherwise.salt(namespace, values)
 
 
+class ShownSecrets(NoSecrets):
+    """Reads nothing, for plans that are only shown: ``stand_in`` stands for the keys of Secrets."""
+
+    def __init__(self, stand_in: str) -> None:
+        self._stand_in = stand_in
+
+    def text(self, param: Param, namespace: str) -> str | None:  # noqa: ARG002 - as in the protocol
+        return file_reference(param) if param.file else Unknown(self._stand_in)
+
+
 class FileSecrets(NoSecrets):
-    """Reads files, in ``folder`` alone if there is one. Then the key of a Secret is the file SECRET/KEY in it.
+    """Reads files, in ``folder`` alone if there is one. Then the key of a Secret is the file SECRET/KEY in it."""
 
-    The keys of Secrets that are not read here have the value ``stand_in``, if there is one.
-    """
-
-    def __init__(self, folder: Path | None = None, *, stand_in: str = "") -> None:
-        self._folder, self._stand_in = folder and folder.resolve(), stand_in
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder and folder.resolve()
 
     def text(self, param: Param, namespace: str) -> str | None:  # noqa: ARG002 - as in the protocol
         if param.file or self._folder is not None:
             return self._read(param.file or f"{param.secret}/{param.key}", optional=param.optional)
-        if self._stand_in:
-            return Unknown(self._stand_in)
         raise SecretError(
             f'is the key "{param.key}" of Secret "{param.secret}", which only the controller of a cluster reads; '
             f"give a value by --param {param.name}=VALUE, or use valueFrom: {{file: PATH}}"

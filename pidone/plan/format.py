@@ -6,18 +6,20 @@
      "tasks": [{"name": "ready", "needs": ["other.state"], "while": ["other.state"],
                 "runOn": ["other.state", "pod.terminating"], "every": 10, "timeout": 5, "stopTimeout": 2,
                 "restartPolicy": "Always", "backoff": {"initial": 1, "max": 300, "factor": 2, "jitter": 1},
-                "backoffLimit": 3, "secrets": {"salt": "...", "values": ["..."]}, "<action>": {...}}, ...]}
+                "backoffLimit": 3, "secrets": {"salt": "...", "values": ["..."], "files": {MARK: PATH}},
+                "<action>": {...}}, ...]}
 
 ``digest`` is that of ``tasks``. A task has exactly one key that names an action, and the action's module decodes its
-value. ``secrets`` are values that the pod must not tell (``pidone.plan.mask``). ``containers`` are all containers of
-the pod's spec. Without ``restartPolicy`` or ``containers`` these facts are unknown. ``maintenance`` is left out if it
-is false. It is not a part of the plan, so it is no change of the digest.
+value. ``secrets`` are values that the pod must not tell (``pidone.plan.mask``), and files from which it reads such
+values itself (``pidone.pod.secret_files``). ``containers`` are all containers of the pod's spec. Without
+``restartPolicy`` or ``containers`` these facts are unknown. ``maintenance`` is left out if it is false. It is not a
+part of the plan, so it is no change of the digest.
 
 Pods may be months older than the controller. A pod refuses fields of its tasks that it does not know, by name. It
 ignores unknown fields of the envelope.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -31,6 +33,8 @@ from pidone.plan.strict_json import loads
 FORMAT = 1
 MEDIA_TYPE = "application/vnd.pidone.bundle.v1+json"
 MAX_TASKS = 1000
+
+Fill = Callable[[list[Any]], list[Any]]
 MAX_NAME_WIDTH = 253  # characters of a task's name; the language allows 63
 
 _COMMON = {
@@ -70,8 +74,16 @@ def encode_bundle(
     return envelope
 
 
-def decode_bundle(data: bytes, actions: Iterable[str]) -> Bundle:
-    """Decode the body of a bundle. Raises ``Refused`` with the place, the value and what was expected."""
+def as_they_are(tasks: list[Any]) -> list[Any]:
+    """Return the tasks of a plan that names no files with values."""
+    return tasks
+
+
+def decode_bundle(data: bytes, actions: Iterable[str], fill: Fill = as_they_are) -> Bundle:
+    """Decode the body of a bundle. Raises ``Refused`` with the place, the value and what was expected.
+
+    ``fill`` returns the tasks with the values of files. The digest of the plan is that of the tasks without them.
+    """
     try:
         value = loads(data)
     except ValueError as error:
@@ -99,7 +111,7 @@ def decode_bundle(data: bytes, actions: Iterable[str]) -> Bundle:
         return Bundle(Phase.TERMINATING, pod, Plan(claimed_digest if is_digest(claimed_digest) else "", ()))
 
     try:
-        plan = decode_plan(value.get("tasks"), actions)
+        plan = decode_plan(value.get("tasks"), actions, fill)
     except RecursionError as error:
         raise Refused("bundle.tasks: nested too deeply") from error
     if claimed_digest != plan.digest:
@@ -115,14 +127,14 @@ def decode_bundle(data: bytes, actions: Iterable[str]) -> Bundle:
     return Bundle(Phase.RUNNING, pod, plan, containers, maintenance)
 
 
-def decode_plan(tasks: object, actions: Iterable[str]) -> Plan:
+def decode_plan(tasks: object, actions: Iterable[str], fill: Fill = as_they_are) -> Plan:
     """Decode rendered tasks; ``actions`` are the names of the actions of this program. Raises ``Refused``."""
     if not isinstance(tasks, list):
         raise Refused(f"tasks: expected a list, not {kind(tasks)}")
     if len(tasks) > MAX_TASKS:
         raise Refused(f"tasks: at most {MAX_TASKS}, not {len(tasks)}")
     names = frozenset(actions)
-    decoded = tuple(_task(item, f"tasks[{index}]", names) for index, item in enumerate(tasks))
+    decoded = tuple(_task(item, f"tasks[{index}]", names) for index, item in enumerate(fill(tasks)))
     _check_graph(decoded)
     return Plan(digest(tasks), decoded)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, unquote
 
-from pidone.plan.model import SECRETS
+from pidone.plan.model import SECRETS, VALUE_FILES
 
 MASK = "***"
 # Messages cut long texts. So a piece of a value is hidden as the whole, if it has this many characters, ...
@@ -66,14 +66,16 @@ def values_of(tasks: Iterable[object]) -> frozenset[str]:
 
 
 def masked_tasks(tasks: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return rendered tasks for people: ``***`` stands for each value, and the salt is left out."""
+    """Return rendered tasks for people: ``***`` stands for each value, also of a file, and the salt is left out."""
     return [_masked_task(task) if SECRETS in task else dict(task) for task in tasks]
 
 
 def _masked_task(task: Mapping[str, Any]) -> dict[str, Any]:
-    values = task[SECRETS]["values"]
-    masked: dict[str, Any] = _masked({name: value for name, value in task.items() if name != SECRETS}, values)
-    return masked | {SECRETS: {"values": [MASK] * len(values)}}
+    values, files = task[SECRETS]["values"], task[SECRETS].get(VALUE_FILES, {})
+    rest = {name: value for name, value in task.items() if name != SECRETS}
+    masked: dict[str, Any] = _masked(rest, [*values, *files])
+    paths = {VALUE_FILES: sorted(files.values())} if files else {}
+    return masked | {SECRETS: {"values": [MASK] * len(values), **paths}}
 
 
 def hide(error: BaseException, mask: Callable[[str], str]) -> None:

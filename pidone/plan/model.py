@@ -37,6 +37,8 @@ LASTING = frozenset({CONTAINERS_STARTED})  # events that hold for ever after the
 
 
 SECRETS = "secrets"  # the field of a task with its values of Secrets
+VALUE_FILES = "files"  # in ``SECRETS``: the files that the pod reads, by the marks of their values
+MAX_SECRET = 4096  # characters of one value
 
 
 @dataclass(frozen=True, slots=True)

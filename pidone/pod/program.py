@@ -4,6 +4,7 @@ import json
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from random import Random
 from time import time
@@ -21,8 +22,8 @@ from pidone.journal import Journal
 from pidone.maintenance import ANNOTATION, Maintenance
 from pidone.pid1 import stages
 from pidone.pid1.reaper import Reaper
-from pidone.plan.format import decode_bundle
-from pidone.plan.model import CONTAINERS_STARTED, SECRETS, Bundle, Phase, Pod
+from pidone.plan.format import Fill, as_they_are, decode_bundle
+from pidone.plan.model import CONTAINERS_STARTED, SECRETS, VALUE_FILES, Bundle, Phase, Pod
 from pidone.plan.report import (
     OUTSIDE_TASKS_BYTES,
     TASK_ERROR_WIDTH,
@@ -35,12 +36,15 @@ from pidone.pod.settings import Settings
 
 if TYPE_CHECKING:
     from pidone.pid1.application import Application
+    from pidone.pod.secret_files import SecretFiles
 
 MAX_LEFT = 100  # names in a report of removed tasks that are not undone
 TEARDOWN_SECONDS = 8.0  # below the 10 s between TERM and KILL of runtimes that send TERM to a sandbox
 
 SECRETS_KEPT = 4  # bundles whose values of Secrets are hidden
 _SECRETS = f'"{SECRETS}"'.encode()  # is in each bundle with such values
+_FILES = f'"{VALUE_FILES}"'.encode()  # is in each bundle that names files with such values
+_HTTP = "from an https repo or a local file only, and this plan came over plain http"
 
 UNKNOWN_POD = Pod(name="", namespace="", uid="", ip="")  # until the first bundle comes
 
@@ -77,39 +81,81 @@ class PodProgram:
         self.start_part: Callable[[Callable[[], Awaitable[None]]], None] = lambda _part: None
         self._application: Application | None = None
         self._secrets: deque[frozenset[str]] = deque(maxlen=SECRETS_KEPT)  # of the last bundles
+        self._files: SecretFiles | None = None  # with values of the plan
+        self._files_bundle = b""  # the bundle that names them
+        self._files_of_refused: SecretFiles | None = None  # that the last bundle names, which was refused
+        self._follows_files = False
 
     def apply(self, data: bytes, *, trusted: bool) -> None:
         """Apply a bundle, or raise ``Refused`` and change nothing. ``trusted``: it came over https or from a file."""
-        if not self._learn_secrets(data):
+        if not self._secrets and _SECRETS not in data:
             self._apply(data, trusted=trusted)
+            self._files = self._files_of_refused = None
             return
+        files = self._secret_files() if _FILES in data else None
         try:
-            self._apply(data, trusted=trusted)
+            self._apply(data, trusted=trusted, fill=partial(self._fill, files, trusted=trusted))
         except Exception as error:  # noqa: BLE001 - the reason of a refusal is reported
-            internal = "" if isinstance(error, Refused) else f"internal error: {type(error).__name__}: "
-            raise Refused(self.journal.mask(f"{internal}{error}")) from None
+            self._files_of_refused = files
+            raise Refused(self._refusal(error)) from None
+        self._files, self._files_bundle, self._files_of_refused = files, data if files else b"", None
+        if files is not None and files.names and not self._follows_files:
+            self._follows_files = True
+            self.start_part(self._follow_files)
 
-    def _learn_secrets(self, data: bytes) -> bool:
-        """Hide the values of Secrets in this bundle from now on. Return True if any values are hidden.
+    def look_at_files(self) -> bool:
+        """Apply the plan again if files with its values have changed: only tasks that use them change.
+
+        Return True if the files that a refused bundle names have changed, so that it may be accepted now.
+        """
+        if self._files is not None and not self.engine.ending and self._files.changed():
+            self._files = files = self._secret_files()
+            try:
+                self._apply(self._files_bundle, trusted=True, fill=partial(self._fill, files, trusted=True))
+                self.journal.write("secret-files-changed")
+            except Exception as error:  # noqa: BLE001 - the tasks keep the values that they have
+                self.journal.write("secret-files-kept", error=self._refusal(error))
+        return self._files_of_refused is not None and self._files_of_refused.changed()
+
+    async def _follow_files(self) -> None:
+        """Look at the files after each answer of a registry, and after each change of a task."""
+        async with trio.open_nursery() as nursery:
+            for news in (self.maintenance.news, self.engine.wait_change):
+                nursery.start_soon(self._look_at_files_after, news)
+
+    async def _look_at_files_after(self, news: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await news()
+            self.look_at_files()
+
+    def _secret_files(self) -> "SecretFiles":
+        from pidone.pod.secret_files import SecretFiles
+
+        return SecretFiles(self.settings.secrets)
+
+    def _fill(self, files: "SecretFiles | None", tasks: list[Any], *, trusted: bool) -> list[Any]:
+        """Return the tasks with the values of files. Hide all values of Secrets in them from now on.
 
         The values of the bundles before are hidden too, since their tasks may still be ending.
         """
-        if not self._secrets and _SECRETS not in data:
-            return False
         from pidone.plan.mask import Mask, values_of
 
-        try:
-            tasks = json.loads(data)["tasks"]
-        except (ValueError, TypeError, LookupError, RecursionError):
-            tasks = ()
-        values = values_of(tasks if isinstance(tasks, list) else ())
+        if files is not None and not trusted:
+            raise Refused(f"a file with a value is read for a plan {_HTTP}")
+        if files is not None:
+            tasks = files.fill(tasks)
+        values = values_of(tasks)
         if values and values not in self._secrets:
             self._secrets.append(values)
             self.journal.mask = Mask(chain.from_iterable(self._secrets))
-        return bool(self._secrets)
+        return tasks
 
-    def _apply(self, data: bytes, *, trusted: bool) -> None:
-        bundle = decode_bundle(data, actions.names())
+    def _refusal(self, error: Exception) -> str:
+        internal = "" if isinstance(error, Refused) else f"internal error: {type(error).__name__}: "
+        return self.journal.mask(f"{internal}{error}")
+
+    def _apply(self, data: bytes, *, trusted: bool, fill: Fill = as_they_are) -> None:
+        bundle = decode_bundle(data, actions.names(), fill)
         if not trusted:
             _refuse_privileged(bundle)
         if bundle.phase is Phase.TERMINATING:
@@ -288,12 +334,6 @@ def _size(item: tuple[str, TaskReport]) -> int:
 def _refuse_privileged(bundle: Bundle) -> None:
     for task in bundle.plan.tasks:
         if task.confidential:
-            raise Refused(
-                f'task "{task.name}": a value of a Secret is accepted from an https repo or a local file only, '
-                "and this plan came over plain http"
-            )
+            raise Refused(f'task "{task.name}": a value of a Secret is accepted {_HTTP}')
         if actions.privileged(task.action, task.config):
-            raise Refused(
-                f'task "{task.name}": {task.action} is accepted from an https repo or a local file only, '
-                "and this plan came over plain http"
-            )
+            raise Refused(f'task "{task.name}": {task.action} is accepted {_HTTP}')

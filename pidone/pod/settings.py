@@ -25,6 +25,7 @@ class Settings:
         ""  # PIDONE_STATUS_PORT: the address of /status, /drain and /maintenance; see ``status_address``
     )
     token: str = ""  # PIDONE_TOKEN: a file with a token that identifies the pod to an https repo
+    secrets: str = ""  # PIDONE_SECRETS: the folder whose files plans may read; empty is none
     maintenance: bool = (
         False  # PIDONE_MAINTENANCE: 1 if POST /maintenance was in effect in the program before this one
     )
@@ -41,6 +42,7 @@ class Settings:
             programs=environ.get("PIDONE_PROGRAMS") or actions.PROGRAMS,
             status=environ.get("PIDONE_STATUS_PORT", ""),
             token=environ.get("PIDONE_TOKEN", ""),
+            secrets=environ.get("PIDONE_SECRETS", ""),
             maintenance=environ.get(stages.MAINTENANCE.decode()) == "1",
             after=environ.get(stages.WORDS.decode(), ""),
         )

@@ -57,6 +57,9 @@ class Consumer(Protocol):
     def apply(self, data: bytes, *, trusted: bool) -> None:
         """Apply a bundle, or raise ``Refused`` and change nothing. ``trusted``: the repo proved by TLS who it is."""
 
+    def look_at_files(self) -> bool:
+        """Apply the plan again if files with its values have changed. True if a refused bundle may be accepted now."""
+
     def status(self) -> Report:
         """Return the running plan, its tasks, and those that were not undone. The client adds the rest."""
 
@@ -171,6 +174,8 @@ class RepoClient:
 
     async def _poll_once(self) -> Outcome:
         url = self._urls[self._current]
+        if self._consumer.look_at_files():
+            self._refused.pop(url, None)  # the repo sends it again
         received_before = self._received_from(url)
         headers = {**self._headers, **self._authorization(url), "accept": MEDIA_TYPE}
         if self._counters.repo_up or not received_before:

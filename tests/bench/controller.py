@@ -280,6 +280,9 @@ class IdleConsumer:
     def status(self) -> Report:
         return Report()
 
+    def look_at_files(self) -> bool:
+        return False
+
     def details(self) -> dict[str, Any]:
         return {}
 

@@ -11,8 +11,9 @@ from pidone.language.binding import BindingError, derive
 from pidone.language.checking import check_files, check_text, parse_bytes
 from pidone.language.model import Param, TaskSet
 from pidone.language.rendering import render
-from pidone.language.secrets import FileSecrets, GivenSecrets, NoSecrets, SecretError, salted
+from pidone.language.secrets import FileSecrets, GivenSecrets, NoSecrets, SecretError, ShownSecrets, salted
 from pidone.plan.digest import digest
+from pidone.plan.mask import masked_tasks
 from tests.controller.factories import binding, pod, rules
 
 PASSWORD = "correct-horse-battery"
@@ -176,10 +177,65 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, data: bytes | None,
 def test_on_a_desk_a_secret_is_given_or_stands_for_itself() -> None:
     with pytest.raises(SecretError, match="give a value by --param user=VALUE"):
         rendered(FileSecrets())
-    tasks = rendered(GivenSecrets({"password": "given", "port": 8082}, FileSecrets(stand_in="***")))
+    tasks = rendered(GivenSecrets({"password": "given", "port": 8082}, ShownSecrets("***")))
     assert tasks["registration"]["register"]["eureka"]["url"] == "http://***:given@eureka:8761/eureka"
     assert tasks["open"]["probe"]["tcpSocket"]["port"] == 8082
-    assert rendered(FileSecrets(stand_in="***"))["open"]["probe"]["tcpSocket"]["port"] == "***"
+    assert rendered(ShownSecrets("***"))["open"]["probe"]["tcpSocket"]["port"] == "***"
+
+
+IN_URL = """
+apiVersion: pidone.dev/v1alpha1
+kind: TaskSet
+metadata: {name: check}
+spec:
+  params: [{name: token, valueFrom: {file: PATH}}, {name: user, valueFrom: {secretKeyRef: {name: a, key: b}}}]
+  tasks:
+    - name: registration
+      register:
+        eureka: {url: "http://$(params.user):$(params.token)@eureka:8761/eureka", app: web, port: 8080}
+      stopTimeout: 5s
+    - {name: other, probe: {tcpSocket: {port: 80}}}
+"""
+
+
+def test_a_file_that_the_pod_reads_is_a_reference_in_its_plan() -> None:
+    tasks = rendered(ShownSecrets("***"), text=IN_URL.replace("PATH", "eureka/password"))
+    secrets = tasks["registration"]["secrets"]
+    ((mark, path),) = secrets["files"].items()
+    assert path == "eureka/password"
+    assert secrets["values"] == ["***"]
+    assert tasks["registration"]["register"]["eureka"]["url"] == f"http://***:{mark}@eureka:8761/eureka"
+    assert "secrets" not in tasks["other"]
+    (shown, _) = masked_tasks(tasks.values())
+    assert shown["register"]["eureka"]["url"] == "http://***:***@eureka:8761/eureka"
+    assert shown["secrets"] == {"values": ["***"], "files": ["eureka/password"]}
+    # every replica of the controller makes the same plan, and another file is another plan
+    assert rendered(ShownSecrets("***"), text=IN_URL.replace("PATH", "eureka/password")) == tasks
+    other = rendered(ShownSecrets("***"), text=IN_URL.replace("PATH", "eureka/other"))
+    assert digest(other["registration"]) != digest(tasks["registration"])
+
+
+@pytest.mark.parametrize(
+    ("more", "unchecked"),
+    [
+        ("pattern: ^a, ", "pattern"),
+        ("enum: [a], maxLength: 5, ", "enum and maxLength"),
+        ("type: integer, ", "type: integer"),
+    ],
+)
+def test_a_rule_that_no_pod_checks_is_named(more: str, unchecked: str) -> None:
+    text = FILE.replace("valueFrom: {file: PATH}", more + "valueFrom: {file: a/b}")
+    with pytest.raises(SecretError) as raised:
+        rendered(ShownSecrets("***"), text=text)
+    assert str(raised.value) == (
+        'TaskSet "check": param "token" is read from the file a/b by the pod, which checks only that it is one line; '
+        f"remove {unchecked}, or use valueFrom: {{secretKeyRef: {{name, key}}}}"
+    )
+
+
+def test_a_path_that_no_pod_follows_is_named() -> None:
+    with pytest.raises(SecretError, match=r"is to be read from \.\./a by the pod, which follows no \.\.;"):
+        rendered(ShownSecrets("***"), text=FILE.replace("PATH", "../a"))
 
 
 def test_a_binding_need_not_give_such_a_value_and_is_warned_if_it_does() -> None:

@@ -36,6 +36,7 @@ class Pod:
 
     def __init__(self, urls: list[str], token: str = "") -> None:
         self.taken: list[tuple[str, bool]] = []
+        self.files_changed = False
         self.counters = Counters()
         self.journal = Journal(echo=lambda line: None)
         claims = {"pidone-hostname": "web"}
@@ -57,6 +58,9 @@ class Pod:
 
     def status(self) -> Report:
         return Report(digest="d")
+
+    def look_at_files(self) -> bool:
+        return self.files_changed
 
     def details(self) -> dict[str, Any]:
         return {}
@@ -149,6 +153,20 @@ async def test_a_refused_bundle_is_reported_with_its_reason_and_not_fetched_agai
     assert [text for text, _ in pod.taken] == ["one", "bad", "two"]
     assert (await served.report())["state"] == "applied"
     assert pod.counters.bundle_rejections == 1
+
+
+async def test_a_refused_bundle_is_fetched_again_when_a_file_that_it_names_has_changed(
+    repo: tuple[Repo, str], nursery: trio.Nursery
+) -> None:
+    served, url = repo
+    pod = Pod([url])
+    pod.start(nursery)
+    served.answer(bundle("one"), bundle("bad"))
+    tags = [(await served.question()).headers.get("if-none-match") for _ in range(3)]
+    assert tags[-1] == '"one", "bad"'
+    pod.files_changed = True
+    served.answer(Response(304, APPLIED_PREFERENCE))
+    assert (await served.question()).headers["if-none-match"] == '"one"'
 
 
 @pytest.mark.parametrize("kind", ["application/json", "application/vnd.pidone.bundle.v2+json", None])

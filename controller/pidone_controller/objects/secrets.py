@@ -20,7 +20,7 @@ from pidone.errors import PidoneError
 from pidone.language.binding import Rules, Version
 from pidone.language.extends import ANY
 from pidone.language.model import Param, TaskBinding
-from pidone.language.secrets import SecretError, decoded, salted
+from pidone.language.secrets import SecretError, decoded, file_reference, salted
 from pidone.metrics.exposition import Family, gauge
 from pidone_controller.kubernetes.client import Client
 from pidone_controller.kubernetes.errors import Forbidden
@@ -54,10 +54,7 @@ class SecretStore:
 
     def text(self, param: Param, namespace: str) -> str | None:
         if param.file:
-            raise SecretError(
-                f"is to be read from the file {param.file}, which is no file of the pod's author in a cluster; "
-                "use valueFrom: {secretKeyRef: {name, key}}"
-            )
+            return file_reference(param)
         if not self._key:
             raise SecretError(f'waits for Secret "{param.secret}", which is being read', pending=True)
         data = self._values.get((namespace, param.secret))

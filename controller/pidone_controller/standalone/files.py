@@ -15,7 +15,7 @@ from pidone.language.binding import Rules, collect, shown
 from pidone.language.checking import check_parsed, extended_sets, parse_bytes
 from pidone.language.model import Param, TaskBinding, TaskSet
 from pidone.language.pods import PodProblem, read_inventory, shown_pod
-from pidone.language.secrets import NO_SECRETS, FileSecrets, SecretError, Secrets
+from pidone.language.secrets import NO_SECRETS, FileSecrets, SecretError, Secrets, file_reference
 from pidone_controller.log import Log
 from pidone_controller.pods.model import Pod, Pool
 from pidone_controller.pods.projection import ProjectionError, project
@@ -59,7 +59,7 @@ class WatchedFile:
 
 
 class WatchedSecrets(FileSecrets):
-    """Files with values of Secrets, of one folder. Without a folder none is read.
+    """Files with values of Secrets, of one folder. Without a folder none is read here, and pods read their own.
 
     ``look`` returns True if a file that was read has changed since.
     """
@@ -70,6 +70,8 @@ class WatchedSecrets(FileSecrets):
         self._read_files: dict[Path, Signature | None] = {}  # None: it could not be read
 
     def text(self, param: Param, namespace: str) -> str | None:
+        if self._off and param.file:
+            return file_reference(param)
         if self._off:
             raise SecretError("is not read, since the repo was started without --secrets DIR")
         return super().text(param, namespace)

@@ -4,6 +4,7 @@ import base64
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from trio.testing import MockClock
 
 from pidone.language.binding import Rollout, Rules, Version
 from pidone.language.model import Param
-from pidone.language.secrets import SecretError
+from pidone.language.secrets import SecretError, file_reference
 from pidone_controller.kubernetes.resources import SECRETS
 from pidone_controller.kubernetes.single import WATCH_SECONDS
 from pidone_controller.objects import secrets
@@ -171,11 +172,9 @@ async def test_no_namespace_can_make_the_controller_read_any_number(autojump_clo
 
 async def test_a_file_of_the_controller_is_never_read() -> None:
     store = Store(FakeAPIServer())
-    store.store.use_key(b"k" * 32)
-    assert store.told(Param("token", file="/etc/hostname")) == (
-        "<is to be read from the file /etc/hostname, which is no file of the pod's author in a cluster; "
-        "use valueFrom: {secretKeyRef: {name, key}}>"
-    )
+    told = store.told(Param("token", file="/etc/hostname"))
+    assert told == str(file_reference(Param("token", file="/etc/hostname")))
+    assert Path("/etc/hostname").read_text().strip() not in told
 
 
 async def test_nothing_is_rendered_before_the_key_of_digests_is_known() -> None:
