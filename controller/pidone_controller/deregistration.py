@@ -79,6 +79,7 @@ class Registration:
     instance: str
     address: str  # of the pod, as the registry gives it to clients
     secrets: frozenset[str] = frozenset()  # what no text may tell of it
+    file: str = ""  # of the pod, with a value that the document lacks here; empty: there is none
 
     def overwrites(self, other: "Registration") -> bool:
         """True if both are or may be the same instance of the same registry."""
@@ -299,13 +300,17 @@ class Deregistration:
         holder = self._holder(registration)
         if holder:
             return _Result(holder)
+        if registration.file:
+            raise RegistryRefused(
+                f"a value is in the file {registration.file} of the pod, which only the pod reads"
+            )
         config = json.loads(registration.config)
         try:
             one_host = bool(pod.ips) and all(map(is_loopback, pod.ips))  # in tests
             config = outside(config, pod.namespace, self._namespace, one_host=one_host)
             driver = self._build(config, pod)
         except Refused as error:
-            raise RegistryRefused(f"{error} (the controller reads no file that the plan names)") from error
+            raise RegistryRefused(f"{error}{_without_files(registration)}") from error
         try:
             entry = await driver.read()
             if entry is None:
@@ -317,6 +322,8 @@ class Deregistration:
             if not holder:
                 await driver.deregister()
             return _Result(holder, was_there=True)
+        except RegistryRefused as error:
+            raise RegistryRefused(f"{error}{_without_files(registration)}") from error
         finally:
             if isinstance(driver, Connected):
                 with trio.CancelScope(shield=True), trio.move_on_after(CLOSE_SECONDS):
@@ -372,6 +379,7 @@ class Deregistration:
                     driver.instance,
                     driver.address,
                     values_of([task]),
+                    _marked_file(form, task),
                 )
                 for form, driver in drivers
             ]
@@ -392,6 +400,24 @@ class Deregistration:
                 self._holders[instance] = holders
         for instance in new - old:
             self._holders[instance] = (*self._holders.get(instance, ()), key)
+
+
+def _marked_file(form: Mapping[str, Any], task: Mapping[str, Any]) -> str:
+    """Return the first file that the pod reads for this target of its task; empty if there is none."""
+    files: Mapping[str, str] = (task.get(model.SECRETS) or {}).get(model.VALUE_FILES) or {}
+    written = canonical(form).decode() if files else ""
+    return next((file for mark, file in files.items() if mark in written), "")
+
+
+def _without_files(registration: Registration) -> str:
+    """Return the end of a refusal, which names the files of the pod that the controller does not read."""
+
+    def named(value: Any) -> Iterator[str]:
+        for key, inner in value.items() if isinstance(value, Mapping) else ():
+            yield from [f"{key} {inner}"] if key.endswith(FILE) else named(inner)
+
+    files = ", ".join(named(json.loads(registration.config)))
+    return f" (without {files}: the controller reads no file that the plan names)" if files else ""
 
 
 def _same(places: frozenset[str]) -> frozenset[str]:

@@ -197,4 +197,18 @@ async def test_a_file_that_the_plan_names_is_not_read(
     await trio.sleep(1)
     assert world.events in (["deregistered"], ["left-registered"])
     if world.events == ["left-registered"]:
-        assert "reads no file" in world.errors[0]
+        assert f"without {FILES[name]} {file}: the controller reads no file" in world.errors[0]
+
+
+async def test_a_value_in_a_file_that_only_the_pod_reads_is_named(
+    world: World, autojump_clock: MockClock
+) -> None:
+    written = config("etcd", "http://registry:1234", user="me", password="pidone-file-0123456789abcdef")
+    secrets = {"salt": "", "values": [], "files": {"pidone-file-0123456789abcdef": "etcd/password"}}
+    key = world.hears("10.0.0.5", "1", [{"name": "web", "register": written, "secrets": secrets}])
+    world.deregistration.gone(key)
+    await trio.sleep(1)
+    assert world.events == ["left-registered"]
+    assert world.errors[0] == (
+        "a value is in the file etcd/password of the pod, which only the pod reads; the registry's own lease ends it"
+    )
