@@ -9,18 +9,27 @@ import _signal
 import os
 import signal
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import trio
 
 from pidone.errors import StartError
+
+if TYPE_CHECKING:
+    from resource import struct_rusage
 
 MARK = "PIDONE_RUN"  # a variable in the environment of each command: a random word for each run
 # Zombies reaped before other Trio tasks get a turn: a burst of 10,000 must not delay a heartbeat, and a
 # checkpoint after each zombie would double the cost of reaping.
 BATCH = 256
 REST_SECONDS = 0.002  # between two batches: a stream of orphans is reaped in batches, not one by one
+
+
+# Called with the pid of a process before it is reaped, while /proc still has it. Returns a function for its resource
+# usage, with that of all children that it has waited for. Neither raises.
+Observe = Callable[[int], "Callable[[struct_rusage], None]"]
 
 
 class Child:
@@ -89,6 +98,7 @@ class Reaper:
         self.orphans = 0  # reaped processes that ``spawn`` did not start
         self.children = 0  # reaped processes that ``spawn`` started
         self._started: dict[int, Child] = {}
+        self.observe: Observe | None = None
 
     @property
     def started(self) -> Iterable[Child]:
@@ -152,7 +162,7 @@ class Reaper:
         """Reap at most ``BATCH`` processes that have ended; True if there may be more."""
         for _ in range(BATCH):
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status = self._reap()
             except ChildProcessError:
                 return False
             if pid == 0:
@@ -164,6 +174,18 @@ class Reaper:
                 self.children += 1
                 child._end(status)
         return True
+
+    def _reap(self) -> tuple[int, int]:
+        """Reap a process that has ended. Return its pid and status, as ``waitpid`` with WNOHANG."""
+        if self.observe is None:
+            return os.waitpid(-1, os.WNOHANG)
+        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended is None:
+            return 0, 0
+        note = self.observe(ended.si_pid)
+        pid, status, usage = os.wait4(ended.si_pid, os.WNOHANG)
+        note(usage)
+        return pid, status
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Reap until cancelled. Signals coalesce, so each SIGCHLD leads to a sweep of all ended processes."""

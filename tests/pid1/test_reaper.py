@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from resource import struct_rusage
 
 import psutil
 import pytest
@@ -49,6 +51,24 @@ async def test_each_of_many_children_one_after_the_other_is_collected(
         for _ in range(100):  # each ends within the rest after the one before
             assert await reaper.spawn(["/bin/true"], env={}).wait() == 0
     nursery.cancel_scope.cancel()
+
+
+async def test_an_observer_sees_each_process_before_it_is_reaped_and_its_usage(reaper: Reaper) -> None:
+    seen: dict[int, str] = {}
+    usages: dict[int, float] = {}
+
+    def observe(pid: int) -> Callable[[struct_rusage], None]:
+        seen[pid] = psutil.Process(pid).status()
+        return lambda usage: usages.update({pid: usage.ru_utime + usage.ru_stime})
+
+    reaper.observe = observe
+    burn = "import os, time\nwhile sum(os.times()[:2]) < 0.1: pass\nos._exit(7)"
+    children = [reaper.spawn([sys.executable, "-S", "-c", burn], env={}) for _ in range(2)]
+    with trio.fail_after(PATIENCE_SECONDS):
+        assert [await child.wait() for child in children] == [7, 7]
+    assert seen == {child.pid: psutil.STATUS_ZOMBIE for child in children}
+    assert all(usages[child.pid] >= 0.1 for child in children)
+    assert reaper.children == 2
 
 
 async def test_when_it_is_cancelled_nothing_stays_blocked(nursery: trio.Nursery) -> None:
