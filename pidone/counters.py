@@ -16,6 +16,7 @@ class Counters:
     bundle_digest: str = ""  # of the running plan
     bundle_applied: float = 0.0
     repo_up: bool | None = None  # None: no request has ended yet, or no repo is configured
+    shared_pid_namespace: bool = False  # a process of another cgroup was seen
 
 
 class TaskView(Protocol):

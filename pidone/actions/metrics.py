@@ -24,7 +24,7 @@ STATES = ("listening",)
 POD, LOOPBACK = "pod", "loopback"  # the values of ``address``
 PORT = 19100  # not 9100 (node-exporter with hostNetwork) and not 9464 (OpenTelemetry)
 
-COLLECTORS = ("process", "network", "tasks")  # by default
+COLLECTORS = ("process", "containers", "network", "tasks")  # by default
 _SAMPLER = "sampler"  # in ``Setting.kept``
 _VISIBLE = "pidone_processes_visible"
 UNSEEN = (
@@ -138,10 +138,14 @@ def sampler(setting: Setting) -> Sampler:
     kept = setting.kept.get(_SAMPLER)
     if not isinstance(kept, Sampler):
         from pidone.metrics import network, process
+        from pidone.metrics.containers import ContainerProcesses
+        from pidone.metrics.labels import Facts
 
+        facts = Facts(setting.pod.uid, lambda: setting.containers.by_name)
         kept = setting.kept[_SAMPLER] = Sampler(
             {
                 "process": process.collect,
+                "containers": ContainerProcesses(setting.reaper, facts).collect,
                 "network": network.collect,
                 "tasks": lambda: task_families(setting, list(setting.tasks())),
             }

@@ -9,6 +9,7 @@ import trio
 from pidone import __version__
 from pidone.counters import Counters, TaskView
 from pidone.metrics.exposition import Family, counter, gauge
+from pidone.metrics.labels import sees_other_cgroups
 from pidone.pid1 import stages
 from pidone.pid1.reaper import Reaper
 from pidone.plan.model import Pod
@@ -22,7 +23,11 @@ def collect(pod: Pod, reaper: Reaper, counts: Counters, tasks: Iterable[TaskView
         "pidone_snapshot_info",
         "How Python was started: used, off, or why the snapshot was given up; always 1.",
     ).add(1, snapshot=stages.snapshot())
-    yield gauge("pidone_pod_info", "The pod of this process; always 1.").add(1, uid=pod.uid, node=pod.node)
+    counts.shared_pid_namespace = counts.shared_pid_namespace or sees_other_cgroups()
+    shared = "true" if counts.shared_pid_namespace else "false"
+    yield gauge("pidone_pod_info", "The pod of this process; always 1.").add(
+        1, uid=pod.uid, node=pod.node, shared_pid_namespace=shared
+    )
     reaped = counter("pidone_reaped_total", "Processes that ended and were reaped.")
     yield reaped.add(reaper.orphans, reason="orphan").add(reaper.children, reason="task")
     yield from _plan(counts)

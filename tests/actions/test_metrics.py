@@ -10,7 +10,7 @@ from prometheus_client.openmetrics import parser
 from prometheus_client.parser import text_string_to_metric_families
 
 from pidone.actions import Action, Setting, register
-from pidone.actions.metrics import Metrics, build
+from pidone.actions.metrics import COLLECTORS, Metrics, build
 from pidone.containers import Containers
 from pidone.counters import Counters
 from pidone.engine.core import Stage, TaskState
@@ -20,6 +20,7 @@ from pidone.http.client import request
 from pidone.http.message import Response
 from pidone.journal import Journal
 from pidone.metrics.exposition import Family, gauge, render
+from pidone.metrics.labels import sees_other_cgroups
 from pidone.metrics.sampler import FRESH_SECONDS, Sampler
 from pidone.pid1.reaper import Reaper
 from pidone.plan.fields import Fields
@@ -48,6 +49,21 @@ FAMILIES = {
     "pidone_scrape_duration_seconds",
     "pidone_collector_success",
     "pidone_series_omitted",
+    "pidone_processes",
+    "pidone_threads",
+    "pidone_cpu_seconds_total",
+    "pidone_memory_resident_bytes",
+    "pidone_memory_swap_bytes",
+    "pidone_major_page_faults_total",
+    "pidone_context_switches_total",
+    "pidone_open_fds",
+    "pidone_fd_worst_ratio",
+    "pidone_disk_read_bytes_total",
+    "pidone_disk_written_bytes_total",
+    "pidone_oldest_process_start_time_seconds",
+    "pidone_zombies",
+    "pidone_processes_visible",
+    "pidone_processes_omitted",
     "pidone_reaped_total",
     "pidone_network_receive_bytes_total",
     "pidone_network_transmit_bytes_total",
@@ -164,7 +180,8 @@ async def test_the_page_has_the_whole_default_set() -> None:
 
 async def test_the_page_says_what_is() -> None:
     read = samples(await page())
-    assert read["pidone_pod_info uid-1 node-1"] == 1
+    sharing = "true" if sees_other_cgroups() else "false"
+    assert read[f"pidone_pod_info uid-1 node-1 {sharing}"] == 1
     assert read["pidone_probe_success ready"] == 0
     assert read["pidone_registration_up registration eureka http://eureka/"] == 1
     assert read["pidone_registration_status registration eureka http://eureka/ UP"] == 1
@@ -180,7 +197,7 @@ async def test_the_page_says_what_is() -> None:
         2,
         1,
     ]
-    assert all(read[f"pidone_collector_success {name}"] == 1 for name in ("process", "network", "tasks"))
+    assert all(read[f"pidone_collector_success {name}"] == 1 for name in COLLECTORS)
 
 
 async def test_without_a_repo_nothing_is_said_of_one() -> None:
@@ -207,7 +224,10 @@ async def test_only_the_collectors_asked_for_are_there() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"collectors": ["cgroup"]}, "collectors: expected some of process, network, tasks, not cgroup"),
+        (
+            {"collectors": ["cpu"]},
+            "collectors: expected some of process, containers, network, tasks, not cpu",
+        ),
         ({"port": 0}, "port: expected 1 to 65535, not 0"),
         ({"path": "/"}, 'does not know "path"'),
         ({"address": "::"}, 'metrics.address: expected pod or loopback, not "::"'),
