@@ -23,7 +23,7 @@ help:
 	@echo "make doze    write build/doze and build/pidone, static programs, for x86-64 and arm64 too (needs no compiler)"
 	@echo "make image   write build/image.oci.tar from Debian packages and wheels, without a registry (ARCH=amd64 or arm64)"
 	@echo "make controller-image  write build/controller.oci.tar in the same way"
-	@echo "make schema  write the JSON Schemas in schema/, the CRDs in k3d/crds/ and the reference in docs/language.md"
+	@echo "make schema  write the JSON Schemas in schema/, the CRDs in k3d/crds/, and lists in docs/language.md and docs/metrics.md"
 	@echo "make eureka  build the real Eureka server for demo and tests (needs Java 17 and Maven)"
 	@echo "make peers   build Netflix' own Eureka server and client, and Spring's with users, for tests (needs Java 17 and Maven)"
 	@echo "make etcd    build etcd 3.6 and readers of its layouts for demo and tests (needs Go 1.26)"
@@ -83,6 +83,7 @@ format: $(READY)
 schema: $(READY)
 	@$(BIN)/python -m pidone.generate.assembly
 	@$(BIN)/python -m pidone.generate.reference docs/language.md
+	@$(BIN)/python -m pidone.generate.metrics docs/metrics.md
 
 # The static programs of images and wheels. doze has 21 kB, and 12 KiB of memory; pidone contains it. The first run also
 # builds a C library by ziglang.
