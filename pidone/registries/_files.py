@@ -2,9 +2,10 @@
 
 import os
 import stat
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from pidone.errors import RegistryError, RegistryRefused
+from pidone.errors import Refused, RegistryError, RegistryRefused
+from pidone.plan.fields import Fields
 
 MAX_BYTES = 8192
 
@@ -31,13 +32,15 @@ def secret(path: str) -> str:
     return text
 
 
-@dataclass(frozen=True, slots=True)
-class Credentials:
+class Credentials(NamedTuple):
     """The user of a registry. The password is read from the file at each authentication, so that it may change."""
 
     user: str
-    password: str = field(default="", repr=False)
+    password: str = ""
     file: str = ""
+
+    def __repr__(self) -> str:
+        return f"Credentials({self.user!r})"  # without the password
 
     def read(self) -> str:
         """Return the password. Raises ``RegistryRefused``."""
@@ -49,3 +52,13 @@ class Credentials:
             return secret(self.file)
         except RegistryError as error:
             raise RegistryRefused(f"passwordFile {error}") from error
+
+
+def credentials_in(fields: Fields, user: str) -> Credentials | None:
+    """Read the fields of a user; ``user`` is the name of the first one. Raises ``Refused``."""
+    name, password, file = (fields.text(field, "") for field in (user, "password", "passwordFile"))
+    if password and file:
+        raise Refused(f"{fields.path}: password or passwordFile, not both")
+    if (password or file) and not name:
+        raise Refused(f"{fields.path}: a password without a user; set {user}")
+    return Credentials(name, password, file) if name else None

@@ -27,7 +27,6 @@ import trio
 
 from pidone.errors import (
     PidoneError,
-    Refused,
     RegistryError,
     TransferError,
 )
@@ -57,7 +56,7 @@ from pidone.registries._etcd_messages import (
     range_in,
     reply_of,
 )
-from pidone.registries._files import Credentials
+from pidone.registries._files import Credentials, credentials_in
 from pidone.registries._servers import (
     ANSWER_SECONDS,
     Remedies,
@@ -475,7 +474,7 @@ def build(fields: Fields, pod: Pod, source: str | None) -> Etcd:
     """Build the driver from ``register: etcd``. Raises ``Refused``."""
     endpoints = base_urls(fields, "endpoints", "that end before /v3")
     layout, instance = instance_of(fields, pod)
-    credentials = _credentials(fields)
+    credentials = credentials_in(fields, "user")
     fields.done()
     return Etcd(
         endpoints,
@@ -486,16 +485,3 @@ def build(fields: Fields, pod: Pod, source: str | None) -> Etcd:
         namespace=pod.namespace,
         start=pod.uid,
     )
-
-
-def _credentials(fields: Fields) -> Credentials | None:
-    user, password, file = (
-        fields.text("user", ""),
-        fields.text("password", ""),
-        fields.text("passwordFile", ""),
-    )
-    if not user and (password or file):
-        raise Refused(f"{fields.path}: a password without a user; set user")
-    if password and file:
-        raise Refused(f"{fields.path}: password or passwordFile, not both")
-    return Credentials(user, password, file) if user else None

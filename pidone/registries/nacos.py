@@ -36,7 +36,7 @@ from pidone.plan.model import Pod
 from pidone.registries import Entry, Registry, Status
 from pidone.registries import _nacos as protocol
 from pidone.registries import _nacos_names as names
-from pidone.registries._files import Credentials
+from pidone.registries._files import Credentials, credentials_in
 from pidone.registries._nacos import Api, Call, Instance
 from pidone.registries._servers import ANSWER_SECONDS, Remedies, Served, Servers, Trouble, base_urls
 
@@ -472,7 +472,7 @@ def build(fields: Fields, pod: Pod, source: str | None) -> Nacos:
         raise Refused(
             f"{fields.path}: heartBeatInterval must be less than heartBeatTimeout and ipDeleteTimeout"
         )
-    credentials = _credentials(fields)
+    credentials = credentials_in(fields, "username")
     fields.done()
     if pinned is not None and pinned not in set(Api):
         raise Refused(f"{fields.path}.api: expected {', '.join(sorted(Api))}, not {pinned}")
@@ -487,13 +487,3 @@ def build(fields: Fields, pod: Pod, source: str | None) -> Nacos:
         namespace=pod.namespace,
         start=pod.uid,
     )
-
-
-def _credentials(fields: Fields) -> Credentials | None:
-    """Read the user. Raises ``Refused``."""
-    user, password, file = (fields.text(name, "") for name in ("username", "password", "passwordFile"))
-    if password and file:
-        raise Refused(f"{fields.path}: password or passwordFile, not both")
-    if (password or file) and not user:
-        raise Refused(f"{fields.path}: a password without username")
-    return Credentials(user, password, file) if user else None

@@ -28,7 +28,7 @@ from pidone.plan.model import Pod
 from pidone.registries import Entry, Registry, Status
 from pidone.registries import _zookeeper_names as names
 from pidone.registries import _zookeeper_wire as wire
-from pidone.registries._files import secret
+from pidone.registries._files import Credentials, credentials_in
 from pidone.registries._zookeeper_client import AnsweredError, Client, ExpiredError
 from pidone.registries._zookeeper_layouts import Instance, default_uri_spec, entry
 from pidone.registries._zookeeper_wire import Code, Flag, Operation, Permission, Records, Reply, Stat
@@ -42,22 +42,17 @@ LAYOUTS = ("spring", "curator", "smartstack")
 class Access(NamedTuple):
     """Who may do what with our nodes. Without a user everybody may do everything."""
 
-    user: str = ""
-    password: str = ""
-    password_file: str = ""
-    world_readable: bool = True
+    credentials: Credentials | None
+    world_readable: bool
 
-    def __repr__(self) -> str:
-        return f"Access({self.user!r})"  # without the password
+    @property
+    def user(self) -> str:
+        """The name of the user; empty without one."""
+        return self.credentials.user if self.credentials is not None else ""
 
-    def credentials(self) -> tuple[str, str] | None:
-        """Return the user and the password of now; None without a user. Raises ``RegistryError``."""
-        if not self.user:
-            return None
-        password = secret(self.password_file) if self.password_file else self.password
-        if not password:  # as in the controller, which reads no file of a pod
-            raise RegistryRefused(f'user "{self.user}" needs password or passwordFile')
-        return self.user, password
+    def login(self) -> tuple[str, str] | None:
+        """Return the user and the password of now; None without a user. Raises ``RegistryRefused``."""
+        return (self.credentials.user, self.credentials.read()) if self.credentials is not None else None
 
     def is_like(self, other: "Access") -> bool:
         """True if nodes of both have the same ACL."""
@@ -111,7 +106,7 @@ class ZooKeeper:
         self._namespace = namespace
         self._clock = clock
         self._client = Client(
-            servers, timeout=timeout, user=access.credentials, source=source, random=random or Random()
+            servers, timeout=timeout, user=access.login, source=source, random=random or Random()
         )
         self._path = ""  # of our node; empty without one
         # Hashes of the data that we have written into the node. Of a request without an answer it is not known.
@@ -437,16 +432,7 @@ def build(fields: Fields, pod: Pod, source: str | None) -> ZooKeeper:
         raise Refused(f"{fields.path}.{name}: it does not go with layout: {instance.layout}; remove it")
     for wrong in filter(None, map(names.metadata_key, instance.metadata)):
         raise Refused(f"{fields.path}.metadata: {wrong}")
-    access = Access(
-        user=fields.text("user", ""),
-        password=fields.text("password", ""),
-        password_file=fields.text("passwordFile", ""),
-        world_readable=fields.flag("worldReadable", default=True),
-    )
-    if access.password and access.password_file:
-        raise Refused(f"{fields.path}: password or passwordFile, not both")
-    if not access.user and (access.password or access.password_file):
-        raise Refused(f"{fields.path}: a password needs a user")
+    access = Access(credentials_in(fields, "user"), fields.flag("worldReadable", default=True))
     if ":" in access.user:
         raise Refused(
             f'{fields.path}.user: a name without ":", which begins the password in digest authentication'

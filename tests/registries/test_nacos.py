@@ -453,7 +453,7 @@ async def test_the_interval_is_the_servers_within_bounds(nursery: trio.Nursery) 
         ({"weight": 10_001}, "expected 0 to 10000"),
         ({"api": "v4"}, "expected v1, v2, v3"),
         ({"username": "u", "password": "p", "passwordFile": "/f"}, "password or passwordFile, not both"),
-        ({"password": "p"}, "a password without username"),
+        ({"password": "p"}, "a password without a user; set username"),
         ({"url": "http://host/nacos?x"}, "has no [?]"),
     ],
 )

@@ -1023,7 +1023,7 @@ def test_an_address_of_version_6_is_in_brackets_in_the_uri() -> None:
         ({"basePath": "/zookeeper/quota"}, "which ZooKeeper keeps for itself"),
         ({"layout": "netflix"}, 'expected spring or curator or smartstack, not "netflix"'),
         ({"metadata": {"instance_status": "UP"}}, '"instance_status" is set by pidone itself'),
-        ({"password": "secret"}, "a password needs a user"),
+        ({"password": "secret"}, "a password without a user; set user"),
         ({"user": "me", "password": "x", "passwordFile": "/x"}, "password or passwordFile, not both"),
         ({"weight": 3}, "weight: it does not go with layout: spring; remove it"),
         ({"layout": "smartstack", "uriSpec": "{port}"}, "uriSpec: it does not go with layout: smartstack"),
