@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from math import inf
+from typing import NamedTuple
 
 import trio
 
@@ -31,8 +31,7 @@ WAIT, STARTING, UP = UNTIL = ("wait", "starting", "up")
 DOWN, DEREGISTER, IGNORE = WHEN = ("down", "deregister", "ignore")
 
 
-@dataclass(frozen=True, slots=True)
-class Following:
+class Following(NamedTuple):
     """How the status follows the probes."""
 
     probes: Sequence[str] = ()

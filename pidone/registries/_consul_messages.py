@@ -1,9 +1,8 @@
 """Documents and answers of a Consul agent as values, typed and bounded, whatever a server answers."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import floor
-from typing import Any
+from typing import Any, NamedTuple
 
 from pidone.http.message import Response
 from pidone.http.urls import segment
@@ -33,8 +32,7 @@ REMEDIES = Remedies(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Instance:
+class Instance(NamedTuple):
     """Our document, ``api.AgentServiceRegistration``. Durations are in seconds."""
 
     name: str
@@ -77,8 +75,7 @@ class Instance:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Copy:
+class Copy(NamedTuple):
     """The agent's copy of our instance, as far as it is needed. Texts are bounded and printable."""
 
     address: str

@@ -12,7 +12,7 @@ In the layouts of paths a "/" ends the prefix that readers ask for, so that "rat
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -23,8 +23,7 @@ GO_MICRO_PREFIX = "/micro/registry"  # a constant of the plugin
 SKYDNS_NUMBERS, SKYDNS_TEXTS = ("priority", "weight"), ("group", "text")  # of message Service
 
 
-@dataclass(frozen=True, slots=True)
-class Instance:
+class Instance(NamedTuple):
     """What is registered. Fields that a layout does not have are empty."""
 
     address: str
@@ -37,7 +36,7 @@ class Instance:
     prefix: str = ""  # empty: the layout's own
     scheme: str = "http"
     version: str = "latest"
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = MappingProxyType({})
     key: str = ""
     value: str = ""
 

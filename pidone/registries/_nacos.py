@@ -16,7 +16,6 @@ Facts of the servers, observed on 2.3.2 and 3.1.0:
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
@@ -70,8 +69,7 @@ class Call(NamedTuple):
         return urlencode(self.parameters).encode() if self.method == "POST" else b""
 
 
-@dataclass(frozen=True, slots=True)
-class Instance:
+class Instance(NamedTuple):
     """Our instance. In 2.x an instance is one of a service by its address and port, whatever its cluster is."""
 
     service: str
@@ -141,14 +139,6 @@ def login(api: Api, user: str, password: str) -> Call:
     return Call("POST", api.login, {"username": user, "password": password})
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
-    """The answer to a login."""
-
-    text: str
-    seconds: float  # that it is valid
-
-
 class Beat(NamedTuple):
     """The answer to a heartbeat."""
 
@@ -200,15 +190,15 @@ def hosts(api: Api, answer: Response) -> list[Mapping[str, Any]] | None:
     return [host for host in value if isinstance(host, dict)] if isinstance(value, list) else None
 
 
-def token(answer: Response) -> Token | None:
-    """Return the token in the answer to ``login``; None if it has none."""
+def token(answer: Response) -> tuple[str, float] | None:
+    """Return the token in the answer to ``login``, and the seconds that it is valid; None if it has none."""
     value = json_object(answer)
     value = value.get("data", value) if isinstance(value.get("data"), dict) else value
     text, seconds = value.get("accessToken"), value.get("tokenTtl")
     if answer.status != 200 or not isinstance(text, str) or not text.isascii() or not text.isprintable():
         return None
     bounded = type(seconds) is int and 0 < seconds < 1 << 31
-    return Token(text, float(seconds) if bounded else 18_000.0)  # type: ignore[arg-type]
+    return text, float(seconds) if bounded else 18_000.0  # type: ignore[arg-type]
 
 
 def is_answer(answer: Response) -> bool:

@@ -48,8 +48,8 @@ class AnsweredError(RegistryError):
 
     def __init__(self, code: int) -> None:
         self.code = code
-        known = {each.value: each.name for each in Code}
-        super().__init__(f"answered error {code}" + (f" ({known[code]})" if code in known else ""))
+        name = next((f" ({name})" for name, known in vars(Code).items() if known == code), "")
+        super().__init__(f"answered error {code}{name}")
 
 
 class Client:
@@ -162,9 +162,7 @@ class Client:
                 self.drop()
             raise
 
-    async def call(
-        self, operation: Operation, *parts: bytes, expected: Collection[int] = NO_NUMBERS
-    ) -> Reply:
+    async def call(self, operation: int, *parts: bytes, expected: Collection[int] = NO_NUMBERS) -> Reply:
         """Send a request and return its answer, if its code is OK or ``expected``. Only within ``run``.
 
         Raises ``AnsweredError`` for another code, and ``ExpiredError``.
@@ -245,7 +243,7 @@ class Client:
             self._judged(await self._reply(sync), NO_NUMBERS)
         return True
 
-    async def _send(self, operation: Operation, *parts: bytes) -> int:
+    async def _send(self, operation: int, *parts: bytes) -> int:
         """Send a request and return its number."""
         assert self._stream is not None
         self._xid = self._xid % 0x7FFFFFFF + 1

@@ -49,7 +49,7 @@ class Instance(NamedTuple):
         return self.layout == "smartstack"
 
     @property
-    def flag(self) -> Flag:
+    def flag(self) -> int:
         return Flag.EPHEMERAL_SEQUENTIAL if self.numbered else Flag.EPHEMERAL
 
     @property

@@ -6,7 +6,6 @@ of ZooKeeper cannot have sent is ``MalformedError``.
 """
 
 from collections.abc import Sequence
-from enum import IntEnum
 from typing import NamedTuple
 
 # An answer is at most as long as a request may be, jute.maxbuffer: 0xfffff bytes by default, and some for the header.
@@ -19,7 +18,10 @@ class MalformedError(ValueError):
     """A frame that no server of ZooKeeper sends."""
 
 
-class Operation(IntEnum):
+# Classes of numbers and not enumerations, whose members take 15 KiB of a pod's memory
+
+
+class Operation:
     """org.apache.zookeeper.ZooDefs.OpCode."""
 
     CREATE = 1
@@ -34,7 +36,7 @@ class Operation(IntEnum):
     CLOSE = -11
 
 
-class Code(IntEnum):
+class Code:
     """org.apache.zookeeper.KeeperException.Code, those that are told apart."""
 
     OK = 0
@@ -53,7 +55,7 @@ class Code(IntEnum):
     QUOTA_EXCEEDED = -125
 
 
-class Flag(IntEnum):
+class Flag:
     """org.apache.zookeeper.CreateMode."""
 
     PERSISTENT = 0
@@ -70,12 +72,8 @@ READ, WRITE, CREATE, DELETE, ADMIN = 1, 2, 4, 8, 16
 ALL = READ | WRITE | CREATE | DELETE | ADMIN
 
 
-class Permission(NamedTuple):
-    """One entry of an ACL. The scheme ``auth`` is the user of the connection, ``world`` is everybody."""
-
-    bits: int
-    scheme: str
-    id: str
+# One entry of an ACL: bits, a scheme and an identifier. ``auth`` is the user of the connection, ``world`` is everybody.
+Permission = tuple[int, str, str]
 
 
 class Session(NamedTuple):
@@ -143,7 +141,7 @@ def connect(session: Session | None, timeout: float) -> bytes:
     )
 
 
-def request(xid: int, operation: Operation, *parts: bytes) -> bytes:
+def request(xid: int, operation: int, *parts: bytes) -> bytes:
     return frame(integer(xid), integer(operation), *parts)
 
 
@@ -152,9 +150,9 @@ def digest(user: str, password: str) -> bytes:
     return request(AUTH_XID, Operation.AUTH, integer(0), text("digest"), text(f"{user}:{password}"))
 
 
-def creation(path: str, data: bytes, permissions: Sequence[Permission], flag: Flag) -> bytes:
+def creation(path: str, data: bytes, permissions: Sequence[Permission], flag: int) -> bytes:
     """Return the body of ``CREATE`` and ``CREATE_CONTAINER``."""
-    entries = [integer(each.bits) + text(each.scheme) + text(each.id) for each in permissions]
+    entries = [integer(bits) + text(scheme) + text(identifier) for bits, scheme, identifier in permissions]
     return b"".join([text(path), buffer(data), integer(len(entries)), *entries, integer(flag)])
 
 

@@ -20,9 +20,8 @@ Rules that are not obvious, all observed on the server (com.netflix.eureka.regis
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from time import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import trio
 
@@ -69,8 +68,7 @@ REMEDIES = Remedies(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Instance:
+class Instance(NamedTuple):
     """Our document, ``com.netflix.appinfo.InstanceInfo``. Durations are in whole seconds."""
 
     app: str
@@ -390,8 +388,7 @@ class Eureka(Served):
         return int(self._clock() * 1000)
 
 
-@dataclass(frozen=True, slots=True)
-class _Copy:
+class _Copy(NamedTuple):
     """The registry's copy of our document, as far as it is needed. Times are in ms since the epoch."""
 
     dirty: int

@@ -384,10 +384,11 @@ class Nacos(Served):
                 trouble = Trouble(text, refused=answer.status < 500)
             raise trouble.error(f"POST {redacted(server)}{call.path}", answer)
         # a user in the URL is for somebody in between, who takes the other header
-        header = {"accesstoken": token.text} if "@" in server else {"authorization": f"Bearer {token.text}"}
+        text, seconds = token
+        header = {"accesstoken": text} if "@" in server else {"authorization": f"Bearer {text}"}
         self._servers.headers = ACCEPT | header
         now = trio.current_time()
-        self._refresh_at, self._valid_until = now + REFRESH * token.seconds, now + token.seconds
+        self._refresh_at, self._valid_until = now + REFRESH * seconds, now + seconds
 
     async def _exchange(
         self, server: str, call: Call, until: float, patience: float = ANSWER_SECONDS

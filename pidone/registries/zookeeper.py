@@ -61,9 +61,9 @@ class Access(NamedTuple):
     def permissions(self, everybody: int) -> list[Permission]:
         """Return an ACL: all for our user, and these bits for everybody."""
         if not self.user:
-            return [Permission(wire.ALL, "world", "anyone")]
-        world = [Permission(everybody, "world", "anyone")] if everybody else []
-        return [Permission(wire.ALL, "auth", ""), *world]
+            return [(wire.ALL, "world", "anyone")]
+        world = [(everybody, "world", "anyone")] if everybody else []
+        return [(wire.ALL, "auth", ""), *world]
 
     @property
     def node(self) -> list[Permission]:
@@ -372,7 +372,7 @@ class ZooKeeper:
         reply = await self._call(Operation.DELETE, *parts, expected=(Code.NO_NODE, Code.BAD_VERSION))
         return reply.code != Code.BAD_VERSION
 
-    async def _call(self, operation: Operation, *parts: bytes, expected: Collection[int]) -> Reply:
+    async def _call(self, operation: int, *parts: bytes, expected: Collection[int]) -> Reply:
         return await self._client.call(operation, *parts, expected=expected)
 
     def _is_owner(self, stat: Stat) -> bool:

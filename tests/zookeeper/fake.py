@@ -70,8 +70,8 @@ class FakeZooKeeper:
     """The tree and the sessions. ``asked`` counts requests by operation; ``clock`` gives seconds."""
 
     def __init__(self, clock: Callable[[], float] = trio.current_time) -> None:
-        self.asked: Counter[Operation] = Counter()
-        self.refused = frozenset[Operation]()  # operations that an older server does not have
+        self.asked: Counter[int] = Counter()
+        self.refused = frozenset[int]()  # operations that an older server does not have
         self.nodes: dict[str, FakeNode] = {"": FakeNode(b"", OPEN, 0)}
         self.sessions: dict[int, FakeSession] = {}
         self._clock = clock
@@ -115,7 +115,7 @@ class FakeZooKeeper:
             return None
         session.heard = self._clock()
         records = Records(data)
-        xid, operation = records.integer(), Operation(records.integer())
+        xid, operation = records.integer(), records.integer()
         self.asked[operation] += 1
         try:
             code, rest = 0, self._do(connection, operation, records)
@@ -123,7 +123,7 @@ class FakeZooKeeper:
             code, rest = error.code, b""
         return frame(integer(xid), long(next(self._transactions)), integer(code), rest)
 
-    def _do(self, connection: _Connection, operation: Operation, records: Records) -> bytes:
+    def _do(self, connection: _Connection, operation: int, records: Records) -> bytes:
         if operation in self.refused:
             raise _RefusalError(Code.UNIMPLEMENTED)
         match operation:
@@ -142,7 +142,7 @@ class FakeZooKeeper:
                 return self._do_to_node(connection, operation, records)
         return b""
 
-    def _do_to_node(self, connection: _Connection, operation: Operation, records: Records) -> bytes:
+    def _do_to_node(self, connection: _Connection, operation: int, records: Records) -> bytes:
         path = records.text()
         node = self._node(path)
         match operation:
@@ -164,10 +164,10 @@ class FakeZooKeeper:
                 return self._stat(path, node)
         raise _RefusalError(Code.UNIMPLEMENTED)
 
-    def _create(self, connection: _Connection, operation: Operation, records: Records) -> bytes:
+    def _create(self, connection: _Connection, operation: int, records: Records) -> bytes:
         path, data = records.text(), records.buffer()
         acl = [(records.integer(), records.text(), records.text()) for _ in range(records.integer())]
-        flag = Flag(records.integer())
+        flag = records.integer()
         if (
             not path.startswith("/")
             or path.endswith("/")
@@ -178,7 +178,7 @@ class FakeZooKeeper:
         self._permit(connection, parent, CREATE)
         if parent.owner:
             raise _RefusalError(Code.NO_CHILDREN_FOR_EPHEMERALS)
-        if flag is Flag.EPHEMERAL_SEQUENTIAL:
+        if flag == Flag.EPHEMERAL_SEQUENTIAL:
             path, parent.numbers = f"{path}{parent.numbers:010}", parent.numbers + 1
         if path in self.nodes:
             raise _RefusalError(Code.NODE_EXISTS)
@@ -190,9 +190,9 @@ class FakeZooKeeper:
             raise _RefusalError(Code.INVALID_ACL)
         kept = [each for each in acl if each[1] != "auth"] + users
         owner = connection.session if owned else 0
-        node = FakeNode(data, kept, next(self._transactions), owner, container=flag is Flag.CONTAINER)
+        node = FakeNode(data, kept, next(self._transactions), owner, container=flag == Flag.CONTAINER)
         self.nodes[path] = node
-        return text(path) + (self._stat(path, node) if operation is Operation.CREATE_CONTAINER else b"")
+        return text(path) + (self._stat(path, node) if operation == Operation.CREATE_CONTAINER else b"")
 
     def _delete(self, connection: _Connection, path: str, version: int) -> None:
         parent = self.nodes.get(path.rpartition("/")[0])

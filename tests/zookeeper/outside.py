@@ -11,7 +11,7 @@ from pidone.registries._zookeeper_names import server
 from pidone.registries._zookeeper_wire import Code, Flag, Operation, Permission, Records, Session
 from tests.patience import PATIENCE_SECONDS
 
-OPEN = [Permission(wire.ALL, "world", "anyone")]
+OPEN = [(wire.ALL, "world", "anyone")]
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Outside:
 
         await other.run(steps, within=PATIENCE_SECONDS, anew=False)
 
-    async def _do(self, operation: Operation, *parts: bytes) -> None:
+    async def _do(self, operation: int, *parts: bytes) -> None:
         async def steps() -> None:
             await self._client.call(operation, *parts)
 
