@@ -22,6 +22,7 @@ from tests.cluster.process import until
 from tests.cluster.replicas import HOME, ROOT, Replicas, address, conditions, replicas, told, written
 from tests.eureka.fake import FakeEureka
 from tests.http.serving import http_server
+from tests.mounted import mount
 from tests.patience import PATIENCE_SECONDS
 
 FIRST, SECOND, WRONG = "correct-horse-battery", "staple and/more", "wrong-password"
@@ -203,6 +204,55 @@ async def test_a_pod_registers_by_a_password_that_its_namespace_grants(
         await waits(lambda: eureka.addresses == [])
         hidden(everything(cluster, namespace, controllers, log, at))
     assert conditions(cluster, "taskset", "registered", namespace)["Ready"][0] == "True"
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_pod_registers_by_a_password_that_it_mounts_itself(
+    cluster: Cluster, namespace: str, controllers: Replicas, nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    """The namespace grants nothing, and the controller never has the value."""
+    eureka, at, secrets, log = GuardedEureka(), address(), tmp_path / "secrets", tmp_path / "pod.log"
+    port = await http_server(nursery, eureka.handle, body=1 << 16)
+    text = SET.replace("secretKeyRef: {name: eureka-login, key: password}", "file: eureka/password")
+    cluster.apply(*written(text.replace("PORT", str(port)), namespace))
+    cluster.run_pod(namespace, "web-0", labels={"web": "yes"}, ips=[at])
+    secrets.mkdir()
+    mount(secrets / "eureka", password=FIRST)
+    authority = cluster.request("GET", f"/api/v1/namespaces/{HOME}/secrets/pidone-ca")["data"]["ca.crt"]
+    (tmp_path / "ca.crt").write_bytes(base64.b64decode(authority))
+    environment = {
+        "PIDONE_REPO": ",".join(f"https://127.0.0.1:{replica.tls}" for replica in controllers.all),
+        "PIDONE_CA": str(tmp_path / "ca.crt"),
+        "PIDONE_POD_IP": at,
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'controller'}",
+    }
+    python = [sys.executable, "-m", "pidone"]
+
+    # a pod without the folder, as a sandbox: the binding says what to do
+    with log.open("wb") as output, pidns.process_one(python, env=environment, output=output):
+        await told(cluster, namespace, "registered", Stalled=("True", "PlanRefused"))
+        status = cluster.request("GET", f"{OURS}/namespaces/{namespace}/taskbindings/registered")["status"]
+        (refusal,) = status["rejections"]
+        assert "with PIDONE_SECRETS=FOLDER, or use valueFrom: {secretKeyRef" in refusal["message"]
+
+    environment["PIDONE_SECRETS"] = str(secrets)
+    with log.open("ab") as output, pidns.process_one(python, env=environment, output=output):
+        await waits(lambda: eureka.addresses == [at])
+        await told(cluster, namespace, "registered", Ready=("True", "AllApplied"))
+        hidden(everything(cluster, namespace, controllers, log, at))
+
+        before = bundle(controllers, at)
+        eureka.password = SECOND
+        refused = eureka.refused
+        await waits(lambda: eureka.refused > refused)
+        mount(secrets / "eureka", password=SECOND_IN_URL)
+        eureka.registry = (
+            FakeEureka()
+        )  # forgets all: only a registration with the new password is there again
+        await waits(lambda: eureka.addresses == [at])
+        assert changed(before, bundle(controllers, at)) == []
+        await told(cluster, namespace, "registered", Ready=("True", "AllApplied"))
+        hidden(everything(cluster, namespace, controllers, log, at))
     nursery.cancel_scope.cancel()
 
 
