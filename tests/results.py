@@ -3,7 +3,8 @@
 A plugin of pytest for the first, which tests/conftest.py loads. It notes the tests with
 ``@pytest.mark.check(registry, words)``, which is a row of the first table, and with
 ``@pytest.mark.fault(registry, fault)``, a row of the second one. A test tells the version of its server by
-``serve_with``, and why it has nothing to test by ``has_no_meaning``. A run of some tests replaces their results alone;
+``serve_with``, how it made the fault by ``made_by`` if there are several ways, and why it has nothing to test by
+``has_no_meaning``. A run of some tests replaces their results alone;
 remove the file when tests have other names.
 
 ``python -m tests.results`` writes the tables (``make registries``); with ``--complete`` it only looks whether each cell
@@ -35,7 +36,8 @@ _MARKS = {"check": "checks", "fault": "faults"}  # names of markers, and of the 
 _INTRODUCTION = f"""{HEADING}
 
 `make registries` writes these tables from the last run of the tests. Each result is that of a real server, read back by
-the registry's own client, unless it says "fake". "n/a" is followed by the reason.
+the registry's own client, unless it says "fake". "n/a" is followed by the reason. The network is cut by unplugging the
+virtual cable between two network namespaces; a run without the right to make these says that a proxy held all data.
 """
 
 
@@ -50,6 +52,7 @@ class Result:
     outcome: str  # passed, failed or skipped
     server: str  # its name and version; empty if the test does not tell
     reason: str  # why the row has no meaning for this registry; empty if it has
+    way: str = ""  # how the fault was made; empty if there is one way
 
 
 def serve_with(request: pytest.FixtureRequest, server: str) -> None:
@@ -60,6 +63,11 @@ def serve_with(request: pytest.FixtureRequest, server: str) -> None:
 def has_no_meaning(request: pytest.FixtureRequest, reason: str) -> None:
     """Tell that the row of a test does not apply to its registry."""
     request.node.user_properties.append(("reason", reason))
+
+
+def made_by(request: pytest.FixtureRequest, way: str) -> None:
+    """Tell how a test made its fault, where that depends on the rights of the user who runs it."""
+    request.node.user_properties.append(("way", way))
 
 
 # --- the plugin ---
@@ -94,13 +102,16 @@ class Recorder:
         properties = [(str(name), value) for name, value in report.user_properties]
         servers = dict.fromkeys(str(value) for name, value in properties if name == "server")
         reasons = dict.fromkeys(str(value) for name, value in properties if name == "reason")
+        ways = dict.fromkeys(str(value) for name, value in properties if name == "way")
         for name, value in properties:
             if name == "row" and isinstance(value, (list, tuple)):
                 table, registry, words = map(str, value)
                 key = (table, registry, words, report.nodeid)
                 if key in self._results and self._results[key].outcome == "failed":
                     continue  # its end passed; it itself had failed
-                self._results[key] = Result(*key, report.outcome, ", ".join(servers), "; ".join(reasons))
+                self._results[key] = Result(
+                    *key, report.outcome, ", ".join(servers), "; ".join(reasons), ", ".join(ways)
+                )
 
     def pytest_sessionfinish(self) -> None:
         if self._results:
@@ -159,7 +170,8 @@ def _cell(results: list[Result]) -> tuple[str, str]:
         return "failed", servers
     if reasons := sorted({result.reason for result in used} - {""}):
         return f"n/a: {'; '.join(reasons)}", servers
-    return "passed" if real else f"passed ({FAKE})", servers
+    ways = [*([] if real else [FAKE]), *sorted({result.way for result in used} - {""})]
+    return f"passed ({', '.join(ways)})" if ways else "passed", servers
 
 
 def parsed(text: str) -> Cells:
@@ -203,9 +215,9 @@ def findings(text: str, results: Iterable[Result] | None = None) -> list[str]:
                 result, server = shown.get((table, registry, words), ("", ""))
                 if result == NOT_BUILT and not is_built(registry):
                     continue
-                if not re.fullmatch(rf"passed|passed \({FAKE}\)|n/a: \S.*", result):
+                if not re.fullmatch(r"passed|passed \(\S[^()]*\)|n/a: \S.*", result):
                     wrong.append(f'{where}: the document says "{result}"')
-                elif result == "passed" and not server:
+                elif result.startswith("passed") and FAKE not in result and not server:
                     wrong.append(f"{where}: the version of the server is not told")
                 if executed is None:
                     continue

@@ -35,7 +35,7 @@ from tests.registries.checks import CHECKS, FAULTS, INGRESS, is_built
 from tests.registries.lines import Fault, Line
 from tests.registries.pods import Look, Pods
 from tests.registries.world import Seen, World, check_without_meaning, missing, pod_ip, running
-from tests.results import has_no_meaning, serve_with
+from tests.results import has_no_meaning, made_by, serve_with
 
 T = TypeVar("T")
 
@@ -69,6 +69,7 @@ class Bench:
         self.lines: list[Line] = []
         self.expected: dict[int, str] = {}  # status by the number of the pod
         self.lease = LEASE_SECONDS
+        self.way = ""  # how the fault is made, where this depends on the user's rights
         self._processes: list[Pods] = []
         self._ended: dict[
             int, float
@@ -299,6 +300,7 @@ async def slow(bench: Bench) -> None:
 
 async def network_cut_and_healed(bench: Bench) -> None:
     cable = bench.closing.enter_context(plugged_cable())
+    bench.way = "network namespace" if cable is not None else "proxy"
     addresses = bench.connect(cable.host if cable is not None else "127.0.0.1")
     await bench.start(lambda _: addresses, prefix=cable.prefix if cable is not None else None)
     since, before = trio.current_time(), await bench.look()
@@ -461,6 +463,8 @@ async def test_a_registry_has_the_living_instances_after_a_fault(
     bench.nursery = nursery
     await bench.call(world.mend)
     await SCENARIOS[fault](bench)
+    if bench.way:
+        made_by(request, bench.way)
     await bench.stays()
     await bench.leave(*bench.expected)
     await bench.settled()

@@ -66,6 +66,9 @@ def test_the_tests_of_a_row_are_taken_together(others: list[dict[str, Any]], res
         ({"server": FAKE}, ("passed (fake)", FAKE)),
         ({"server": ""}, ("passed", "")),
         ({"reason": "one node"}, ("n/a: one node", "etcd 3.4.23")),
+        ({"way": "proxy"}, ("passed (proxy)", "etcd 3.4.23")),
+        ({"way": "proxy", "server": FAKE}, ("passed (fake, proxy)", FAKE)),
+        ({"way": "proxy", "outcome": "failed"}, ("failed", "etcd 3.4.23")),
         ({"outcome": "skipped"}, None),
     ],
 )
@@ -91,6 +94,23 @@ def test_a_cell_of_the_document_that_a_whole_run_does_not_confirm_is_found() -> 
     failed = replace(GOOD, outcome="failed")
     (line,) = (line for line in findings(text, [failed]) if "minimum TTL" in line)
     assert line == 'etcd, minimum TTL: failed, and the document says "passed"'
+
+
+def test_a_fault_that_was_made_in_another_way_than_the_document_says_is_found() -> None:
+    text = with_tables("", [replace(GOOD, way="network namespace")])
+    assert [line for line in findings(text) if "minimum TTL" in line] == []
+    (line,) = (line for line in findings(text, [replace(GOOD, way="proxy")]) if "minimum TTL" in line)
+    assert line == 'etcd, minimum TTL: passed (proxy), and the document says "passed (network namespace)"'
+
+
+def test_the_way_of_a_test_is_kept(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "results.json")
+    for when in PHASES:
+        recorder.pytest_runtest_logreport(
+            report("a", when, "passed", row=list(KEY), server="etcd 1", way="proxy")
+        )
+    recorder.pytest_sessionfinish()
+    assert cells(read(tmp_path / "results.json"))[KEY] == ("passed (proxy)", "etcd 1")
 
 
 def test_registries_without_servers_are_not_built() -> None:
