@@ -159,7 +159,7 @@ class Controller:
             families=self._families,
             routes={PATH: ("POST", self._peers.handle, self._peers.refuse)},
         )
-        self._deregistration = Deregistration(log, namespace=self._namespace)
+        self._deregistration = Deregistration(log, namespace=self._namespace, left=self._left_registered)
         self._selection = Selection(self._plans)
         self._secrets = SecretStore(self._namespace, self._secrets_changed, log)
         self._catalog = Catalog(self._namespace, self._objects_changed, judging=True, secrets=self._secrets)
@@ -335,6 +335,10 @@ class Controller:
         self._deregistration.gone(pod.key, namesake=namesake)
         if self._term is not None:
             self._term.events.gone(pod)
+
+    def _left_registered(self, pod: Pod, text: str) -> None:
+        if self._term is not None:
+            self._term.events.left_registered(pod, text)
 
     # The leader
 

@@ -63,6 +63,7 @@ NEW_LEADER_SECONDS = 10.0
 
 Tasks = Callable[[], Sequence[Mapping[str, Any]]]
 Build = Callable[[Mapping[str, Any], Pod], Registry]
+Left = Callable[[Pod, str], None]  # the pod, and what was left with the reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,11 +165,19 @@ class Deregistration:
     """
 
     def __init__(
-        self, log: Log, build: Build = build, random: Random | None = None, *, namespace: str = ""
+        self,
+        log: Log,
+        build: Build = build,
+        random: Random | None = None,
+        *,
+        namespace: str = "",
+        left: Left = lambda _pod, _text: None,
     ) -> None:
+        """``left`` is called for each instance that could not be deregistered."""
         self.results: Counter[str] = Counter()  # deregistered, deregistered_again, taken_over, given_up
         self._log, self._build, self._random = log, build, random or Random()
         self._namespace = namespace  # of the controller; empty where it is in none
+        self._left = left
         self._pods: dict[str, _PodRegistrations] = {}  # by the pod's key
         self._holders: dict[str, tuple[str, ...]] = {}  # keys of live pods by the instance they register
         self._shared = lru_cache(maxsize=1024)(_same)  # most pods have the same few registries
@@ -337,6 +346,9 @@ class Deregistration:
         )
         registration = job.registration
         mask = Mask(registration.secrets)
+        if result == "given_up":
+            what = f'"{registration.instance}" of task "{registration.task}" at {registration.registry}'
+            self._left(job.pod, mask(f"{what} was not deregistered: {more.get('error', '')}"))
         self._log(
             event,
             pod=job.pod.path,

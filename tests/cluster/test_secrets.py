@@ -253,6 +253,14 @@ async def test_a_pod_registers_by_a_password_that_it_mounts_itself(
         assert changed(before, bundle(controllers, at)) == []
         await told(cluster, namespace, "registered", Ready=("True", "AllApplied"))
         hidden(everything(cluster, namespace, controllers, log, at))
+
+    # the pod is killed: the controller cannot log in for it, and says so
+    cluster.finish_pod(namespace, "web-0")
+    about = ("--namespace", namespace, "--field-selector", "reason=LeftRegistered")
+    await waits(lambda: cluster.kubectl("get", "events", *about, "--output=name"))
+    message = cluster.kubectl("get", "events", *about, "--output=jsonpath={.items[*].message}")
+    assert "a value is in the file eureka/password of the pod, which only the pod reads" in message
+    assert eureka.addresses == [at]
     nursery.cancel_scope.cancel()
 
 

@@ -56,7 +56,14 @@ class World:
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self.registries, self.events, self.errors = FakeRegistries(), list[str](), list[str]()
-        self.deregistration = Deregistration(self._log, self.registries.build, Random(1), namespace="pidone")
+        self.left: list[tuple[str, str]] = []
+        self.deregistration = Deregistration(
+            self._log,
+            self.registries.build,
+            Random(1),
+            namespace="pidone",
+            left=lambda pod, text: self.left.append((pod.path, text)),
+        )
         nursery.start_soon(self.deregistration.run)
 
     def _log(self, event: str, **values: Any) -> None:
@@ -212,3 +219,5 @@ async def test_a_value_in_a_file_that_only_the_pod_reads_is_named(
     assert world.errors[0] == (
         "a value is in the file etcd/password of the pod, which only the pod reads; the registry's own lease ends it"
     )
+    text = f'"/services/web/web-0" of task "web" at http://registry:1234/ was not deregistered: {world.errors[0]}'
+    assert world.left == [("shop/web-0", text)]

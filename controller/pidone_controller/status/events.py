@@ -1,5 +1,5 @@
-"""The Events that the leader writes: about pods that refuse their plans or have an annotation without effect, and
-about conflicts of bindings.
+"""The Events that the leader writes: about pods that refuse their plans, have an annotation without effect, or have
+left an instance registered, and about conflicts of bindings.
 
 ``kubernetes.recorder`` limits how many Events there are; this module decides which.
 """
@@ -73,6 +73,10 @@ class EventQueue:
         elif self._annotated.get(pod.key) != value:
             self._annotated[pod.key] = value
             self._put(unknown_maintenance(pod, value))
+
+    def left_registered(self, pod: Pod, text: str) -> None:
+        """Queue an Event on a pod that is gone: an instance of it could not be deregistered."""
+        self._put(Event(ObjectRef(PODS, pod.namespace, pod.name, pod.uid), "LeftRegistered", one_line(text)))
 
     def gone(self, pod: Pod) -> None:
         """Forget a pod that was deleted or has finished."""

@@ -125,6 +125,15 @@ async def test_an_annotation_without_effect_is_told_once_for_each_value(
     assert not events._annotated
 
 
+async def test_an_instance_that_was_left_is_told_on_its_pod(
+    autojump_clock: MockClock, queue: tuple[FakeRecorder, EventQueue]
+) -> None:
+    recorder, events = queue
+    events.left_registered(WEB, "web-0 was not\nderegistered")
+    await wait_all_tasks_blocked()
+    assert recorder.written == [("Pod web-0", "Warning", "LeftRegistered", "web-0 was not deregistered")]
+
+
 async def test_a_flood_is_cut_off_and_counted(
     autojump_clock: MockClock, queue: tuple[FakeRecorder, EventQueue]
 ) -> None:
