@@ -7,6 +7,7 @@ PidoneError
 │   ├── TransferTimeout    no answer within the time allowed
 │   └── ProtocolError      an answer that is not HTTP, or larger than allowed
 ├── TaskFailed         a run of a task has failed
+│   ├── NotAccepted        a monitoring system did not accept a report
 │   └── RegistryError      the registry answered with an error      (translated in pidone.registries)
 │       └── RegistryRefused    ... and a retry cannot help
 ├── StartError         a command could not be started               (translated in pidone.pid1.reaper)
@@ -44,6 +45,18 @@ class ProtocolError(TransferError):
 
 class TaskFailed(PidoneError):
     """A run of a task has failed. The engine retries it after its backoff."""
+
+
+class NotAccepted(TaskFailed):
+    """A monitoring system did not accept a report.
+
+    ``refused``: it would not accept the same report later. ``wait``: seconds that it has asked for before the next try.
+    """
+
+    def __init__(self, message: str, *, refused: bool = False, wait: float = 0.0) -> None:
+        super().__init__(message)
+        self.refused = refused
+        self.wait = wait
 
 
 class RegistryError(TaskFailed):

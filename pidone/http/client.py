@@ -40,6 +40,7 @@ async def request(
     body: bytes = b"",
     source: str | None = None,
     limit: int = 1 << 20,
+    cut: bool = False,
     fatal: bool = False,
     trust: "ssl.SSLContext | None" = None,
 ) -> Response:
@@ -47,9 +48,9 @@ async def request(
 
     ``timeout`` is seconds for everything together, of which connecting may take ``CONNECT_SECONDS`` and, once
     connected, request and answer ``answer_timeout``. ``source`` is the local address to connect from. An answer's body
-    of more than ``limit`` bytes is a ``ProtocolError``. With ``fatal`` a fatal signal of this process writes its reason
-    into the connection, if it is plain http: the error output of a sandbox goes nowhere. ``trust`` is used for https
-    instead of the authorities of PIDONE_CA.
+    of more than ``limit`` bytes is a ``ProtocolError``; with ``cut`` the rest of it is not read. With ``fatal`` a fatal
+    signal of this process writes its reason into the connection, if it is plain http: the error output of a sandbox
+    goes nowhere. ``trust`` is used for https instead of the authorities of PIDONE_CA.
 
     Raises a ``TransferError``. On cancel the connection is closed at once; the server may have acted on the request.
     """
@@ -75,7 +76,7 @@ async def request(
                 with trio.fail_after(answer_timeout):
                     sent = True
                     await _send(stream, method, where, dict(headers or {}), body, connection)
-                    return await _receive(stream, connection, limit)
+                    return await _receive(stream, connection, limit, cut=cut)
     except trio.TooSlowError:
         seconds = min(timeout, answer_timeout)
         raise TransferTimeout(f"{shown}: no answer within {seconds:g} s", sent=sent) from None
@@ -139,7 +140,7 @@ async def _send(
     await stream.send_all(b"".join(part for part in sent if part))
 
 
-async def _receive(stream: trio.abc.Stream, connection: h11.Connection, limit: int) -> Response:
+async def _receive(stream: trio.abc.Stream, connection: h11.Connection, limit: int, *, cut: bool) -> Response:
     status, received, chunks, size, ended = 0, dict[str, str](), list[bytes](), 0, False
     while True:
         try:
@@ -157,15 +158,15 @@ async def _receive(stream: trio.abc.Stream, connection: h11.Connection, limit: i
             received = {name.decode().lower(): value.decode("latin-1") for name, value in event.headers}
         elif isinstance(event, h11.Data):
             size += len(event.data)
-            if size > limit:
+            if size > limit and not cut:
                 raise h11.RemoteProtocolError(f"the answer is larger than {limit} bytes")
             chunks.append(bytes(event.data))
-        elif isinstance(event, h11.EndOfMessage):
+        if isinstance(event, h11.EndOfMessage) or size > limit:
             whole = b"".join(chunks)
             if received.get("content-encoding") == "gzip":
-                whole = _unzipped(whole, limit)
-            return Response(status, received, whole)
-        elif isinstance(event, h11.ConnectionClosed):
+                whole = _unzipped(whole, limit, cut=cut)
+            return Response(status, received, whole[:limit])
+        if isinstance(event, h11.ConnectionClosed):
             raise _EndedError
 
 
@@ -174,7 +175,7 @@ class _EndedError(OSError):
         return "the connection ended before the answer did"
 
 
-def _unzipped(data: bytes, limit: int) -> bytes:
+def _unzipped(data: bytes, limit: int, *, cut: bool) -> bytes:
     import zlib
 
     unzip = zlib.decompressobj(wbits=31)
@@ -182,6 +183,8 @@ def _unzipped(data: bytes, limit: int) -> bytes:
         whole = unzip.decompress(data, limit + 1)
     except zlib.error as error:
         raise h11.RemoteProtocolError(f"the answer is not gzip: {error}") from error
+    if cut:
+        return whole
     if len(whole) > limit:
         raise h11.RemoteProtocolError(f"the answer is larger than {limit} bytes")
     if not unzip.eof:

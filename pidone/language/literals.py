@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from urllib.parse import quote, urlsplit
 
 from pidone.actions import _address
+from pidone.actions._report_checks import header_name, header_value, otlp_url, pushgateway_url, webhook_url
 from pidone.http.urls import has_dot_segments, segment
 from pidone.language.findings import shown
 from pidone.language.substitution import references
@@ -19,10 +20,10 @@ from pidone.registries._keys import part_problem
 from pidone.registries._keys import problem as key_problem
 
 _LABEL = re.compile(r"[A-Za-z0-9_]([-A-Za-z0-9_]{0,61}[A-Za-z0-9_])?")
-_TOKEN = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+")  # RFC 9110, 5.6.2
 _LABEL_WORD = re.compile(r"([A-Za-z0-9]([-._A-Za-z0-9]{0,61}[A-Za-z0-9])?)")
 _PREFIX = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
-_FRAMING = {"host", "connection", "content-length", "transfer-encoding"}
+
+__all__ = ["excess", "header_name", "label_key", "label_value", "problem"]
 
 
 def problem(holds: str, text: str) -> str:
@@ -61,14 +62,6 @@ def label_value(text: str) -> str:
     """Return the fault of the value of a label (Kubernetes' IsValidLabelValue)."""
     if text and not _LABEL_WORD.fullmatch(text):
         return f'{shown(text)} is no value of a label; use letters, digits, "-", "." and "_", at most 63'
-    return ""
-
-
-def header_name(text: str) -> str:
-    if not _TOKEN.fullmatch(text):
-        return f'{shown(text)} is no name of a header; use letters, digits and "-"'
-    if text.lower() in _FRAMING:
-        return f"{shown(text)} is set by pidone itself; remove it"
     return ""
 
 
@@ -153,12 +146,11 @@ def _domain(text: str) -> str:
     return ""
 
 
-def _header(text: str) -> str:
-    if text != text.strip(" \t"):
-        return f"{shown(text)} begins or ends with a blank, which no header keeps; remove it"
-    if not text.isascii():
-        return f"{shown(text)} has characters that a header cannot carry; write it in ASCII"
-    return ""
+def _attribute(text: str) -> str:
+    """Check the key of an attribute of OpenTelemetry."""
+    if text and text.isprintable() and text == text.strip():
+        return ""
+    return f"{shown(text)} is no name of an attribute; write it like service.name"
 
 
 def _is_address(family: int, text: str) -> bool:
@@ -176,7 +168,8 @@ _CHECKS: Mapping[str, Callable[[str], str]] = {
     "dnsLabel": _consul_names.dns_label,
     "address": _address.problem,
     "domain": _domain,
-    "header": _header,
+    "attribute": _attribute,
+    "header": header_value,
     "host": _host,
     "key": key_problem,
     "keyPart": part_problem,
@@ -184,11 +177,14 @@ _CHECKS: Mapping[str, Callable[[str], str]] = {
     "nacosGroup": _nacos_names.group,
     "nacosNamespace": _nacos_names.namespace,
     "nacosService": _nacos_names.service,
+    "otlpUrl": lambda text: _url(text) or otlp_url(text),
     "path": _path,
+    "pushgatewayUrl": lambda text: _url(text) or pushgateway_url(text),
     "segment": _segment,
     "trimmed": _consul_names.trimmed,
     "url": _url,
     "urls": _urls,
+    "webhookUrl": lambda text: _url(text) or webhook_url(text),
     "zookeeperKey": zookeeper.metadata_key,
     "zookeeperNode": zookeeper.node,
     "zookeeperPath": zookeeper.path,

@@ -10,7 +10,8 @@ import trio
 
 from pidone import actions
 from pidone.actions import Setting
-from pidone.actions.report import QUEUE, Webhook, build
+from pidone.actions._webhook import QUEUE, Webhook
+from pidone.actions.report import build
 from pidone.counters import Counters
 from pidone.engine.core import Stage, TaskState
 from pidone.engine.runner import Engine
@@ -68,6 +69,9 @@ class Bench:
 
     def state(self, name: str) -> str:
         return next(state.shown for state in self.engine.tasks if state.task.name == name)
+
+    def error(self, name: str) -> str:
+        return next(state.error for state in self.engine.tasks if state.task.name == name)
 
 
 @pytest.fixture
@@ -207,8 +211,8 @@ async def test_the_queue_has_a_bound_and_what_it_loses_is_told(
 ) -> None:
     target = webhook(await serve(nursery, receiver))
     target.add(map(view, range(QUEUE + 40)))
-    while await target.send():
-        pass
+    while target.waiting:
+        await target.send()
     assert [message["dropped"] for message in receiver.messages] == [40, 0, 0, 0, 0]
     assert receiver.results()[0][0] == "t40", "the oldest went"
     assert len(receiver.results()) == QUEUE
@@ -224,7 +228,8 @@ async def test_results_that_are_refused_do_not_keep_back_those_behind_them(
     with pytest.raises(TaskFailed, match="answered 413"):
         await target.send()
     target.add([view(3)])
-    assert not await target.send()
+    await target.send()
+    assert not target.waiting
     assert receiver.messages[-1]["dropped"] == 3
     assert [one["task"] for one in receiver.messages[-1]["results"]] == ["t3"]
     nursery.cancel_scope.cancel()
@@ -298,13 +303,13 @@ async def test_a_changed_report_goes_on_with_what_a_webhook_did_not_take(
     [
         ({}, "x: expected exactly one variant, not none"),
         ({"webhook": {"url": "http://a"}, "pushgateway": {}}, "expected exactly one variant"),
-        ({"mail": {}}, 'x: expected one of webhook and pushgateway, not "mail"'),
+        ({"mail": {}}, 'x: expected one of webhook, pushgateway, otlp, not "mail"'),
         (
             {"webhook": {"url": "ftp://a"}},
-            'x.webhook.url: expected an http:// or https:// URL, not "ftp://a"',
+            'x.webhook.url: "ftp://a" is no URL; begin it with http:// or https://',
         ),
         ({"webhook": {"url": "http://a", "method": "PUT"}}, 'does not know "method"'),
-        ({"pushgateway": {"url": "http://a", "job": ""}}, "takes no group without a job"),
+        ({"pushgateway": {"url": "http://a", "job": ""}}, "x.pushgateway.job: it is empty"),
         ({"webhook": {"url": "http://a"}, "of": "m"}, "x.of: expected a list"),
     ],
 )
