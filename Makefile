@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # The tests start Python a thousand times; without byte code each start would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: containerds help env demo test nightly check format schema doze image image-root controller-image controller-root lock old eureka peers nacos etcd consul zookeeper apps cluster prober registries clean
+.PHONY: containerds help env demo test nightly check format schema doze image image-root controller-image controller-root lock old eureka peers nacos etcd consul zookeeper apps cluster prober otlp registries clean
 
 help:
 	@echo "make demo    run three pods, a repo and a Eureka on this machine, and check each step (KEEP=1: keep them running;"
@@ -33,6 +33,7 @@ help:
 	@echo "make prober  build the kubelet's prober for tests (needs Go 1.26)"
 	@echo "make containerds  fetch three versions of containerd for tests into the cache (needs Debian)"
 	@echo "make consul  fetch a Consul agent and build its client for tests (needs Debian and Go 1.26)"
+	@echo "make otlp    build receivers of OpenTelemetry metrics for tests (needs Go 1.26)"
 	@echo "make apps    write build/apps.oci.tar, images of the demo's applications (needs Java 17, Maven and Go)"
 	@echo "make old     build the image of an earlier version, for tests of pods that are older than their controller"
 	@echo "make registries  write the tables of docs/registries.md from the results of the last tests"
@@ -209,6 +210,11 @@ containerds: $(READY)
 # A Consul agent for tests, which is Debian's package, unpacked in the cache; and Consul's own client, which reads it.
 consul: $(READY)
 	@CACHE=$(CACHE) $(BIN)/python -m tests.consul.real
+
+# The receivers of OpenTelemetry metrics of the collector and of Prometheus. One program, cached like the others. Its
+# compiler needs 75 seconds of a core once.
+otlp: $(READY)
+	@$(BIN)/python -m tests.otlp.program
 
 lock: $(READY)
 	@$(PYTHON) -m venv build/lock && build/lock/bin/pip install -q uv

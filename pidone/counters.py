@@ -1,6 +1,7 @@
 """Counters of the process, which its parts increase and the metrics report; each field has one writer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from time import time
 from typing import Protocol
 
 from pidone.plan.model import Task
@@ -17,6 +18,7 @@ class Counters:
     bundle_applied: float = 0.0
     repo_up: bool | None = None  # None: no request has ended yet, or no repo is configured
     shared_pid_namespace: bool = False  # a process of another cgroup was seen
+    began: float = field(default_factory=time)  # the start of this process
 
 
 class TaskView(Protocol):

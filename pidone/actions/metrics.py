@@ -153,17 +153,23 @@ def sampler(setting: Setting) -> Sampler:
     return kept
 
 
-def build(fields: Fields, setting: Setting) -> Metrics:
-    port = fields.integer("port", PORT, least=1, most=65535)
-    address = fields.text("address", POD)
+def read_collectors(fields: Fields, setting: Setting) -> tuple[str, ...]:
+    """Read the field ``collectors``."""
     names = fields.texts("collectors") or COLLECTORS
-    fields.done()
     known = sampler(setting).names
     unknown = [name for name in names if name not in known]
     if unknown:
         raise Refused(
             f"{fields.path}.collectors: expected some of {', '.join(known)}, not {', '.join(unknown)}"
         )
+    return names
+
+
+def build(fields: Fields, setting: Setting) -> Metrics:
+    port = fields.integer("port", PORT, least=1, most=65535)
+    address = fields.text("address", POD)
+    names = read_collectors(fields, setting)
+    fields.done()
     if address not in {POD, LOOPBACK}:
         raise Refused(f'{fields.path}.address: expected {POD} or {LOOPBACK}, not "{address}"')
     source = setting.source if address == POD else "127.0.0.1"

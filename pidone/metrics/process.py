@@ -11,8 +11,7 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 def collect() -> Iterator[Family]:
     """Yield the families. Raises ``OSError`` if /proc cannot be read."""
     ticks = os.sysconf("SC_CLK_TCK")
-    fields = _read("/proc/self/stat").rpartition(") ")[2].split()  # the name may contain any character
-    boot = next(line for line in _read("/proc/stat").splitlines() if line.startswith("btime "))
+    fields = _fields()
     yield counter(
         "process_cpu_seconds_total",
         "Total user and system CPU time spent in seconds.",
@@ -25,10 +24,21 @@ def collect() -> Iterator[Family]:
     yield gauge(
         "process_start_time_seconds",
         "Start time of the process since unix epoch in seconds.",
-        int(boot.split()[1]) + int(fields[19]) / ticks,
+        start_seconds(),
     )
     yield gauge("process_open_fds", "Number of open file descriptors.", len(os.listdir("/proc/self/fd")))
     yield from _max_fds()
+
+
+def start_seconds() -> float:
+    """Return the start of this process in seconds since the epoch. Raises ``OSError`` if /proc cannot be read."""
+    boot = next(line for line in _read("/proc/stat").splitlines() if line.startswith("btime "))
+    return int(boot.split()[1]) + int(_fields()[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def _fields() -> list[str]:
+    """Return the fields of /proc/self/stat from the third on; the name before them may contain any character."""
+    return _read("/proc/self/stat").rpartition(") ")[2].split()
 
 
 def _max_fds() -> Iterator[Family]:
