@@ -138,6 +138,7 @@ def sampler(setting: Setting) -> Sampler:
     kept = setting.kept.get(_SAMPLER)
     if not isinstance(kept, Sampler):
         from pidone.metrics import network, process
+        from pidone.metrics.cgroups import ContainerCgroups
         from pidone.metrics.containers import ContainerProcesses
         from pidone.metrics.labels import Facts
 
@@ -148,6 +149,7 @@ def sampler(setting: Setting) -> Sampler:
                 "containers": ContainerProcesses(setting.reaper, facts).collect,
                 "network": network.collect,
                 "tasks": lambda: task_families(setting, list(setting.tasks())),
+                "cgroup": ContainerCgroups(facts).collect,
             }
         )
     return kept

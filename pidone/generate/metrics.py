@@ -53,6 +53,15 @@ def _of_container(source: str, missing: str = _UNSEEN, *labels: str) -> Descript
     return Description(source, missing, ("container", *labels))
 
 
+def _of_cgroup(version_2: str, version_1: str, *labels: str, missing: str = "") -> Description:
+    unreadable = "the container's cgroup file system cannot be read"
+    source = version_2 if version_1 == version_2 else f"{version_2}; v1: {version_1 or 'nothing'}"
+    return Description(
+        source, f"{missing}, or {unreadable}" if missing else unreadable, ("container", *labels)
+    )
+
+
+_PRESSURE = ("cpu.pressure, memory.pressure, io.pressure", "", "resource")
 _NETWORK = Description("/proc/net/dev", labels=("device",))
 _TASK = Description("the engine", "the plan has no task", ("task",))
 
@@ -141,6 +150,19 @@ GROUPS: dict[str, dict[str, Description]] = {
         "pidone_registration_backoff_seconds": _of_registration("a task with `register`"),
         "pidone_registrations_total": _of_registration("answers of the registry", "reason"),
         "pidone_heartbeats_total": _of_registration("answers of the registry", "result"),
+    },
+    "cgroup": {
+        "pidone_cgroup_memory_bytes": _of_cgroup("memory.current", "memory.usage_in_bytes"),
+        "pidone_cgroup_memory_limit_bytes": _of_cgroup(
+            "memory.max", "memory.limit_in_bytes", missing="there is no limit"
+        ),
+        "pidone_cgroup_cpu_seconds_total": _of_cgroup("cpu.stat", "cpuacct.usage"),
+        "pidone_cgroup_cpu_throttled_seconds_total": _of_cgroup("cpu.stat", "cpu.stat"),
+        "pidone_cgroup_pressure_waiting_seconds_total": _of_cgroup(*_PRESSURE),
+        "pidone_cgroup_pressure_stalled_seconds_total": _of_cgroup(*_PRESSURE),
+        "pidone_cgroup_oom_kills_total": _of_cgroup(
+            "memory.events", "memory.oom_control", missing="before Linux 4.13"
+        ),
     },
     "every page": {
         "pidone_collector_success": Description("this page", labels=("collector",)),

@@ -226,7 +226,7 @@ async def test_only_the_collectors_asked_for_are_there() -> None:
     [
         (
             {"collectors": ["cpu"]},
-            "collectors: expected some of process, containers, network, tasks, not cpu",
+            "collectors: expected some of process, containers, network, tasks, cgroup, not cpu",
         ),
         ({"port": 0}, "port: expected 1 to 65535, not 0"),
         ({"path": "/"}, 'does not know "path"'),
