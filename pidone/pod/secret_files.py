@@ -21,6 +21,8 @@ from pidone.plan.model import MAX_SECRET, SECRETS, VALUE_FILES
 
 VARIABLE = "PIDONE_SECRETS"  # of the environment: the folder
 MAX_BYTES = 4 * MAX_SECRET + 2  # in UTF-8, with a line end
+MAX_FILES = 50  # of one plan: each is looked at after each heartbeat
+MAX_CHARACTERS = 1 << 20  # of all values in a plan: a text may have a mark many thousand times
 
 # No value may split a header or a line. The language refuses these in all params.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -34,14 +36,19 @@ class SecretFiles:
     def __init__(self, folder: str) -> None:
         self._folder = folder
         self._seen: dict[str, Signature | None] = {}  # by name in the plan; None: it could not be read
+        self._values: dict[str, str] = {}  # by name in the plan, while tasks are filled
+        self._room = 0  # characters of values that the plan has left
 
     def fill(self, tasks: list[Any]) -> list[Any]:
         """Return the tasks with the values of their files, which ``changed`` looks at from now on.
 
         A value also becomes one of ``secrets.values``. Raises ``Refused``, which never tells a value.
         """
-        self._seen = {}
-        return [self._filled(task) if _names_files(task) else task for task in tasks]
+        self._seen, self._values, self._room = {}, {}, MAX_CHARACTERS
+        try:
+            return [self._filled(task) if _names_files(task) else task for task in tasks]
+        finally:
+            self._values = {}
 
     @property
     def names(self) -> list[str]:
@@ -62,10 +69,33 @@ class SecretFiles:
             raise Refused(f"{path}: {error}") from None
         listed = {*secrets.texts("values"), *values.values()}
         marks = re.compile("|".join(map(re.escape, values)) or "(?!)")
-        rest = {name: _replaced(value, marks, values) for name, value in task.items() if name != SECRETS}
+
+        def value_of(mark: re.Match[str]) -> str:
+            self._room -= len(values[mark[0]])
+            if self._room < 0:
+                raise Refused(
+                    f"{path}: the values of files have more than {MAX_CHARACTERS} characters in the plan"
+                )
+            return values[mark[0]]
+
+        def filled(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {name: filled(inner) for name, inner in value.items()}
+            if isinstance(value, list):
+                return [filled(inner) for inner in value]
+            return marks.sub(value_of, value) if isinstance(value, str) else value
+
+        rest = {name: filled(value) for name, value in task.items() if name != SECRETS}
         return rest | {SECRETS: {**secrets.left, "values": sorted(listed)}}
 
     def _value(self, name: str) -> str:
+        """Return the value of a file, which is read once for all tasks of a plan. Raises ``Refused``."""
+        if name in self._values:
+            return self._values[name]
+        if len(self._seen) >= MAX_FILES:
+            raise Refused(
+                f"a param is in the file {name}, and {MAX_FILES} other files are read, the most for a plan"
+            )
         self._seen[name] = self._signature(name)
         try:
             text = self._content(name).decode()
@@ -76,6 +106,7 @@ class SecretFiles:
             raise Refused(
                 f"the file {name} in {self._folder} is not one line of 1 to {MAX_SECRET} characters"
             )
+        self._values[name] = text
         return text
 
     def _content(self, name: str) -> bytes:
@@ -117,12 +148,3 @@ class SecretFiles:
 def _names_files(task: object) -> bool:
     secrets = task.get(SECRETS) if isinstance(task, Mapping) else None
     return isinstance(secrets, Mapping) and VALUE_FILES in secrets
-
-
-def _replaced(value: Any, marks: re.Pattern[str], values: Mapping[str, str]) -> Any:
-    """Return the value with the contents of files instead of their marks, in one pass."""
-    if isinstance(value, Mapping):
-        return {name: _replaced(inner, marks, values) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_replaced(inner, marks, values) for inner in value]
-    return marks.sub(lambda mark: values[mark[0]], value) if isinstance(value, str) else value

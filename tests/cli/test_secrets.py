@@ -75,6 +75,20 @@ def test_render_shows_what_a_cluster_would_read_without_it(
     assert registration["register"]["eureka"]["url"] == "http://***:***@eureka:8761/eureka"
 
 
+@pytest.mark.parametrize("output", ["json", "yaml"])
+def test_render_names_a_file_that_the_pod_reads_and_reads_none(
+    files: Path, capsys: pytest.CaptureFixture[str], output: str
+) -> None:
+    text = SET.replace("secretKeyRef: {name: login, key: password}", "file: eureka/password")
+    (files / "set.yaml").write_text(text)
+    given = {"user": "pidone", "port": "8081"}
+    assert render_files([str(files / "set.yaml")], str(files / "pod.yaml"), given, output) == 0
+    printed = capsys.readouterr()
+    assert "http://***:***@eureka:8761/eureka" in printed.out
+    assert "eureka/password" in printed.out
+    assert "pidone-file" not in printed.out + printed.err
+
+
 def test_a_digest_on_a_desk_tells_nothing(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [
         sys.executable,

@@ -18,7 +18,7 @@ from pidone.plan.format import decode_bundle, encode_bundle
 from pidone.plan.model import MAX_SECRET, Phase, Pod, Task
 from pidone.pod.local import document
 from pidone.pod.program import PodProgram
-from pidone.pod.secret_files import SecretFiles
+from pidone.pod.secret_files import MAX_FILES, SecretFiles
 from pidone.pod.settings import Settings
 from tests.mounted import mount
 
@@ -274,6 +274,39 @@ def test_values_are_put_in_once(folder: Path) -> None:
     (folder / "token").write_text(OTHER)
     task = using("login", {MARK: "token", OTHER: "etcd/user"}) | {"exec": {"command": [MARK, OTHER]}}
     assert SecretFiles(str(folder)).fill([task])[0]["exec"]["command"] == [OTHER, "pods"]
+
+
+def test_all_tasks_get_the_same_version_of_a_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the first one would keep a version that ``changed`` knows nothing of."""
+    read = SecretFiles._content
+
+    def then_changed(files: SecretFiles, name: str) -> bytes:
+        data = read(files, name)
+        mount(folder / "etcd", password=SECOND, user="pods")
+        return data
+
+    monkeypatch.setattr(SecretFiles, "_content", then_changed)
+    files = SecretFiles(str(folder))
+    tasks = files.fill([PASSWORD, PASSWORD | {"name": "second"}])
+    assert [task["secrets"]["values"] for task in tasks] == [[FIRST], [FIRST]]
+    assert files.changed()
+
+
+def test_values_have_a_bound_in_a_plan(folder: Path) -> None:
+    (folder / "token").write_text("x" * MAX_SECRET)
+    task = using("login", {MARK: "token"}) | {"exec": {"command": [MARK * 300]}}
+    with pytest.raises(Refused, match="the values of files have more than 1048576 characters in the plan"):
+        SecretFiles(str(folder)).fill([task])
+
+
+def test_files_have_a_bound_in_a_plan(folder: Path) -> None:
+    tasks = []
+    for number in range(MAX_FILES + 1):
+        (folder / f"token{number}").write_text("x")
+        tasks.append(using(f"login{number}", {MARK: f"token{number}"}))
+    assert len(SecretFiles(str(folder)).fill(tasks[:-1])) == MAX_FILES
+    with pytest.raises(Refused, match=r'task "login50": .* token50, and 50 other files are read'):
+        SecretFiles(str(folder)).fill(tasks)
 
 
 @pytest.mark.parametrize("files", [1, {MARK: 1}, [MARK]])
