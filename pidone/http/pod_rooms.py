@@ -36,8 +36,9 @@ def assign_in_pod(gateways: frozenset[str]) -> Assign:
 def default_gateways(proc: str = "/proc/net") -> frozenset[str]:
     """Return the default gateways of this network namespace, by the routing tables in ``proc``."""
     gateways = set[str]()
-    with suppress(OSError, ValueError), open(f"{proc}/route", encoding="utf-8") as table:
-        for line in list(table)[1:]:
+    with suppress(OSError, ValueError, StopIteration), open(f"{proc}/route", encoding="utf-8") as table:
+        next(table)
+        for line in table:
             _, destination, gateway, *_ = line.split()
             if int(destination, 16) == 0 and int(gateway, 16):
                 gateways.add(inet_ntop(AF_INET, bytes.fromhex(gateway)[::-1]))

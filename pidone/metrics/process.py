@@ -50,5 +50,6 @@ def _max_fds() -> Iterator[Family]:
 
 
 def _read(path: str) -> str:
-    with open(path, encoding="utf-8", errors="replace") as file:
+    # the default is 128 KiB in Python 3.15, and stays in the heap
+    with open(path, encoding="utf-8", errors="replace", buffering=4096) as file:
         return file.read()
