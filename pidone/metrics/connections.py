@@ -74,7 +74,7 @@ def _count_lines(folder: str, counts: Counter[int]) -> Generator[None, None, int
     """Do the same with the lines of ``folder``/tcp and tcp6."""
     for name in ("tcp", "tcp6"):
         try:
-            with open(f"{folder}/{name}", "rb") as file:
+            with open(f"{folder}/{name}", "rb", buffering=4096) as file:
                 next(file, None)  # the head
                 while lines := list(islice(file, _LINES)):
                     if counts.total() >= MAX_SOCKETS:
@@ -92,7 +92,7 @@ def _totals(folder: str) -> tuple[int, int | None]:
     in_use, time_wait = 0, None
     for name in ("sockstat", "sockstat6"):
         try:
-            with open(f"{folder}/{name}", encoding="ascii", errors="replace") as file:
+            with open(f"{folder}/{name}", encoding="utf-8", errors="replace") as file:
                 for line in file:
                     words = line.split()
                     if words[:1] in (["TCP:"], ["TCP6:"]):
