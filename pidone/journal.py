@@ -6,7 +6,7 @@ The runtime discards the output of a sandbox, so the lines of the ring are repor
 import sys
 from collections import deque
 from collections.abc import Callable
-from datetime import UTC, datetime
+from time import gmtime, strftime, time
 
 RING = 200  # lines; with 200 bytes each 40 KiB, the last half hour of a pod with many events
 MAX_WIDTH = (
@@ -27,7 +27,7 @@ class Journal:
 
     def write(self, event: str, **fields: object) -> None:
         """Write one line: the time, ``event=``, then the fields in the order given, without those that are None."""
-        stamp = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        stamp = timestamp(time())
         pairs = [
             f"{key}={quoted(self.mask(str(value)))}" for key, value in fields.items() if value is not None
         ]
@@ -56,6 +56,12 @@ class Journal:
             stamp = lines[0].partition(" ")[0]
             lines.insert(0, f"{stamp} event=lines-lost count={dropped - self.reported}")
         return lines, reported
+
+
+def timestamp(seconds: float) -> str:
+    """Return the time in RFC 3339, with milliseconds. The module datetime would take memory of each pod."""
+    whole, milliseconds = divmod(int(seconds * 1000), 1000)
+    return f"{strftime('%Y-%m-%dT%H:%M:%S', gmtime(whole))}.{milliseconds:03}Z"
 
 
 def quoted(value: object) -> str:

@@ -5,6 +5,7 @@ Python's reader also takes NaN, numbers beyond the largest float, half character
 
 import json
 import re
+from codecs import BOM_UTF8
 from math import isfinite
 from typing import Any, NoReturn
 
@@ -14,7 +15,9 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # one half of a character; most 
 def loads(data: bytes) -> Any:
     """Return the value of a JSON text. Raises ``ValueError`` whose text is for the sender."""
     try:
-        value = json.loads(data.decode("utf-8-sig"), parse_constant=_no_constant, parse_float=_number)
+        value = json.loads(
+            data.removeprefix(BOM_UTF8).decode(), parse_constant=_no_constant, parse_float=_number
+        )
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     if _SURROGATE.search(data):

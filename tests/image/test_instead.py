@@ -4,7 +4,9 @@ import asyncio
 import functools
 import importlib.util
 import inspect
+import ipaddress
 import sys
+import traceback
 from collections.abc import AsyncIterator, Iterator
 from types import ModuleType
 from typing import Any
@@ -112,3 +114,57 @@ def test_annotations_are_evaluated() -> None:
     assert ours.get_annotations(Base) == {}
     strings = ours.annotations_to_string({"x": int, "y": "Annotated", "z": list[int]})
     assert strings == {"x": "int", "y": "Annotated", "z": "list[int]"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "127.0.0.1", "127.0.0.256", "127.1", "01.2.3.4", "1.2.3.4%1", "::1", "::", "fe80::1%eth0", "fe80::1%",
+        "::1%a%b", "::ffff:1.2.3.4", "1::2::3", "", "localhost", "12345::", "1.2.3.4.5",
+    ],
+)  # fmt: skip
+def test_addresses_are_told_apart_as_in_the_standard_library(text: str) -> None:
+    ours = load("instead/ipaddress")
+
+    def kind(module: ModuleType) -> str:
+        try:
+            return type(module.ip_address(text)).__name__
+        except ValueError as error:
+            return str(error)
+
+    assert kind(ours) == kind(ipaddress)
+
+
+def failure() -> Exception:
+    try:
+        try:
+            raise ExceptionGroup("two", [ValueError("a"), OSError(2, "b")])
+        except ExceptionGroup as group:
+            raise KeyError("key") from group
+    except KeyError as error:
+        return error
+
+
+def test_a_printed_exception_has_all_types_texts_and_functions(capsys: pytest.CaptureFixture[str]) -> None:
+    ours, error = load("instead/traceback"), failure()
+    lines = "".join(ours.format_exception(error))
+    expected = "".join(traceback.format_exception(error))
+    words = [
+        "KeyError: 'key'",
+        "ExceptionGroup: two (2 sub-exceptions)",
+        "ValueError: a",
+        f'"{__file__}"',
+        "in failure",
+    ]
+    for word in words:
+        assert word in lines
+        assert word in expected
+    assert lines.index("ValueError: a") < lines.index("KeyError: 'key'")
+    ours.print_exception(type(error), error, error.__traceback__)
+    assert capsys.readouterr().err == lines
+
+
+def test_exceptions_that_are_each_other_s_context_are_printed_once() -> None:
+    first, second = ValueError("first"), ValueError("second")
+    first.__context__, second.__context__ = second, first
+    assert "".join(load("instead/traceback").format_exception(first)).count("ValueError") == 2
