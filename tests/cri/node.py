@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -405,23 +406,24 @@ def _end_shims(folder: Path) -> None:
 def _remove_cgroups(name: str) -> None:
     """What was killed may be in one for a moment longer."""
 
-    def removed() -> bool:
-        try:
-            for path, _, _ in os.walk(top, topdown=False):
-                os.rmdir(path)
-        except OSError:
-            return False
-        return True
-
     for top in _cgroups(name):
-        until(removed, told=top)
+        until(partial(_is_removed, top), told=top)
+
+
+def _is_removed(top: Path) -> bool:
+    try:
+        for path, _, _ in os.walk(top, topdown=False):
+            os.rmdir(path)
+    except OSError:
+        return False
+    return True
 
 
 def _forget_cgroups() -> None:
-    """Those of tests that were killed."""
+    """Remove those of tests that were killed, except for those in which something still runs: nobody needs them."""
     for top in _cgroups(f"{CGROUP}-*-*"):
         if not psutil.pid_exists(int(top.name.split("-")[2])):
-            _remove_cgroups(top.name)
+            _is_removed(top)
 
 
 def _cgroups(pattern: str) -> list[Path]:
