@@ -1,6 +1,8 @@
 """Real pods with a probe and a registration that follows it: their memory, and the time until they are registered."""
 
+import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -22,8 +24,10 @@ from tests.bench.measure import new_address, until
 from tests.registries.world import World
 
 ROOT = Path(__file__).parents[2]
-STARTS = 5
-LEASE_SECONDS = 6
+IMAGE = ROOT / "build/image-root"
+OPTIONS = ("-S", "-s", "-P", "-B", *LAZY)  # as in the image, see k3d/image/build.py
+PODS = 5  # with a registration, and as many without
+LEASE_SECONDS = 4
 BEATS = 3  # before memory is read
 START_SECONDS = 40.0  # for a pod to be registered, on a busy machine
 
@@ -79,6 +83,17 @@ class ActivePod:
         return sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Private_"))
 
 
+def program(cache: Path) -> tuple[str, list[str], dict[str, str]]:
+    """Return the program of a pod for people, its command and its environment: that of the image, if it is built."""
+    python = next(IMAGE.glob("usr/bin/python3.*"), None)
+    chroot = shutil.which("chroot")
+    if python is not None and chroot is not None and os.geteuid() == 0:
+        words = [chroot, str(IMAGE), f"/usr/bin/{python.name}", *OPTIONS, "/pidone"]
+        return f"the image's {python.name}", words, {}
+    command = [sys.executable, *LAZY[:3], "-X", f"pycache_prefix={cache}", "-m", "pidone"]
+    return "this clone's Python", command, {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": ""}
+
+
 @contextmanager
 def active(repo: Repo, folder: Path, register: Mapping[str, Any] | None) -> Iterator[ActivePod]:
     """Start a pod with a probe, and with a registration if there is one. It is killed at the end of the block."""
@@ -90,50 +105,46 @@ def active(repo: Repo, folder: Path, register: Mapping[str, Any] | None) -> Iter
     repo.tasks[address] = tasks
     repo.with_plan.add(address)
     log = folder / f"pod-{address}.log"
-    env = {"PIDONE_REPO": repo.url, "PIDONE_POD_IP": address, "PIDONE_POD_UID": f"uid-{address}"}
-    env |= {"PIDONE_LINGER": "1", "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": ""}
-    cache = ["-X", f"pycache_prefix={folder}/cache"]
-    command = [sys.executable, *LAZY[:3], *cache, "-m", "pidone"]
+    _, command, env = program(folder / "cache")
+    env |= {"PIDONE_REPO": repo.url, "PIDONE_POD_IP": address, "PIDONE_POD_UID": f"uid-{address}"}
+    env |= {"PIDONE_LINGER": "1"}
     with log.open("wb") as output, pidns.process_one(command, env=env, output=output) as process:
         yield ActivePod(address, process, log)
 
 
-def memory(world: World, folder: Path) -> Iterator[str]:
-    """Return the private memory of pods with and without a registration. All run at once, as on a node."""
+def of_pods(world: World, folder: Path) -> Iterator[str]:
+    """Return the time from the first probe that passes until a pod knows that it is registered, and its memory.
+
+    All pods run at once, as on a node. Half of them have no registration.
+    """
+    numbers = iter(range(300, 400))
+
+    def register() -> dict[str, Any]:
+        return {world.name: world.config("pods", next(numbers), world.addresses, LEASE_SECONDS)}
+
     with Repo() as repo, ExitStack() as stack:
-        fields = world.config("memory", 299, world.addresses, LEASE_SECONDS)
-        with active(repo, folder, {world.name: fields}) as pod:  # it compiles, which takes memory too
+        with active(repo, folder, register()) as pod:  # it may compile, and so may the server
             repo.ready.add(pod.address)
             pod.wait("registration", "registered")
-        with_it, without = list[ActivePod](), list[ActivePod]()
-        for number in range(STARTS):
-            fields = world.config("memory", 300 + number, world.addresses, LEASE_SECONDS)
-            without.append(stack.enter_context(active(repo, folder, None)))
-            with_it.append(stack.enter_context(active(repo, folder, {world.name: fields})))
-            repo.ready |= {without[-1].address, with_it[-1].address}
+
+        with_it = [stack.enter_context(active(repo, folder, register())) for _ in range(PODS)]
+        without = [stack.enter_context(active(repo, folder, None)) for _ in range(PODS)]
+        for pod in (*with_it, *without):
+            pod.wait("ready", "unhealthy")
+        times = list[float]()
+        for pod in with_it:
+            repo.ready.add(pod.address)
+            times.append(1000 * (pod.wait("registration", "registered") - repo.first[pod.address]))
+        repo.ready |= {pod.address for pod in without}
         for pod in without:
             pod.wait("ready", "healthy")
-        for pod in with_it:
-            pod.wait("registration", "registered")
+
         time.sleep(BEATS * LEASE_SECONDS * 2 / 3)  # the longest interval is two thirds of a lease
         plain, full = ([pod.private() for pod in pods] for pods in (without, with_it))
+    yield f"from the first passed probe until registered: {median(times):.0f} ms ({min(times):.0f}-{max(times):.0f} ms)"
     added = median(full) - median(plain)
     yield (
-        f"{median(full) / 1024:.2f} MiB with a probe and a registration, {median(plain) / 1024:.2f} MiB with a probe; "
-        f"it adds {added / 1024:.2f} MiB ({min(full) - max(plain)} to {max(full) - min(plain)} KiB)"
+        f"private memory with {program(folder)[0]}: {median(full) / 1024:.2f} MiB with a probe and a registration, "
+        f"{median(plain) / 1024:.2f} MiB with a probe; it adds {added / 1024:.2f} MiB "
+        f"({min(full) - max(plain)} to {max(full) - min(plain)} KiB)"
     )
-
-
-def first_registration(world: World, folder: Path) -> Iterator[str]:
-    """Return the time from the first probe that passes until the pod knows that it is registered."""
-    times = list[float]()
-    with Repo() as repo:
-        for number in range(STARTS + 1):
-            fields = world.config("first", 400 + number, world.addresses, LEASE_SECONDS)
-            with active(repo, folder, {world.name: fields}) as pod:
-                pod.wait("ready", "unhealthy")
-                repo.ready.add(pod.address)
-                registered = pod.wait("registration", "registered")
-                times.append((registered - repo.first[pod.address]) * 1000)
-    del times[0]  # it may have compiled
-    yield f"{median(times):.0f} ms ({min(times):.0f}-{max(times):.0f} ms)"
