@@ -174,6 +174,25 @@ class Servers:
             self._current = (self._current + 1) % len(self._urls)
         raise _together(errors)
 
+    async def deregister_late(self, late: set[str], deregister: Attempt[object]) -> None:
+        """Deregister at the servers that may carry out ``late`` a registration that they have not answered.
+
+        Then ``late`` is empty. The current server has deregistered the instance. Raises ``RegistryError``.
+        """
+        for server in sorted(late - {self.current}):
+            left = trio.current_effective_deadline() - trio.current_time()
+            within = min(CONNECT_SECONDS + ANSWER_SECONDS, 0.9 * left)  # so that the error can be raised
+            try:
+                await deregister(server, within)
+            except (TransferError, RegistryError) as error:
+                if isinstance(error, TransferError) and not error.sent:
+                    continue  # no server is there, so none has the registration
+                raise RegistryError(
+                    f"deregistered at {redacted(self.current)}, but {redacted(server)} may carry out later a "
+                    f"registration that it has not answered: {error}"
+                ) from error
+        late.clear()
+
     def _part(self, seconds: float, left: int) -> float:
         """Return the seconds for one server, of ``left`` that may be asked in this time."""
         equal = seconds / left

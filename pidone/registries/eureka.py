@@ -23,8 +23,6 @@ from collections.abc import Callable, Mapping
 from time import time
 from typing import Any, NamedTuple
 
-import trio
-
 from pidone.errors import PidoneError, Refused, RegistryError, TransferError
 from pidone.http.client import CONNECT_SECONDS, redacted
 from pidone.http.message import JSON, Response
@@ -254,7 +252,11 @@ class Eureka(Served):
             else:
                 raise
         self._status, self._maintenance = None, False
-        await self._deregister_late()
+
+        async def delete(server: str, seconds: float) -> None:
+            await self._servers.ask_one(server, "DELETE", self._instance.resource, within=seconds)
+
+        await self._servers.deregister_late(self._unanswered, delete)
 
     def succeeds(self, previous: Registry) -> bool:
         return (
@@ -268,23 +270,6 @@ class Eureka(Served):
         self._servers.go_on_as(previous._servers)
         self._dirty, self._renewed, self._accepted = previous._dirty, previous._renewed, previous._accepted
         self._unanswered, self._maintenance = previous._unanswered, previous._maintenance
-
-    async def _deregister_late(self) -> None:
-        """DELETE also where an unanswered registration may be carried out late. Raises ``RegistryError``."""
-        resource = self._instance.resource
-        for server in sorted(self._unanswered - {self._servers.current}):
-            left = trio.current_effective_deadline() - trio.current_time()
-            within = min(CONNECT_SECONDS + ANSWER_SECONDS, 0.9 * left)  # so that the error can be raised
-            try:
-                await self._servers.ask_one(server, "DELETE", resource, within=within)
-            except (TransferError, RegistryError) as error:
-                if isinstance(error, TransferError) and not error.sent:
-                    continue  # no server is there, so none has the registration
-                raise RegistryError(
-                    f"deregistered at {redacted(self._servers.current)}, but {redacted(server)} may carry out later "
-                    f"a registration that it has not answered: {error}"
-                ) from error
-        self._unanswered.clear()
 
     async def _post(self, status: Status) -> "_Copy | None":
         """Register, and read the registry's copy back. Returns None if it could not be read."""

@@ -152,7 +152,12 @@ class Nacos(Served):
 
     async def deregister(self) -> None:
         await self._leave()
-        await self._deregister_late()
+
+        async def delete(server: str, seconds: float) -> None:
+            until = trio.current_time() + seconds
+            await self._ask_server(server, until, self._instance.deregistration, _done)
+
+        await self._servers.deregister_late(self._unanswered, delete)
 
     def succeeds(self, previous: Registry) -> bool:
         return (
@@ -200,22 +205,6 @@ class Nacos(Served):
         until = trio.current_time() + seconds
         beat = await self._ask_server(server, until, self._instance.beat, protocol.beat, patience=seconds)
         return not beat.known
-
-    async def _deregister_late(self) -> None:
-        """Deregister also where an unanswered registration may be carried out late. Raises ``RegistryError``."""
-        for server in sorted(self._unanswered - {self._servers.current}):
-            left = trio.current_effective_deadline() - trio.current_time()
-            until = trio.current_time() + min(CONNECT_SECONDS + ANSWER_SECONDS, 0.9 * left)
-            try:
-                await self._ask_server(server, until, self._instance.deregistration, _done)
-            except (TransferError, RegistryError) as error:
-                if isinstance(error, TransferError) and not error.sent:
-                    continue  # no server is there, so none has the registration
-                raise RegistryError(
-                    f"deregistered at {redacted(self._servers.current)}, but {redacted(server)} may carry out later "
-                    f"a registration that it has not answered: {error}"
-                ) from error
-        self._unanswered.clear()
 
     async def _post(self, *, visible: bool) -> None:
         """Send the whole document. After an error it looks whether a server has got it all the same."""
