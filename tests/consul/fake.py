@@ -14,6 +14,8 @@ from math import inf
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
+from tests.registries.fakes import RefusalError, Request
+
 Document = dict[str, Any]
 Reply = tuple[int, bytes]
 
@@ -42,32 +44,12 @@ _SERVICE = {
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """One request that was answered, in the order of arrival."""
-
-    method: str
-    target: str
-    body: bytes
-    status: int
-    now: float
-
-
-@dataclass(frozen=True, slots=True)
 class _Call:
     names: tuple[str, ...]
     query: dict[str, str]
     body: bytes
     now: float
     token: str
-
-
-class _RefusalError(Exception):
-    """The request is answered with an error; the reason becomes the body."""
-
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
-        self.reason = reason
 
 
 @dataclass(slots=True)
@@ -134,7 +116,7 @@ class FakeConsul:
             self._reaped = now
         try:
             status, answer = self._answer(method, target, headers, body, now)
-        except _RefusalError as refusal:
+        except RefusalError as refusal:
             status, answer = refusal.status, refusal.reason.encode()
         self.log.append(Request(method, target, body, status, now))
         kind = "application/json" if answer.startswith((b"{", b"[")) else "text/plain; charset=utf-8"
@@ -144,20 +126,20 @@ class FakeConsul:
         self._advance(now)
         path, _, query = target.partition("?")
         if not path.startswith(PREFIX):
-            raise _RefusalError(
+            raise RefusalError(
                 404, "" if self.old else "Invalid URL path: not a recognized HTTP API endpoint"
             )
         asked = path.removeprefix(PREFIX)
         for (verb, shape), route in ROUTES.items():
             if found := re.fullmatch(shape.replace("*", "(.+)"), asked):
                 if verb != method:
-                    raise _RefusalError(405, f"method {method} not allowed")
+                    raise RefusalError(405, f"method {method} not allowed")
                 bearer = headers.get("authorization", "").removeprefix("Bearer ")
                 token = headers.get("x-consul-token", bearer)
                 names = tuple(unquote(name) for name in found.groups())
                 pairs = dict(parse_qsl(query, keep_blank_values=True))
                 return route(self, _Call(names, pairs, body, now, token))
-        raise _RefusalError(404, "" if self.old else "Invalid URL path: not a recognized HTTP API endpoint")
+        raise RefusalError(404, "" if self.old else "Invalid URL path: not a recognized HTTP API endpoint")
 
     def _advance(self, now: float) -> None:
         """Let checks expire, and take out what has been critical for too long."""
@@ -188,13 +170,13 @@ class FakeConsul:
     def _may_write(self, call: _Call, name: str) -> None:
         names = self._granted(call)
         if names is not None and name not in names and "*" not in names:
-            raise _RefusalError(403, "Permission denied")
+            raise RefusalError(403, "Permission denied")
 
     def _granted(self, call: _Call) -> set[str] | None:
         if self.tokens is None:
             return None
         if call.token and call.token not in self.tokens:
-            raise _RefusalError(403, "ACL not found")
+            raise RefusalError(403, "ACL not found")
         return self.tokens.get(call.token, set())
 
     # calls
@@ -203,11 +185,11 @@ class FakeConsul:
         document = _decoded(call.body, _SERVICE)
         name = document.get("Name", "")
         if not name:
-            raise _RefusalError(400, "Missing service name")
+            raise RefusalError(400, "Missing service name")
         _check_meta(document.get("Meta") or {})
         weights = document.setdefault("Weights", {"Passing": 1, "Warning": 1})
         if weights.get("Passing", 0) < 1:
-            raise _RefusalError(400, "Invalid Weights: Passing must be greater than 0")
+            raise RefusalError(400, "Invalid Weights: Passing must be greater than 0")
         kinds = [document.pop("Check", None), *(document.pop("Checks", None) or ())]
         checks = [check for check in kinds if check is not None]
         for check in checks:
@@ -255,13 +237,13 @@ class FakeConsul:
         self._granted(call)
         if check is None and not self.old:
             text = f'Unknown check ID "{key}". Ensure that the check ID is passed, not the check name.'
-            raise _RefusalError(404, text)
+            raise RefusalError(404, text)
         if check is None and self.tokens is not None:
-            raise _RefusalError(500, f'Unknown check "{key}"')
+            raise RefusalError(500, f'Unknown check "{key}"')
         if check is not None and check.service in self._state.services:
             self._may_write(call, self._state.services[check.service]["Name"])
         if check is None or not check.ttl:
-            raise _RefusalError(500, f'CheckID "{key}" does not have associated TTL')
+            raise RefusalError(500, f'CheckID "{key}" does not have associated TTL')
         check.set(status, output, call.now)
         check.until = call.now + check.ttl
         self._state.saved[key] = status, output, check.until
@@ -279,19 +261,19 @@ class FakeConsul:
     def _update_check(self, call: _Call) -> Reply:
         wanted = _decoded(call.body, {"Status": str, "Output": str})
         if wanted.get("Status") not in STATUSES:
-            raise _RefusalError(400, f"Invalid check status: '{wanted.get('Status', '')}'")
+            raise RefusalError(400, f"Invalid check status: '{wanted.get('Status', '')}'")
         return self._update(call, wanted["Status"], wanted.get("Output", ""))
 
     def _maintenance(self, call: _Call) -> Reply:
         key = call.names[0]
         if "enable" not in call.query:
-            raise _RefusalError(400, "Missing value for enable")
+            raise RefusalError(400, "Missing value for enable")
         enable = call.query["enable"]
         if enable not in {"true", "false", "1", "0"}:
-            raise _RefusalError(400, f'Invalid value for enable: "{enable}"')
+            raise RefusalError(400, f'Invalid value for enable: "{enable}"')
         self._vet(call, key)
         if key not in self._state.services:
-            raise _RefusalError(404, f'No service registered with ID "{key}"')
+            raise RefusalError(404, f'No service registered with ID "{key}"')
         check = f"_service_maintenance:{key}"
         if enable in {"false", "0"}:
             self._state.checks.pop(check, None)
@@ -313,15 +295,15 @@ class FakeConsul:
             self._may_write(call, service["Name"])
         elif not self.old:
             text = f'Unknown service ID "{key}". Ensure that the service ID is passed, not the service name.'
-            raise _RefusalError(404, text)
+            raise RefusalError(404, text)
         elif self.tokens is not None:
-            raise _RefusalError(500, f'Unknown service "{key}"')
+            raise RefusalError(500, f'Unknown service "{key}"')
 
     def _read_service(self, call: _Call) -> Reply:
         service = self._state.services.get(call.names[0])
         self._granted(call)
         if service is None:
-            raise _RefusalError(404, f"unknown service ID: {call.names[0]}")
+            raise RefusalError(404, f"unknown service ID: {call.names[0]}")
         self._may_write(call, service["Name"])
         return 200, _json(_shown(service))
 
@@ -401,7 +383,7 @@ def _decoded(body: bytes, fields: Document) -> Document:
     try:
         value = json.loads(body)
     except ValueError:
-        raise _RefusalError(400, "Request decode failed: invalid character") from None
+        raise RefusalError(400, "Request decode failed: invalid character") from None
     decoded: Document = _typed(value, fields, "")
     return decoded
 
@@ -417,7 +399,7 @@ def _typed(value: Any, kind: Any, place: str) -> Any:
         for key, inner in value.items():
             name = key if "*" in kind else names.get(key.lower())
             if name is None:
-                raise _RefusalError(400, f'Request decode failed: json: unknown field "{key}"')
+                raise RefusalError(400, f'Request decode failed: json: unknown field "{key}"')
             typed[name] = _typed(inner, kind.get(name, kind.get("*")), f"{place}.{name}")
         return {name: inner for name, inner in typed.items() if inner is not None}
     if isinstance(kind, list):
@@ -431,10 +413,10 @@ def _typed(value: Any, kind: Any, place: str) -> Any:
     return value
 
 
-def _unfit(value: Any, place: str) -> _RefusalError:
+def _unfit(value: Any, place: str) -> RefusalError:
     what = {str: "string", bool: "bool", dict: "object", list: "array"}.get(type(value), "number")
     text = f"Request decode failed: json: cannot unmarshal {what} into Go struct field {place}"
-    return _RefusalError(400, text)
+    return RefusalError(400, text)
 
 
 def _seconds(value: Any) -> float:
@@ -442,23 +424,23 @@ def _seconds(value: Any) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value / 1e9
     if not isinstance(value, str) or not _DURATION.fullmatch(value):
-        raise _RefusalError(400, f'Request decode failed: time: missing unit in duration "{value}"')
+        raise RefusalError(400, f'Request decode failed: time: missing unit in duration "{value}"')
     parts = re.findall(r"([0-9.]+)(ns|us|ms|s|m|h)", value)
     return sum(float(number) * _UNITS[unit] for number, unit in parts)
 
 
 def _check_type(check: Document) -> None:
     if check.get("Status", "") not in {"", *STATUSES}:
-        raise _RefusalError(400, "Status for checks must 'passing', 'warning', 'critical'")
+        raise RefusalError(400, "Status for checks must 'passing', 'warning', 'critical'")
     if not check.get("TTL") and not check.get("HTTP") and not check.get("TCP"):
-        raise _RefusalError(400, "Invalid check: TTL must be > 0 for TTL checks")
+        raise RefusalError(400, "Invalid check: TTL must be > 0 for TTL checks")
     if (check.get("HTTP") or check.get("TCP")) and not check.get("Interval"):
-        raise _RefusalError(400, "Invalid check: Interval must be > 0 for Script, HTTP, or TCP checks")
+        raise RefusalError(400, "Invalid check: Interval must be > 0 for Script, HTTP, or TCP checks")
 
 
 def _check_meta(meta: Mapping[str, str]) -> None:
     if len(meta) > 64:
-        raise _RefusalError(
+        raise RefusalError(
             400, "Invalid Service Meta: Node metadata cannot contain more than 64 key/value pairs"
         )
     for key, value in meta.items():
@@ -471,7 +453,7 @@ def _check_meta(meta: Mapping[str, str]) -> None:
             else ""
         )  # fmt: skip
         if why:
-            raise _RefusalError(
+            raise RefusalError(
                 400, f"Invalid Service Meta: Couldn't load metadata pair ('{key}', '{value}'): {why}"
             )
 

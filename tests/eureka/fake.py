@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
+from tests.registries.fakes import RefusalError, Request
+
 Document = dict[str, Any]
 Reply = tuple[int, bytes]
 
@@ -36,32 +38,12 @@ COPIED = (
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """One request that was answered, in the order of arrival."""
-
-    method: str
-    target: str
-    body: bytes
-    status: int
-    now: float
-
-
-@dataclass(frozen=True, slots=True)
 class _Call:
     names: tuple[str, ...]  # the path parts that are names: app, instance id, vip
     query: dict[str, str]
     body: bytes
     now: float
     target: str
-
-
-class _RefusalError(Exception):
-    """The request is answered with an error; the reason becomes the body."""
-
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
-        self.reason = reason
 
 
 @dataclass(slots=True)
@@ -120,7 +102,7 @@ class FakeEureka:
         """
         try:
             status, answer = self._answer(method, target, body, now)
-        except _RefusalError as refusal:
+        except RefusalError as refusal:
             status, answer = refusal.status, refusal.reason.encode()
         self.log.append(Request(method, target, body, status, now))
         return status, {"content-type": "application/json"} if answer else {}, answer
@@ -128,7 +110,7 @@ class FakeEureka:
     def _answer(self, method: str, target: str, body: bytes, now: float) -> Reply:
         path, _, query = target.partition("?")
         if "%2f" in path.lower():
-            raise _RefusalError(400, "an encoded slash in a path")  # Tomcat does not let it through
+            raise RefusalError(400, "an encoded slash in a path")  # Tomcat does not let it through
         if not path.startswith(PREFIX):
             raise _not_found(target)
         parts = [unquote(part) for part in path.removeprefix(PREFIX).rstrip("/").split("/")]
@@ -296,7 +278,7 @@ def _read_document(body: bytes, now: float) -> Document:
             "lastDirtyTimestamp": str(dirty) if str(dirty).isdecimal() else "0",
         }
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise _RefusalError(400, '{"error": "cannot parse request body"}') from error
+        raise RefusalError(400, '{"error": "cannot parse request body"}') from error
 
 
 def _check_document(document: Document, app: str) -> None:
@@ -313,7 +295,7 @@ def _check_document(document: Document, app: str) -> None:
         (data_center and not data_center.get("name"), "Missing dataCenterInfo Name"),
     ):
         if wrong:
-            raise _RefusalError(400, reason)
+            raise RefusalError(400, reason)
 
 
 def _read_port(port: Any, default: int, *, enabled: bool) -> Document:
@@ -358,12 +340,12 @@ def _status_word(call: _Call, word: str) -> str:
     return word
 
 
-def _error(status: int, error: str, target: str) -> _RefusalError:
+def _error(status: int, error: str, target: str) -> RefusalError:
     path = target.partition("?")[0]
-    return _RefusalError(status, _json({"status": status, "error": error, "path": path}).decode())
+    return RefusalError(status, _json({"status": status, "error": error, "path": path}).decode())
 
 
-def _not_found(target: str) -> _RefusalError:
+def _not_found(target: str) -> RefusalError:
     return _error(404, "Not Found", target)
 
 

@@ -1,17 +1,21 @@
 """What stands between a pod and its registry: an ingress with faults, over sockets, and a network on a mock clock."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+import pytest
 import trio
+from trio.testing import MockClock
 
-from pidone.errors import ConnectError, TransferError, TransferTimeout
+from pidone.errors import ConnectError, PidoneError, TransferError, TransferTimeout
 from pidone.http.client import request
 from pidone.http.message import Request, Response
+from pidone.registries import Entry, Registry, Status
 from tests.eureka.fake import FakeEureka
 from tests.http.serving import http_server
 
@@ -151,3 +155,30 @@ class Network:
 
     def methods(self, host: str | None = None) -> list[str]:
         return [method for _, asked, method in self.calls if host in {None, asked}]
+
+
+def check_all_calls(registry: Registry, answers: Sequence[Response]) -> None:
+    """Assert that each call has a result or raises an error of pidone, whatever a server answers, in this order."""
+
+    async def scenario() -> None:
+        left = iter([*answers] * 99)
+
+        async def answer(*_: object, **__: object) -> Response:
+            await trio.lowlevel.checkpoint()
+            return next(left)
+
+        errors = list[str]()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("pidone.registries._servers.request", answer)
+            calls: tuple[Callable[[], Any], ...] = (registry.read, registry.heartbeat, registry.deregister)
+            for call in calls:
+                with suppress(PidoneError):
+                    assert str(await registry.register(Status.UP)).isprintable()
+                try:
+                    entry = await call()
+                    assert not isinstance(entry, Entry) or len(f"{entry.status}{entry.address}") < 300
+                except PidoneError as error:
+                    errors.append(str(error))
+        assert all(map(str.isprintable, errors))
+
+    trio.run(scenario, clock=MockClock(autojump_threshold=0))

@@ -27,7 +27,7 @@ from tests.consul.reader import Instance, Reader
 from tests.consul.real import RealConsul
 from tests.http.serving import http_server
 from tests.patience import PATIENCE_SECONDS
-from tests.registries.between import FOREIGN, Ingress, always
+from tests.registries.between import FOREIGN, Ingress, always, check_all_calls
 from tests.results import serve_with
 
 POD = Pod("web-7d9c", "shop", "uid-1", "10.42.0.18", "node-1")
@@ -714,23 +714,4 @@ _answers = st.builds(
 
 @given(st.lists(_answers, min_size=12, max_size=12))
 def test_whatever_a_server_answers_is_a_result_or_the_registrys_error(answers: list[Response]) -> None:
-    async def scenario() -> None:
-        registry, left = make("http://a:8500"), iter(answers * 9)
-
-        async def answer(*_: object, **__: object) -> Response:
-            return next(left)
-
-        errors = list[str]()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("pidone.registries._servers.request", answer)
-            for call in (registry.read, registry.heartbeat, registry.deregister):
-                with contextlib.suppress(PidoneError):
-                    assert str(await registry.register(Status.UP)).isprintable()
-                try:
-                    entry = await call()
-                    assert not isinstance(entry, Entry) or len(f"{entry.status}{entry.address}") < 300
-                except PidoneError as error:
-                    errors.append(str(error))
-        assert all(map(str.isprintable, errors))
-
-    trio.run(scenario)
+    check_all_calls(make("http://a:8500"), answers)

@@ -1,9 +1,8 @@
 """The etcd driver: its fields and layouts, its errors against scripted servers; tests/etcd has the real ones."""
 
-import contextlib
 import json
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any
@@ -31,7 +30,7 @@ from pidone.registries._etcd_layouts import LAYOUTS
 from pidone.registries._etcd_messages import number
 from pidone.registries.etcd import Etcd
 from tests.etcd.conftest import POD, make
-from tests.registries.between import FOREIGN
+from tests.registries.between import FOREIGN, check_all_calls
 
 URL = "http://a:2379"
 
@@ -724,25 +723,4 @@ _answers = st.builds(
 
 @given(st.lists(_answers, min_size=12, max_size=12))
 def test_whatever_a_server_answers_is_a_result_or_the_registrys_error(answers: list[Response]) -> None:
-    async def scenario() -> None:
-        registry = make("http://a,http://b", user="pods", password="s3cret")
-        left = iter(answers * 99)
-
-        async def answer(*_: object, **__: object) -> Response:
-            return next(left)
-
-        errors = list[str]()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("pidone.registries._servers.request", answer)
-            calls: tuple[Callable[[], Any], ...] = (registry.read, registry.heartbeat, registry.deregister)
-            for call in calls:
-                with contextlib.suppress(PidoneError):
-                    assert str(await registry.register(Status.UP)).isprintable()
-                try:
-                    entry = await call()
-                    assert not isinstance(entry, Entry) or len(f"{entry.status}{entry.address}") < 300
-                except PidoneError as error:
-                    errors.append(str(error))
-        assert all(map(str.isprintable, errors))
-
-    trio.run(scenario)
+    check_all_calls(make("http://a,http://b", user="pods", password="s3cret"), answers)

@@ -1,6 +1,5 @@
 """The Eureka driver: its rules against a real registry and the fake, its errors against scripted servers."""
 
-import contextlib
 import itertools
 import json
 import time
@@ -27,7 +26,7 @@ from tests.eureka.fake import FakeEureka
 from tests.eureka.real import RealEureka, version
 from tests.http.serving import http_server
 from tests.patience import PATIENCE_SECONDS
-from tests.registries.between import FOREIGN, Ingress, Network, Node, always
+from tests.registries.between import FOREIGN, Ingress, Network, Node, always, check_all_calls
 from tests.results import FAKE, serve_with
 
 POD = Pod("web-7d9c", "shop", "uid-1", "10.42.0.18", "node-1")
@@ -1041,24 +1040,6 @@ _answers = st.builds(
 
 @given(st.lists(_answers, min_size=12, max_size=12))
 def test_whatever_a_server_answers_is_a_result_or_the_registrys_error(answers: list[Response]) -> None:
-    async def scenario() -> None:
-        registry, left = make("http://a/eureka,http://b/eureka"), iter(answers * 9)
-
-        async def answer(*_: object, **__: object) -> Response:
-            return next(left)
-
-        errors = list[str]()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("pidone.registries._servers.request", answer)
-            for call in (registry.read, registry.heartbeat, registry.deregister):
-                with contextlib.suppress(PidoneError):
-                    assert str(await registry.register(Status.UP)).isprintable()
-                try:
-                    entry = await call()
-                    assert not isinstance(entry, Entry) or len(f"{entry.status}{entry.address}") < 300
-                except PidoneError as error:
-                    errors.append(str(error))
-        assert all(map(str.isprintable, errors))
-        assert registry._dirty < time.time() * 1000 + 11 * 365 * 86_400_000
-
-    trio.run(scenario)
+    registry = make("http://a/eureka,http://b/eureka")
+    check_all_calls(registry, answers)
+    assert registry._dirty < time.time() * 1000 + 11 * 365 * 86_400_000

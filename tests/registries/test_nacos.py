@@ -12,6 +12,8 @@ from urllib.parse import urlencode, urlsplit
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from pidone.errors import Refused, RegistryError, RegistryRefused, TransferTimeout
@@ -26,7 +28,7 @@ from tests.http.serving import http_server
 from tests.nacos.fake import VERSIONS, FakeNacos
 from tests.nacos.real import USER, USER_PASSWORD, NacosServers, RealNacos
 from tests.patience import PATIENCE_SECONDS
-from tests.registries.between import FOREIGN, Ingress, Network, Node, always
+from tests.registries.between import FOREIGN, Ingress, Network, Node, always, check_all_calls
 from tests.results import FAKE, serve_with
 
 POD = Pod("web-7d9c", "shop", "uid-1", "10.42.0.18", "node-1")
@@ -613,3 +615,48 @@ async def test_a_token_is_renewed_after_90_percent_of_its_time(
             logins.append(trio.current_time())
             seen = now
     assert [round(later - earlier, -1) for earlier, later in itertools.pairwise(logins)] == [900.0] * 3
+
+
+_odd = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=9), st.just([]), st.just({})
+)
+_hosts: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
+    {},
+    optional={
+        "ip": st.just("10.42.0.18") | _odd,
+        "port": st.just(9080) | _odd,
+        "healthy": st.booleans() | _odd,
+        "weight": st.just(1.0) | _odd,
+        "metadata": st.just({}) | _odd,
+    },
+)
+_documents = st.fixed_dictionaries(
+    {},
+    optional={
+        "code": st.sampled_from([0, 10_200, 20_404, 21_003, 30_000]) | _odd,
+        "message": _odd,
+        "data": st.one_of(
+            st.just("ok"), st.lists(_hosts | _odd), st.fixed_dictionaries({"hosts": _odd}), _odd
+        ),
+        "hosts": st.lists(_hosts | _odd, max_size=3) | _odd,
+        "clientBeatInterval": st.integers() | _odd,
+        "accessToken": st.text(max_size=9) | _odd,
+        "tokenTtl": st.integers() | _odd,
+    },
+)
+_answers = st.builds(
+    Response,
+    st.sampled_from([200, 201, 302, 400, 401, 403, 404, 405, 410, 429, 500, 501, 503]),
+    st.just({}),
+    st.one_of(_documents.map(json.dumps), st.sampled_from(["ok", "caused: x", "<html>", ""])).map(str.encode),
+)
+
+
+@given(st.lists(_answers, min_size=12, max_size=12), st.sampled_from([None, "v1", "v2", "v3"]))
+def test_whatever_a_server_answers_is_a_result_or_the_registrys_error(
+    answers: list[Response], api: str | None
+) -> None:
+    pinned: dict[str, Any] = {"api": api} if api else {}
+    check_all_calls(
+        make("http://a/nacos,http://b/nacos", username="pods", password="secret", **pinned), answers
+    )
