@@ -101,6 +101,9 @@ build/doze-%: pidone/pid1/doze.c build/zig/.ready
 build/pidone-%: pidone/pid1/pidone.c pidone/pid1/doze.c build/zig/.ready
 	$(call zig,$*)
 
+build/snapshot-%: k3d/image/snapshot.c build/zig/.ready
+	$(call zig,$*)
+
 zig = ZIG_GLOBAL_CACHE_DIR=$(CACHE)/zig ZIG_LOCAL_CACHE_DIR=$(CACHE)/zig build/zig/bin/python -m ziglang cc \
   -target $(1)-linux-musl -Oz -static -s -o $@ $<
 
@@ -130,8 +133,12 @@ image: image-root
 	@$(BIN)/python k3d/image/build.py pack --arch $(ARCH) --root $(IMAGE_ROOT) \
 	  --out build/image$(if $(filter amd64,$(ARCH)),,-$(ARCH)).oci.tar
 
-image-root: $(READY) build/doze-$(MACHINE)
-	@CACHE=$(CACHE) $(BIN)/python k3d/image/build.py root --arch $(ARCH) --out $(IMAGE_ROOT)
+# SNAPSHOT=1 adds the snapshot of Python, see docs/footprint.md. It is made for amd64, on amd64.
+SNAPSHOT   ?= 0
+
+image-root: $(READY) build/doze-$(MACHINE) $(if $(filter 1amd64,$(SNAPSHOT)$(ARCH)),build/snapshot-x86_64)
+	@CACHE=$(CACHE) $(BIN)/python k3d/image/build.py root --arch $(ARCH) --out $(IMAGE_ROOT) \
+	  $(if $(filter 0,$(SNAPSHOT)),--no-snapshot)
 
 # The controller's image, in the same way. k3d/Dockerfile.controller builds the same files.
 CONTROLLER_ROOT ?= build/controller-root

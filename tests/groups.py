@@ -18,6 +18,7 @@ GROUPS = {
     r"tests/pid1/test_environment\.py": "wheel",
     r"tests/image/test_image\.py": "image",
     r"tests/image/test_podman\.py": "podman",
+    r"tests/image/test_snapshot\.py": "snapshot",
     r"tests/language/test_kubectl\.py": "kubectl",
     r"tests/pid1/test_environment\.py.*\[wheel": "wheel",
     r"tests/extension/": "extension",

@@ -15,6 +15,9 @@ little.
 Modules are included as byte code without source (``trio/_path.pyc``), compiled with -OO by the interpreter that runs
 them. Python then makes no stat call for the source, the files contain no time stamps, and nothing is written under the
 read-only root. Byte code does not depend on the processor, so the interpreter of this machine compiles for all.
+
+The last file is ``pidone.snapshot``: Python as it is after its imports, as an executable (``snapshot.c``,
+``snapshot.py``, docs/footprint.md). It is made on a machine of the same architecture, and needs ptrace.
 """
 
 import argparse
@@ -44,6 +47,7 @@ LISTS_AGE_SECONDS = 86400  # before the suite's index is fetched again
 WHEELS = ("attrs", "h11", "outcome", "sniffio", "sortedcontainers", "trio")
 LEFT_OUT = ("pidone/__main__.py", "pidone/cli/*", "pidone/language/*")  # of pidone's own wheel
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
+SNAPSHOT_TRIES = 20  # starts of a new snapshot
 LOADERS = {"amd64": "lib64/ld-linux-x86-64.so.2", "arm64": "lib/ld-linux-aarch64.so.1"}
 HOSTS = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"  # runtimes write no hosts file for a sandbox
 NSSWITCH = "hosts: files dns\n"
@@ -51,6 +55,32 @@ NSSWITCH = "hosts: files dns\n"
 # Optional imports of the standard library, which the pod does not need.
 OPTIONAL = {"_bz2", "_hashlib", "_hmac", "_lzma", "_queue", "bz2", "lzma", "site"}
 ZSTD_LEVEL = 22  # takes 3 s
+
+SNAPSHOT = "pidone.snapshot"
+# Features of processors by which the C library chooses its functions: the snapshot must not remember that this machine
+# has them. Without XSAVE, which saves the registers of AVX, it uses no form of AVX.
+HIDDEN = (
+    "XSAVE XSAVEC SSSE3 SSE4_1 SSE4_2 MOVBE POPCNT LZCNT BMI1 BMI2 ERMS FSRM RTM FMA FMA4 F16C AVX AVX2 "
+    "AVX_Fast_Unaligned_Load"
+)
+TUNABLES = f"glibc.cpu.hwcaps={','.join(f'-{name}' for name in HIDDEN.split())}"
+# What the loader's --list-diagnostics must not show with these tunables: words of features by CPUID leaf (1, 7 and
+# 0x80000001) and register, and the bits of these names and of AVX-512.
+FORBIDDEN = {
+    "features[0x0].active[0x2]": 1 << 9
+    | 1 << 12
+    | 1 << 19
+    | 1 << 20
+    | 1 << 22
+    | 1 << 23
+    | 1 << 26
+    | 1 << 28
+    | 1 << 29,
+    "features[0x1].active[0x1]": 1 << 3 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11 | 1 << 16 | 1 << 17 | 0xDC << 24,
+    "features[0x2].active[0x2]": 1 << 5 | 1 << 16,
+    "preferred.AVX_Fast_Unaligned_Load": 1,
+    "xsave_state_size": -1,
+}
 
 RECOMPRESS = """
 import sys
@@ -184,12 +214,18 @@ def main() -> int:
         command = commands.add_parser(name)
         command.add_argument("--arch", choices=MACHINES, default="amd64")
         command.add_argument("--out", type=Path, required=True)
+    commands.choices["root"].add_argument(
+        "--no-snapshot", dest="snapshot", action="store_false", help=f"leave out {SNAPSHOT}"
+    )
     commands.choices["pack"].add_argument("--root", type=Path, required=True)
     commands.add_parser("modules").add_argument("logs", type=Path, nargs="+")
     arguments = parser.parse_args()
     try:
         if arguments.command == "root":
-            Root(arguments.arch, arguments.out).make()
+            root = Root(arguments.arch, arguments.out)
+            root.make()
+            if arguments.snapshot:
+                root.take_snapshot()
         elif arguments.command == "pack":
             pack(arguments.arch, arguments.out, {"pidone": (recipe("Dockerfile"), arguments.root)})
         else:
@@ -226,6 +262,37 @@ class Root:
         run_python(host_arch, host_packages, GENERATE, str(self.out), PYTHON)
         shutil.copy(doze, self.out / "doze")
         self.finish()
+
+    def take_snapshot(self) -> None:
+        """Write ``pidone.snapshot``, and test that it starts. On another architecture the image has none."""
+        host_arch = output_of("dpkg", "--print-architecture")
+        if self.arch != "amd64" or host_arch != self.arch:
+            print(f"  no {SNAPSHOT}: it is made for amd64, on amd64")
+            return
+        tracer, snapshot = CLONE / "build" / f"snapshot-{MACHINES[self.arch]}", self.out / SNAPSHOT
+        words = json.loads(
+            next(line for line in recipe("Dockerfile").splitlines() if line.startswith("ENTRYPOINT"))[11:]
+        )[1:]
+        environment = {"GLIBC_TUNABLES": TUNABLES}
+        check_processor(self.out / LOADERS[self.arch], environment)
+        packages = unpack_packages(host_arch, quiet=True)
+        program = self._byte_code(HERE / "snapshot.py", "pidone/snapshot.py")
+        compile_all(host_arch, packages, [program])
+        try:
+            command = [tracer, snapshot, self.out, *words[:-1], f"/{program[1].relative_to(self.out)}"]
+            subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, check=True)
+            for _ in range(SNAPSHOT_TRIES):
+                asked = subprocess.run(
+                    words, executable=snapshot, env={"PIDONE_STAGE": "ask", "PIDONE_REPO": "http://127.0.0.1:1"},
+                    capture_output=True, check=False,
+                )  # fmt: skip
+                if asked.returncode != 4:  # no repo answers, see pidone.pid1.ask
+                    raise Missing(f"{SNAPSHOT} ends with {asked.returncode}: {asked.stderr!r}")
+        except (Missing, subprocess.CalledProcessError, OSError) as error:
+            snapshot.unlink(missing_ok=True)
+            raise Missing(f"{SNAPSHOT}: {error}. make SNAPSHOT=0 image builds without it") from error
+        finally:
+            program[1].unlink()
 
     def begin(self) -> tuple[Path, str, Path]:
         """Create the root with the files of ``system.txt``.
@@ -311,6 +378,20 @@ class Root:
 def compile_all(host_arch: str, root: Path, byte_code: Iterable[tuple[Path, Path, str]]) -> None:
     words = [[str(word) for word in words] for words in byte_code]
     run_python(host_arch, root, COMPILE, data=json.dumps(words).encode())
+
+
+def check_processor(loader: Path, environment: dict[str, str]) -> None:
+    """Raise ``Missing`` if the C library would use more of this processor than every x86-64 has."""
+    command = [loader, "--list-diagnostics"]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    found = dict(line.partition("=")[::2] for line in done.stdout.splitlines())
+    for name, bits in FORBIDDEN.items():
+        value = int(found.get(f"x86.cpu_features.{name}", "0"), 16)
+        if value & bits:
+            raise Missing(
+                f"{SNAPSHOT} would need a processor like this one: {name} is {value:#x}; "
+                "HIDDEN in build.py lacks a name. make SNAPSHOT=0 image builds without it"
+            )
 
 
 OPTIONS = ["-S", "-s", "-P", "-B", "-OO", "-X", "no_debug_ranges", "-X", "lazy_imports=all"]
@@ -514,7 +595,12 @@ def pack(
     roots = {root for _, root in images.values()}
     files = [path for root in roots for path in root.rglob("*") if path.is_file() and not path.is_symlink()]
     size = sum(path.stat().st_size for path in files)
-    print(f"{out}: {out.stat().st_size // 1000} kB; {size // 1000} kB in {len(files)} files")
+    form = (
+        ""
+        if any((root / SNAPSHOT).exists() for root in roots) or "pidone" not in images
+        else f"; no {SNAPSHOT}"
+    )
+    print(f"{out}: {out.stat().st_size // 1000} kB; {size // 1000} kB in {len(files)} files{form}")
 
 
 def recompress(layout: Path, level: int) -> None:
