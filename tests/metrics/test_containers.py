@@ -4,12 +4,15 @@ import json
 import os
 import secrets
 import shlex
+import shutil
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import psutil
 import pytest
@@ -43,6 +46,7 @@ class Pod:
         self.ids = {name: secrets.token_hex(32) for name in names}
         self._folder = folder
         self._started: list[subprocess.Popen[bytes]] = []
+        self._input: IO[bytes] | None = None
         # a process reads more of another one only if it has all of its capabilities
         lower = ["setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"]
         self._drop = [] if privileged else lower
@@ -71,8 +75,10 @@ class Pod:
             for sample in family.samples
         }
 
-    def start(self, name: str, *command: str, user: int = 0, cgroup: str = "") -> psutil.Process:
-        """Start a process of a container, as a runtime does. Return its first process."""
+    def start(
+        self, name: str, *command: str, user: int = 0, cgroup: str = "", stdin: bool = False
+    ) -> psutil.Process:
+        """Start a process of a container, as a runtime does. Return its first process. It may read from ``send``."""
         places = [tree / self._folder / self.ids[name] / cgroup for tree in TREES]
         for place in places:
             place.mkdir(parents=True, exist_ok=True)
@@ -80,13 +86,20 @@ class Pod:
         become = ["setpriv", f"--reuid={user}", "--clear-groups"] if user else []
         enter = ["nsenter", f"--target={self.pid}", "--pid", "--mount"]
         shell = [*self._drop, "setsid", "sh", "-c", f'{join} && exec "$@"', "sh", *become]
-        runtime = subprocess.Popen([*enter, *shell, *command])
+        source = subprocess.PIPE if stdin else subprocess.DEVNULL
+        runtime = subprocess.Popen([*enter, *shell, *command], stdin=source)
         self._started.append(runtime)
+        self._input = runtime.stdin or self._input
         children: list[psutil.Process] = []
         while not children:
             assert runtime.poll() is None, "it has ended"
             children = psutil.Process(runtime.pid).children()
         return children[0]
+
+    def send(self, data: bytes) -> None:
+        assert self._input
+        self._input.write(data)
+        self._input.flush()
 
     def usage(self, name: str) -> float:
         """Return the CPU seconds that the kernel has counted for a container."""
@@ -97,6 +110,8 @@ class Pod:
 
     def end(self) -> None:
         self.process.kill()
+        if self._input:
+            self._input.close()
         for runtime in self._started:
             runtime.wait(PATIENCE_SECONDS)
         self.process.wait(PATIENCE_SECONDS)
@@ -244,6 +259,65 @@ Path('{tmp_path}/ready').touch()
         assert page[("processes_visible",)] == 1
         assert page[("processes_omitted",)] == 0
         assert page["processes", "POD", "running"] == 1
+
+
+@needs_cgroups
+@pytest.mark.pidns
+@pytest.mark.process_exporter
+@pytest.mark.skipif(
+    shutil.which("prometheus-process-exporter") is None,
+    reason="no process-exporter: apt-get install --no-install-recommends prometheus-process-exporter",
+)
+def test_process_exporter_shows_the_same(free_port: Callable[[], int]) -> None:
+    """It runs in the pod, and groups processes by name. So each container has programs of its own."""
+    address = f"127.0.0.1:{free_port()}"
+    with pod_of("sleeps", "burns", "exporter") as pod:
+        for _ in range(3):
+            pod.start("sleeps", "sleep", "100000")
+        burner = pod.start("burns", "bash", "-c", f"read; {LONG_BURN}; read", stdin=True)
+        options = ["-procnames=sleep,bash", f"-web.listen-address={address}"]
+        pod.start("exporter", "prometheus-process-exporter", *options)
+        until(lambda: _scraped(address).get(("num_procs", "sleep")) == 3)
+        until(lambda: pod.page().get(("processes", "sleeps", "sleeping")) == 3)
+
+        page, theirs = pod.page(), _scraped(address)
+        for label, group in (("sleeps", "sleep"), ("burns", "bash")):
+            # it reads the field of /proc/PID/stat that lags behind
+            resident = pytest.approx(theirs["memory_bytes", group, "resident"], rel=0.25)
+            assert page["memory_resident_bytes", label] == resident
+            assert page["open_fds", label] == theirs["open_filedesc", group]
+            assert page["threads", label] == theirs["num_threads", group]
+            assert page["fd_worst_ratio", label] == pytest.approx(theirs["worst_fd_ratio", group])
+            started = page["oldest_process_start_time_seconds", label]
+            assert started == pytest.approx(theirs["oldest_start_time_seconds", group], abs=2)
+
+        pod.send(b"\n")
+        until(lambda: burner.cpu_times().user >= 2 * TICK)
+        until(lambda: burner.status() == psutil.STATUS_SLEEPING)
+        later, theirs_later = pod.page(), _scraped(address)
+        for mode in ("user", "system"):
+            used = later["cpu_seconds_total", "burns", mode] - page["cpu_seconds_total", "burns", mode]
+            cpu_of = [each.get(("cpu_seconds_total", "bash", mode), 0.0) for each in (theirs, theirs_later)]
+            assert used == pytest.approx(cpu_of[1] - cpu_of[0], abs=2 * TICK)
+
+
+def _scraped(address: str) -> Page:
+    """Return the page of process-exporter; empty while it starts."""
+    try:
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=PATIENCE_SECONDS) as answer:
+            text = answer.read().decode()
+    except OSError:
+        return {}
+    return {
+        (sample.name.removeprefix("namedprocess_namegroup_"), *_ordered(sample.labels)): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def _ordered(labels: dict[str, str]) -> list[str]:
+    """Return the values of labels, the group's name first."""
+    return [labels[name] for name in sorted(labels, key=lambda name: (name != "groupname", name))]
 
 
 @needs_cgroups
