@@ -62,7 +62,7 @@ class ActivePod:
 
     def __init__(self, address: str, process: pidns.ProcessOne, log: Path) -> None:
         self.address = address
-        self._pid, self._log = process.pid, log
+        self.pid, self._log = process.pid, log
 
     def time_of(self, task: str, state: str) -> float | None:
         """Return when a task has first had a state, from the pod's log; None if it has not."""
@@ -79,7 +79,7 @@ class ActivePod:
 
     def private(self) -> int:
         """Return the private memory in KiB."""
-        rollup = Path(f"/proc/{self._pid}/smaps_rollup").read_text()
+        rollup = Path(f"/proc/{self.pid}/smaps_rollup").read_text()
         return sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Private_"))
 
 
@@ -88,7 +88,9 @@ def program(cache: Path) -> tuple[str, list[str], dict[str, str]]:
     python = next(IMAGE.glob("usr/bin/python3.*"), None)
     chroot = shutil.which("chroot")
     if python is not None and chroot is not None and os.geteuid() == 0:
-        words = [chroot, str(IMAGE), f"/usr/bin/{python.name}", *OPTIONS, "/pidone"]
+        (IMAGE / "proc").mkdir(exist_ok=True)
+        enter = ["sh", "-c", 'mount -t proc proc "$0/proc" && exec chroot "$0" "$@"', str(IMAGE)]
+        words = [*enter, f"/usr/bin/{python.name}", *OPTIONS, "/pidone"]
         return f"the image's {python.name}", words, {}
     command = [sys.executable, *LAZY[:3], "-X", f"pycache_prefix={cache}", "-m", "pidone"]
     return "this clone's Python", command, {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": ""}
@@ -97,11 +99,18 @@ def program(cache: Path) -> tuple[str, list[str], dict[str, str]]:
 @contextmanager
 def active(repo: Repo, folder: Path, register: Mapping[str, Any] | None) -> Iterator[ActivePod]:
     """Start a pod with a probe, and with a registration if there is one. It is killed at the end of the block."""
-    address = new_address()
     tasks = [repo.probe()]
     if register is not None:
         follow = {"register": {**register, "follow": "ready"}, "needs": ["ready.healthy"]}
         tasks.append({"name": "registration", **follow})
+    with pod_with(repo, folder, tasks) as pod:
+        yield pod
+
+
+@contextmanager
+def pod_with(repo: Repo, folder: Path, tasks: list[dict[str, Any]]) -> Iterator[ActivePod]:
+    """Start a pod with these tasks. It is killed at the end of the block."""
+    address = new_address()
     repo.tasks[address] = tasks
     repo.with_plan.add(address)
     log = folder / f"pod-{address}.log"
