@@ -1,6 +1,5 @@
 """Counts the TCP sockets of the pod's network namespace by state, in pieces, and keeps none of them."""
 
-import socket
 from collections import Counter
 from collections.abc import Generator, Iterator
 from itertools import islice
@@ -58,7 +57,7 @@ def _count_by_netlink(folder: str, counts: Counter[int]) -> Generator[None, None
     in_use, time_wait = _totals(folder)
     states = [state for state in STATES if state != TIME_WAIT or time_wait is None]
     closed = 0  # the kernel counts a closed socket as waiting from FIN_WAIT2 on
-    for piece in sock_diag.pieces(states, (socket.AF_INET, socket.AF_INET6)):
+    for piece in sock_diag.pieces(states):
         for state, is_closed in sock_diag.counts(piece):
             counts[state] += 1
             closed += is_closed and state == FIN_WAIT2

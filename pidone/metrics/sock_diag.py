@@ -15,16 +15,15 @@ CLOSE, CLOSE_WAIT, LAST_ACK, LISTEN, CLOSING = range(7, 12)
 STATES = range(ESTABLISHED, CLOSING + 1)
 
 _NETLINK_SOCK_DIAG = 4  # linux/netlink.h
-_SOCK_DIAG_BY_FAMILY = 20  # linux/sock_diag.h
+# linux/inet_diag.h. The newer SOCK_DIAG_BY_FAMILY answers for one family, and walks all sockets of the node for each.
+_TCPDIAG_GETSOCK = 18
 _REQUEST_DUMP = 0x301  # NLM_F_REQUEST | NLM_F_DUMP
 _ERROR, _DONE = 2, 3  # NLMSG_ERROR, NLMSG_DONE
 _INFO = 2  # INET_DIAG_INFO: a struct tcp_info
 _PIECE_BYTES = 32768  # the kernel makes no larger piece of an answer; about 300 sockets
 
 _HEADER = Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
-_REQUEST = Struct(
-    "=BBBxI48x"
-)  # struct inet_diag_req_v2: family, protocol, extensions, states, no socket's id
+_REQUEST = Struct("=xxxB48xI4x")  # struct inet_diag_req: extensions, no socket's id, states
 # struct inet_diag_msg: family, state, timer; ports, addresses; receive and send queue, uid, inode
 _MESSAGE = Struct("=BBBx2s2s16s16s12x4xIIII")
 _ATTRIBUTE = Struct("=HH")  # struct nlattr: length, type
@@ -51,14 +50,12 @@ class Socket(NamedTuple):
     received_ms: int | None = None
 
 
-def sockets(
-    states: Collection[int] = STATES,
-    families: Collection[int] = (socket.AF_INET, socket.AF_INET6),
-    *,
-    info: bool = False,
-) -> Iterator[list[Socket]]:
-    """Yield the sockets in these states, in lists of about 300. Raises ``OSError`` if the kernel does not answer."""
-    for piece in pieces(states, families, info=info):
+def sockets(states: Collection[int] = STATES, *, info: bool = False) -> Iterator[list[Socket]]:
+    """Yield the IPv4 and IPv6 sockets in these states, in lists of about 300.
+
+    Raises ``OSError`` if the kernel does not answer.
+    """
+    for piece in pieces(states, info=info):
         yield [_socket(piece, start, end) for start, end in _messages(piece)]
 
 
@@ -71,28 +68,26 @@ def counts(piece: bytes) -> Iterator[tuple[int, bool]]:
         yield piece[start + _HEADER.size + 1], piece[start + _TIMER] == 3
 
 
-def pieces(states: Collection[int], families: Collection[int], *, info: bool = False) -> Iterator[bytes]:
+def pieces(states: Collection[int], *, info: bool = False) -> Iterator[bytes]:
     """Yield the kernel's answers as they are. Raises ``OSError`` without a module for it, or behind a filter."""
-    for family in families:
-        # not blocking: each answer is ready before ``recv``, and process 1 must never wait for one that is not
-        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-        with socket.socket(socket.AF_NETLINK, kind, _NETLINK_SOCK_DIAG) as connection:
-            connection.send(_request(family, states, info=info))
-            while True:
-                piece = connection.recv(_PIECE_BYTES)
-                kind = _HEADER.unpack_from(piece)[1]
-                if kind == _DONE:
-                    break
-                if kind == _ERROR:
-                    error = -int.from_bytes(piece[_HEADER.size : _HEADER.size + 4], "little", signed=True)
-                    raise OSError(error, "sock_diag")
-                yield piece
+    # not blocking: each answer is ready before ``recv``, and process 1 must never wait for one that is not
+    kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    with socket.socket(socket.AF_NETLINK, kind, _NETLINK_SOCK_DIAG) as connection:
+        connection.send(_request(states, info=info))
+        while True:
+            piece = connection.recv(_PIECE_BYTES)
+            kind = _HEADER.unpack_from(piece)[1]
+            if kind == _DONE:
+                break
+            if kind == _ERROR:
+                error = -int.from_bytes(piece[_HEADER.size : _HEADER.size + 4], "little", signed=True)
+                raise OSError(error, "sock_diag")
+            yield piece
 
 
-def _request(family: int, states: Collection[int], *, info: bool) -> bytes:
-    bits = sum(1 << state for state in states)
-    body = _REQUEST.pack(family, socket.IPPROTO_TCP, 1 << (_INFO - 1) if info else 0, bits)
-    return _HEADER.pack(_HEADER.size + len(body), _SOCK_DIAG_BY_FAMILY, _REQUEST_DUMP, 1, 0) + body
+def _request(states: Collection[int], *, info: bool) -> bytes:
+    body = _REQUEST.pack(1 << (_INFO - 1) if info else 0, sum(1 << state for state in states))
+    return _HEADER.pack(_HEADER.size + len(body), _TCPDIAG_GETSOCK, _REQUEST_DUMP, 1, 0) + body
 
 
 def _messages(piece: bytes) -> Iterator[tuple[int, int]]:
@@ -100,7 +95,7 @@ def _messages(piece: bytes) -> Iterator[tuple[int, int]]:
     start = 0
     while start < len(piece):
         length, kind = _HEADER.unpack_from(piece, start)[:2]
-        if kind == _SOCK_DIAG_BY_FAMILY:
+        if kind == _TCPDIAG_GETSOCK:
             yield start, start + length
         start += (length + 3) & ~3
 
