@@ -29,6 +29,7 @@ class Labels:
         self._facts = facts
         self._alone = os.getpid() == 1  # then all processes in /proc are of this pod
         self._cgroup = proc.read("self", "cgroup") or b""
+        self.own = POD  # the label of this process
         self._uid = facts.uid or pod_uid(self._cgroup.decode(errors="replace"))
         self._names: dict[str, str] = {}  # by container ID, also of earlier containers
         self._unnamed: dict[str, str] = {}  # short IDs, by container ID
@@ -42,6 +43,7 @@ class Labels:
         }
         earlier = [item for item in self._names.items() if item[0] not in current]
         self._names = {**dict(earlier[-_REMEMBERED:]), **current}
+        self.own = self.named(self._cgroup) or POD
         named = current.keys() & self._unnamed.keys()
         return [(self._unnamed.pop(container), current[container]) for container in named]
 
@@ -57,16 +59,11 @@ class Labels:
 
     def known(self, cgroup: bytes) -> str | None:
         """Return the label of a cgroup if it is that of this process, or of a container with a name."""
-        return self.named(cgroup) or (POD if cgroup and cgroup == self._cgroup else None)
+        return self.own if cgroup and cgroup == self._cgroup else self.named(cgroup)
 
     def named(self, cgroup: bytes) -> str | None:
         """Return the name of the container whose cgroup this is, or contains it."""
         return next((self._names[each] for each in _segments(cgroup) if each in self._names), None)
-
-    @property
-    def own(self) -> str:
-        """The label of this process."""
-        return self.of(self._cgroup) or POD
 
     @property
     def only(self) -> str | None:
