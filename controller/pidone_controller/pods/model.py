@@ -12,9 +12,11 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from pidone.plan.model import Container
+from pidone.text import printable
 
 FINISHED = {"Succeeded", "Failed"}
 MAINTENANCE = "pidone.dev/maintenance"  # the annotation; "true" takes the pod's instances out of service
+MAX_VALUE_WIDTH = 40  # characters of an annotation in a message
 MAX_UID = 254  # bytes of a uid that is not a UUID
 POOL_SIZE = 1 << 12  # values that a pool remembers; a full pool is emptied
 
@@ -142,10 +144,15 @@ class Pod:
         return self.annotations.get(MAINTENANCE) == "true"
 
     @property
-    def unknown_maintenance(self) -> str | None:
-        """The value of that annotation if it is neither "true" nor "false", so that it has no effect; else None."""
-        value = self.annotations.get(MAINTENANCE)
-        return None if value in {"true", "false"} else value
+    def maintenance_problem(self) -> str:
+        """Why that annotation has no effect, with the remedy; empty if it is right or missing."""
+        value = self.annotations.get(MAINTENANCE, "false")
+        if value in {"true", "false"}:
+            return ""
+        return (
+            f'the annotation {MAINTENANCE} is "{printable(value, MAX_VALUE_WIDTH)}", and has no effect: write "true" '
+            f'for out of service, or "false", as in kubectl annotate --overwrite pod {self.name} {MAINTENANCE}=true'
+        )
 
     @property
     def host_network(self) -> bool:

@@ -222,6 +222,9 @@ class InventoryFile:
             self.log(
                 "broken", file=self.path, error=f"{problem.text}; the pods without mistakes are in force"
             )
+        without_effect = [pod for pod in pods if pod.maintenance_problem]
+        for pod in without_effect[:MAX_PROBLEMS]:
+            self.log("unknown-maintenance", pod=pod.path, error=pod.maintenance_problem)
 
     def _problem(self, text: str) -> None:
         if text != self.problem:

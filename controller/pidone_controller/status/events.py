@@ -13,13 +13,12 @@ import trio
 
 from pidone.plan.report import Report
 from pidone_controller.kubernetes.resources import PODS, ObjectRef
-from pidone_controller.pods.model import MAINTENANCE, Pod
+from pidone_controller.pods.model import Pod
 from pidone_controller.status.conditions import one_line
 
 OVERLAP_SECONDS = 20.0  # before a term in which no replica may have led: as long as a lease lasts, and some
 MAX_QUEUE = 1000  # Events that wait for the API server; more are dropped, since an Event is a courtesy
 MAX_BINDINGS = 5  # that a message names
-MAX_VALUE_WIDTH = 40  # characters of an annotation in a message
 
 
 class Recorder(Protocol):
@@ -49,7 +48,9 @@ class EventQueue:
         self._refused: dict[
             str, str
         ] = {}  # by the pod's key: the ETag of the bundle whose refusal was queued
-        self._annotated: dict[str, str] = {}  # by the pod's key: the value of the annotation that was queued
+        self._annotated: dict[
+            str, str
+        ] = {}  # by the pod's key: the problem of its annotation that was queued
         self._in, self._out = trio.open_memory_channel[Event](MAX_QUEUE)
         self.dropped = 0
 
@@ -67,16 +68,16 @@ class EventQueue:
 
     def changed(self, pod: Pod) -> None:
         """Queue an Event if the pod's maintenance annotation has no effect, once for each value."""
-        value = pod.unknown_maintenance
-        if value is None:
+        problem = pod.maintenance_problem
+        if not problem:
             self._annotated.pop(pod.key, None)
-        elif self._annotated.get(pod.key) != value:
-            self._annotated[pod.key] = value
-            self._put(unknown_maintenance(pod, value))
+        elif self._annotated.get(pod.key) != problem:
+            self._annotated[pod.key] = problem
+            self._put(Event(_ref(pod), "UnknownMaintenance", problem))
 
     def left_registered(self, pod: Pod, text: str) -> None:
         """Queue an Event on a pod that is gone: an instance of it could not be deregistered."""
-        self._put(Event(ObjectRef(PODS, pod.namespace, pod.name, pod.uid), "LeftRegistered", one_line(text)))
+        self._put(Event(_ref(pod), "LeftRegistered", one_line(text)))
 
     def gone(self, pod: Pod) -> None:
         """Forget a pod that was deleted or has finished."""
@@ -105,16 +106,7 @@ def refusal(pod: Pod, report: Report, bindings: Sequence[str]) -> Event:
     more = f" and {len(bindings) - MAX_BINDINGS} more" if len(bindings) > MAX_BINDINGS else ""
     names = f"{', '.join(bindings[:MAX_BINDINGS])}{more}" or "no binding any more"
     message = f"the plan of {names} was refused: {one_line(report.error)}"
-    return Event(ObjectRef(PODS, pod.namespace, pod.name, pod.uid), "PlanRefused", message)
-
-
-def unknown_maintenance(pod: Pod, value: str) -> Event:
-    """An Event on a pod whose annotation would not take it out of service."""
-    message = (
-        f'the annotation {MAINTENANCE} is "{one_line(value[:MAX_VALUE_WIDTH])}", and has no effect: write "true" for '
-        f'out of service, or "false", as in kubectl annotate --overwrite pod {pod.name} {MAINTENANCE}=true'
-    )
-    return Event(ObjectRef(PODS, pod.namespace, pod.name, pod.uid), "UnknownMaintenance", message)
+    return Event(_ref(pod), "PlanRefused", message)
 
 
 def conflicts(ref: ObjectRef, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Event]:
@@ -125,3 +117,7 @@ def conflicts(ref: ObjectRef, before: Mapping[str, Any], after: Mapping[str, Any
         for conflict in after.get("conflicts", ())
         if (conflict["with"], conflict["task"]) not in known
     ]
+
+
+def _ref(pod: Pod) -> ObjectRef:
+    return ObjectRef(PODS, pod.namespace, pod.name, pod.uid)

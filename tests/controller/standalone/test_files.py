@@ -253,6 +253,20 @@ def test_one_bad_pod_costs_that_pod_alone(tmp_path: Path, broken: str, said: str
     assert [found.path for found in watched.pods] == ["shop/web", *["shop/db"] * kept]
 
 
+def test_an_annotation_without_effect_is_said_so(tmp_path: Path) -> None:
+    log = FakeLog()
+    watched = InventoryFile(tmp_path / "pods.json", log.log)
+    items = [
+        manifest(f"web-{value}", f"127.0.0.{number}", annotations={"pidone.dev/maintenance": value})
+        for number, value in enumerate(("true", "false", "yes"), 2)
+    ]
+    (tmp_path / "pods.json").write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
+    for _ in range(3):
+        watched.look()
+    (said,) = [line for line in log.lines if line.startswith("unknown-maintenance")]
+    assert 'shop/web-yes the annotation pidone.dev/maintenance is "yes", and has no effect' in said
+
+
 def test_a_broken_inventory_keeps_the_one_before(tmp_path: Path) -> None:
     def write(value: Any) -> None:
         (tmp_path / "new").write_text(value if isinstance(value, str) else json.dumps(value))
