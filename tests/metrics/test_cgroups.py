@@ -2,12 +2,15 @@
 
 import os
 import secrets
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from pidone.metrics import cgroups
 from pidone.metrics.cgroups import ContainerCgroups, Figures, Mount, mounts, read
+from pidone.metrics.exposition import render
 from pidone.metrics.labels import Facts
 from pidone.plan.model import Container
 from tests.metrics.test_containers import CGROUPS, LONG_BURN, Page, needs_cgroups, pod_of, until, values_of
@@ -97,6 +100,15 @@ def test_a_container_that_puts_other_files_in_their_place_stops_nobody(
     assert found.waiting.keys() == {"memory", "io"}
     assert (found.memory, found.memory_limit, found.cpu, found.oom_kills) == (None,) * 4
     assert read(str(tmp_path), [unified._replace(device=unified.device + 1)]) == Figures()
+
+
+@pytest.mark.promtool
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool: apt-get install prometheus")
+def test_promtool_has_nothing_to_say(tmp_path: Path, unified: Mount) -> None:
+    page = render(cgroups._families({"app": read(str(tmp_path), [unified])}))
+    assert page.count(b"# TYPE") == 7
+    check = subprocess.run(["promtool", "check", "metrics"], input=page, capture_output=True, check=False)
+    assert (check.returncode, check.stdout, check.stderr) == (0, b"", b"")
 
 
 def families_of(pid: int, container: str) -> Page:

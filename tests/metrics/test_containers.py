@@ -60,6 +60,15 @@ class Pod:
         (self.pid,) = [child.pid for child in psutil.Process(self.process.pid).children()]
 
     def page(self) -> Page:
+        families = text_string_to_metric_families(self.text().decode())
+        return {
+            (sample.name.removeprefix("pidone_"), *sample.labels.values()): sample.value
+            for family in families
+            for sample in family.samples
+        }
+
+    def text(self) -> bytes:
+        """Return a page of this moment."""
         assert self.process.stdin
         assert self.process.stdout
         self.process.stdin.write(b"\n")
@@ -68,12 +77,7 @@ class Pod:
         while (line := self.process.stdout.readline()) != b"# EOF\n":
             assert line, "process 1 has ended"
             lines.append(line)
-        families = text_string_to_metric_families(b"".join(lines).decode())
-        return {
-            (sample.name.removeprefix("pidone_"), *sample.labels.values()): sample.value
-            for family in families
-            for sample in family.samples
-        }
+        return b"".join(lines)
 
     def start(
         self, name: str, *command: str, user: int = 0, cgroup: str = "", stdin: bool = False
@@ -334,6 +338,20 @@ def test_what_belongs_to_another_user_is_left_out_and_said() -> None:
         assert page["processes_unreadable", "other", "io"] == 1
         assert page["memory_resident_bytes", "other"] == stranger.memory_info().rss
         assert cpu(page, "other") == pytest.approx(pod.usage("other"), abs=6 * TICK)
+
+
+@needs_cgroups
+@pytest.mark.pidns
+@pytest.mark.promtool
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool: apt-get install prometheus")
+def test_promtool_has_nothing_to_say() -> None:
+    with pod_of("app", "other", privileged=False) as pod:
+        pod.start("app", "sleep", "100000")
+        pod.start("other", "sleep", "100000", user=65534)
+        until(lambda: ("processes_unreadable", "other", "io") in pod.page())
+        command = ["promtool", "check", "metrics"]
+        check = subprocess.run(command, input=pod.text(), capture_output=True, check=False)
+    assert (check.returncode, check.stdout, check.stderr) == (0, b"", b"")
 
 
 @needs_cgroups
