@@ -18,7 +18,7 @@ import trio
 from pidone import __version__
 from pidone.errors import ConnectError, ProtocolError, TransferTimeout
 from pidone.http.connect import connect
-from pidone.http.message import Response
+from pidone.http.message import MAX_FIELDS, Response
 
 if TYPE_CHECKING:  # ssl costs 1 MiB
     import ssl
@@ -155,6 +155,8 @@ async def _receive(stream: trio.abc.Stream, connection: h11.Connection, limit: i
             connection.receive_data(data)
         elif isinstance(event, h11.Response):
             status = event.status_code
+            if len(event.headers) > MAX_FIELDS:
+                raise h11.RemoteProtocolError(f"the answer has more than {MAX_FIELDS} header fields")
             received = {name.decode().lower(): value.decode("latin-1") for name, value in event.headers}
         elif isinstance(event, h11.Data):
             size += len(event.data)

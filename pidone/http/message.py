@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 from pidone.text import printable
 
+# Of one head, which with 16 KiB has room for 2,700; see pidone.plan.strict_json.MAX_NAMES.
+MAX_FIELDS = 100
 MAX_TEXT = 2000  # characters of a response with a text
 
 JSON = "application/json"

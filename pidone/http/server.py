@@ -21,7 +21,7 @@ import h11
 import trio
 
 from pidone.http.admission import Admission, Assign, Place, Room, one_room
-from pidone.http.message import Held, Request, Response, text_response
+from pidone.http.message import MAX_FIELDS, Held, Request, Response, text_response
 
 Result = TypeVar("Result")
 _Socket = socket.socket | trio.socket.SocketType
@@ -588,6 +588,8 @@ def _next(connection: h11.Connection) -> _Head:
 
 
 def _request(head: h11.Request, peer: str) -> Request:
+    if len(head.headers) > MAX_FIELDS:
+        raise h11.RemoteProtocolError(f"more than {MAX_FIELDS} header fields", error_status_hint=431)
     headers = dict[str, str]()
     for raw, value in head.headers:
         name = raw.decode().lower()

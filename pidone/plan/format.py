@@ -28,7 +28,7 @@ from pidone.pacing import Backoff
 from pidone.plan.digest import digest, is_digest
 from pidone.plan.fields import Fields, kind
 from pidone.plan.model import EVENTS, SECRETS, TASK_BACKOFF, Bundle, Container, Edge, Phase, Plan, Pod, Task
-from pidone.plan.strict_json import loads
+from pidone.plan.strict_json import check_names, loads
 
 FORMAT = 1
 MEDIA_TYPE = "application/vnd.pidone.bundle.v1+json"
@@ -85,6 +85,7 @@ def decode_bundle(data: bytes, actions: Iterable[str], fill: Fill = as_they_are)
     ``fill`` returns the tasks with the values of files. The digest of the plan is that of the tasks without them.
     """
     try:
+        check_names(data)
         value = loads(data)
     except ValueError as error:
         raise Refused(f"the bundle is not JSON: {error}") from error

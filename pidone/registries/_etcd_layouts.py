@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from pidone.http.urls import authority
+from pidone.plan.strict_json import check_names
 
 MAX_SHOWN = 120  # characters of a value that is in no known layout
 GO_MICRO_PREFIX = "/micro/registry"  # a constant of the plugin
@@ -77,6 +78,7 @@ def address_in(layout: str, value: str, instance: Instance) -> str:
     if value == LAYOUTS[layout].value(instance):
         return instance.address
     try:
+        check_names(value.encode())
         found = LAYOUTS[layout].address(json.loads(value) if LAYOUTS[layout].is_json else value)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         found = None

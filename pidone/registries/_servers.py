@@ -18,6 +18,7 @@ from pidone.http.client import CONNECT_SECONDS, redacted, request
 from pidone.http.message import JSON, Response
 from pidone.http.urls import canonical, has_dot_segments, origin
 from pidone.plan.fields import Fields
+from pidone.plan.strict_json import check_names
 
 ANSWER_SECONDS = 8.0  # for an answer after the connection; readTimeout of Eureka's Java client
 MAX_SERVERS = 3  # for one call; the limit of the same client
@@ -272,6 +273,7 @@ def printable(text: str) -> str:
 def json_object(answer: Response) -> dict[str, Any]:
     """Return the JSON object of an answer; empty if it has none."""
     try:
+        check_names(answer.body)
         value = json.loads(answer.body)
     except (ValueError, RecursionError):
         return {}

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from pidone.plan.strict_json import check_names
 from pidone.registries import Entry, Status
 from pidone.registries._zookeeper_names import STATUS_KEY
 from pidone.registries._zookeeper_wire import Flag
@@ -117,6 +118,7 @@ def uri_parts(spec: str) -> list[dict[str, Any]]:
 def entry(data: bytes) -> Entry:
     """Return the instance in a node, of any layout. Values of a wrong type or size are empty or cut."""
     try:
+        check_names(data)
         document = json.loads(data)
     except (ValueError, RecursionError):
         document = None

@@ -8,7 +8,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from pidone.http.admission import Room, one_room
-from pidone.http.message import Held, Request, Response, text_response
+from pidone.http.message import MAX_FIELDS, Held, Request, Response, text_response
 from pidone.http.server import serve
 from tests.http.serving import http_server
 from tests.patience import PATIENCE_SECONDS
@@ -61,6 +61,14 @@ async def test_a_connection_serves_one_request_after_the_other(nursery: trio.Nur
         for number in range(3):
             await stream.send_all(get(f"/{number}"))
             assert b"200" in await read(stream, b"GET /%d " % number)
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_head_with_very_many_fields_is_refused(nursery: trio.Nursery) -> None:
+    port = await http_server(nursery, echo)
+    for number, status in ((MAX_FIELDS - 2, b"200"), (MAX_FIELDS, b"431")):  # with Host and Connection
+        fields = [f"a{each}: b" for each in range(number)]
+        assert (await converse(port, get("/", *fields, LAST))).startswith(b"HTTP/1.1 " + status)
     nursery.cancel_scope.cancel()
 
 
