@@ -179,6 +179,14 @@ class Displayed(Protocol):
         """Return what each registry shows, by its name for people. One that has no instance of ours is left out."""
 
 
+@runtime_checkable
+class Reasoned(Protocol):
+    """An action with a reason for its state. Optional."""
+
+    def why(self) -> str:
+        """Return why the task is in its state, for people; empty if that needs no reason."""
+
+
 def names() -> list[str]:
     """Return the names of all actions of this program."""
     return sorted({entry.partition(".")[0] for entry in os.listdir(__path__[0]) if not entry.startswith("_")})

@@ -215,6 +215,7 @@ class Engine:
             return
         assert self._nursery is not None
         self._handle(Ending(trio.current_time() + budget / 2))
+        self._wake_waiting()  # for tasks that look at ``Context.ending``
         self._nursery.start_soon(self._limit_end, budget)
 
     async def drain(self, budget: float) -> None:

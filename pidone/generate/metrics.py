@@ -70,6 +70,10 @@ def _of_registration(source: str, *labels: str, missing: str = "the plan has no 
     return Description(source, missing, ("task", "registry", "target", *labels))
 
 
+def _of_idle(*labels: str, missing: str = "the plan has no idle task") -> Description:
+    return Description("a task with `idle`", missing, ("task", *labels))
+
+
 GROUPS: dict[str, dict[str, Description]] = {
     "process": {
         "process_cpu_seconds_total": Description("/proc/self/stat"),
@@ -150,6 +154,12 @@ GROUPS: dict[str, dict[str, Description]] = {
         "pidone_registration_backoff_seconds": _of_registration("a task with `register`"),
         "pidone_registrations_total": _of_registration("answers of the registry", "reason"),
         "pidone_heartbeats_total": _of_registration("answers of the registry", "result"),
+        "pidone_idle": _of_idle(),
+        "pidone_idle_seconds_total": _of_idle("state"),
+        "pidone_idle_wakes_total": _of_idle("reason", missing="the application was never frozen"),
+        "pidone_idle_blinks_total": _of_idle(),
+        "pidone_idle_undone_total": _of_idle(),
+        "pidone_idle_would_freeze_total": _of_idle(missing="the task freezes"),
     },
     "cgroup": {
         "pidone_cgroup_memory_bytes": _of_cgroup("memory.current", "memory.usage_in_bytes"),

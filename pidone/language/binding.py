@@ -198,7 +198,7 @@ def derive(pod: Bound, rules: Rules) -> list[dict[str, Any]]:
             faults += error.faults
         else:
             brought += [contribution] if contribution else []
-    conflicts = list(_conflicts(brought))
+    conflicts = [*_conflicts(brought), *_second_idle_task(brought)]
     faults += conflicts
     disagreeing = {binding.key for fault in conflicts for binding in fault.bindings}
     tasks: dict[str, dict[str, Any]] = {}
@@ -268,6 +268,15 @@ def _conflicts(brought: Sequence[_Brought]) -> Iterator[Fault]:
                     pairs.add((id(first), id(one)))
                     text = _conflict(name, first, one, same=first.origin(name) == one.origin(name))
                     yield Fault(text, (first.binding, one.binding), name)
+
+
+def _second_idle_task(brought: Sequence[_Brought]) -> Iterator[Fault]:
+    """Yield a fault if a pod gets several tasks that freeze its application: each would undo the other's work."""
+    bringing = {name: one.binding for one in brought for name, task in one.tasks.items() if "idle" in task}
+    if len(bringing) > 1:
+        (first, binding), (second, other), *_ = bringing.items()
+        text = f'{shown(binding)} brings the idle task "{first}", and {shown(other)} brings "{second}"; a pod has one'
+        yield Fault(text, (binding, other), second)
 
 
 def _agree(task: str, first: _Brought, second: _Brought) -> bool:

@@ -7,6 +7,7 @@ schema names the function. A reference counts as a number where one is expected,
 import re
 import socket
 from collections.abc import Callable, Mapping
+from ipaddress import ip_network
 from urllib.parse import quote, urlsplit
 
 from pidone.actions import _address
@@ -62,6 +63,16 @@ def label_value(text: str) -> str:
     """Return the fault of the value of a label (Kubernetes' IsValidLabelValue)."""
     if text and not _LABEL_WORD.fullmatch(text):
         return f'{shown(text)} is no value of a label; use letters, digits, "-", "." and "_", at most 63'
+    return ""
+
+
+def _ignored(text: str) -> str:
+    if text == "probes":
+        return ""
+    try:
+        ip_network(text, strict=False)
+    except ValueError:
+        return f"{shown(text)} is no network; write an address and the length of its prefix, as 10.0.0.0/8"
     return ""
 
 
@@ -171,6 +182,7 @@ _CHECKS: Mapping[str, Callable[[str], str]] = {
     "attribute": _attribute,
     "header": header_value,
     "host": _host,
+    "ignored": _ignored,
     "key": key_problem,
     "keyPart": part_problem,
     "nacosCluster": _nacos_names.cluster,

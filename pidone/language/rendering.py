@@ -8,6 +8,7 @@ from pidone.errors import LanguageError
 from pidone.language import duration
 from pidone.language.containers import container_at, own_ports, port_number, probe_of, without_zeros
 from pidone.language.findings import shown, suggestion
+from pidone.language.idling import with_pod
 from pidone.language.model import TaskSet
 from pidone.language.params import value_of
 from pidone.language.pods import place, pod_facts, pod_field, shown_pod
@@ -107,6 +108,8 @@ def _task(
         rendered = _object(given, task_shape(), setting, "")
         if action.name == "probe":
             _number_ports(rendered["probe"], given["probe"].get("container", ""), setting.pod)
+        if action.name == "idle":
+            rendered["idle"] = with_pod(rendered["idle"], setting.pod)
         if action.listens:
             _check_port(
                 rendered[action.name].get(action.listens), f"{action.name}.{action.listens}", setting.pod

@@ -27,7 +27,8 @@ _REQUEST = Struct("=xxxB48xI4x")  # struct inet_diag_req: extensions, no socket'
 # struct inet_diag_msg: family, state, timer; ports, addresses; receive and send queue, uid, inode
 _MESSAGE = Struct("=BBBx2s2s16s16s12x4xIIII")
 _ATTRIBUTE = Struct("=HH")  # struct nlattr: length, type
-_DATA_AGES = Struct("=44xI4xI")  # struct tcp_info: tcpi_last_data_sent, tcpi_last_data_recv
+# struct tcp_info: tcpi_last_data_sent, tcpi_last_data_recv, tcpi_data_segs_out
+_DATA = Struct("=44xI4xI100xI")
 _TIMER = _HEADER.size + 2
 
 
@@ -35,8 +36,8 @@ class Socket(NamedTuple):
     """One TCP socket. For LISTEN the queues are the connections that wait for ``accept``, and the most that may wait.
 
     The ages are milliseconds since data was last sent and received, as in ``struct tcp_info``. Without ``info`` in the
-    request, and for LISTEN and TIME_WAIT, they are None. A socket that has received nothing yet has the age of its
-    connection or more.
+    request, for LISTEN and TIME_WAIT, and with kernels before 4.6, they are None. A socket that has received nothing
+    yet has the age of its connection or more.
     """
 
     state: int
@@ -48,6 +49,7 @@ class Socket(NamedTuple):
     inode: int  # 0: no process has the socket any more, or none has accepted it yet
     sent_ms: int | None = None
     received_ms: int | None = None
+    segments_sent: int | None = None  # with data
 
 
 def sockets(states: Collection[int] = STATES, *, info: bool = False) -> Iterator[list[Socket]]:
@@ -113,15 +115,14 @@ def _socket(piece: bytes, start: int, end: int) -> Socket:
         sent,
         uid,
         inode,
-        *_data_ages(piece, start + _HEADER.size + _MESSAGE.size, end),
+        *_data(piece, start + _HEADER.size + _MESSAGE.size, end),
     )
 
 
-def _data_ages(piece: bytes, start: int, end: int) -> tuple[int, int] | tuple[()]:
+def _data(piece: bytes, start: int, end: int) -> tuple[int, ...]:
     while start + _ATTRIBUTE.size <= end:
         length, kind = _ATTRIBUTE.unpack_from(piece, start)
-        if kind == _INFO and length >= _ATTRIBUTE.size + _DATA_AGES.size:
-            sent, received = _DATA_AGES.unpack_from(piece, start + _ATTRIBUTE.size)
-            return sent, received
+        if kind == _INFO and length >= _ATTRIBUTE.size + _DATA.size:
+            return _DATA.unpack_from(piece, start + _ATTRIBUTE.size)
         start += max(_ATTRIBUTE.size, (length + 3) & ~3)
     return ()

@@ -74,12 +74,12 @@ def foreign_processes(commands: Collection[int], mark: bytes) -> list[Process]:
 
 def still_exists(process: Process) -> bool:
     """True if the pid still belongs to this process, alive or a zombie."""
-    current = _read_process(process.pid)
+    current = read_process(process.pid)
     return current is not None and current.start_time == process.start_time
 
 
 def _table() -> dict[int, Process]:
-    return {process.pid: process for process in map(_read_process, _pids()) if process is not None}
+    return {process.pid: process for process in map(read_process, pids()) if process is not None}
 
 
 def _family(table: Mapping[int, Process], sessions: Container[int], mark: bytes) -> dict[int, Process]:
@@ -109,14 +109,16 @@ def _family(table: Mapping[int, Process], sessions: Container[int], mark: bytes)
     return family
 
 
-def _pids() -> list[int]:
+def pids() -> list[int]:
+    """Return the processes of ``/proc``; empty if there is none."""
     try:
         return [int(name) for name in os.listdir("/proc") if name.isdigit()]
     except OSError:
         return []
 
 
-def _read_process(pid: int) -> Process | None:
+def read_process(pid: int) -> Process | None:
+    """Return a process of the table; None if it has ended."""
     try:
         with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
             # the name stands in parentheses and may contain any character, also parentheses

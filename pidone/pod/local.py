@@ -40,7 +40,7 @@ from typing import Any, Protocol
 import trio
 
 from pidone import __version__
-from pidone.actions import Displayed, Shown
+from pidone.actions import Displayed, Reasoned, Shown
 from pidone.counters import Counters
 from pidone.engine.core import Stage, TaskState, waits_for
 from pidone.engine.runner import Engine
@@ -217,20 +217,24 @@ def document(program: Program) -> dict[str, Any]:
         "maintenance": program.maintenance.by,
         "left": sorted(program.engine.left),
         "tasks": {
-            state.task.name: encode_task(tasks[state.task.name]) | _details(state, states) for state in states
+            state.task.name: encode_task(tasks[state.task.name])
+            | _details(state, states, program.engine.action(state.task.name))
+            for state in states
         },
         "logs": list(program.journal.lines)[-LOG_LINES:],
     }
 
 
-def _details(state: TaskState, states: list[TaskState]) -> dict[str, Any]:
+def _details(state: TaskState, states: list[TaskState], action: object) -> dict[str, Any]:
     """Return the fields of a task that a report to the repo does not have."""
     now = trio.current_time()
     success = state.last_success
+    running = state.stage is Stage.RUNNING
+    why = action.why() if running and isinstance(action, Reasoned) else _reason(state, states)
     return {
         "action": state.task.action,
         "stage": state.stage.value,
-        "why": _reason(state, states),
+        "why": why,
         "next": round(max(0.0, state.due - now), 3) if state.stage is Stage.DUE else None,
         "lastDuration": state.last_duration,
         "lastSuccess": None if success is None else round(time() - now + success, 3),

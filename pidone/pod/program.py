@@ -236,6 +236,10 @@ class PodProgram:
             "reaped": self.reaper.orphans,
         }
 
+    def repo_away(self) -> None:
+        """Wake the tasks that do more while no repo can tell of the pod's end."""
+        self.engine.wake_tasks()
+
     def tasks(self) -> dict[str, TaskReport]:
         """Return the state of every task, by name."""
         epoch = time() - trio.current_time()

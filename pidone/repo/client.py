@@ -66,6 +66,9 @@ class Consumer(Protocol):
     def details(self) -> dict[str, Any]:
         """Return fields for people who read the request; see ``pidone.plan.report``."""
 
+    def repo_away(self) -> None:
+        """Note that no repo answers any more."""
+
 
 @dataclass(slots=True)
 class Outcome:
@@ -154,6 +157,7 @@ class RepoClient:
                 self._journal.write(
                     "repo-away", repo=redacted(self._urls[self._current]), error=outcome.error
                 )
+                self._consumer.repo_away()
             now = trio.current_time()
             self._due[self._urls[self._current]] = now + outcome.pause
             self._next_repo(now)

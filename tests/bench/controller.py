@@ -283,6 +283,9 @@ class IdleConsumer:
     def look_at_files(self) -> bool:
         return False
 
+    def repo_away(self) -> None:
+        """Nothing to do."""
+
     def details(self) -> dict[str, Any]:
         return {}
 

@@ -62,6 +62,9 @@ class Pod:
     def look_at_files(self) -> bool:
         return self.files_changed
 
+    def repo_away(self) -> None:
+        """Nothing to do."""
+
     def details(self) -> dict[str, Any]:
         return {}
 

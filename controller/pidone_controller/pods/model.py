@@ -194,11 +194,16 @@ class Pod:
                 "labels": self.labels,
                 "annotations": self.annotations,
             },
-            "spec": {"nodeName": self.node_name, **json.loads(self.template.spec)},
+            "spec": {
+                "nodeName": self.node_name,
+                **({"hostNetwork": True} if self.template.host_network else {}),
+                **json.loads(self.template.spec),
+            },
             "status": {
                 "podIP": ips[0] if ips else "",
                 "podIPs": [{"ip": ip} for ip in ips],
                 "hostIP": self.host_ips[0] if self.host_ips else "",
+                "hostIPs": [{"ip": ip} for ip in self.host_ips],
             },
         }
 

@@ -29,6 +29,9 @@ _CONTAINER_FIELDS = (
     "restartPolicy",
 )
 
+# The fields of a pod by which a task may reach the application's processes.
+_PROCESS_FIELDS = ("hostPID", "shareProcessNamespace")
+
 
 class ProjectionError(PidoneError):
     """The object is not a Pod, or a field of it has another type than in core/v1; the text names the field."""
@@ -68,11 +71,14 @@ def _project(
 
     hostname = _text(spec, "hostname", "spec")
     names, ids = _container_statuses(status)
+    user = _user(spec, "spec")
     kept_spec = {
         "serviceAccountName": _text(spec, "serviceAccountName", "spec"),
         "restartPolicy": _text(spec, "restartPolicy", "spec") or "Always",
         "initContainers": _containers(spec, "initContainers"),
         "containers": _containers(spec, "containers"),
+        **{field: True for field in _PROCESS_FIELDS if spec.get(field) is True},
+        **({"securityContext": user} if user else {}),
     }
     template = Template(
         namespace=intern(namespace),
@@ -106,7 +112,18 @@ def _containers(spec: Mapping[str, Any], field: str) -> list[dict[str, Any]]:
     if not isinstance(items, list):
         raise ProjectionError(f"spec.{field}: expected a list")
     containers = (_mapping(item, f"spec.{field}[{index}]") for index, item in enumerate(items))
-    return [{key: item[key] for key in _CONTAINER_FIELDS if key in item} for item in containers]
+    kept = []
+    for item in containers:
+        user = _user(item, f"spec.{field}")
+        fields = {key: item[key] for key in _CONTAINER_FIELDS if key in item}
+        kept.append({**fields, "securityContext": user} if user else fields)
+    return kept
+
+
+def _user(value: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """Return the user of a pod's or a container's security context; empty if it sets none."""
+    context = _mapping(value.get("securityContext"), f"{place}.securityContext")
+    return {"runAsUser": context["runAsUser"]} if context.get("runAsUser") is not None else {}
 
 
 def _container_statuses(status: Mapping[str, Any]) -> tuple[tuple[str, ...], bytes]:

@@ -156,7 +156,7 @@ def encode(pod: Pod, tasks: Sequence[dict[str, Any]]) -> Bundle:
 
 def _reads_containers(task: Mapping[str, Any]) -> bool:
     """True if a task reads the containers, or runs when they have started."""
-    return "metrics" in task or model.CONTAINERS_STARTED in task.get("runOn", ())
+    return "metrics" in task or "idle" in task or model.CONTAINERS_STARTED in task.get("runOn", ())
 
 
 def _scraped_port(task: Mapping[str, Any]) -> int | None:

@@ -59,3 +59,17 @@ def test_pods_of_one_deployment_share_what_they_have_in_common() -> None:
     uid = "0f0e0d0c-0b0a-4909-8807-060504030201"
     assert project(manifest(uid=uid)).uid == uid
     assert project(manifest(uid=uid.upper())).uid == uid.upper()
+
+
+def test_what_a_task_must_know_of_processes_is_kept() -> None:
+    one = manifest()
+    one["spec"] |= {"shareProcessNamespace": True, "hostNetwork": True, "hostPID": False}
+    one["spec"]["securityContext"] = {"runAsUser": 1000, "fsGroup": 1000}
+    one["spec"]["containers"] = [{"name": "app", "securityContext": {"runAsUser": 0, "privileged": True}}]
+    one["status"]["hostIPs"] = [{"ip": "10.9.0.1"}]
+    spec, status = project(one).manifest["spec"], project(one).manifest["status"]
+    assert spec["shareProcessNamespace"] is spec["hostNetwork"] is True
+    assert "hostPID" not in spec
+    assert spec["securityContext"] == {"runAsUser": 1000}
+    assert spec["containers"] == [{"name": "app", "securityContext": {"runAsUser": 0}}]
+    assert {"ip": "10.9.0.1"} in status["hostIPs"]

@@ -228,3 +228,24 @@ def test_of_a_conflict_neither_is_in_the_rest() -> None:
     assert [task["name"] for task in raised.value.rest] == ["other"]
     ((first, second),) = [fault.bindings for fault in raised.value.faults]
     assert (first.name, second.name) == ("one", "two")
+
+
+def test_two_tasks_that_freeze_one_application_are_refused() -> None:
+    sets = [
+        f"""
+        apiVersion: pidone.dev/v1alpha1
+        kind: TaskSet
+        metadata: {{name: {name}}}
+        spec:
+          tasks: [{{name: {name}, idle: {{after: 1m}}}}]
+        """
+        for name in "ab"
+    ]
+    found = rules(*sets, binding("a", sets="a"), binding("b", sets="b"))
+    container = {"name": "app", "ports": [{"containerPort": 8080}]}
+    spec = {"shareProcessNamespace": True, "containers": [container]}
+    both = pod(labels=CHECKED, spec=spec)
+    with pytest.raises(
+        BindingError, match='brings the idle task "a", and TaskBinding b brings "b"; a pod has one'
+    ):
+        derive(both, found)
