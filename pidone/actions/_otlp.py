@@ -6,9 +6,12 @@ names in camelCase, 64-bit integers as strings.
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from math import isfinite
-from time import time
+from time import perf_counter, time
 from typing import Any
+
+import trio
 
 from pidone import __version__
 from pidone.actions import Setting, task_families
@@ -29,6 +32,7 @@ from pidone.http.client import redacted
 from pidone.http.message import JSON, Response
 from pidone.metrics.exposition import Family
 from pidone.metrics.process import start_seconds
+from pidone.metrics.sampler import STEP_SECONDS
 from pidone.plan.fields import Fields
 from pidone.plan.model import Pod
 from pidone.text import printable
@@ -56,7 +60,7 @@ class Otlp:
         self._headers = read_headers(fields) | {"content-type": JSON}
         if self._gzip:
             self._headers["content-encoding"] = "gzip"
-        self._resource = resource(setting.pod, fields.table("attributes"))
+        self._resource = resource_attributes(setting.pod, fields.table("attributes"))
         names = read_collectors(fields, setting)
         self._collectors = tuple(name for name in names if name != TASKS)
         self._with_tasks = TASKS in names
@@ -87,16 +91,23 @@ class Otlp:
     async def _message(self, views: Sequence[TaskView]) -> bytes:
         families = await sampler(self._setting).families(self._collectors)
         now = time()
-        metrics = [*_metrics(families, now, self._starts, self._process_began())]
+        metrics = _metrics(families, now, self._starts, self._process_began())
         if self._with_tasks:
             own = task_families(self._setting, views)  # of the selected tasks alone
-            metrics += _metrics(own, now, self._starts, self._setting.counters.began)
+            metrics = chain(metrics, _metrics(own, now, self._starts, self._setting.counters.began))
+        parts = list[str]()
+        stepped = perf_counter()
+        for metric in metrics:
+            parts.append(_json(metric))
+            if perf_counter() - stepped >= STEP_SECONDS:
+                await trio.lowlevel.checkpoint()
+                stepped = perf_counter()
         self._starts.end_message(now)
 
-        scope = {"name": "pidone", "version": __version__}
-        scopes = [{"scope": scope, "metrics": metrics}]
-        message = {"resourceMetrics": [{"resource": {"attributes": self._resource}, "scopeMetrics": scopes}]}
-        body = json.dumps(message, separators=(",", ":"), allow_nan=False).encode()
+        resource = _json({"attributes": self._resource})
+        scope = _json({"name": "pidone", "version": __version__})
+        scopes = f'[{{"scope":{scope},"metrics":[{",".join(parts)}]}}]'
+        body = f'{{"resourceMetrics":[{{"resource":{resource},"scopeMetrics":{scopes}}}]}}'.encode()
         if self._gzip:
             from zlib import compressobj
 
@@ -162,7 +173,7 @@ class Starts:
         self._before = now
 
 
-def resource(pod: Pod, given: Mapping[str, str]) -> list[dict[str, Any]]:
+def resource_attributes(pod: Pod, given: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return the attributes of the resource, named by OpenTelemetry's semantic conventions; ``given`` come first.
 
     Prometheus makes the labels job (namespace/name of the service) and instance of them.
@@ -226,6 +237,10 @@ def _attributes(pairs: Mapping[str, str]) -> list[dict[str, Any]]:
 def _unicode(text: str) -> str:
     """Return the text without half characters, as in names of a plan, which receivers refuse."""
     return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))
 
 
 def _nanoseconds(seconds: float) -> str:
