@@ -1,7 +1,10 @@
 """Results to a webhook and a Pushgateway: real servers on loopback, the engine's own view of its tasks."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -311,6 +314,43 @@ async def test_a_changed_report_goes_on_with_what_a_webhook_did_not_take(
         ({"webhook": {"url": "http://a", "method": "PUT"}}, 'does not know "method"'),
         ({"pushgateway": {"url": "http://a", "job": ""}}, "x.pushgateway.job: it is empty"),
         ({"webhook": {"url": "http://a"}, "of": "m"}, "x.of: expected a list"),
+        ({"webhook": {"url": "http://:80/"}}, "x.webhook.url: a URL needs a host"),
+        (
+            {"webhook": {"url": "http://u:p/w@a/"}},
+            "x.webhook.url: this is no URL; are / ? # @ in its password",
+        ),
+        (
+            {"webhook": {"url": "http://a", "headers": {"A B": "c"}}},
+            'x.webhook.headers.A B: "A B" is no name',
+        ),
+        (
+            {"webhook": {"url": "http://a", "headers": {"A": "c\n"}}},
+            "x.webhook.headers.A: the value begins or ends",
+        ),
+        (
+            {"webhook": {"url": "http://a", "headers": {"A": "b\nc"}}},
+            "x.webhook.headers.A: the value has characters",
+        ),
+        (
+            {"pushgateway": {"url": "http://a/metrics/job/b"}},
+            '"/metrics/job/b" is a group, which pidone adds itself',
+        ),
+        ({"pushgateway": {"url": "http://a", "instance": ""}}, "x.pushgateway.instance: it is empty"),
+        (
+            {"pushgateway": {"url": "http://a?b"}},
+            'x.pushgateway.url: a URL to which pidone adds a path has no "?"',
+        ),
+        ({"otlp": {"url": "http://a:4317"}}, "x.otlp.url: 4317 is the port of OTLP over gRPC"),
+        ({"otlp": {"url": "http://a:4318/v1/traces"}}, '"/v1/traces" is the path of traces'),
+        (
+            {"otlp": {"url": "http://a:9090/api/v1/write"}},
+            "its receiver of OTLP is http://a:9090/api/v1/otlp",
+        ),
+        (
+            {"otlp": {"url": "http://a", "compression": "zstd"}},
+            'x.otlp.compression: expected none or gzip, not "zstd"',
+        ),
+        ({"otlp": {"url": "http://a", "collectors": ["cpu"]}}, "x.otlp.collectors: expected some of process"),
     ],
 )
 def test_what_is_not_understood_is_refused(config: dict[str, Any], message: str) -> None:
@@ -318,3 +358,22 @@ def test_what_is_not_understood_is_refused(config: dict[str, Any], message: str)
     with pytest.raises(Refused) as refused:
         build(Fields(config, "x"), setting)
     assert message in str(refused.value)
+
+
+def test_only_the_destination_in_use_is_loaded() -> None:
+    code = (
+        "import sys; from pidone.actions import report; "
+        "print([name for name in sys.modules if name.startswith('pidone.actions._')])"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert loaded == "['pidone.actions._report_checks', 'pidone.actions._destination']\n"
+
+
+def test_otlp_has_the_collectors_of_the_page() -> None:
+    actions_folder = Path(__file__).parents[2] / "schema/actions"
+    report, page = (
+        json.loads((actions_folder / f"{name}.json").read_text())["properties"]
+        for name in ("report", "metrics")
+    )
+    for key in ("items", "maxItems"):
+        assert report["otlp"]["properties"]["collectors"][key] == page["collectors"][key]
