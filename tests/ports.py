@@ -38,7 +38,8 @@ def free_address() -> str:
 def free_subnet() -> str:
     """The first three numbers of a subnet for a bridge, reserved until this process ends."""
     while True:
-        subnet = f"10.{random.randrange(80, 100)}.{random.randrange(256)}"
+        # podman keeps 10.88.0.0/16 for its default network
+        subnet = f"10.{random.randrange(90, 110)}.{random.randrange(256)}"
         if _reserve(f"subnet-{subnet}"):
             return subnet
 
