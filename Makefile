@@ -136,9 +136,15 @@ image: image-root
 # SNAPSHOT=1 adds the snapshot of Python, see docs/footprint.md. It is made for amd64, on amd64.
 SNAPSHOT   ?= 0
 
-image-root: $(READY) build/doze-$(MACHINE) $(if $(filter 1amd64,$(SNAPSHOT)$(ARCH)),build/snapshot-x86_64)
+image-root: $(READY) build/doze-$(MACHINE) build/empty-$(MACHINE)/libexpat.so.1 $(if $(filter 1amd64,$(SNAPSHOT)$(ARCH)),build/snapshot-x86_64)
 	@CACHE=$(CACHE) $(BIN)/python k3d/image/build.py root --arch $(ARCH) --out $(IMAGE_ROOT) \
 	  $(if $(filter 0,$(SNAPSHOT)),--no-snapshot)
+
+# A library that contains nothing: EMPTY in k3d/image/build.py.
+build/empty-%/libexpat.so.1: build/zig/.ready
+	@mkdir -p $(@D) && touch $(@D)/empty.c
+	@ZIG_GLOBAL_CACHE_DIR=$(CACHE)/zig ZIG_LOCAL_CACHE_DIR=$(CACHE)/zig build/zig/bin/python -m ziglang cc \
+	  -target $*-linux-gnu -shared -nostdlib -s -Wl,-soname,$(@F) -o $@ $(@D)/empty.c
 
 # The controller's image, in the same way. k3d/Dockerfile.controller builds the same files.
 CONTROLLER_ROOT ?= build/controller-root

@@ -48,6 +48,10 @@ WHEELS = ("attrs", "h11", "outcome", "sniffio", "sortedcontainers", "trio")
 LEFT_OUT = ("pidone/__main__.py", "pidone/cli/*", "pidone/language/*")  # of pidone's own wheel
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 SNAPSHOT_TRIES = 20  # starts of a new snapshot
+# Debian's interpreter is linked with this library for its module pyexpat, which the pod never imports. It binds
+# functions at the first call, so an empty library with the same name does, and takes 73 kB less. libzstd stays, because
+# libcrypto is linked with it.
+EMPTY = "libexpat.so.1"
 LOADERS = {"amd64": "lib64/ld-linux-x86-64.so.2", "arm64": "lib/ld-linux-aarch64.so.1"}
 HOSTS = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"  # runtimes write no hosts file for a sandbox
 NSSWITCH = "hosts: files dns\n"
@@ -252,10 +256,13 @@ class Root:
         self.triplet = f"{MACHINES[arch]}-linux-gnu"
 
     def make(self) -> None:
-        doze = CLONE / "build" / f"doze-{MACHINES[self.arch]}"
-        if not doze.exists():
-            raise Missing(f"{doze.relative_to(CLONE)} is missing: make doze")
+        machine = MACHINES[self.arch]
+        doze, empty = CLONE / "build" / f"doze-{machine}", CLONE / "build" / f"empty-{machine}"
+        for path in (doze, empty):
+            if not path.exists():
+                raise Missing(f"{path.relative_to(CLONE)} is missing: make image-root ARCH={self.arch}")
         packages, host_arch, host_packages = self.begin()
+        shutil.copy(empty / EMPTY, self.out / "usr" / "lib" / self.triplet / EMPTY)
         wheels = unpack_wheels()
         byte_code = [*self._modules(packages, wheels), *self._own(wheels)]
         compile_all(host_arch, host_packages, byte_code)
