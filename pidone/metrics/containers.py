@@ -124,15 +124,17 @@ class ContainerProcesses:
             if not stat.ended:
                 unreadable += [(pid, group, file) for file in _unreadable(details, descriptors)]
 
-        listed = set(proc.pids())
+        listed = set(proc.pids())  # no piece of work may end between this and the ledger's sample
         for pid, group, file in unreadable:
             if pid in listed:  # otherwise it has ended
                 group.unreadable[file] += 1
         self._seen = self._seen or foreign
         self._sessions = sessions
         self._ledger.sample(readings, listed)
+        yield None
         totals = self._ledger.totals()
         self._ledger.forget(self._labels.forget_unnamed(used=groups))
+        yield None
 
         yield from _gauges(groups, self._boot)
         yield from _counters(totals, groups)

@@ -25,13 +25,14 @@ from pidone.metrics.containers import ContainerProcesses
 from pidone.metrics.labels import Facts
 from pidone.metrics.sampler import FRESH_SECONDS, Collector, Sampler
 from pidone.pid1.reaper import Reaper
+from tests import ports
 from tests.bench.measure import new_address, until
 from tests.bench.registering import PODS, ActivePod, Repo, pod_with, program
 
 PROCESSES = (10, 100, 500)
 CONTAINERS = 3
-SCRAPES = 15
-PORT = 19100
+SCRAPES = 10
+PORT = ports.free_port()  # another pod of this machine may listen on all addresses
 START_SECONDS = 60.0
 # the pod's own default, and what the same exporters would be asked for
 GROUPED = "process_names:\n- name: '{{.Comm}}'\n  cmdline: ['.+']\n"
@@ -125,7 +126,7 @@ def scrapes(repo: Repo, folder: Path, count: int) -> Iterator[str]:
                 yield f"{name} is missing: apt-get install --no-install-recommends {command[0]}"
                 continue
             with beside(pod, command) as (pid, address):
-                yield cost(name, pid, address, 9100)
+                yield cost(name, pid, address, PORT)
 
 
 def cost(name: str, pid: int, address: str, port: int) -> str:
@@ -213,7 +214,7 @@ def beside(pod: ActivePod, command: Sequence[str]) -> Iterator[tuple[int, str]]:
     address = new_address()
     option = "--web.listen-address" if "node" in command[0] else "-web.listen-address"
     enter = ["nsenter", f"--target={pod.pid}", "--pid", "--mount"]
-    listen = [f"{option}={address}:9100"]
+    listen = [f"{option}={address}:{PORT}"]
     with subprocess.Popen(
         [*enter, *command, *listen], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as outer:

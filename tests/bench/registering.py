@@ -89,7 +89,7 @@ def program(cache: Path) -> tuple[str, list[str], dict[str, str]]:
     chroot = shutil.which("chroot")
     if python is not None and chroot is not None and os.geteuid() == 0:
         (IMAGE / "proc").mkdir(exist_ok=True)
-        enter = ["sh", "-c", 'mount -t proc proc "$0/proc" && exec chroot "$0" "$@"', str(IMAGE)]
+        enter = ["/bin/sh", "-c", 'mount -t proc proc "$0/proc" && exec chroot "$0" "$@"', str(IMAGE)]
         words = [*enter, f"/usr/bin/{python.name}", *OPTIONS, "/pidone"]
         return f"the image's {python.name}", words, {}
     command = [sys.executable, *LAZY[:3], "-X", f"pycache_prefix={cache}", "-m", "pidone"]
