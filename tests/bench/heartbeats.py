@@ -29,8 +29,8 @@ from tests.registries.world import World, pod_ip
 ROOT = Path(__file__).parents[2]
 INSTANCES, IN_FLIGHT = 100, 10
 LEASE_SECONDS = 30
-REPEATS, TURN_SECONDS = 3, 1.5
-WARM_UP_SECONDS = 4.0  # for compilers that compile what runs often
+REPEATS, TURN_SECONDS = 3, 1.0
+WARM_UP_SECONDS = 3.0  # for compilers that compile what runs often
 PIDONE = "pidone"
 JAVA = ("java", "-XX:+UseSerialGC", "-Xmx256m")
 CORE = max(os.sched_getaffinity(0))  # on which both run

@@ -28,7 +28,7 @@ IMAGE = ROOT / "build/image-root"
 OPTIONS = ("-S", "-s", "-P", "-B", *LAZY)  # as in the image, see k3d/image/build.py
 PODS = 5  # with a registration, and as many without
 LEASE_SECONDS = 4
-BEATS = 3  # before memory is read
+BEATS = 2  # before memory is read
 START_SECONDS = 40.0  # for a pod to be registered, on a busy machine
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
 import trio
 
@@ -36,17 +37,30 @@ def of_heartbeats(world: World, folder: Path) -> Iterator[str]:
     yield from heartbeats.lines(heartbeats.measure(world, folder))
 
 
+class Return(NamedTuple):
+    """Instances after a restart. Times are seconds after the first connection that a server takes."""
+
+    interval: float  # between two heartbeats
+    ready: float  # when all servers answer the reader, and have the users of pods
+    accepted: list[float]  # when a server accepted each registration, as its pod says
+    shown: list[float]  # when the reader had each instance
+
+
 def of_restart(world: World, folder: Path) -> Iterator[str]:
     """Return when instances are back after all servers were killed and started without data."""
-    interval, ready, times = trio.run(_restart, world, folder)
-    late = sorted(times)
-    within = sum(when - ready <= interval for when in times)
+    found = trio.run(_restart, world, folder)
     yield (
-        f"a server takes connections at 0 s, all answer the reader at {ready:.1f} s; {len(times)} of {MANY} are back, "
-        f"{within} of them within one interval of {interval:.1f} s after that"
+        f"a server takes connections at 0 s, all answer the reader and have the users of pods at {found.ready:.1f} s; "
+        f"heartbeats come each {found.interval:.1f} s"
     )
-    yield f"median {late[len(late) // 2]:.1f} s, last {late[-1]:.1f} s"
-    yield from histogram(times, interval / BINS)
+    for what, times in (("accepted", found.accepted), ("shown to the reader", found.shown)):
+        within = sum(when - found.ready <= found.interval for when in times)
+        late = sorted(times)
+        yield (
+            f"{what}: {len(times)} of {MANY}, {within} of them within one interval after that; "
+            f"median {late[len(late) // 2]:.1f} s, last {late[-1]:.1f} s"
+        )
+    yield from histogram(found.shown, found.interval / BINS)
 
 
 def histogram(times: Sequence[float], width: float) -> Iterator[str]:
@@ -58,8 +72,7 @@ def histogram(times: Sequence[float], width: float) -> Iterator[str]:
         yield f"{number * width:6.1f}-{(number + 1) * width:4.1f} s {counts[number]:4} {bar}".rstrip()
 
 
-async def _restart(world: World, folder: Path) -> tuple[float, float, list[float]]:
-    """Return the interval, and when the reader gets answers and each instance, after a server takes a connection."""
+async def _restart(world: World, folder: Path) -> Return:
     numbers = range(500, 500 + MANY)
 
     async def call(function: Callable[..., object], *arguments: object, **options: object) -> object:
@@ -81,35 +94,47 @@ async def _restart(world: World, folder: Path) -> tuple[float, float, list[float
             with trio.fail_after(PATIENCE_SECONDS):
                 while await shown() != set(numbers):
                     await trio.sleep(0.2)
-            looks = await pods.order()
+            before = await pods.order()
             for server in range(len(world.addresses)):
                 await call(world.kill, server)
             with trio.fail_after(PATIENCE_SECONDS):
-                while not _noticed(looks, await pods.order()):
+                while not _noticed(before, await pods.order()):
                     await trio.sleep(0.2)
-            accepted = list[float]()
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_accepted, world.addresses, accepted)
-                for server in range(len(world.addresses)):
-                    await call(world.restart, server, empty=True)
-            users = trio.current_time() - accepted[0]  # an empty server has those of pods from now on
-            interval = max(look.interval for look in looks.values())
-            back: dict[int, float] = {}
-            ready = 0.0
+
+            accepted, back = dict[int, float](), dict[int, float]()
+            first, ready = list[float](), 0.0
             with trio.move_on_after(PATIENCE_SECONDS):
-                while len(back) < MANY:
-                    found = await shown()
-                    now = trio.current_time() - accepted[0]
-                    if found is not None:
-                        ready = ready or max(now, users)
-                        back |= {number: now for number in found if number not in back}
-                    await trio.sleep(0.05)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_connected, world.addresses, first)
+                    nursery.start_soon(_accepted, pods, before, accepted)
+                    for server in range(len(world.addresses)):
+                        await call(world.restart, server, empty=True)
+                    users = trio.current_time()  # an empty server has those of pods from now on
+                    while len(back) < MANY:
+                        found = await shown()
+                        now = trio.current_time()
+                        if found is not None:
+                            ready = ready or max(now, users)
+                            back |= {number: now for number in found if number not in back}
+                        await trio.sleep(0.05)
         finally:
             await pods.kill()
-    return interval, ready, list(back.values())
+    interval = max(look.interval for look in before.values())
+    after = [[when - first[0] for when in times.values()] for times in (accepted, back)]
+    return Return(interval, ready - first[0], *after)
 
 
-async def _accepted(addresses: Sequence[str], times: list[float]) -> None:
+async def _accepted(pods: Pods, before: dict[int, Look], times: dict[int, float]) -> None:
+    """Add the time when each pod says that its next registration was accepted."""
+    while len(times) < len(before):
+        looks, now = await pods.order(), trio.current_time()
+        for number, look in before.items():
+            if looks[number].registrations > look.registrations:
+                times.setdefault(number, now)
+        await trio.sleep(0.1)
+
+
+async def _connected(addresses: Sequence[str], times: list[float]) -> None:
     """Add the time when a server takes a connection."""
     while True:
         for address in addresses:
