@@ -153,12 +153,16 @@ class Successor(Protocol):
 
 @runtime_checkable
 class Preparable(Protocol):
-    """An action that can do before its first run what that would wait for, such as a login. Optional."""
+    """An action that can do before its first run what that would wait for, such as a login. Optional.
+
+    So is a registry, before its first registration.
+    """
 
     async def prepare(self) -> None:
         """Do it. Called once, when the task is planned: its ``needs`` may not hold, and its run may begin meanwhile.
 
-        It has no effect outside of this process that would have to be undone. Its errors are for the first run to tell.
+        It has no effect outside of this process that would have to be undone, and may be cancelled at any time. Its
+        errors are for the first run to tell.
         """
 
 

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import trio
 
-from pidone.actions import Context, Setting, Shown
+from pidone.actions import Context, Preparable, Setting, Shown
 from pidone.actions.probe import UNHEALTHY
 from pidone.errors import PidoneError, RegistryRefused, TaskFailed, describe
 from pidone.pacing import RateLimit
-from pidone.registries import Preparable, Registry, Status
+from pidone.registries import Registry, Status
 
 ERRORS_BURST, ERRORS_SECONDS = 3, 300.0  # lines of the journal at once, and seconds until one more
 # The part of the interval by which a renewal may be early. None is late, because leases depend on it.

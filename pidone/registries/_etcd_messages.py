@@ -2,7 +2,7 @@
 
 from base64 import b64decode
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from pidone.http.message import Response
 from pidone.registries._servers import json_object, printable
@@ -19,19 +19,24 @@ OWN_WORDS = ("etcdserver: ", "auth: ", "mvcc: ")
 INVALID_ARGUMENT, PERMISSION_DENIED, RESOURCE_EXHAUSTED, OUT_OF_RANGE = 3, 7, 8, 11
 
 
-class Reply(NamedTuple):
+class Reply:
     """An answer of etcd: its fields, and its error's text, if it is one."""
 
-    fields: Mapping[str, Any]
-    error: str = ""
+    __slots__ = ("error", "fields")
+
+    def __init__(self, fields: Mapping[str, Any], error: str = "") -> None:
+        self.fields, self.error = fields, error
 
 
-class Held(NamedTuple):
+class Held:
     """The key as etcd has it."""
 
-    value: str
-    lease: str  # "0": none
-    revision: str  # of the last change
+    __slots__ = ("lease", "revision", "value")
+
+    def __init__(self, value: str, lease: str, revision: str) -> None:
+        self.value = value
+        self.lease = lease  # "0": none
+        self.revision = revision  # of the last change
 
 
 def reply_of(answer: Response) -> Reply | None:

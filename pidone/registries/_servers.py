@@ -8,7 +8,7 @@ import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from math import inf
 from random import randrange, uniform
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import unquote, urljoin, urlsplit
 
 import trio
@@ -29,23 +29,31 @@ MAX_REDIRECTS = 3
 MAX_SHOWN = 120  # characters of an answer in a message
 
 
-class Trouble(NamedTuple):
+# Plain classes, also in the modules of registries: a named tuple takes 4 KiB more of a pod's memory
+
+
+class Trouble:
     """The reason why an answer is no success. ``refused``: a person has to change something."""
 
-    text: str
-    refused: bool = False
+    __slots__ = ("refused", "text")
+
+    def __init__(self, text: str, *, refused: bool = False) -> None:
+        self.text, self.refused = text, refused
 
     def error(self, what: str, answer: Response) -> RegistryError:
         """Return the exception for this answer to the request ``what``."""
         return (RegistryRefused if self.refused else RegistryError)(f"{what}: {shown(answer)}: {self.text}")
 
 
-class Remedies(NamedTuple):
+class Remedies:
     """What a person can change if a server is not the registry. Each is a sentence for a message."""
 
-    registry: str  # the name of the registry
-    url: str  # how its URL is written
-    credentials: str  # after 401 and 403
+    __slots__ = ("credentials", "registry", "url")
+
+    def __init__(self, registry: str, *, url: str, credentials: str) -> None:
+        self.registry = registry  # its name
+        self.url = url  # how its URL is written
+        self.credentials = credentials  # after 401 and 403
 
     def foreign(self, answer: Response, *, accepted: bool) -> Trouble:
         """Return the trouble with an answer that may be of somebody between pod and registry; it may pass.

@@ -87,20 +87,24 @@ class Session(NamedTuple):
         return f"Session({self.id:#x}, {self.timeout} s)"  # without the password
 
 
-class Stat(NamedTuple):
+class Stat:
     """The parts of a node's state that are used."""
 
-    created: int  # the transaction that created it (czxid): two nodes of one path differ in it
-    version: int  # of its data
-    owner: int  # the session of an ephemeral node, else 0
+    __slots__ = ("created", "owner", "version")
+
+    def __init__(self, created: int, version: int, owner: int) -> None:
+        self.created = created  # the transaction that created it (czxid): two nodes of one path differ in it
+        self.version = version  # of its data
+        self.owner = owner  # the session of an ephemeral node, else 0
 
 
-class Reply(NamedTuple):
+class Reply:
     """The head of an answer; ``rest`` is the operation's own part."""
 
-    xid: int
-    code: int
-    rest: bytes
+    __slots__ = ("code", "rest", "xid")
+
+    def __init__(self, xid: int, code: int, rest: bytes) -> None:
+        self.xid, self.code, self.rest = xid, code, rest
 
 
 def integer(value: int) -> bytes:

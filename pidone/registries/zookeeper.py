@@ -76,13 +76,14 @@ class Access(NamedTuple):
         return self.permissions(wire.READ | wire.CREATE)
 
 
-class _Node(NamedTuple):
+class _Node:
     """A node of our instance, by whatever session."""
 
-    path: str
-    stat: Stat
-    entry: Entry
-    hash: int  # of its data
+    __slots__ = ("entry", "hash", "path", "stat")
+
+    def __init__(self, path: str, stat: Stat, data: bytes) -> None:
+        self.path, self.stat = path, stat
+        self.entry, self.hash = entry(data), hash(data)
 
 
 class ZooKeeper:
@@ -358,7 +359,7 @@ class ZooKeeper:
             return None
         records = Records(reply.rest)
         data = records.buffer()
-        return _Node(path, records.stat(), entry(data), hash(data))
+        return _Node(path, records.stat(), data)
 
     async def _stat(self, path: str) -> Stat | None:
         reply = await self._call(
