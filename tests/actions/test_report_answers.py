@@ -1,5 +1,6 @@
 """Answers of receivers that are no success, or hostile: each is bounded, and said with the remedy."""
 
+import json
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -219,10 +220,12 @@ class Script:
     def __init__(self, *steps: Response | float) -> None:
         self.steps = list(steps)
         self.times: list[float] = []
+        self.bodies: list[bytes] = []
 
-    async def exchange(self, method: str, url: str, *rest: Any) -> Response:
-        del method, rest
+    async def exchange(self, method: str, url: str, headers: Any, body: bytes, source: Any) -> Response:
+        del method, headers, source
         self.times.append(trio.current_time())
+        self.bodies.append(body)
         step = self.steps.pop(0) if self.steps else Response(200)
         if isinstance(step, Response):
             await trio.lowlevel.checkpoint()
@@ -319,3 +322,20 @@ async def test_a_slow_receiver_holds_no_other_task_and_gets_the_last_message_in_
         assert trio.current_time() - began <= 3.1
         assert len(script.times) == 2, "the last one"
         nursery.cancel_scope.cancel()
+
+
+async def test_a_webhook_gets_a_change_that_comes_just_before_the_end(
+    script: Script, free_port: Any, autojump_clock: trio.testing.MockClock
+) -> None:
+    bench = Bench()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(bench.engine.run)
+        bench.apply({"webhook": {"url": "http://x"}}, metrics(free_port()))
+        while bench.state("m") != "listening":
+            await bench.engine._state_changed.wait()
+        await bench.engine.drain(8)
+        nursery.cancel_scope.cancel()
+    results = [result for body in script.bodies for result in json.loads(body)["results"]]
+    assert ("m", "listening") in [(result["task"], result["state"]) for result in results]
+    numbers = [result["number"] for result in results]
+    assert numbers == sorted(set(numbers)), "each once, in order"
