@@ -15,6 +15,7 @@ ROOT = HERE.parents[1]
 BUILD = ROOT / "build/bench"
 ARCHIVE = ROOT / "build/image.oci.tar"
 UNPACKED = ROOT / "build/image/rootfs"
+SNAPSHOT = "pidone.snapshot"
 
 LAZY = ("-OO", "-X", "no_debug_ranges", "-X", "lazy_imports=all")  # options of Python in an unpacked root
 
@@ -88,7 +89,13 @@ def find(root: Path | None, say: Any) -> tuple[list[Candidate], int | None]:
             command = _guess(root, env)
     if root:
         (root / "proc").mkdir(exist_ok=True)
-        candidates.append(Candidate("active, image", command, root.resolve(), active=True, env=env))
+        plain = env | {"PIDONE_SNAPSHOT": ""}
+        candidates.append(Candidate("active, image", command, root.resolve(), active=True, env=plain))
+        if (root / SNAPSHOT).exists():
+            env["PIDONE_SNAPSHOT"] = f"/{SNAPSHOT}"
+            candidates.append(Candidate("active, snapshot", command, root.resolve(), active=True, env=env))
+        else:
+            say("the image has no snapshot: make image SNAPSHOT=1")
     else:
         say("the image is missing: make image, or --root DIR")
     return candidates, size

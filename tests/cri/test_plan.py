@@ -18,6 +18,7 @@ from tests.cri.messages import Mode, SandboxState
 from tests.cri.node import Node, Sandbox, until
 from tests.eureka.fake import FakeEureka
 from tests.http.serving import http_server
+from tests.image.podman import ENGINE
 from tests.patience import PATIENCE_SECONDS
 from tests.pod.test_pod import ADDRESS, Repo, listening, metrics, serve_repo
 
@@ -128,7 +129,7 @@ async def test_a_plan_wakes_it_and_a_withdrawal_lets_it_doze_in_the_same_sandbox
 
         repo.put(plan)
         await repo.report(lambda report: report["tasks"].get("beat", {}).get("runs"))
-        assert sandbox.program().startswith("/usr/bin/python3")
+        assert sandbox.program().rpartition("/")[2] in ENGINE
         assert repo.claims["/v1/bundle"]["pidone-pod-uid"] == uid
         assert await listening(port)
         assert did("POST"), "registered"

@@ -20,6 +20,7 @@ from tests.ports import free_subnet
 
 ROOT = Path(__file__).parents[2]
 ARCHIVE = ROOT / "build" / "image.oci.tar"
+ENGINE = {"python3.15", "pidone.snapshot"}  # the programs of a pod with tasks
 PACKAGES = ("podman", "runc", "buildah", "containernetworking-plugins", "iptables", "busybox-static")
 TOOLS = ("podman", "runc", "buildah", "/usr/lib/cni/bridge", "iptables", "/bin/busybox")
 # The locks of all podmans are one file in /dev/shm, and one that starts anew frees those of the others: here they are
@@ -82,7 +83,7 @@ class Pod:
 
     @property
     def shape(self) -> str:
-        """Which of its shapes process 1 has now: doze, or python3.15 as the engine."""
+        """Which of its shapes process 1 has now: doze, or one of ``ENGINE``."""
         return Path(os.readlink(f"/proc/{self.pid}/exe")).name
 
     @property

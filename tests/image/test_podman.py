@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from tests import folders
-from tests.image.podman import ROOT, Pod, Podman, missing, podman, until
+from tests.image.podman import ENGINE, ROOT, Pod, Podman, missing, podman, until
 from tests.image.world import ALL, World, world
 from tests.patience import PATIENCE_SECONDS
 from tests.ports import free_port
@@ -115,7 +115,7 @@ def test_a_plan_runs_against_the_application_in_the_pod(
 
     instance = until("registered, and UP", lambda: here.registered(pod.name))
     assert (instance["ipAddr"], instance["status"]) == (pod.ip, "UP")
-    assert pod.shape == "python3.15"
+    assert pod.shape in ENGINE
     first = here.renewed(pod.name)
     until("a heartbeat", lambda: here.renewed(pod.name) > first or None)
     page = until("metrics", lambda: here.metrics(pod.ip))
