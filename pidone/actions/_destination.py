@@ -171,12 +171,15 @@ def read_headers(fields: Fields) -> dict[str, str]:
 def _date(text: str) -> float:
     """Return the seconds since the epoch of an IMF-fixdate, as ``Sun, 06 Nov 1994 08:49:37 GMT``.
 
-    Raises ``ValueError``. ``email.utils`` and ``time.strptime`` would import twenty modules.
+    Raises ``ValueError``. The image has none of the standard library's modules for dates, which only this would need.
     """
-    from datetime import UTC, datetime  # rarely needed
-
-    day, month, year, clock = text.split()[1:5]
+    day, name, year, clock = text.split()[1:5]
+    month = _MONTHS.index(name) + 1
     hours, minutes, seconds = map(int, clock.split(":"))
-    return datetime(
-        int(year), _MONTHS.index(month) + 1, int(day), hours, minutes, min(seconds, 59), tzinfo=UTC
-    ).timestamp()
+    if not 1 <= int(day) <= 31:
+        raise ValueError("no day of a month")
+    # years begin in March, so that the day of a leap year is their last one
+    years, months = int(year) - (month <= 2), (month - 3) % 12
+    leap_days = years // 4 - years // 100 + years // 400
+    days = 365 * years + leap_days + (153 * months + 2) // 5 + int(day) - 1 - 719468
+    return days * 86400.0 + hours * 3600 + minutes * 60 + seconds

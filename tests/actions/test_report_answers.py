@@ -3,10 +3,13 @@
 import json
 from contextlib import suppress
 from datetime import UTC, datetime
+from email.utils import formatdate
 from typing import Any
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis.strategies import integers
 
 from pidone.actions._destination import MAX_ANSWER, MAX_WORDS, WAIT_MAX_SECONDS, retry_after
 from pidone.actions._otlp import PERIOD_SECONDS
@@ -204,7 +207,7 @@ async def test_what_a_receiver_of_otlp_says_of_a_success(
         ("Sun, 06 Nov 1994 08:50:37 GMT", 60),
         ("Sun, 06 Nov 1994 08:48:37 GMT", 0),
         ("Sun, 06 Nov 9994 08:48:37 GMT", WAIT_MAX_SECONDS),
-        ("Sun, 06 Nov 1994 08:49:60 GMT", 22),
+        ("Sun, 06 Nov 1994 08:49:60 GMT", 23),
         ("Sun, 99 Nov 1994 08:49:37 GMT", 0),
         ("Sun, 06 Nov", 0),
         ("\N{SUPERSCRIPT TWO}", 0),
@@ -212,6 +215,12 @@ async def test_what_a_receiver_of_otlp_says_of_a_success(
 )
 def test_the_time_that_a_receiver_asks_for(value: str, seconds: float) -> None:
     assert retry_after(Response(429, {"retry-after": value}), NOW) == seconds
+
+
+@given(integers(0, 2**33))
+def test_every_date_is_read_as_the_standard_library_writes_it(moment: int) -> None:
+    answer = Response(503, {"retry-after": formatdate(moment, usegmt=True)})
+    assert retry_after(answer, moment - 5.0) == 5
 
 
 class Script:
