@@ -92,7 +92,7 @@ class Ledger:
                 account = None
             if account:
                 self._update(account, reading)
-            elif reading.pid in listed:  # of others the parent has the counters
+            elif reading.pid in listed:  # otherwise its parent may already have its counters
                 self._accounts[reading.pid] = _Account(
                     reading.start,
                     reading.parent,

@@ -51,6 +51,10 @@ class Kernel(RuleBasedStateMachine):
         self.clock = 0
         self.queue: list[int] | None = None  # pids that the running sample has not read yet
         self.readings: list[Reading] = []
+        self.first: dict[
+            tuple[int, int], int
+        ] = {}  # as ``seen``, of processes that were not in the last sample
+        self.used: set[int] = set()  # pids that the running sample may have read
         self.seen: dict[tuple[int, int], int] = {}  # ``total`` when it was read last
         self.fork_root("a", ignores=False)
 
@@ -108,6 +112,7 @@ class Kernel(RuleBasedStateMachine):
     def begin(self, data: st.DataObject) -> None:
         """Begin a sample, in whose course the processes go on."""
         self.queue, self.readings = data.draw(st.permutations(list(self.processes))), []
+        self.first, self.used = {}, set(self.processes)
 
     @rule()
     @precondition(lambda self: self.queue)
@@ -116,7 +121,8 @@ class Kernel(RuleBasedStateMachine):
         process = self.processes.get(self.queue.pop())
         if process:
             self.readings.append(self.reading(process))
-            self.seen[process.pid, process.start] = process.total
+            key = process.pid, process.start
+            (self.seen if key in self.seen else self.first)[key] = process.total
 
     @rule()
     @precondition(lambda self: self.queue is not None)
@@ -124,7 +130,10 @@ class Kernel(RuleBasedStateMachine):
         """Read the rest at once, and check what holds always."""
         while self.queue:
             self.read()
-        self.queue = None
+        self.queue, self.used = None, set()
+        # one that has ended before the sample was complete is not taken into the ledger
+        alive = {(process.pid, process.start) for process in self.processes.values()}
+        self.seen |= {key: total for key, total in self.first.items() if key in alive}
         self.ledger.sample(self.readings, self.processes)
         self.check()
 
@@ -132,7 +141,7 @@ class Kernel(RuleBasedStateMachine):
     @precondition(lambda self: self.queue is None)
     def sample(self) -> None:
         """Take a sample in one moment, of which all is known but what nobody could see."""
-        self.queue, self.readings = list(self.processes), []
+        self.queue, self.readings, self.first = list(self.processes), [], {}
         self.finish()
         for label, total in self.shown.items():
             assert total >= self.truth[label] - self.hidden[label], "something was lost"
