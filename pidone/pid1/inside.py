@@ -105,7 +105,7 @@ def _is_from_outside(pid: int) -> bool:
 
 def _read(path: str) -> str:
     try:
-        with open(path, encoding="ascii", errors="replace") as file:
+        with open(path, encoding="utf-8", errors="replace") as file:
             return file.read()
     except OSError:
         return ""  # it has ended
