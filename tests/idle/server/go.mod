@@ -1,0 +1,3 @@
+module pidone.dev/tests/idle/server
+
+go 1.26
