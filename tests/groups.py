@@ -9,7 +9,7 @@ from xdist.scheduler import LoadScopeScheduling
 # Tests that share a fixture which is expensive to make run in the same worker. The first match counts.
 GROUPS = {
     r"tests/cluster/test_scenario\.py": "scenario",
-    r"tests/cluster/test_(node|installed|scraping)\.py": "node",
+    r"tests/cluster/test_(node|installed|scraping|idle)\.py": "node",
     r"tests/cluster/": "cluster",
     r"tests/k3d/test_(installation|policies|running)\.py": "installation",
     r"tests/probes/test_(http|generated|grpc|other)\.py": "prober",
