@@ -136,8 +136,17 @@ class Demo:
         """What each controller knows of the pods, asked from its own loopback."""
         said = []
         for pod in controllers(self.cluster):
+            try:
+                pid = application(self.cluster, SYSTEM, pod).pid
+            except (
+                psutil.NoSuchProcess,
+                KeyError,
+                ValueError,
+            ) as error:  # its container has not started, or has ended
+                said.append(f"{pod} does not run: {error!r}\n")
+                continue
             for url in ("/v1/pods", *(f"/v1/pods/{NAMESPACE}/{name}" for name in self.live("app"))):
-                words = ["nsenter", "-n", "-t", str(application(self.cluster, SYSTEM, pod).pid)]
+                words = ["nsenter", "-n", "-t", str(pid)]
                 words += [BUSYBOX, "wget", "-q", "-T", "5", "-O", "-", f"http://127.0.0.1:6060{url}"]
                 done = subprocess.run(
                     words, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
