@@ -94,7 +94,11 @@ async def _restart(world: World, folder: Path) -> Return:
             with trio.fail_after(PATIENCE_SECONDS):
                 while await shown() != set(numbers):
                     await trio.sleep(0.2)
-            before = await pods.order()
+                # a pod whose first registration is cut off and then refused waits for half of a lease at least
+                before = await pods.order()
+                while any(look.state != "registered" for look in before.values()):
+                    await trio.sleep(0.2)
+                    before = await pods.order()
             for server in range(len(world.addresses)):
                 await call(world.kill, server)
             with trio.fail_after(PATIENCE_SECONDS):
