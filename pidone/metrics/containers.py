@@ -124,7 +124,10 @@ class ContainerProcesses:
             if not stat.ended:
                 unreadable += [(pid, group, file) for file in _unreadable(details, descriptors)]
 
-        listed = set(proc.pids())  # no piece of work may end between this and the ledger's sample
+        # One that is listed for the first time may have the pid of a process that has ended meanwhile.
+        listed = set(queue).intersection(
+            proc.pids()
+        )  # no piece of work may end between this and the ledger's sample
         for pid, group, file in unreadable:
             if pid in listed:  # otherwise it has ended
                 group.unreadable[file] += 1

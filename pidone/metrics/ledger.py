@@ -84,7 +84,7 @@ class Ledger:
         return self._accounts.keys()
 
     def sample(self, readings: Iterable[Reading], listed: Collection[int]) -> None:
-        """Take a sample. ``listed`` are all pids that exist after the last reading, also those that were not read."""
+        """Take a sample. ``listed`` are the pids that existed before the first and after the last reading."""
         for reading in readings:
             account = self._accounts.get(reading.pid)
             if account and account.start != reading.start:

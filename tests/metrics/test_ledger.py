@@ -54,6 +54,7 @@ class Kernel(RuleBasedStateMachine):
         self.first: dict[
             tuple[int, int], int
         ] = {}  # as ``seen``, of processes that were not in the last sample
+        self.listed: set[int] = set()  # pids at the beginning of the running sample
         self.used: set[int] = set()  # pids that the running sample may have read
         self.seen: dict[tuple[int, int], int] = {}  # ``total`` when it was read last
         self.fork_root("a", ignores=False)
@@ -112,7 +113,7 @@ class Kernel(RuleBasedStateMachine):
     def begin(self, data: st.DataObject) -> None:
         """Begin a sample, in whose course the processes go on."""
         self.queue, self.readings = data.draw(st.permutations(list(self.processes))), []
-        self.first, self.used = {}, set(self.processes)
+        self.first, self.used, self.listed = {}, set(self.processes), set(self.processes)
 
     @rule()
     @precondition(lambda self: self.queue)
@@ -134,7 +135,7 @@ class Kernel(RuleBasedStateMachine):
         # one that has ended before the sample was complete is not taken into the ledger
         alive = {(process.pid, process.start) for process in self.processes.values()}
         self.seen |= {key: total for key, total in self.first.items() if key in alive}
-        self.ledger.sample(self.readings, self.processes)
+        self.ledger.sample(self.readings, self.listed.intersection(self.processes))
         self.check()
 
     @rule()
@@ -142,6 +143,7 @@ class Kernel(RuleBasedStateMachine):
     def sample(self) -> None:
         """Take a sample in one moment, of which all is known but what nobody could see."""
         self.queue, self.readings, self.first = list(self.processes), [], {}
+        self.listed = set(self.processes)
         self.finish()
         for label, total in self.shown.items():
             assert total >= self.truth[label] - self.hidden[label], "something was lost"
