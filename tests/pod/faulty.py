@@ -55,9 +55,9 @@ def sabotage() -> None:
         fault("engine")
         return handle(self, event, now)
 
-    def faulty_decode(data, actions):  # type: ignore[no-untyped-def]
+    def faulty_decode(*arguments):  # type: ignore[no-untyped-def]
         fault("decoder")
-        return decode(data, actions)
+        return decode(*arguments)
 
     async def faulty_poll(self):  # type: ignore[no-untyped-def]
         fault("client")
