@@ -20,7 +20,7 @@ from pidone.language.findings import Finding, Source, ordered, shown, suggestion
 from pidone.language.leftovers import warn_of_leftovers
 from pidone.language.lint import lint_task_set
 from pidone.language.model import TaskBinding, TaskSet, object_of
-from pidone.language.reading import MAX_DOCUMENTS, Document, Node, read
+from pidone.language.reading import COMPLEX_KEY, MAX_DOCUMENTS, Document, Node, read
 from pidone.language.schemas import API_VERSION, KINDS, action_aliases, validator
 from pidone.language.semantics import Path, check_labels, check_task_binding, check_task_set
 
@@ -30,11 +30,11 @@ _NO_JOINTS = str.maketrans("", "", "-_ ")
 _HEADS = ("apiVersion", "kind")
 MAX_FINDINGS = 1000  # of a file, after which the rest of it is not checked
 _GROUP = API_VERSION.partition("/")[0]
-_DOUBTS = {"ambiguous-scalar", "key", "merge-key", "yaml-tag"}
+_DOUBTS = {"ambiguous-scalar", COMPLEX_KEY, "key", "merge-key", "yaml-tag"}
 _LOUDER = {  # rules before which others keep quiet in the same place; before a doubt all but a louder one do
-    "unknown-field": {"key", "merge-key", "yaml-tag"},
+    "unknown-field": {COMPLEX_KEY, "key", "merge-key", "yaml-tag"},
     "ambiguous-scalar": {"merge-key", "unknown-field"},
-    **dict.fromkeys(("key", "merge-key", "yaml-tag"), frozenset[str]()),
+    **dict.fromkeys((COMPLEX_KEY, "key", "merge-key", "yaml-tag"), frozenset[str]()),
 }
 _TYPES = {
     "object": "an object",
@@ -100,7 +100,13 @@ class Parsed:
 def parse_bytes(data: bytes, file: str) -> Parsed:
     """Read a file: UTF-8, or UTF-16 with a byte order mark, as kubectl does. ``file`` is only its name in findings."""
     encoding = "utf-16" if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8"
-    data = data.removeprefix(BOM_UTF8)
+    try:
+        return Parsed.of(data.decode(encoding), file)
+    except UnicodeDecodeError:
+        return _wrong_encoding(data.removeprefix(BOM_UTF8), encoding, file)
+
+
+def _wrong_encoding(data: bytes, encoding: str, file: str) -> Parsed:
     try:
         return Parsed.of(data.decode(encoding), file)
     except UnicodeDecodeError as error:
@@ -187,7 +193,7 @@ class _Examined:
 
 
 def _examined(parsed: Parsed, sets: Sets) -> _Examined:
-    findings, passed = list(parsed.findings), list[Finding]()
+    findings, passed, fatal = list(parsed.findings), list[Finding](), list[Finding]()
     first: dict[tuple[str, str, str], Document] = {}
     ours = []
     total = 0
@@ -201,12 +207,14 @@ def _examined(parsed: Parsed, sets: Sets) -> _Examined:
             rules = {"kind", "duplicate-key"} if document.unclear else {"kind"}
             found = [one for one in document.findings if one.rule in rules]
             findings += found
+            fatal += [one for one in document.findings if one.rule == COMPLEX_KEY]
             passed += [] if found else _foreign(document)
             continue
         _check_document(document, kind, sets)
         _check_once(document, kind, first)
         total += len(document.findings)
         ours.append((document, kind))
+    findings += fatal if ours else []  # a template of Helm without an object of ours is not for kubectl
     file = parsed.documents[0].source.file if parsed.documents else ""
     return _Examined(file, tuple(ours), tuple(findings), tuple(passed))
 

@@ -81,6 +81,8 @@ _GROUPED = re.compile(
 )
 
 
+COMPLEX_KEY = "complex-key"  # kubectl accepts no document of a file with one
+_ESCAPED_SLASH = re.compile(r"(?<!\\)(\\\\)*(?P<slash>\\/)")
 _OBJECT = {"apiVersion", "kind", "metadata", "spec"}
 _SECOND_OBJECT = 3  # of these keys twice in a document are a second object
 
@@ -157,6 +159,8 @@ def read(text: str, file: str) -> tuple[list[Document], list[Finding]]:
 
     After a syntax error the documents before it are returned.
     """
+    # as kubectl decides it, for which text after a byte order mark is YAML (GuessJSONStream in k8s.io/apimachinery)
+    is_json = text.lstrip().startswith("{")
     text = text.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
     if len(text) > MAX_CHARACTERS:
         message = "the file is larger than 1 MiB; split it"
@@ -164,7 +168,7 @@ def read(text: str, file: str) -> tuple[list[Document], list[Finding]]:
     source = Source.of(text, file)
     documents: list[Document] = []
     try:
-        for document in Builder(text, source).documents():
+        for document in Builder(text, source, is_json=is_json).documents():
             if len(documents) == MAX_DOCUMENTS:
                 raise Stop(document.root.span, f"more than {MAX_DOCUMENTS} documents; split it", "too-large")
             documents.append(document)  # one by one: those before an error are kept
@@ -180,9 +184,10 @@ def read(text: str, file: str) -> tuple[list[Document], list[Finding]]:
 class Builder:
     """Builds nodes from parser events, with a stack of its own: too much depth is a finding, not a RecursionError."""
 
-    def __init__(self, text: str, source: Source) -> None:
+    def __init__(self, text: str, source: Source, *, is_json: bool = False) -> None:
         self._text = text
         self._source = source
+        self._is_json = is_json
         self._ends = deque[tuple[int, int, str]](
             sorted(
                 (match.start(), match.end(), message)
@@ -293,9 +298,18 @@ class Builder:
             )
             self._document.say(node.span, message, "ambiguous-scalar")
             node.value = _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", event.value)
+        elif event.style == '"' and not self._is_json and "/" in event.value:
+            self._refuse_escaped_slash(event)
         elif event.style in "|>":
             node.span = self._source.span(event.start_mark.index)
         self._put(node, event.anchor)
+
+    def _refuse_escaped_slash(self, event: Any) -> None:
+        """Raise ``Stop`` at an escape that only JSON and YAML 1.2 have: kubectl's reader of YAML ends there."""
+        escaped = _ESCAPED_SLASH.search(self._text, event.start_mark.index, event.end_mark.index)
+        if escaped:
+            message = 'kubectl does not read "\\/" in YAML; write "/"'
+            raise Stop(self._source.span(*escaped.span("slash")), message, "yaml-syntax")
 
     def _seen(self, event: Any) -> str:
         """Return an unquoted text without typographic quotation marks and hidden characters, and report them."""
@@ -359,7 +373,9 @@ class Builder:
             message = (
                 "templates are not filled in here; give the value, or a reference such as $(params.name)"
             )
-            self._document.say(self._open[-1][0].span, message, "key")
+            self._document.say(self._open[-1][0].span, message, COMPLEX_KEY)
+        elif isinstance(node.value, list):
+            self._document.say(node.span, "a key is text; quote it", COMPLEX_KEY)
         elif not isinstance(node.value, str):
             self._document.say(node.span, "a key is text; quote it", "key")
         return str(node.value) if not isinstance(node.value, dict | list) else ""

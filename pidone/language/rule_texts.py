@@ -10,6 +10,7 @@ ERRORS: Mapping[str, str] = {
     # the file
     "ambiguous-scalar": "Readers of YAML 1.1 and of YAML 1.2 make different values of the same word.",
     "character": "A character that cannot be seen, or looks like another one, is a part of a word.",
+    "complex-key": "A key of a mapping is a list or a mapping; kubectl accepts no object of such a file.",
     "duplicate-key": "A key stands twice in one mapping; readers keep the first, the last, or neither.",
     "empty": "A file that is to be checked has nothing in it.",
     "encoding": "A file is neither UTF-8, nor UTF-16 with a byte order mark.",

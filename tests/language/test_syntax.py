@@ -3,6 +3,7 @@
 import pytest
 
 from pidone.language.checking import check_text
+from pidone.language.reading import read
 
 HEAD = "apiVersion: pidone.dev/v1alpha1\nkind: TaskSet\nmetadata: {name: web}\nspec:\n  tasks:\n"
 TASKS = (
@@ -179,3 +180,11 @@ def test_what_is_no_mistake_is_none(text: str) -> None:
 @pytest.mark.parametrize("remedy", ["[ready, hello]", "[ready]"])
 def test_the_remedy_for_a_list_works(remedy: str) -> None:
     assert not any(one.rule == "type" for one in check_text(replaced("[ready]", remedy), "x.yaml").all)
+
+
+def test_a_slash_is_escaped_in_json_alone() -> None:
+    """What kubectl takes for JSON begins with a brace, and not with a byte order mark."""
+    text = '{"apiVersion": "pidone.dev/v1alpha1", "path": "\\/health"}'
+    assert read(text, "x.json")[0][0].root.value["path"] == "/health"
+    for yaml in ("# JSON\n" + text, "\N{ZERO WIDTH NO-BREAK SPACE}" + text):
+        assert [finding.rule for finding in read(yaml, "x.yaml")[1]] == ["yaml-syntax"]
