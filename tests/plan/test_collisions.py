@@ -71,9 +71,19 @@ def test_more_names_are_refused_before_they_are_read(value: Any) -> None:
         ).encode(),
         b'"' + b":" * 100_000,
         b'"\\' * 100_000 + b":" * 5000,
+        b'"\\\n' * 100_000 + b":" * 5000,
+        b'"" ' * 100_000 + b":" * 5000,
         b"\xff" * 5000 + b":" * 5000,
     ],
-    ids=["at the bound", "many members with few names", "no end", "no end of an escape", "bytes"],
+    ids=[
+        "at the bound",
+        "many members with few names",
+        "no end",
+        "no end of an escape",
+        "an escaped line end",
+        "empty texts",
+        "bytes",
+    ],
 )
 def test_other_texts_pass(body: bytes) -> None:
     check_names(body)
