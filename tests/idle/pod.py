@@ -10,6 +10,7 @@ import sys
 import trio
 
 from pidone.journal import Journal
+from pidone.metrics.sock_diag import LISTEN, sockets
 from pidone.pid1 import signals
 from pidone.plan.digest import canonical
 from pidone.plan.format import encode_bundle
@@ -32,6 +33,9 @@ def main() -> None:
     program = PodProgram(Settings(repos=(), programs="/"), Journal())
 
     async def run() -> None:
+        # in a real pod the task needs a probe; an application that is frozen before it listens is woken by nothing
+        while not any(sockets({LISTEN})):
+            await trio.sleep(0.01)
         await live(program, local=canonical(bundle))
 
     trio.run(run)

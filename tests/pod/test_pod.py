@@ -155,7 +155,7 @@ async def test_what_is_refused_is_reported_and_the_old_plan_goes_on(
                 [{"name": "x", "exec": {"command": ["/bin/true"]}}],
                 "exec is accepted from an https repo or a local file",
             ),
-            ([{"name": "x", "fly": {}}], "expected one of exec, heartbeat, metrics, probe, register"),
+            ([{"name": "x", "fly": {}}], "expected one of exec, heartbeat, idle, metrics, probe, register"),
             (
                 [{"name": "x", "metrics": {"port": "eighty"}}],
                 'metrics.port: expected an integer, not the string "eighty"',
