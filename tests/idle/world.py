@@ -114,7 +114,8 @@ class World:
         raise AssertionError("the application has ended")
 
     def frozen(self) -> bool:
-        return self.application().status() == psutil.STATUS_STOPPED
+        """True if the application is stopped, and the look after that has found no traffic that undoes it."""
+        return self.application().status() == psutil.STATUS_STOPPED and self.task()["state"] == "idle"
 
     def until(self, condition: Callable[[], object]) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
@@ -126,7 +127,7 @@ class World:
     @contextmanager
     def inside(self, *command: str) -> Iterator[subprocess.Popen[bytes]]:
         """Start a command in the pod from outside, as ``kubectl exec`` and exec probes are started."""
-        enter = ["nsenter", "-t", str(self.pid), "-p", "-n", "-m", "--", *command]
+        enter = [sys.executable, "-S", str(HERE / "enter.py"), str(self.pid), *command]
         with subprocess.Popen(enter, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as started:
             try:
                 yield started
