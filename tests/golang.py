@@ -7,6 +7,8 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 CACHE = Path.home() / ".cache" / "pidone"
@@ -50,6 +52,16 @@ def build_cached(module: Path, name: str, *flags: str) -> Path:
         build(module, new, *flags)
         new.rename(program)
     return program
+
+
+def run(make: Callable[[], Path]) -> None:
+    """Build a program from the command line, and print where it is. Exits with the reason if that fails."""
+    try:
+        print(make())
+    except NoGo as error:
+        sys.exit(str(error))
+    except subprocess.CalledProcessError as error:
+        sys.exit(error.returncode)
 
 
 def kubernetes_flags(module: Path) -> str:

@@ -1,7 +1,5 @@
 """The program that is the control plane: built once for each content of its module, by ``make cluster``."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 from tests import golang
@@ -26,9 +24,4 @@ def build() -> Path:
 
 
 if __name__ == "__main__":
-    try:
-        print(build())
-    except golang.NoGo as error:
-        sys.exit(str(error))
-    except subprocess.CalledProcessError as error:
-        sys.exit(error.returncode)
+    golang.run(build)

@@ -1,7 +1,5 @@
 """etcd 3.6 and the readers of its layouts, one program: built once for each content of its module, by ``make etcd``."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 from tests import golang
@@ -26,9 +24,4 @@ def build() -> Path:
 
 
 if __name__ == "__main__":
-    try:
-        print(build())
-    except golang.NoGo as error:
-        sys.exit(str(error))
-    except subprocess.CalledProcessError as error:
-        sys.exit(error.returncode)
+    golang.run(build)

@@ -1,7 +1,5 @@
 """Receivers of OTLP for tests, one program: built once for each content of its module, by ``make otlp``."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 from tests import golang
@@ -26,9 +24,4 @@ def build() -> Path:
 
 
 if __name__ == "__main__":
-    try:
-        print(build())
-    except golang.NoGo as error:
-        sys.exit(str(error))
-    except subprocess.CalledProcessError as error:
-        sys.exit(error.returncode)
+    golang.run(build)

@@ -3,7 +3,6 @@
 import itertools
 import json
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -65,9 +64,4 @@ def running() -> Iterator[Kubelet]:
 
 
 if __name__ == "__main__":
-    try:
-        print(golang.build_cached(MODULE, "prober", golang.kubernetes_flags(MODULE)))
-    except golang.NoGo as error:
-        sys.exit(str(error))
-    except subprocess.CalledProcessError as error:
-        sys.exit(error.returncode)
+    golang.run(lambda: golang.build_cached(MODULE, "prober", golang.kubernetes_flags(MODULE)))
