@@ -124,6 +124,18 @@ def everything(cluster: Cluster, namespace: str, controllers: Replicas, pod_log:
     return "\n".join(texts)
 
 
+def environment_of(cluster: Cluster, controllers: Replicas, folder: Path, at: str) -> dict[str, str]:
+    """Return the environment of a pod at this address, which trusts the controllers by a file in ``folder``."""
+    authority = cluster.request("GET", f"/api/v1/namespaces/{HOME}/secrets/pidone-ca")["data"]["ca.crt"]
+    (folder / "ca.crt").write_bytes(base64.b64decode(authority))
+    return {
+        "PIDONE_REPO": ",".join(f"https://127.0.0.1:{replica.tls}" for replica in controllers.all),
+        "PIDONE_CA": str(folder / "ca.crt"),
+        "PIDONE_POD_IP": at,
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'controller'}",
+    }
+
+
 def hidden(text: str) -> None:
     for value in (FIRST, SECOND, SECOND_IN_URL, WRONG):
         assert value not in text
@@ -151,14 +163,7 @@ async def test_a_pod_registers_by_a_password_that_its_namespace_grants(
     put(cluster, namespace, user="pidone")
     await says(cluster, namespace, 'the key "password", which Secret "eureka-login" does not have')
 
-    authority = cluster.request("GET", f"/api/v1/namespaces/{HOME}/secrets/pidone-ca")["data"]["ca.crt"]
-    (tmp_path / "ca.crt").write_bytes(base64.b64decode(authority))
-    environment = {
-        "PIDONE_REPO": ",".join(f"https://127.0.0.1:{replica.tls}" for replica in controllers.all),
-        "PIDONE_CA": str(tmp_path / "ca.crt"),
-        "PIDONE_POD_IP": at,
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'controller'}",
-    }
+    environment = environment_of(cluster, controllers, tmp_path, at)
     log = tmp_path / "pod.log"
     with (
         log.open("wb") as output,
@@ -218,14 +223,7 @@ async def test_a_pod_registers_by_a_password_that_it_mounts_itself(
     cluster.run_pod(namespace, "web-0", labels={"web": "yes"}, ips=[at])
     secrets.mkdir()
     mount(secrets / "eureka", password=FIRST)
-    authority = cluster.request("GET", f"/api/v1/namespaces/{HOME}/secrets/pidone-ca")["data"]["ca.crt"]
-    (tmp_path / "ca.crt").write_bytes(base64.b64decode(authority))
-    environment = {
-        "PIDONE_REPO": ",".join(f"https://127.0.0.1:{replica.tls}" for replica in controllers.all),
-        "PIDONE_CA": str(tmp_path / "ca.crt"),
-        "PIDONE_POD_IP": at,
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'controller'}",
-    }
+    environment = environment_of(cluster, controllers, tmp_path, at)
     python = [sys.executable, "-m", "pidone"]
 
     # a pod without the folder, as a sandbox: the binding says what to do
