@@ -102,16 +102,10 @@ def parse_bytes(data: bytes, file: str) -> Parsed:
     encoding = "utf-16" if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8"
     try:
         return Parsed.of(data.decode(encoding), file)
-    except UnicodeDecodeError:
-        return _wrong_encoding(data.removeprefix(BOM_UTF8), encoding, file)
-
-
-def _wrong_encoding(data: bytes, encoding: str, file: str) -> Parsed:
-    try:
-        return Parsed.of(data.decode(encoding), file)
     except UnicodeDecodeError as error:
-        source = Source.of(data.decode(encoding, errors="replace"), file)
-        span = source.span(len(data[: error.start].decode(encoding)))
+        mark = int(data.startswith(BOM_UTF8))  # one character, which is in no column
+        source = Source.of(data.decode(encoding, errors="replace")[mark:], file)
+        span = source.span(len(data[: error.start].decode(encoding)) - mark)
         message = f"this is not {encoding.upper()}; save the file as UTF-8"
         return Parsed((), (source.finding(span, message, "encoding"),))
 
